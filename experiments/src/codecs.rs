@@ -1,0 +1,362 @@
+//! What the same test images cost without a flow: lossless codecs, and an independent Gaussian per subpixel.
+//!
+//! bits/dim = 8 · bytes / (N C H W), over whole files, headers and all. Small images suffer from per-file overhead, so each
+//! codec is measured on one file per image and on sheets of all images side by side, and the smaller total counts.
+
+use crate::data::{Split, Values};
+use anyhow::{Context, Result, bail, ensure};
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{ExtendedColorType, ImageEncoder};
+use rayon::prelude::*;
+
+/// The longest side that the WebP format can hold.
+const WEBP_SIDE: usize = 16_383;
+
+/// Images on one sheet at most: a sheet is one thread's work, and by 1000 images the headers cost nothing any more.
+const SHEET: usize = 1_024;
+
+/// What lossless codecs need for a set of images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodecBits {
+    /// Bits per dimension of PNG: deflate at its highest level, the best of all six filters for each file.
+    pub png: f64,
+    /// Bits per dimension of lossless WebP by libwebp at method 6, quality 100.
+    pub webp: f64,
+    /// Which of the two arrangements gave [`png`](Self::png).
+    pub png_how: String,
+    /// Which of the two arrangements gave [`webp`](Self::webp).
+    pub webp_how: String,
+}
+
+/// Interleaved pixels with their height and width: what codecs take.
+struct Picture {
+    channels: usize,
+    height: usize,
+    width: usize,
+    bytes: Vec<u8>,
+}
+
+/// Puts images (planar, of one shape) on one picture, row after row of the grid; unused cells stay black.
+fn tile(images: &[&[u8]], channels: usize, height: usize, width: usize, columns: usize) -> Picture {
+    let rows = images.len().div_ceil(columns);
+    let (full_height, full_width) = (rows * height, columns * width);
+    let mut bytes = vec![0; full_height * full_width * channels];
+    for (i, image) in images.iter().enumerate() {
+        let (top, left) = (i / columns * height, i % columns * width);
+        for (at, &byte) in image.iter().enumerate() {
+            let (channel, y, x) = (at / (height * width), at / width % height, at % width);
+            bytes[((top + y) * full_width + left + x) * channels + channel] = byte;
+        }
+    }
+    Picture { channels, height: full_height, width: full_width, bytes }
+}
+
+/// Encodes with every filter and keeps the smallest file.
+fn png(picture: &Picture) -> Result<Vec<u8>> {
+    let colour = if picture.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+    let filters = [
+        FilterType::Adaptive,
+        FilterType::NoFilter,
+        FilterType::Sub,
+        FilterType::Up,
+        FilterType::Avg,
+        FilterType::Paeth,
+    ];
+    let files: Result<Vec<Vec<u8>>> = filters
+        .into_par_iter()
+        .map(|filter| {
+            let mut file = Vec::new();
+            PngEncoder::new_with_quality(&mut file, CompressionType::Best, filter)
+                .write_image(&picture.bytes, u32::try_from(picture.width)?, u32::try_from(picture.height)?, colour)
+                .context("the PNG encoder failed on an image of the test set")?;
+            Ok(file)
+        })
+        .collect();
+    Ok(files?.into_iter().min_by_key(Vec::len).expect("there are six filters"))
+}
+
+/// Encodes losslessly with libwebp at its greatest effort. WebP has no grey images: grey goes in as three equal channels,
+/// which its colour transform turns back into one.
+fn webp(picture: &Picture) -> Result<Vec<u8>> {
+    let mut config = libwebp_sys::WebPConfig::new()
+        .map_err(|()| anyhow::anyhow!("libwebp refused its own default settings: rebuild it with its own headers"))?;
+    config.lossless = 1;
+    config.quality = 100.0;
+    config.method = 6;
+    config.exact = 1;
+    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
+    let grey: Vec<u8>;
+    let rgb = if picture.channels == 1 {
+        grey = picture.bytes.iter().flat_map(|&v| [v; 3]).collect();
+        &grey
+    } else {
+        &picture.bytes
+    };
+    let file = webp::Encoder::from_rgb(rgb, width, height)
+        .encode_advanced(&config)
+        .map_err(|error| anyhow::anyhow!("libwebp failed on an image of the test set: {error:?}"))?;
+    Ok(file.to_vec())
+}
+
+/// The number of columns that lays `n` images out without an empty cell, where some grid no longer than four times its
+/// other side does; else the square root.
+fn columns(n: usize) -> usize {
+    let root = n.isqrt().max(1);
+    (1..=root).rev().find(|c| n % c == 0 && n <= 4 * c * c).map_or(root, |c| n / c)
+}
+
+/// Measures the codecs on images.
+///
+/// Runs on all threads of the current rayon pool. At WebP's greatest effort a thousand images of 32 × 32 × 3 take about half
+/// a minute of processor time, so hand in a part of a large test set.
+///
+/// # Errors
+/// When the split holds no images, images of other than one or three channels, or images too large for WebP.
+pub fn codec_bits(test: &Split) -> Result<CodecBits> {
+    let (&[channels @ (1 | 3), height, width], Values::Pixels(pixels)) = (test.shape.as_slice(), &test.values) else {
+        bail!("codecs take images of 1 or 3 channels, not examples of shape {:?}: leave them out for this set", test.shape);
+    };
+    ensure!(!test.is_empty(), "there are no test images to compress: load at least one");
+    ensure!(
+        height.max(width) <= WEBP_SIDE,
+        "images of {height} × {width} are past WebP's limit of {WEBP_SIDE}: resize them with --size"
+    );
+    let images: Vec<&[u8]> = pixels.chunks_exact(test.dims()).collect();
+    let singles: Vec<Picture> = images.iter().map(|image| tile(&[image], channels, height, width, 1)).collect();
+    let (most_columns, most_rows) = (WEBP_SIDE / width, WEBP_SIDE / height);
+    let per_sheet = SHEET.min(most_columns * most_rows);
+    // Even shares: a small last sheet would pay a header and code tables of its own for a few images.
+    let per_sheet = images.len().div_ceil(images.len().div_ceil(per_sheet));
+    let sheets: Vec<Picture> = images
+        .chunks(per_sheet)
+        .map(|chunk| {
+            let columns = columns(chunk.len()).clamp(chunk.len().div_ceil(most_rows), most_columns);
+            tile(chunk, channels, height, width, columns)
+        })
+        .collect();
+
+    let total = |pictures: &[Picture], encode: fn(&Picture) -> Result<Vec<u8>>| -> Result<usize> {
+        pictures.par_iter().map(|picture| Ok(encode(picture)?.len())).sum()
+    };
+    // The sheets of WebP are the longest single jobs, so they start first and the small files fill the other threads.
+    let ((webp_sheets, png_sheets), (webp_singles, png_singles)) = rayon::join(
+        || rayon::join(|| total(&sheets, webp), || total(&sheets, png)),
+        || rayon::join(|| total(&singles, webp), || total(&singles, png)),
+    );
+    let best = |single: usize, sheet: usize| {
+        let bits = 8.0 * single.min(sheet) as f64 / pixels.len() as f64;
+        let how = match sheets.len() {
+            _ if single <= sheet => "one file per image".to_owned(),
+            1 => "one sheet".to_owned(),
+            n => format!("{n} sheets"),
+        };
+        (bits, how)
+    };
+    let (png, png_how) = best(png_singles?, png_sheets?);
+    let (webp, webp_how) = best(webp_singles?, webp_sheets?);
+    Ok(CodecBits { png, webp, png_how, webp_how })
+}
+
+/// ln(Φ(b) − Φ(a)) for a < b, also where the mass is below the smallest float.
+fn log_mass(a: f64, b: f64) -> f64 {
+    // By symmetry only intervals that begin right of the centre, or straddle it, need to be looked at.
+    if b <= 0.0 {
+        return log_mass(-b, -a);
+    }
+    let upper_tail = |z: f64| 0.5 * libm::erfc(z / std::f64::consts::SQRT_2);
+    if a < 0.0 {
+        return (-(upper_tail(-a) + upper_tail(b))).ln_1p();
+    }
+    if a < 35.0 {
+        return (upper_tail(a) - upper_tail(b)).ln();
+    }
+    // Q(z) ≈ φ(z)/z · (1 − 1/z²): at z = 35 the next term is 2e-6 of the mass.
+    let log_tail = |z: f64| -0.5 * z * z - (z * (2.0 * std::f64::consts::PI).sqrt()).ln() + (-1.0 / (z * z)).ln_1p();
+    if b.is_infinite() {
+        return log_tail(a);
+    }
+    log_tail(a) + (-(log_tail(b) - log_tail(a)).exp()).ln_1p()
+}
+
+/// −log₂ of the mass that N(mean, sd²) gives to the grey level `x`: \[x − ½, x + ½\], the end levels taking the tails.
+fn level_bits(x: u8, mean: f64, sd: f64) -> f64 {
+    let edge = |at: f64| (f64::from(x) + at - mean) / sd;
+    let low = if x == 0 { f64::NEG_INFINITY } else { edge(-0.5) };
+    let high = if x == 255 { f64::INFINITY } else { edge(0.5) };
+    -log_mass(low, high) * std::f64::consts::LOG2_E
+}
+
+/// Mean and variance of every subpixel over some images.
+fn moments(pixels: &[u8], dims: usize) -> Vec<(f64, f64)> {
+    let mut sums = vec![(0_u64, 0_u64); dims];
+    for image in pixels.chunks_exact(dims) {
+        for (sum, &x) in sums.iter_mut().zip(image) {
+            let x = u64::from(x);
+            sum.0 += x;
+            sum.1 += x * x;
+        }
+    }
+    let n = (pixels.len() / dims) as f64;
+    sums.into_iter()
+        .map(|(sum, squares)| {
+            let mean = sum as f64 / n;
+            (mean, (squares as f64 / n - mean * mean).max(0.0))
+        })
+        .collect()
+}
+
+/// Bits/dim of each image under the fitted Gaussians, every standard deviation at least `floor`.
+fn gaussian_losses(pixels: &[u8], fitted: &[(f64, f64)], floor: f64) -> Vec<f64> {
+    // A table of bits for each subpixel would pay only past 256 images, and the largest sets have 10 000.
+    let tables: Vec<[f64; 256]> = fitted
+        .par_iter()
+        .map(|&(mean, variance)| {
+            let sd = variance.sqrt().max(floor);
+            std::array::from_fn(|x| level_bits(x as u8, mean, sd))
+        })
+        .collect();
+    pixels
+        .par_chunks_exact(fitted.len())
+        .map(|image| {
+            image.iter().zip(&tables).map(|(&x, table)| table[usize::from(x)]).sum::<f64>() / fitted.len() as f64
+        })
+        .collect()
+}
+
+/// The baseline of one independent Gaussian per subpixel, in bits/dim: mean over the test images and its standard error.
+///
+/// P(x) = Π_j \[Φ((x_j + ½ − μ_j)/s_j) − Φ((x_j − ½ − μ_j)/s_j)\], the end levels 0 and 255 taking the tails: a proper
+/// distribution over images of bytes, with μ_j and s_j the moments of the training set. Subpixels that (almost) never
+/// vary in training, such as the border of MNIST, need a floor under s_j; the floor, one number, is the power of two
+/// that does best on the last tenth of the training images with the moments of the others.
+///
+/// # Errors
+/// When a split holds no images, or the two differ in shape.
+pub fn gaussian_bits(train: &Split, test: &Split) -> Result<(f64, f64)> {
+    let (Values::Pixels(train_pixels), Values::Pixels(test_pixels)) = (&train.values, &test.values) else {
+        bail!("the Gaussian baseline is for images of bytes: leave it out for this set");
+    };
+    ensure!(
+        train.shape == test.shape,
+        "training images are {:?} and test images {:?}: load both from the same set",
+        train.shape,
+        test.shape
+    );
+    ensure!(
+        train.len() >= 2 && !test.is_empty(),
+        "the Gaussian baseline needs two training images and a test image: load more"
+    );
+    let dims = train.dims();
+    let (fit, held) = train_pixels.split_at((train.len() - (train.len() / 10).clamp(1, 5_000)) * dims);
+    let fitted = moments(fit, dims);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let floor = (-2..=6)
+        .map(|power| 2.0_f64.powi(power))
+        .map(|floor| (mean(&gaussian_losses(held, &fitted, floor)), floor))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, floor)| floor)
+        .expect("nine floors are tried");
+    let losses = gaussian_losses(test_pixels, &moments(train_pixels, dims), floor);
+    let average = mean(&losses);
+    let variance =
+        losses.iter().map(|loss| (loss - average).powi(2)).sum::<f64>() / (losses.len().max(2) - 1) as f64;
+    Ok((average, (variance / losses.len() as f64).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(channels: usize, count: usize) -> Split {
+        let dims = channels * 7 * 5;
+        let pixels = (0..count * dims).map(|i| ((i * i / 3 + i / 7) % 251) as u8).collect();
+        Split::new(vec![channels, 7, 5], Values::Pixels(pixels), None, None).unwrap()
+    }
+
+    #[test]
+    fn what_is_encoded_can_be_decoded() {
+        for channels in [1, 3] {
+            let set = images(channels, 6);
+            let all: Vec<&[u8]> = (0..6).map(|i| set.pixels(i)).collect();
+            let sheet = tile(&all, channels, 7, 5, 3);
+            assert_eq!((sheet.height, sheet.width), (14, 15));
+            // Image 4 is in the second row, second column; its pixel (6, 2) of the last channel:
+            let place = ((7 + 6) * 15 + 5 + 2) * channels + channels - 1;
+            assert_eq!(sheet.bytes[place], set.pixels(4)[(channels - 1) * 35 + 6 * 5 + 2]);
+
+            let decoded = image::load_from_memory(&png(&sheet).unwrap()).unwrap();
+            assert_eq!(decoded.color().channel_count(), channels as u8);
+            assert_eq!(decoded.into_bytes(), sheet.bytes);
+            let file = webp(&sheet).unwrap();
+            let decoded = webp::Decoder::new(&file).decode().unwrap();
+            let rgb: Vec<u8> = sheet.bytes.chunks(channels).flat_map(|p| [p[0], p[channels / 2], p[channels - 1]]).collect();
+            assert_eq!((decoded.to_vec(), decoded.width()), (rgb, 15));
+        }
+    }
+
+    #[test]
+    fn grids_leave_no_cell_empty_where_they_can() {
+        assert_eq!([1, 2, 6, 1000, 1024, 13, 7].map(columns), [1, 2, 3, 40, 32, 3, 2]);
+    }
+
+    #[test]
+    fn flat_images_cost_next_to_nothing_and_noise_costs_eight_bits() {
+        let flat = Split::new(vec![3, 16, 16], Values::Pixels(vec![77; 768 * 40]), None, None).unwrap();
+        let bits = codec_bits(&flat).unwrap();
+        assert!(bits.png < 0.2 && bits.webp < 0.05, "{bits:?}");
+        assert_eq!(bits.webp_how, "one sheet");
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
+        let noise = Values::Pixels((0..768 * 40).map(|_| rng.random()).collect());
+        let bits = codec_bits(&Split::new(vec![3, 16, 16], noise, None, None).unwrap()).unwrap();
+        assert!((8.0..8.3).contains(&bits.png) && (8.0..8.3).contains(&bits.webp), "{bits:?}");
+        let grey = Split::new(vec![1, 16, 16], flat.values, None, None).unwrap();
+        assert!(codec_bits(&grey).unwrap().webp < 0.05);
+    }
+
+    #[test]
+    fn what_codecs_cannot_take_is_an_error() {
+        assert!(codec_bits(&images(2, 3)).is_err());
+        let reals = Split::new(vec![3, 2, 2], Values::Reals(vec![0.0; 12]), None, None).unwrap();
+        assert!(codec_bits(&reals).is_err() && gaussian_bits(&reals, &reals).is_err());
+        assert!(codec_bits(&images(1, 0)).is_err());
+        assert!(gaussian_bits(&images(1, 5), &images(3, 5)).is_err());
+    }
+
+    #[test]
+    fn masses_of_grey_levels_sum_to_one() {
+        for (mean, sd) in [(0.0, 0.25), (128.3, 1.0), (250.0, 40.0), (3.0, 700.0), (-20.0, 3.0)] {
+            let sum: f64 = (0..=255).map(|x| (-level_bits(x, mean, sd)).exp2()).sum();
+            assert!((sum - 1.0).abs() < 1e-9, "{mean} {sd}: {sum}");
+        }
+    }
+
+    #[test]
+    fn far_tails_stay_finite_and_join_up() {
+        let direct = log_mass(34.999_99, 35.5);
+        let asymptotic = log_mass(35.000_01, 35.5);
+        assert!((direct - asymptotic - 2e-5 * 35.0).abs() < 1e-4, "{direct} {asymptotic}");
+        assert!(level_bits(255, 0.0, 0.25).is_finite());
+        assert!((log_mass(-36.0, -35.0) - log_mass(35.0, 36.0)).abs() < 1e-12);
+        // Far out a Gaussian falls by z² / 2 nats.
+        assert!((log_mass(900.0, 901.0) + 405_000.0).abs() < 10.0);
+    }
+
+    #[test]
+    fn the_gaussian_baseline_finds_gaussian_entropy() {
+        use rand_distr::{Distribution, Normal};
+        let mut rng = crate::data::example_rng(0, "baseline", 0, 0);
+        let normal = Normal::new(120.0, 10.0).unwrap();
+        let mut draw = |n: usize| {
+            let pixels = (0..n * 12).map(|_| f64::clamp(f64::round(normal.sample(&mut rng)), 0.0, 255.0) as u8).collect();
+            Split::new(vec![3, 2, 2], Values::Pixels(pixels), None, None).unwrap()
+        };
+        let (train, test) = (draw(20_000), draw(4_000));
+        let (bits, error) = gaussian_bits(&train, &test).unwrap();
+        let entropy = 0.5 * ((100.0 + 1.0 / 12.0) * 2.0 * std::f64::consts::PI * std::f64::consts::E).log2();
+        assert!((bits - entropy).abs() < 4.0 * error + 1e-3, "{bits} ± {error} against {entropy}");
+        // The loss of one subpixel has sd log2(e)/√2; 12 subpixels and 4000 images divide it.
+        let expected = std::f64::consts::LOG2_E / (2.0_f64 * 12.0 * 4_000.0).sqrt();
+        assert!((error / expected - 1.0).abs() < 0.1, "{error} {expected}");
+    }
+}

@@ -1,0 +1,364 @@
+//! A user's own images: a folder of PNG and JPEG files, in any nesting.
+//!
+//! Files are taken in the order of their paths. With a size, each is cropped to the square in its middle and resized;
+//! without one, all must have the same height and width. The set has one channel when every file is grey, else three;
+//! an alpha channel is dropped, and 16 bits become 8.
+//!
+//! `labels.csv` beside the images may give classes and attributes: a header `file,label` or `file,label,NAME…`, then one
+//! row per image with its path from the folder, its class (a number or a name) and its attributes (0 to 255).
+//!
+//! Folders `train` and `test`, and perhaps `valid`, are the splits. Where there are none, the SHA-256 of a file's path
+//! decides: of every ten files about eight are for training and one each for validation and test, and a file stays where
+//! it is when others come and go.
+
+use super::{Dataset, LARGEST, Revision, Split, Values, npy::MOST_CLASSES};
+use anyhow::{Context, Result, bail, ensure};
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageReader};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Cursor;
+use std::path::Path;
+
+/// Folders in folders are followed this deep, which also ends loops of links.
+const DEPTH: usize = 16;
+
+/// One decoded image: planar bytes of one channel where the file is grey, else of three.
+struct Picture {
+    grey: bool,
+    height: usize,
+    width: usize,
+    planar: Vec<u8>,
+}
+
+/// What `labels.csv` says of one file.
+struct Row {
+    label: String,
+    attributes: Vec<u8>,
+}
+
+/// Collects the paths of all images below `dir`, relative to the root and with `/` between their parts.
+fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) -> Result<()> {
+    ensure!(depth > 0, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot list the folder {}", dir.display()))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else {
+            bail!("{} has a name that is not UTF-8: rename it", entry.path().display());
+        };
+        if name.starts_with('.') {
+            continue;
+        }
+        let relative = format!("{prefix}{name}");
+        if entry.path().is_dir() {
+            walk(&entry.path(), &format!("{relative}/"), depth - 1, found)?;
+        } else {
+            let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
+            if matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg")) {
+                found.insert(relative);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decodes a PNG or JPEG file and, with a size, crops and resizes it.
+fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
+    let reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .with_context(|| format!("{name} cannot be read: replace or remove it"))?;
+    // The reader's default limits (512 MiB) stand between a forged header and the memory.
+    let mut image =
+        reader.decode().with_context(|| format!("{name} is no readable PNG or JPEG file: replace or remove it"))?;
+    if let Some(size) = size {
+        let size = u32::try_from(size).with_context(|| format!("images of side {size} are too large: ask for less"))?;
+        let side = image.width().min(image.height());
+        image = image.crop_imm((image.width() - side) / 2, (image.height() - side) / 2, side, side);
+        if side != size {
+            image = image.resize_exact(size, size, FilterType::CatmullRom);
+        }
+    }
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    ensure!(height > 0 && width > 0, "{name} has no pixels: replace or remove it");
+    let grey = matches!(
+        image,
+        DynamicImage::ImageLuma8(_)
+            | DynamicImage::ImageLumaA8(_)
+            | DynamicImage::ImageLuma16(_)
+            | DynamicImage::ImageLumaA16(_)
+    );
+    let planar = if grey {
+        image.to_luma8().into_raw()
+    } else {
+        let rgb = image.to_rgb8().into_raw();
+        (0..3).flat_map(|channel| rgb[channel..].iter().copied().step_by(3)).collect()
+    };
+    Ok(Picture { grey, height, width, planar })
+}
+
+/// Reads `labels.csv`: the names of the attributes, and a row for each file.
+///
+/// # Errors
+/// When the header is another one, a row is short or long, a file comes twice, or an attribute is not in 0 to 255; each
+/// names the line.
+fn parse_labels(bytes: &[u8], name: &str) -> Result<(Vec<String>, BTreeMap<String, Row>)> {
+    let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
+    let header = csv.headers().with_context(|| format!("{name} cannot be read at line 1: save it as UTF-8"))?;
+    ensure!(
+        header.get(0) == Some("file") && header.get(1) == Some("label"),
+        "{name} begins with `{}` at line 1, where `file,label` is expected: add that header",
+        header.iter().collect::<Vec<_>>().join(",")
+    );
+    let names = header.iter().skip(2).map(str::to_owned).collect();
+    let mut rows = BTreeMap::new();
+    for (i, record) in csv.records().enumerate() {
+        let record = record.with_context(|| format!("row {} of {name} cannot be read: correct it", i + 1))?;
+        let line = record.position().map_or(0, csv::Position::line);
+        let attributes = record
+            .iter()
+            .skip(2)
+            .map(|cell| {
+                cell.parse().with_context(|| {
+                    format!("{name} has the attribute `{cell}` at line {line}, where 0 to 255 is expected: correct it")
+                })
+            })
+            .collect::<Result<Vec<u8>>>()?;
+        let (file, label) = (record[0].replace('\\', "/"), record[1].to_owned());
+        ensure!(
+            rows.insert(file.clone(), Row { label, attributes }).is_none(),
+            "{name} names {file} a second time at line {line}: remove one of the rows"
+        );
+    }
+    Ok((names, rows))
+}
+
+/// Numbers the classes: numeric labels keep their number, names are numbered in alphabetical order.
+fn number(rows: &BTreeMap<String, Row>) -> Result<(Vec<String>, BTreeMap<&str, u32>)> {
+    let distinct: BTreeSet<&str> = rows.values().map(|row| row.label.as_str()).collect();
+    let numeric: Option<Vec<u32>> = distinct.iter().map(|label| label.parse().ok()).collect();
+    if let Some(most) = numeric.as_ref().and_then(|numbers| numbers.iter().max()) {
+        ensure!(*most < MOST_CLASSES, "labels.csv has the label {most}: number classes from 0, below {MOST_CLASSES}");
+        let numbers = distinct.into_iter().zip(numeric.iter().flatten().copied()).collect();
+        return Ok(((0..=*most).map(|class| class.to_string()).collect(), numbers));
+    }
+    let classes = distinct.iter().map(|&label| label.to_owned()).collect();
+    Ok((classes, distinct.into_iter().zip(0..).collect()))
+}
+
+/// Which part a file belongs to where no folder says so: 0 training, 1 validation, 2 test.
+fn part(relative: &str) -> usize {
+    let hash = Sha256::digest(relative.as_bytes());
+    let word = u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"));
+    [0, 0, 0, 0, 0, 0, 0, 0, 1, 2][(word % 10) as usize]
+}
+
+/// Reads a folder of images.
+///
+/// # Errors
+/// When there are no images, one is unreadable or (without a size) of another height or width, `labels.csv` does not fit
+/// the files, or the training or the test part is empty; each error names the file.
+pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
+    ensure!(size != Some(0), "images of side 0 cannot be made: ask for a size of at least 1");
+    let mut found = BTreeSet::new();
+    walk(dir, "", DEPTH, &mut found)?;
+    ensure!(!found.is_empty(), "there are no PNG or JPEG files in {}: put the images there", dir.display());
+    let files: Vec<String> = found.into_iter().collect();
+
+    let loaded: Vec<(Picture, [u8; 32])> = files
+        .par_iter()
+        .map(|file| {
+            let path = dir.join(file);
+            let bytes = std::fs::metadata(&path).and_then(|meta| {
+                if meta.len() > LARGEST { Err(std::io::Error::other("it is too large")) } else { std::fs::read(&path) }
+            });
+            let bytes = bytes.with_context(|| format!("{file} cannot be read: replace or remove it"))?;
+            Ok((decode(&bytes, size, file)?, Sha256::digest(&bytes).into()))
+        })
+        .collect::<Result<_>>()?;
+    let mut revision = Revision::default();
+    for (file, (_, hash)) in files.iter().zip(&loaded) {
+        revision.add(file, hash);
+    }
+
+    let table = dir.join("labels.csv");
+    let labels = if table.is_file() {
+        let bytes = super::read_file(&table)?;
+        revision.add("labels.csv", &bytes);
+        let (names, rows) = parse_labels(&bytes, "labels.csv")?;
+        if let Some(file) = files.iter().find(|file| !rows.contains_key(*file)) {
+            bail!("labels.csv has no row for {file}: add one, or remove the file");
+        }
+        if let Some(file) = rows.keys().find(|file| files.binary_search(file).is_err()) {
+            bail!("labels.csv has a row for {file}, which is not there: add the file, or remove the row");
+        }
+        Some((names, rows))
+    } else {
+        None
+    };
+    let (classes, numbers) = match &labels {
+        Some((_, rows)) => number(rows)?,
+        None => Default::default(),
+    };
+
+    let (height, width) = (loaded[0].0.height, loaded[0].0.width);
+    if let Some(odd) = loaded.iter().position(|(p, _)| (p.height, p.width) != (height, width)) {
+        bail!(
+            "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or ask for one with --size",
+            files[odd],
+            loaded[odd].0.height,
+            loaded[odd].0.width,
+            files[0]
+        );
+    }
+    let channels = if loaded.iter().all(|(p, _)| p.grey) { 1 } else { 3 };
+    let explicit = dir.join("train").is_dir() && (dir.join("test").is_dir() || dir.join("valid").is_dir());
+    let mut parts = [vec![], vec![], vec![]];
+    for (place, file) in files.iter().enumerate() {
+        let to = if explicit {
+            ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder)).with_context(|| {
+                format!("{file} lies outside the folders train, valid and test: move it into one of them")
+            })?
+        } else {
+            part(file)
+        };
+        parts[to].push(place);
+    }
+    let split = |places: &[usize]| {
+        let mut pixels = Vec::with_capacity(places.len() * channels * height * width);
+        for &place in places {
+            let picture = &loaded[place].0;
+            // A grey file among coloured ones becomes three equal channels.
+            for _ in 0..if picture.grey { channels } else { 1 } {
+                pixels.extend_from_slice(&picture.planar);
+            }
+        }
+        let rows = labels.as_ref().map(|(_, rows)| places.iter().map(|&place| &rows[&files[place]]).collect::<Vec<_>>());
+        let attributes = match &labels {
+            Some((names, _)) if !names.is_empty() => {
+                rows.as_ref().map(|rows| rows.iter().map(|row| row.attributes.clone()).collect())
+            }
+            _ => None,
+        };
+        let labels = rows.map(|rows| rows.iter().map(|row| numbers[row.label.as_str()]).collect());
+        Split::new(vec![channels, height, width], Values::Pixels(pixels), labels, attributes)
+    };
+    for (part, name) in [(&parts[0], "training"), (&parts[2], "test")] {
+        ensure!(
+            !part.is_empty(),
+            "{} has no {name} images: add images, or sort them into the folders train, valid and test",
+            dir.display()
+        );
+    }
+    Ok(Dataset {
+        name: "folder".into(),
+        train: split(&parts[0])?,
+        valid: if parts[1].is_empty() { None } else { Some(split(&parts[1])?) },
+        test: split(&parts[2])?,
+        classes,
+        attribute_names: labels.as_ref().map(|(names, _)| names.clone()).unwrap_or_default(),
+        entropy: None,
+        revision: revision.finish(&format!("{} image files", files.len())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::mutate;
+    use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
+
+    fn colour(width: u32, height: u32, salt: u8) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, salt]))
+    }
+
+    fn png(image: &RgbImage) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn folders_are_dealt_out_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("more")).unwrap();
+        assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("no PNG"));
+        for i in 0..40_u8 {
+            let place = if i % 2 == 0 { format!("{i:02}.png") } else { format!("more/{i:02}.PNG") };
+            std::fs::write(dir.path().join(place), png(&colour(4, 3, i))).unwrap();
+        }
+        std::fs::write(dir.path().join("notes.txt"), "not an image").unwrap();
+        let set = read_folder(dir.path(), None).unwrap();
+        let valid = set.valid.as_ref().map_or(0, Split::len);
+        assert_eq!(set.train.len() + valid + set.test.len(), 40);
+        assert_eq!(set.train.shape, [3, 3, 4]);
+        assert!(set.train.len() > 25);
+        // Pixel (row 2, column 3) of each channel.
+        let p = set.test.pixels(0);
+        assert_eq!((p[2 * 4 + 3], p[12 + 2 * 4 + 3]), (3, 2));
+        // Another file leaves the others where they are.
+        std::fs::write(dir.path().join("zz.png"), png(&colour(4, 3, 99))).unwrap();
+        let grown = read_folder(dir.path(), None).unwrap();
+        assert!(grown.train.len() >= set.train.len() && grown.test.len() >= set.test.len());
+        assert_ne!(grown.revision, set.revision);
+        std::fs::write(dir.path().join("odd.png"), png(&colour(5, 3, 0))).unwrap();
+        assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("odd.png is 3 × 5"));
+        assert_eq!(read_folder(dir.path(), Some(2)).unwrap().train.shape, [3, 2, 2]);
+        std::fs::write(dir.path().join("bad.jpg"), "nonsense").unwrap();
+        assert!(read_folder(dir.path(), Some(2)).unwrap_err().to_string().contains("bad.jpg"));
+    }
+
+    #[test]
+    fn explicit_splits_labels_and_grey() {
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["train", "test"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+            for i in 0..2 {
+                let grey = GrayImage::from_fn(6, 4, |x, _| Luma([x as u8 * 10 + i]));
+                grey.save(dir.path().join(format!("{part}/{i}.png"))).unwrap();
+            }
+        }
+        let table = dir.path().join("labels.csv");
+        let rows = "file,label,hat\ntrain/0.png,cat,1\ntrain/1.png,ant,0\ntest/0.png,dog,7\n";
+        std::fs::write(&table, rows).unwrap();
+        assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("no row for test/1.png"));
+        std::fs::write(&table, format!("{rows}test/1.png,cat,3\n")).unwrap();
+        let set = read_folder(dir.path(), Some(4)).unwrap();
+        assert_eq!((set.train.shape.clone(), set.train.len(), set.valid.clone()), (vec![1, 4, 4], 2, None));
+        // The middle four of six columns.
+        assert_eq!(set.train.pixels(1)[..4], [11, 21, 31, 41]);
+        assert_eq!((set.classes.join(" "), set.train.labels.clone()), ("ant cat dog".into(), Some(vec![1, 0])));
+        assert_eq!((set.attribute_names, set.test.attributes), (vec!["hat".to_owned()], Some(vec![vec![7], vec![3]])));
+        // One coloured file makes three channels of all.
+        std::fs::write(dir.path().join("train/2.png"), png(&colour(6, 4, 9))).unwrap();
+        std::fs::write(&table, format!("{rows}test/1.png,cat,3\ntrain/2.png,cat,0\n")).unwrap();
+        let mixed = read_folder(dir.path(), None).unwrap();
+        assert_eq!(mixed.train.shape, [3, 4, 6]);
+        assert_eq!(mixed.train.pixels(0)[..24], mixed.train.pixels(0)[48..]);
+    }
+
+    #[test]
+    fn label_tables_are_checked() {
+        let error = |text: &str| parse_labels(text.as_bytes(), "T").map(drop).unwrap_err().to_string();
+        assert!(error("name,class\n").contains("`name,class` at line 1"));
+        assert!(error("file,label,a\nx,1,256\n").contains("`256` at line 2"));
+        assert!(error("file,label\nx,1\nx,2\n").contains("x a second time at line 3"));
+        assert!(error("file,label\nx\n").contains("row 1 of T"));
+        let (_, rows) = parse_labels(b"file,label\na,2\nb,0\n", "T").unwrap();
+        let (classes, numbers) = number(&rows).unwrap();
+        assert_eq!((classes.len(), numbers["2"]), (3, 2));
+        let (_, rows) = parse_labels(b"file,label\na,4000000000\n", "T").unwrap();
+        assert!(number(&rows).is_err());
+    }
+
+    #[test]
+    fn no_damage_panics() {
+        mutate::each(&png(&colour(9, 7, 3)), 3000, |bytes| drop(decode(bytes, Some(4), "P")));
+        let mut jpeg = Cursor::new(Vec::new());
+        colour(9, 7, 3).write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
+        mutate::each(&jpeg.into_inner(), 3000, |bytes| drop(decode(bytes, None, "P")));
+        mutate::each(b"file,label,hat\na.png,cat,1\n\"b\",ant,0\n", 20_000, |bytes| drop(parse_labels(bytes, "T")));
+    }
+}

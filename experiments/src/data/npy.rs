@@ -1,0 +1,434 @@
+//! A user's arrays: `.npy` and `.npz` files.
+//!
+//! - **Images** are bytes (`uint8`): (N, C, H, W) where the second side is 1 or 3, else (N, H, W, C) where the last one
+//!   is, else (N, H, W) for grey. An array that could be either, such as (N, 3, 8, 3), is read as (N, C, H, W).
+//! - **Vectors** are `float32` or `float64`, (N, D), and finite.
+//! - **Labels** are any integers of one side, (N).
+//!
+//! One `.npy` file is dealt out by row number: of every ten rows, eight go to training, then one each to validation and
+//! test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels` and so on, says itself
+//! what is what; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file with one array, or `x` and
+//! perhaps `labels`, is dealt out like a `.npy` file.
+//!
+//! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header claims
+//! before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
+
+use super::{Dataset, LARGEST, Revision, Split, Values, file_name, read_file};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+/// The numbers of an array.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Numbers {
+    /// `uint8` or `bool`.
+    Bytes(Vec<u8>),
+    /// `float32`, or `float64` rounded to it.
+    Reals(Vec<f32>),
+    /// Any wider integers.
+    Integers(Vec<i64>),
+}
+
+/// An array in C order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// Its sides.
+    pub sides: Vec<usize>,
+    /// Its numbers, as many as the product of the sides.
+    pub numbers: Numbers,
+}
+
+/// The value of a key in the header's dictionary: what follows `'key':`, trimmed.
+fn value<'a>(header: &'a str, key: &str, name: &str) -> Result<&'a str> {
+    let quoted = [format!("'{key}'"), format!("\"{key}\"")];
+    let rest = quoted.iter().find_map(|q| header.split_once(q.as_str())).map(|(_, rest)| rest.trim_start());
+    let rest = rest.and_then(|rest| rest.strip_prefix(':'));
+    Ok(rest.with_context(|| format!("{name} has no `{key}` in its header at byte 10: save it again with numpy"))?.trim())
+}
+
+/// Reads a `.npy` file (format versions 1 to 3) of C-ordered little-endian numbers.
+///
+/// # Errors
+/// When the magic string, the header, the type or the order is another one, and when the data are shorter or longer than
+/// the header announces.
+pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
+    ensure!(
+        bytes.starts_with(b"\x93NUMPY"),
+        "{name} does not begin with the npy magic string at byte 0: save it with numpy.save"
+    );
+    let version = bytes.get(6).copied().unwrap_or_default();
+    let width = match version {
+        1 => 2,
+        2 | 3 => 4,
+        _ => bail!("{name} has the npy version {version} at byte 6, where 1 to 3 are read: save it again with numpy"),
+    };
+    let header = bytes.get(8..8 + width).and_then(|length| {
+        let length = length.iter().rev().fold(0_usize, |sum, &byte| sum << 8 | usize::from(byte));
+        bytes[8 + width..].get(..length)
+    });
+    let Some(header) = header else {
+        bail!("{name} ends at byte {} inside its header: save it again with numpy", bytes.len());
+    };
+    let data = &bytes[8 + width + header.len()..];
+    let start = bytes.len() - data.len();
+    let header = std::str::from_utf8(header)
+        .with_context(|| format!("{name} has a header at byte 10 that is no text: save it again with numpy"))?;
+
+    let descr = value(header, "descr", name)?;
+    let descr = descr.split([',', '}']).next().unwrap_or_default().trim().trim_matches(['\'', '"']);
+    ensure!(
+        !value(header, "fortran_order", name)?.starts_with("True"),
+        "{name} is in Fortran order: save numpy.ascontiguousarray of it"
+    );
+    let sides = value(header, "shape", name)?;
+    let sides = sides
+        .strip_prefix('(')
+        .and_then(|rest| rest.split_once(')'))
+        .map(|(inside, _)| inside.split(',').map(str::trim).filter(|side| !side.is_empty()))
+        .and_then(|sides| sides.map(|side| side.parse::<usize>().ok()).collect::<Option<Vec<_>>>())
+        .with_context(|| format!("{name} has a `shape` that cannot be read in its header at byte 10: save it again"))?;
+
+    let size: usize = match descr.trim_start_matches(['|', '<', '=']) {
+        "u1" | "i1" | "b1" => 1,
+        "i2" | "u2" => 2,
+        "f4" | "i4" | "u4" => 4,
+        "f8" | "i8" | "u8" => 8,
+        _ => bail!(
+            "{name} holds numbers of type `{descr}`: save images as uint8, vectors as float32 or float64, labels as \
+             integers, all little-endian"
+        ),
+    };
+    let count = sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+    let expected = count.and_then(|count| count.checked_mul(size));
+    let Some(expected) = expected else {
+        bail!("{name} announces impossible sides {sides:?} in its header at byte 10: save it again with numpy");
+    };
+    ensure!(
+        data.len() >= expected,
+        "{name} ends at byte {} where its header ({sides:?} of `{descr}`) announces {} bytes: save it again with numpy",
+        bytes.len(),
+        start as u128 + expected as u128
+    );
+    ensure!(
+        data.len() == expected,
+        "{name} has {} extra bytes from byte {} on, past what its header announces: save it again with numpy",
+        data.len() - expected,
+        start + expected
+    );
+    fn each<const W: usize, T>(data: &[u8], from: impl Fn([u8; W]) -> T) -> Vec<T> {
+        data.chunks_exact(W).map(|chunk| from(chunk.try_into().expect("chunks have this length"))).collect()
+    }
+    let numbers = match descr.trim_start_matches(['|', '<', '=']) {
+        "u1" | "b1" => Numbers::Bytes(data.to_vec()),
+        "i1" => Numbers::Integers(each(data, |b| i64::from(i8::from_le_bytes(b)))),
+        "i2" => Numbers::Integers(each(data, |b| i64::from(i16::from_le_bytes(b)))),
+        "u2" => Numbers::Integers(each(data, |b| i64::from(u16::from_le_bytes(b)))),
+        "i4" => Numbers::Integers(each(data, |b| i64::from(i32::from_le_bytes(b)))),
+        "u4" => Numbers::Integers(each(data, |b| i64::from(u32::from_le_bytes(b)))),
+        "i8" => Numbers::Integers(each(data, i64::from_le_bytes)),
+        // Labels past 2^63 become negative and are refused with the negative ones.
+        "u8" => Numbers::Integers(each(data, |b| u64::from_le_bytes(b).cast_signed())),
+        "f4" => Numbers::Reals(each(data, f32::from_le_bytes)),
+        _ => Numbers::Reals(each(data, |b| f64::from_le_bytes(b) as f32)),
+    };
+    Ok(Array { sides, numbers })
+}
+
+/// Reads every array of a `.npz` file, by name.
+///
+/// # Errors
+/// When the archive is damaged, or an array in it is; see [`parse_npy`].
+pub fn parse_npz(bytes: &[u8], name: &str) -> Result<BTreeMap<String, Array>> {
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes))
+        .with_context(|| format!("{name} is no npz archive: save it with numpy.savez"))?;
+    let mut arrays = BTreeMap::new();
+    for place in 0..archive.len() {
+        let entry = archive
+            .by_index(place)
+            .with_context(|| format!("entry {place} of {name} cannot be read: save it again with numpy.savez"))?;
+        let key = String::from_utf8_lossy(entry.name_raw()).into_owned();
+        let Some(key) = key.strip_suffix(".npy").map(str::to_owned) else {
+            bail!("{name} holds `{key}`, which is no array: save it with numpy.savez");
+        };
+        // Deflate packs at most 1032 bytes into one; what claims more is a trap, not an array.
+        let most = (bytes.len() as u64).saturating_mul(1032).min(LARGEST);
+        let mut plain = Vec::new();
+        entry
+            .take(most)
+            .read_to_end(&mut plain)
+            .with_context(|| format!("the array `{key}` of {name} is damaged: save it again with numpy.savez"))?;
+        let array = parse_npy(&plain, &format!("the array `{key}` of {name}"))?;
+        arrays.insert(key, array);
+    }
+    ensure!(!arrays.is_empty(), "{name} holds no array: save it with numpy.savez");
+    Ok(arrays)
+}
+
+/// Makes a split of an array and perhaps its labels.
+fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
+    let sides = &array.sides;
+    ensure!(
+        sides.len() >= 2 && sides.iter().all(|&side| side > 0),
+        "{name} has the sides {sides:?}: save images as (N, C, H, W), (N, H, W, C) or (N, H, W), vectors as (N, D)"
+    );
+    let rows = sides[0];
+    let (shape, values) = match (array.numbers, &sides[1..]) {
+        (Numbers::Bytes(v), &[c @ (1 | 3), h, w]) => (vec![c, h, w], Values::Pixels(v)),
+        (Numbers::Bytes(v), &[h, w, c @ (1 | 3)]) => {
+            let mut planar = Vec::with_capacity(v.len());
+            for image in v.chunks_exact(h * w * c) {
+                for channel in 0..c {
+                    planar.extend(image.iter().skip(channel).step_by(c));
+                }
+            }
+            (vec![c, h, w], Values::Pixels(planar))
+        }
+        (Numbers::Bytes(v), &[h, w]) => (vec![1, h, w], Values::Pixels(v)),
+        (Numbers::Reals(v), &[d]) => {
+            if let Some(at) = v.iter().position(|x| !x.is_finite()) {
+                bail!("{name} holds {} in row {}, column {}: remove what is not finite", v[at], at / d, at % d);
+            }
+            (vec![d], Values::Reals(v))
+        }
+        (_, sides) => bail!(
+            "{name} has examples of {sides:?}: save images as uint8 with 1 or 3 channels, vectors as float32 (N, D)"
+        ),
+    };
+    let labels = labels.map(|labels| -> Result<Vec<u32>> {
+        ensure!(
+            labels.sides == [rows],
+            "the labels of {name} have the sides {:?} but there are {rows} examples: give one per example",
+            labels.sides
+        );
+        let wide = match labels.numbers {
+            Numbers::Bytes(v) => v.into_iter().map(i64::from).collect(),
+            Numbers::Integers(v) => v,
+            Numbers::Reals(_) => bail!("the labels of {name} are not integers: save them as uint8 or int64"),
+        };
+        // Classes are counted up to the largest label, so an absurd one must not get through.
+        let small = |(row, label): (usize, i64)| {
+            u32::try_from(label)
+                .ok()
+                .filter(|&label| label < MOST_CLASSES)
+                .with_context(|| format!("the label {label} in row {row} of {name} is not in 0 to {}", MOST_CLASSES - 1))
+        };
+        wide.into_iter().enumerate().map(small).collect()
+    });
+    Split::new(shape, values, labels.transpose()?, None)
+}
+
+/// More classes than this are taken for a mistake.
+pub(crate) const MOST_CLASSES: u32 = 100_000;
+
+/// Names the classes of numbered labels: 0, 1, … up to the largest in any split.
+fn classes(splits: [Option<&Split>; 3]) -> Vec<String> {
+    let labels = splits.into_iter().flatten().filter_map(|split| split.labels.as_ref()).flatten();
+    labels.max().map(|&most| (0..=most).map(|class| class.to_string()).collect()).unwrap_or_default()
+}
+
+/// Deals the rows of one split out: of every ten, eight for training, then one for validation and one for test.
+fn deal(all: &Split, name: &str) -> Result<[Split; 3]> {
+    ensure!(all.len() >= 10, "{name} has {} examples, too few to deal out: give at least 10", all.len());
+    let part = |wanted: fn(usize) -> bool| all.select(&(0..all.len()).filter(|i| wanted(i % 10)).collect::<Vec<_>>());
+    Ok([part(|i| i < 8), part(|i| i == 8), part(|i| i == 9)])
+}
+
+/// Makes a data set of named arrays.
+fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -> Result<Dataset> {
+    let (train, valid, test) = if arrays.contains_key("train") {
+        let mut part = |key: &str| -> Result<Option<Split>> {
+            let labels = arrays.remove(&format!("{key}_labels"));
+            let array = arrays.remove(key);
+            array.map(|array| split(array, labels, &format!("`{key}` of {name}"))).transpose()
+        };
+        let (train, valid, test) = (part("train")?, part("valid")?, part("test")?);
+        let test = test.with_context(|| format!("{name} has `train` but no `test`: add the test examples"))?;
+        (train.expect("its presence was checked"), valid, test)
+    } else {
+        let labels = arrays.remove("labels");
+        let key = if arrays.contains_key("x") { "x".to_owned() } else { arrays.keys().next().cloned().unwrap_or_default() };
+        let array = arrays.remove(&key).with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
+        let [train, valid, test] = deal(&split(array, labels, name)?, name)?;
+        (train, Some(valid), test)
+    };
+    if let Some(key) = arrays.keys().next() {
+        bail!(
+            "{name} holds the array `{key}` whose use is unknown: name arrays train, valid, test, train_labels, \
+             valid_labels, test_labels, or x and labels"
+        );
+    }
+    for other in [valid.as_ref(), Some(&test)].into_iter().flatten() {
+        ensure!(
+            other.shape == train.shape && other.is_pixels() == train.is_pixels(),
+            "{name} has training examples of {:?} and others of {:?}: give all the same shape and type",
+            train.shape,
+            other.shape
+        );
+        ensure!(
+            other.labels.is_some() == train.labels.is_some(),
+            "{name} has labels for one split and not for another: label all or none"
+        );
+    }
+    Ok(Dataset {
+        name: "npy".into(),
+        classes: classes([Some(&train), valid.as_ref(), Some(&test)]),
+        train,
+        valid,
+        test,
+        attribute_names: vec![],
+        entropy: None,
+        revision,
+    })
+}
+
+/// Reads a `.npy` or `.npz` file, or a folder of `.npy` files named as the arrays in a `.npz` file are.
+///
+/// # Errors
+/// When a file is missing or damaged, the arrays do not fit together, or there are too few examples to deal out.
+pub fn read_path(path: &Path) -> Result<Dataset> {
+    let mut revision = Revision::default();
+    if path.is_dir() {
+        let mut arrays = BTreeMap::new();
+        for part in ["train", "valid", "test"] {
+            for key in [part.to_owned(), format!("{part}_labels")] {
+                let file = path.join(format!("{key}.npy"));
+                if file.is_file() {
+                    let bytes = read_file(&file)?;
+                    revision.add(&key, &bytes);
+                    arrays.insert(key.clone(), parse_npy(&bytes, &file_name(&file))?);
+                }
+            }
+        }
+        ensure!(
+            arrays.contains_key("train"),
+            "{} has no train.npy: give a .npy or .npz file, or a folder of train.npy and test.npy",
+            path.display()
+        );
+        return assemble(arrays, &file_name(path), revision.finish("npy files"));
+    }
+    let name = file_name(path);
+    let bytes = read_file(path)?;
+    revision.add(&name, &bytes);
+    let arrays = if bytes.starts_with(b"PK") {
+        parse_npz(&bytes, &name)?
+    } else {
+        BTreeMap::from([("x".to_owned(), parse_npy(&bytes, &name)?)])
+    };
+    assemble(arrays, &name, revision.finish(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::mutate;
+    use std::io::Write;
+
+    fn npy(descr: &str, sides: &str, data: &[u8]) -> Vec<u8> {
+        let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
+        while (header.len() + 11) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn npz(arrays: &[(&str, Vec<u8>)], method: zip::CompressionMethod) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (key, bytes) in arrays {
+            let options = zip::write::SimpleFileOptions::default().compression_method(method);
+            zip.start_file(format!("{key}.npy"), options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        parse_npy(bytes, "A").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn types_are_read() {
+        let reals = parse_npy(&npy("<f8", "2, 1", &[1.5_f64, -2.0].map(f64::to_le_bytes).concat()), "A").unwrap();
+        assert_eq!(reals, Array { sides: vec![2, 1], numbers: Numbers::Reals(vec![1.5, -2.0]) });
+        let labels = parse_npy(&npy("<i8", "2,", &[7_i64, -1].map(i64::to_le_bytes).concat()), "A").unwrap();
+        assert_eq!(labels, Array { sides: vec![2], numbers: Numbers::Integers(vec![7, -1]) });
+        assert!(message(&npy(">f4", "1, 1", &[0; 4])).contains("little-endian"));
+        assert!(message(&npy("|O", "1, 1", &[0; 4])).contains("`|O`"));
+    }
+
+    #[test]
+    fn damage_is_named_with_its_offset() {
+        let good = npy("|u1", "2, 3", &[0; 6]);
+        let start = good.len() - 6;
+        assert!(message(&good[..start + 5]).contains(&format!("A ends at byte {}", start + 5)));
+        assert!(message(&[good.clone(), vec![0]].concat()).contains(&format!("1 extra bytes from byte {}", start + 6)));
+        assert!(message(&good[..20]).contains("inside its header"));
+        assert!(message(&npy("<f8", "4294967296, 4294967296", &[])).contains("impossible sides"));
+        assert!(message(&npy("<f8", "1000000000000", &[])).contains("ends at byte"));
+        assert!(message(b"PNG").contains("magic string at byte 0"));
+    }
+
+    #[test]
+    fn layouts_of_images() {
+        let read = |sides: &str, data: &[u8]| split(parse_npy(&npy("|u1", sides, data), "A").unwrap(), None, "A").unwrap();
+        let data: Vec<u8> = (0..12).collect();
+        assert_eq!(read("1, 3, 2, 2", &data).pixels(0), data);
+        let last = read("1, 2, 2, 3", &data);
+        assert_eq!((last.shape.clone(), last.pixels(0)), (vec![3, 2, 2], &[0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11][..]));
+        assert_eq!(read("3, 2, 2", &data).shape, [1, 2, 2]);
+        let odd = parse_npy(&npy("|u1", "3, 2, 2, 1, 1", &data), "A").unwrap();
+        assert!(split(odd, None, "A").is_err());
+        let nan = parse_npy(&npy("<f4", "1, 2", &[1.0, f32::NAN].map(f32::to_le_bytes).concat()), "A").unwrap();
+        assert!(split(nan, None, "A").unwrap_err().to_string().contains("row 0, column 1"));
+    }
+
+    #[test]
+    fn files_folders_and_archives() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = |n: u8| npy("|u1", &format!("{n}, 1, 1, 2"), &(0..2 * n).collect::<Vec<_>>());
+        let file = dir.path().join("all.npy");
+        std::fs::write(&file, rows(20)).unwrap();
+        let set = read_path(&file).unwrap();
+        assert_eq!((set.train.len(), set.valid.unwrap().len(), set.test.len()), (16, 2, 2));
+        assert_eq!(set.test.pixels(0), [18, 19]);
+
+        for method in [zip::CompressionMethod::Stored, zip::CompressionMethod::Deflated] {
+            let labels = npy("|u1", "4,", &[0, 1, 2, 2]);
+            let arrays =
+                [("train", rows(4)), ("train_labels", labels), ("test", rows(2)), ("test_labels", npy("|u1", "2,", &[0, 4]))];
+            let file = dir.path().join("all.npz");
+            std::fs::write(&file, npz(&arrays, method)).unwrap();
+            let set = read_path(&file).unwrap();
+            assert_eq!((set.train.len(), set.valid.is_none(), set.classes.len()), (4, true, 5));
+            assert_eq!(set.train.labels, Some(vec![0, 1, 2, 2]));
+        }
+        assert!(read_path(dir.path()).unwrap_err().to_string().contains("train.npy"));
+        std::fs::write(dir.path().join("train.npy"), rows(4)).unwrap();
+        assert!(read_path(dir.path()).unwrap_err().to_string().contains("no `test`"));
+        std::fs::write(dir.path().join("test.npy"), rows(3)).unwrap();
+        assert_eq!(read_path(dir.path()).unwrap().test.len(), 3);
+    }
+
+    #[test]
+    fn no_damage_panics() {
+        let good = npy("<f4", "5, 2", &[0; 40]);
+        mutate::each(&good, 20_000, |bytes| {
+            if let Ok(array) = parse_npy(bytes, "A") {
+                drop(split(array, None, "A"));
+            }
+        });
+        let arrays = [("train", good.clone()), ("test", good)];
+        for method in [zip::CompressionMethod::Stored, zip::CompressionMethod::Deflated] {
+            mutate::each(&npz(&arrays, method), 5000, |bytes| {
+                if let Ok(arrays) = parse_npz(bytes, "A") {
+                    drop(assemble(arrays, "A", String::new()));
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Elementwise affine maps with learned parameters: NICE's diagonal, Glow's learned top prior.
+
+use crate::bijection::{Bijection, Ctx, channel_shape, positions, same_per_example, sum_per_example};
+use crate::params::{Init, Param, Vb};
+use candle_core::{Result, Tensor, bail};
+
+/// NICE's last layer (section 3.3), one scale for each dimension:
+///
+/// ```text
+/// z = exp(s) x,     log-det = sum_d s_d
+/// ```
+///
+/// **Shapes.** (B, D); parameter `logs` (D,).
+pub struct Diagonal {
+    logs: Param,
+}
+
+impl Diagonal {
+    /// Parameter `logs` of `dims` numbers under `vb`, zero at first.
+    pub fn new(dims: usize, vb: &Vb) -> Result<Self> {
+        Ok(Self { logs: vb.get(dims, "logs", Init::Const(0.))? })
+    }
+}
+
+impl Bijection for Diagonal {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let logs = self.logs.get(ctx.grad);
+        Ok((x.broadcast_mul(&logs.exp()?)?, same_per_example(&logs.sum_all()?, x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        z.broadcast_mul(&self.logs.value().neg()?.exp()?)
+    }
+}
+
+/// Glow's learned top prior as a bijection: N(mean_c, exp(logs_c)^2) for each channel, optionally for each class,
+///
+/// ```text
+/// (mean, logs) = (bias + emb[class]) exp(3 gain),     z = (x - mean) exp(-logs),     log-det = -H W sum_c logs_c
+/// ```
+///
+/// With z ~ N(0, 1) this is the code's `prior`: a zero convolution applied to zeros is its bias and its gain alone, so the
+/// kernel that the code multiplies with zero (9 (2C)^2 numbers that never change) is left out.
+///
+/// **Shapes.** (B, C, H, W); parameters `bias`, `gain` (2C,), and `emb` (classes, 2C) for a class-conditional model.
+pub struct ChannelPrior {
+    bias: Param,
+    gain: Param,
+    emb: Option<Param>,
+}
+
+impl ChannelPrior {
+    /// N(0, 1) at first, for every class.
+    pub fn new(channels: usize, classes: Option<usize>, vb: &Vb) -> Result<Self> {
+        let emb = match classes {
+            Some(n) => Some(vb.get((n, 2 * channels), "emb", Init::Const(0.))?),
+            None => None,
+        };
+        Ok(Self {
+            bias: vb.get(2 * channels, "bias", Init::Const(0.))?,
+            gain: vb.get(2 * channels, "gain", Init::Const(0.))?,
+            emb,
+        })
+    }
+
+    /// Mean and log standard deviation, each (1 or B, C, 1, 1).
+    fn mean_logs(&self, x: &Tensor, cond: Option<&Tensor>, grad: bool) -> Result<(Tensor, Tensor)> {
+        let mut h = self.bias.get(grad).unsqueeze(0)?;
+        if let Some(emb) = &self.emb {
+            let Some(labels) = cond else { bail!("this model is class-conditional: give the class labels") };
+            let (n, b) = (emb.value().dim(0)?, x.dim(0)?);
+            let ids = labels.to_vec1::<u32>()?;
+            if ids.len() != b {
+                bail!("{} class labels were given for {b} examples", ids.len());
+            }
+            if let Some(bad) = ids.iter().find(|&&l| l as usize >= n) {
+                bail!("class {bad} is out of range: this model has {n} classes");
+            }
+            h = h.broadcast_add(&emb.get(grad).index_select(labels, 0)?)?;
+        }
+        let h = h.broadcast_mul(&(self.gain.get(grad) * 3.)?.exp()?.unsqueeze(0)?)?;
+        let h = h.reshape((h.dim(0)?, h.dim(1)?, 1, 1))?;
+        let c = channel_shape(x)?[1];
+        Ok((h.narrow(1, 0, c)?, h.narrow(1, c, c)?))
+    }
+}
+
+impl Bijection for ChannelPrior {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let (mean, logs) = self.mean_logs(x, ctx.cond, ctx.grad)?;
+        let z = x.broadcast_sub(&mean)?.broadcast_mul(&logs.neg()?.exp()?)?;
+        let log_det = (sum_per_example(&logs)? * -(positions(x)? as f64))?;
+        Ok((z, log_det.broadcast_as(x.dim(0)?)?))
+    }
+
+    fn inverse(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        let (mean, logs) = self.mean_logs(z, cond, false)?;
+        z.broadcast_mul(&logs.exp()?)?.broadcast_add(&mean)
+    }
+}

@@ -1,0 +1,133 @@
+//! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
+
+use crate::bijection::{Bijection, Ctx, positions, same_per_example};
+use crate::linalg;
+use crate::ops::conv::{WithGradient, channel_mix};
+use crate::params::{Init, Param, Vb};
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// How the matrix is parameterised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weight {
+    /// W = P L (U + diag(sign exp(log s))): the log-det is a sum, and W cannot become singular (section 3.2, the default).
+    Plu,
+    /// W itself, as the released code's default: the log-det comes from an LU on the host in f64.
+    Plain,
+}
+
+enum Form {
+    /// `lu` packs strict L below the diagonal, log|s| on it and strict U above: as many numbers as W.
+    Plu {
+        lu: Param,
+        perm: Param,
+        sign: Param,
+        lower: Tensor,
+        eye: Tensor,
+    },
+    Plain(Param),
+}
+
+/// ```text
+/// z[b, :, i, j] = W x[b, :, i, j],     log-det = H W log |det W|
+/// ```
+///
+/// W starts as a random rotation. **Shapes.** (B, D) or (B, C, H, W); W (C, C). The log-det is exact: a sum of log s for
+/// [`Weight::Plu`], an f64 factorisation on the host for [`Weight::Plain`], whose gradient is W^-T.
+pub struct Conv1x1 {
+    form: Form,
+}
+
+/// The row order of an LU of a random rotation, drawn from the generator that also draws the other tensors, so that
+/// `perm`, `sign` and `lu` start as the factors of one matrix whatever their names.
+fn factors(channels: usize, seed_from: &Vb) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
+    let n = channels;
+    let q = linalg::orthogonal(n, &mut seed_from.rng("rotation"));
+    let f = linalg::lu(&q, n)?;
+    let mut packed = f.packed;
+    let mut sign = vec![0.; n];
+    for i in 0..n {
+        sign[i] = packed[i * n + i].signum();
+        packed[i * n + i] = packed[i * n + i].abs().ln();
+    }
+    // Row i of L U is row rows[i] of W, so row rows[i] of W is row i of L U: W = (L U)[perm] with perm[rows[i]] = i.
+    let mut perm = vec![0.; n];
+    f.rows.iter().enumerate().for_each(|(i, &r)| perm[r] = i as f64);
+    Ok((packed, perm, sign))
+}
+
+impl Conv1x1 {
+    /// A random rotation of `channels` channels under `vb`: `lu`, `perm`, `sign`, or `weight`.
+    pub fn new(channels: usize, weight: Weight, vb: &Vb) -> Result<Self> {
+        let n = channels;
+        let form = match weight {
+            Weight::Plain => {
+                let init = |rng: &mut _| linalg::orthogonal(n, rng);
+                Form::Plain(vb.get((n, n), "weight", Init::With(&init))?)
+            }
+            Weight::Plu => {
+                let (packed, perm, sign) = factors(n, vb)?;
+                let lower: Vec<f64> = (0..n * n).map(|e| f64::from(u8::from(e % n < e / n))).collect();
+                let lu = vb.get((n, n), "lu", Init::With(&|_| packed.clone()))?;
+                let lower = linalg::from_host(lower, n, lu.value())?;
+                Form::Plu {
+                    perm: vb.indices(n, "perm", Init::With(&|_| perm.clone()))?,
+                    sign: vb.buffer(n, "sign", Init::With(&|_| sign.clone()))?,
+                    eye: Tensor::eye(n, lu.value().dtype(), lu.value().device())?,
+                    lu,
+                    lower,
+                }
+            }
+        };
+        Ok(Self { form })
+    }
+
+    /// W and log |det W|, in the graph if `grad`.
+    fn weight(&self, grad: bool) -> Result<(Tensor, Tensor)> {
+        match &self.form {
+            Form::Plain(p) => {
+                let w = p.get(grad);
+                let (host, n) = linalg::to_host(w)?;
+                let f = linalg::lu(&host, n)?;
+                let inv = linalg::from_host(f.inverse(), n, w)?;
+                let host_fn = WithGradient { value: f.log_abs_det(), grad: inv.t()?.contiguous()? };
+                Ok((w.clone(), w.apply_op1(host_fn)?))
+            }
+            Form::Plu { lu, perm, sign, lower, eye } => {
+                let lu = lu.get(grad);
+                let l = ((lu * lower)? + eye)?;
+                let log_s = (lu * eye)?.sum(1)?;
+                let strict_upper = ((1. - lower)? - eye)?;
+                let s = (log_s.exp()? * sign.value())?.unsqueeze(1)?.broadcast_mul(eye)?;
+                let u = ((lu * strict_upper)? + s)?;
+                let w = l.matmul(&u)?.index_select(perm.value(), 0)?;
+                Ok((w, log_s.sum_all()?))
+            }
+        }
+    }
+
+    /// The smallest |s| of the triangular factor: how close to singular the matrix is.
+    pub fn min_abs_s(&self) -> Result<f64> {
+        let (w, _) = self.weight(false)?;
+        let (host, n) = linalg::to_host(&w)?;
+        let f = linalg::lu(&host, n)?;
+        Ok((0..n).map(|i| f.packed[i * n + i].abs()).fold(f64::INFINITY, f64::min))
+    }
+}
+
+impl Bijection for Conv1x1 {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let (w, log_det) = self.weight(ctx.grad)?;
+        let z = channel_mix(x, &w)?;
+        let log_det = (log_det * positions(x)? as f64)?;
+        Ok((z, same_per_example(&log_det, x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        let (w, _) = self.weight(false)?;
+        let (host, n) = linalg::to_host(&w)?;
+        let inv = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
+        channel_mix(z, &inv)
+    }
+}

@@ -1,0 +1,211 @@
+//! Coupling: a partition, a network and a transform (NICE section 3.2, RealNVP sections 3.2 to 3.4, Glow section 3.3).
+//!
+//! ```text
+//! y_a = x_a,     y_b = T(x_b; net(x_a))
+//! ```
+//!
+//! The Jacobian is triangular, so its log-det is the sum of the logs of the diagonal of T, and the inverse needs the
+//! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
+
+use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
+use crate::params::Param;
+use candle_core::{DType, Result, Tensor, bail};
+
+/// The network of a coupling: any function of the kept part.
+///
+/// It sees (B, D_a) or (B, C_a, H, W), for a mask the whole input with the changed part zeroed, and gives the shift and,
+/// for an affine transform, the raw scale: shape (B, C_b, ..) or (B, 2 C_b, ..), shifts first.
+pub trait Net: Send + Sync {
+    /// The transform's parameters.
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor>;
+}
+
+/// Which part is kept.
+#[derive(Clone, Debug)]
+pub enum Partition {
+    /// The first floor(C / 2) channels are kept and the others changed; with `swap` the other way round.
+    Halves {
+        /// Keep the second part instead of the first.
+        swap: bool,
+    },
+    /// 1 where kept, 0 where changed; broadcasts against (B, D) or (B, C, H, W).
+    Mask(Tensor),
+}
+
+/// How the changed part is transformed.
+pub enum Transform {
+    /// y = x + t: volume-preserving (NICE, equation 8).
+    Additive,
+    /// y = x exp(s) + t (RealNVP, equation 4), or y = (x + t) exp(s) with `shift_first` (the released codes).
+    Affine {
+        /// How s comes from the network's raw output.
+        scale: Scale,
+        /// Shift before scaling.
+        shift_first: bool,
+    },
+}
+
+/// The log-scale s as a function of the network's raw output h.
+pub enum Scale {
+    /// s = h.
+    Exp,
+    /// s = gain tanh(h) with a learned gain (RealNVP section 4.1); `gain` broadcasts against h.
+    Tanh {
+        /// The learned gain.
+        gain: Param,
+    },
+    /// s = log sigmoid(h + 2) (Glow's code): scales in (0, 1), .88 at first.
+    Sigmoid,
+}
+
+impl Scale {
+    fn log_scale(&self, h: &Tensor, grad: bool) -> Result<Tensor> {
+        match self {
+            Scale::Exp => Ok(h.clone()),
+            Scale::Tanh { gain } => h.tanh()?.broadcast_mul(gain.get(grad)),
+            Scale::Sigmoid => log_sigmoid(&(h + 2.)?),
+        }
+    }
+}
+
+/// log sigmoid(a) = -(max(-a, 0) + log(1 + exp(-|a|))), which neither overflows nor cancels.
+pub(crate) fn log_sigmoid(a: &Tensor) -> Result<Tensor> {
+    softplus(&a.neg()?)?.neg()
+}
+
+/// log(1 + exp(a)) = max(a, 0) + log(1 + exp(-|a|)).
+pub(crate) fn softplus(a: &Tensor) -> Result<Tensor> {
+    a.relu()? + (a.abs()?.neg()?.exp()? + 1.)?.log()?
+}
+
+/// A coupling layer; see the module for the equation.
+///
+/// **Errors** where the input has fewer than two channels to halve, or the network's output has the wrong size.
+pub struct Coupling {
+    /// Which part is kept.
+    pub partition: Partition,
+    /// The network.
+    pub net: Box<dyn Net>,
+    /// How the other part is changed.
+    pub transform: Transform,
+}
+
+impl Coupling {
+    /// (kept, changed) of a halved tensor.
+    fn split(x: &Tensor, swap: bool) -> Result<(Tensor, Tensor)> {
+        if x.rank() < 2 || x.dim(1)? < 2 {
+            bail!("cannot halve {:?}: a coupling needs at least two channels", x.shape());
+        }
+        let c = x.dim(1)?;
+        let (a, b) = (x.narrow(1, 0, c / 2)?, x.narrow(1, c / 2, c - c / 2)?);
+        Ok(if swap { (b, a) } else { (a, b) })
+    }
+
+    fn join(kept: &Tensor, changed: &Tensor, swap: bool) -> Result<Tensor> {
+        if swap { Tensor::cat(&[changed, kept], 1) } else { Tensor::cat(&[kept, changed], 1) }
+    }
+
+    /// Shift and log-scale for a changed part of shape `like`.
+    fn shift_scale(&self, h: &Tensor, like: &Tensor, grad: bool) -> Result<(Tensor, Option<Tensor>)> {
+        let c = like.dim(1)?;
+        let parts = if matches!(self.transform, Transform::Additive) { 1 } else { 2 };
+        let mut want = like.dims().to_vec();
+        want[1] = parts * c;
+        if h.dims() != want {
+            bail!("the coupling's network gave {:?}, {want:?} are needed", h.shape());
+        }
+        match &self.transform {
+            Transform::Additive => Ok((h.clone(), None)),
+            Transform::Affine { scale, .. } => {
+                let s = scale.log_scale(&h.narrow(1, c, c)?, grad)?;
+                Ok((h.narrow(1, 0, c)?, Some(s)))
+            }
+        }
+    }
+
+    fn shift_first(&self) -> bool {
+        matches!(self.transform, Transform::Affine { shift_first: true, .. })
+    }
+
+    fn change(&self, x: &Tensor, t: &Tensor, s: Option<&Tensor>) -> Result<Tensor> {
+        match s {
+            None => x + t,
+            Some(s) if self.shift_first() => (x + t)? * s.exp()?,
+            Some(s) => (x * s.exp()?)? + t,
+        }
+    }
+
+    fn restore(&self, y: &Tensor, t: &Tensor, s: Option<&Tensor>) -> Result<Tensor> {
+        match s {
+            None => y - t,
+            Some(s) if self.shift_first() => (y * s.neg()?.exp()?)? - t,
+            Some(s) => (y - t)? * s.neg()?.exp()?,
+        }
+    }
+
+    /// Shift and log-scale under a mask: both zero where the input is kept.
+    fn masked(&self, x: &Tensor, mask: &Tensor, ctx: Ctx) -> Result<(Tensor, Option<Tensor>)> {
+        let h = self.net.forward(&x.broadcast_mul(mask)?, ctx)?;
+        let (t, s) = self.shift_scale(&h, x, ctx.grad)?;
+        let changed = (1. - mask)?;
+        let s = s.map(|s| s.broadcast_mul(&changed)).transpose()?;
+        Ok((t.broadcast_mul(&changed)?, s))
+    }
+}
+
+impl Bijection for Coupling {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let (z, s) = match &self.partition {
+            Partition::Halves { swap } => {
+                let (kept, changed) = Self::split(x, *swap)?;
+                let h = self.net.forward(&kept.contiguous()?, ctx)?;
+                let (t, s) = self.shift_scale(&h, &changed, ctx.grad)?;
+                let y = self.change(&changed, &t, s.as_ref())?;
+                (Self::join(&kept, &y, *swap)?, s)
+            }
+            Partition::Mask(mask) => {
+                let (t, s) = self.masked(x, mask, ctx)?;
+                (self.change(x, &t, s.as_ref())?, s)
+            }
+        };
+        let log_det = match s {
+            Some(s) => sum_per_example(&s)?,
+            None => zeros_per_example(x)?,
+        };
+        Ok((z, log_det))
+    }
+
+    fn inverse(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        let ctx = Ctx::eval().with_cond(cond);
+        match &self.partition {
+            Partition::Halves { swap } => {
+                let (kept, changed) = Self::split(z, *swap)?;
+                let h = self.net.forward(&kept.contiguous()?, ctx)?;
+                let (t, s) = self.shift_scale(&h, &changed, false)?;
+                Self::join(&kept, &self.restore(&changed, &t, s.as_ref())?, *swap)
+            }
+            Partition::Mask(mask) => {
+                let (t, s) = self.masked(z, mask, ctx)?;
+                self.restore(z, &t, s.as_ref())
+            }
+        }
+    }
+}
+
+/// The checkerboard mask of RealNVP (figure 3): 1 where i + j is even, the other way round with `swap`; (1, 1, H, W).
+pub fn checkerboard(h: usize, w: usize, swap: bool, like: &Param) -> Result<Tensor> {
+    let v = (0..h * w).map(|p| ((p / w + p % w + usize::from(swap)) % 2 == 0) as u8 as f32);
+    mask(v.collect(), &[1, 1, h, w], like)
+}
+
+/// The channel-wise mask of RealNVP: 1 for the first half of the channels, the other way round with `swap`;
+/// (1, C, 1, 1).
+pub fn channel_mask(c: usize, swap: bool, like: &Param) -> Result<Tensor> {
+    let v = (0..c).map(|ch| ((ch < c / 2) != swap) as u8 as f32);
+    mask(v.collect(), &[1, c, 1, 1], like)
+}
+
+fn mask(v: Vec<f32>, shape: &[usize], like: &Param) -> Result<Tensor> {
+    let dtype: DType = like.value().dtype();
+    Tensor::from_vec(v, shape, like.value().device())?.to_dtype(dtype)
+}

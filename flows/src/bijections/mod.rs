@@ -1,0 +1,21 @@
+//! The layers: one file each, one row each in `tests/laws.rs`.
+
+mod act_norm;
+mod affine;
+pub(crate) mod batch_norm;
+mod conv1x1;
+pub(crate) mod coupling;
+pub(crate) mod multiscale;
+mod permute;
+pub mod preprocess;
+mod reshape;
+
+pub use act_norm::ActNorm;
+pub use affine::{ChannelPrior, Diagonal};
+pub use batch_norm::{BatchNorm, BatchStatistics};
+pub use conv1x1::{Conv1x1, Weight};
+pub use coupling::{Coupling, Net, Partition, Scale, Transform, channel_mask, checkerboard};
+pub use multiscale::Multiscale;
+pub use permute::Permute;
+pub use preprocess::{Logit, LogitScale, Rescale, Whiten};
+pub use reshape::{Flatten, Squeeze};

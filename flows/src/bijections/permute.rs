@@ -1,0 +1,73 @@
+//! Fixed permutations of features or channels: even/odd and reverse (NICE), shuffle (Glow's ablation).
+
+use crate::bijection::{Bijection, Ctx, zeros_per_example};
+use crate::params::{Init, Param, Vb};
+use candle_core::{Result, Tensor, bail};
+use rand::seq::SliceRandom;
+
+/// ```text
+/// z_d = x_{index_d},     log-det = 0
+/// ```
+///
+/// **Shapes.** (B, D) or (B, C, H, W), permuting dimension 1. The indices are a tensor of the file (`index`), so a loaded
+/// model has the permutation it was trained with. **Errors** if the stored indices are no permutation.
+pub struct Permute {
+    index: Param,
+    inverse: Tensor,
+}
+
+impl Permute {
+    fn new(n: usize, vb: &Vb, init: Init) -> Result<Self> {
+        let index = vb.indices(n, "index", init)?;
+        let ids = index.value().to_vec1::<u32>()?;
+        let mut inverse = vec![u32::MAX; n];
+        for (to, &from) in ids.iter().enumerate() {
+            match inverse.get_mut(from as usize) {
+                Some(slot) if *slot == u32::MAX => *slot = to as u32,
+                _ => bail!(
+                    "`{}.index` is not a permutation of 0..{n}: {from} is out of range or twice there",
+                    vb.path()
+                ),
+            }
+        }
+        let inverse = Tensor::new(inverse, index.value().device())?;
+        Ok(Self { index, inverse })
+    }
+
+    /// Even positions first, then odd ones (NICE section 5.1's partition, made into halves).
+    pub fn even_odd(n: usize, vb: &Vb) -> Result<Self> {
+        Self::new(
+            n,
+            vb,
+            Init::With(&|_| (0..n).step_by(2).chain((1..n).step_by(2)).map(|i| i as f64).collect()),
+        )
+    }
+
+    /// The last first.
+    pub fn reverse(n: usize, vb: &Vb) -> Result<Self> {
+        Self::new(n, vb, Init::With(&|_| (0..n).rev().map(|i| i as f64).collect()))
+    }
+
+    /// A random permutation, fixed by the parameters' seed.
+    pub fn shuffle(n: usize, vb: &Vb) -> Result<Self> {
+        Self::new(
+            n,
+            vb,
+            Init::With(&|rng| {
+                let mut v: Vec<f64> = (0..n).map(|i| i as f64).collect();
+                v.shuffle(rng);
+                v
+            }),
+        )
+    }
+}
+
+impl Bijection for Permute {
+    fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        Ok((x.contiguous()?.index_select(self.index.value(), 1)?, zeros_per_example(x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        z.contiguous()?.index_select(&self.inverse, 1)
+    }
+}

@@ -1,0 +1,177 @@
+//! From pixels to what a flow likes: rescale, logit, whiten. They are the first layers of a chain, so their log-det
+//! carries the `D log 256` and no correction term appears anywhere else.
+//!
+//! Pixels are integers; a density needs a continuum. [`dequantize`] adds the uniform noise that makes
+//! log p(x + u) a lower bound of the discrete log-likelihood (Theis et al. 2016, section 3.1). It is a function and not a
+//! layer because the caller owns the noise.
+
+use crate::bijection::{Bijection, Ctx, same_per_example, sum_per_example};
+use crate::bijections::coupling::softplus;
+use crate::linalg;
+use crate::params::{Init, Param, Vb};
+use candle_core::{Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+
+/// x = floor(pixel / 2^(8 - bits)) + u with u in [0, 1): the input of every image flow, in [0, 2^bits).
+///
+/// `pixels` holds 0..=255 in a floating-point dtype, `noise` has the same shape.
+pub fn dequantize(pixels: &Tensor, noise: &Tensor, bits: u8) -> Result<Tensor> {
+    if bits == 0 || bits > 8 {
+        bail!("images have 1 to 8 bits, not {bits}");
+    }
+    let bins = if bits == 8 { pixels.clone() } else { (pixels / f64::from(1u32 << (8 - bits)))?.floor()? };
+    bins + noise
+}
+
+/// ```text
+/// z = a x + b,     log-det = D log |a|
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Rescale {
+    scale: f64,
+    shift: f64,
+}
+
+impl Rescale {
+    /// z = scale x + shift; the scale must be finite and not zero.
+    pub fn new(scale: f64, shift: f64) -> Result<Self> {
+        if !(scale.is_finite() && scale != 0. && shift.is_finite()) {
+            bail!("rescale by {scale} and {shift} has no inverse");
+        }
+        Ok(Self { scale, shift })
+    }
+}
+
+impl Bijection for Rescale {
+    fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let d: usize = x.dims()[1..].iter().product();
+        let log_det = Tensor::full((d as f64) * self.scale.abs().ln(), x.dim(0)?, x.device())?;
+        Ok((x.affine(self.scale, self.shift)?, log_det.to_dtype(x.dtype())?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        // (z - b) / a rather than z/a - b/a, which would cancel.
+        (z - self.shift)? / self.scale
+    }
+}
+
+/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so it is said, not guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogitScale {
+    /// p = alpha + (1 - alpha) x (RealNVP section 4.1 as printed).
+    Paper,
+    /// p = alpha + (1 - 2 alpha) x (the released code): symmetric, p never reaches 1.
+    Code,
+}
+
+/// ```text
+/// z = log p - log(1 - p),  p = alpha + c x,  x in [0, 1],     log-det = sum log c - log p - log(1 - p)
+/// ```
+///
+/// with c of [`LogitScale`] (RealNVP section 4.1). Any shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Logit {
+    alpha: f64,
+    slope: f64,
+}
+
+impl Logit {
+    /// alpha in (0, .5).
+    pub fn new(alpha: f64, scale: LogitScale) -> Result<Self> {
+        if !(alpha > 0. && alpha < 0.5) {
+            bail!("the logit's alpha must lie between 0 and .5, got {alpha}");
+        }
+        let slope = match scale {
+            LogitScale::Paper => 1. - alpha,
+            LogitScale::Code => 1. - 2. * alpha,
+        };
+        Ok(Self { alpha, slope })
+    }
+}
+
+impl Bijection for Logit {
+    fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let p = x.affine(self.slope, self.alpha)?;
+        let (lp, lq) = (p.log()?, p.affine(-1., 1.)?.log()?);
+        let log_det = ((lp.neg()? - &lq)? + self.slope.ln())?;
+        Ok(((lp - lq)?, sum_per_example(&log_det)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        // sigmoid(z) = exp(-softplus(-z))
+        let p = softplus(&z.neg()?)?.neg()?.exp()?;
+        (p - self.alpha)? / self.slope
+    }
+}
+
+/// ZCA whitening (NICE section 5.1, for CIFAR-10 and SVHN):
+///
+/// ```text
+/// z = S^-1/2 (x - mean),   S = cov(x) + epsilon I,     log-det = -1/2 log det S
+/// ```
+///
+/// **Shapes.** (B, D); buffers `mean` (D,), `weight`, `inverse` (D, D), `log_det` (1,). It is the identity until an
+/// initialisation pass or [`Whiten::fit`] sets it from training data (many more examples than dimensions).
+pub struct Whiten {
+    mean: Param,
+    weight: Param,
+    inverse: Param,
+    log_det: Param,
+    epsilon: f64,
+}
+
+impl Whiten {
+    /// Identity buffers of `dims` dimensions under `vb`.
+    pub fn new(dims: usize, epsilon: f64, vb: &Vb) -> Result<Self> {
+        if !(epsilon > 0. && epsilon.is_finite()) {
+            bail!("whitening needs a positive `epsilon`, got {epsilon}");
+        }
+        let eye = |_: &mut _| (0..dims * dims).map(|e| f64::from(u8::from(e / dims == e % dims))).collect();
+        Ok(Self {
+            mean: vb.buffer(dims, "mean", Init::Const(0.))?,
+            weight: vb.buffer((dims, dims), "weight", Init::With(&eye))?,
+            inverse: vb.buffer((dims, dims), "inverse", Init::With(&eye))?,
+            log_det: vb.buffer(1, "log_det", Init::Const(0.))?,
+            epsilon,
+        })
+    }
+
+    /// Sets mean and matrices from data (N, D), N > 1, in f64.
+    pub fn fit(&self, data: &Tensor) -> Result<()> {
+        let (n, d) = data.dims2()?;
+        if n < 2 || d != self.mean.value().dim(0)? {
+            bail!(
+                "whitening of {:?} dimensions was given data of shape {:?}",
+                self.mean.value().dims(),
+                data.shape()
+            );
+        }
+        let x = data.to_dtype(candle_core::DType::F64)?;
+        let mean = x.mean(0)?;
+        let c = x.broadcast_sub(&mean)?;
+        let cov = (c.t()?.matmul(&c)? / n as f64)?;
+        let (mut s, _) = linalg::to_host(&cov)?;
+        (0..d).for_each(|i| s[i * d + i] += self.epsilon);
+        let (w, inv, log_det) = linalg::inverse_sqrt(&s, d)?;
+        let like = self.weight.value();
+        self.mean.set(&mean.to_dtype(like.dtype())?)?;
+        self.weight.set(&linalg::from_host(w, d, like)?)?;
+        self.inverse.set(&linalg::from_host(inv, d, like)?)?;
+        self.log_det.set(&Tensor::new(&[-0.5 * log_det], like.device())?.to_dtype(like.dtype())?)
+    }
+}
+
+impl Bijection for Whiten {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        if ctx.mode == crate::bijection::Mode::Init {
+            self.fit(x)?;
+        }
+        let z = x.broadcast_sub(self.mean.value())?.matmul(self.weight.value())?;
+        Ok((z, same_per_example(self.log_det.value(), x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        z.matmul(self.inverse.value())?.broadcast_add(self.mean.value())
+    }
+}

@@ -1,0 +1,64 @@
+//! Squeeze and flatten: the shape changes, the numbers do not.
+
+use crate::bijection::{Bijection, Ctx, zeros_per_example};
+use candle_core::{Result, Tensor, bail};
+
+/// Space to channels, 2x2 (RealNVP section 3.6): (B, C, H, W) to (B, 4 C, H/2, W/2),
+///
+/// ```text
+/// z[4 c + 2 u + v, i, j] = x[c, 2 i + u, 2 j + v],     log-det = 0
+/// ```
+///
+/// which is nflows's order. **Errors** if H or W is odd.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Squeeze;
+
+impl Bijection for Squeeze {
+    fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let (b, c, h, w) = x.dims4()?;
+        if h % 2 != 0 || w % 2 != 0 {
+            bail!(
+                "cannot squeeze {h}x{w}: both sides must be even; pad or resize the images, or use fewer levels"
+            );
+        }
+        let z = x.reshape(&[b, c, h / 2, 2, w / 2, 2])?.permute((0, 1, 3, 5, 2, 4))?;
+        Ok((z.reshape((b, 4 * c, h / 2, w / 2))?, zeros_per_example(x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        let (b, c, h, w) = z.dims4()?;
+        if c % 4 != 0 {
+            bail!("cannot undo a squeeze of {c} channels: their number must be a multiple of 4");
+        }
+        let x = z.reshape(&[b, c / 4, 2, 2, h, w])?.permute((0, 1, 4, 2, 5, 3))?;
+        x.reshape((b, c / 4, 2 * h, 2 * w))
+    }
+}
+
+/// (B, C, H, W) to (B, C H W), and back.
+#[derive(Clone, Debug)]
+pub struct Flatten {
+    shape: Vec<usize>,
+}
+
+impl Flatten {
+    /// `shape` is that of one example, without the batch.
+    pub fn new(shape: &[usize]) -> Self {
+        Self { shape: shape.to_vec() }
+    }
+}
+
+impl Bijection for Flatten {
+    fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        if x.dims()[1..] != self.shape {
+            bail!("this model takes examples of shape {:?}, got {:?}", self.shape, &x.dims()[1..]);
+        }
+        Ok((x.flatten_from(1)?, zeros_per_example(x)?))
+    }
+
+    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        let mut shape = vec![z.dim(0)?];
+        shape.extend(&self.shape);
+        z.reshape(shape)
+    }
+}

@@ -1,0 +1,154 @@
+//! A flow: a bijection and a prior.
+
+use crate::bijection::{Bijection, Ctx, NonFinite};
+use crate::prior::Prior;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rand::Rng;
+
+/// ```text
+/// log p(x) = log p_Z(f(x)) + log |det df/dx|
+/// ```
+///
+/// Images enter as pixel values with their noise, x in [0, 2^bits): preprocessing is the first layer of f. Hence
+/// **bits/dim = -log p(x) / (D ln 2)** and nothing else.
+///
+/// # Example
+/// The tutorial's own: z uniform on [0, 1] and x = 2 z + 1 has density 1/2 on [1, 3]. Here with a Gaussian z,
+/// p(x) = N((x - 1)/2) / 2.
+///
+/// ```
+/// use flows::{Flow, Prior, bijections::Rescale};
+/// use candle_core::{Device, Tensor};
+///
+/// let flow = Flow::new(Rescale::new(0.5, -0.5)?, Prior::Gaussian, &[1]);
+/// let x = Tensor::new(&[[1f64], [3.]], &Device::Cpu)?;
+/// let p = flow.log_prob(&x, None)?.to_vec1::<f64>()?;
+/// let normal = |z: f64| -0.5 * z * z - 0.5 * (2. * std::f64::consts::PI).ln();
+/// assert!((p[0] - (normal(0.) - 2f64.ln())).abs() < 1e-12);
+/// assert!((p[1] - (normal(1.) - 2f64.ln())).abs() < 1e-12);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub struct Flow {
+    bijection: Box<dyn Bijection>,
+    prior: Prior,
+    shape: Vec<usize>,
+}
+
+/// The terms of a log-likelihood, each (B,), in nats.
+pub struct Terms {
+    /// log p_Z(z).
+    pub prior: Tensor,
+    /// log |det dz/dx|.
+    pub log_det: Tensor,
+    /// The latent, (B, D).
+    pub z: Tensor,
+}
+
+impl Terms {
+    /// log p(x) = prior + log-det.
+    pub fn log_prob(&self) -> Result<Tensor> {
+        &self.prior + &self.log_det
+    }
+}
+
+impl Flow {
+    /// `shape` is that of one example: [D] or [C, H, W].
+    pub fn new(bijection: impl Bijection + 'static, prior: Prior, shape: &[usize]) -> Self {
+        Self { bijection: Box::new(bijection), prior, shape: shape.to_vec() }
+    }
+
+    /// The shape of one example.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The dimensions of one example.
+    pub fn dims(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The prior.
+    pub fn prior(&self) -> Prior {
+        self.prior
+    }
+
+    /// The bijection.
+    pub fn bijection(&self) -> &dyn Bijection {
+        self.bijection.as_ref()
+    }
+
+    /// Prior and log-det under any pass: what training differentiates and evaluation prints.
+    pub fn terms(&self, x: &Tensor, ctx: Ctx) -> Result<Terms> {
+        self.check(x)?;
+        let (z, log_det) = self.bijection.forward(x, ctx)?;
+        let z = z.flatten_from(1)?;
+        Ok(Terms { prior: self.prior.log_prob(&z)?, log_det, z })
+    }
+
+    /// log p(x) of each example in nats, (B,); `cond` are class labels where the model has classes.
+    pub fn log_prob(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        self.terms(x, Ctx::eval().with_cond(cond))?.log_prob()
+    }
+
+    /// -log p(x) / (D ln 2) of each example, (B,).
+    pub fn bits_per_dim(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        self.log_prob(x, cond)? * (-1. / (self.dims() as f64 * std::f64::consts::LN_2))
+    }
+
+    /// All of z, (B, D).
+    pub fn encode(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        Ok(self.terms(x, Ctx::eval().with_cond(cond))?.z)
+    }
+
+    /// x from all of z, (B, D): the exact inverse of [`Flow::encode`].
+    pub fn decode(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+        let (b, d) = z.dims2()?;
+        if d != self.dims() {
+            bail!("this model's latent has {} dimensions, got {d}", self.dims());
+        }
+        let x = self.bijection.inverse(z, cond)?;
+        let mut shape = vec![b];
+        shape.extend(&self.shape);
+        x.reshape(shape)
+    }
+
+    /// `n` samples at a temperature: z ~ prior, x = f^-1(temperature z).
+    pub fn sample(
+        &self,
+        n: usize,
+        temperature: f64,
+        rng: &mut impl Rng,
+        cond: Option<&Tensor>,
+        (dtype, device): (DType, &Device),
+    ) -> Result<Tensor> {
+        if !(temperature >= 0. && temperature.is_finite()) {
+            bail!("a temperature is a number from 0 on, got {temperature}");
+        }
+        let z = self.prior.draw(n * self.dims(), rng);
+        let z = Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?;
+        self.decode(&(z.to_device(device)? * temperature)?, cond)
+    }
+
+    /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.
+    pub fn init(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<()> {
+        self.terms(x, Ctx::init().with_cond(cond)).map(|_| ())
+    }
+
+    /// The path of the first layer whose output is not finite on this batch, or `None`.
+    pub fn find_non_finite(&self, x: &Tensor, ctx: Ctx) -> Result<Option<String>> {
+        match self.bijection.find_non_finite(x, ctx)? {
+            NonFinite::At(path) => Ok(Some(path)),
+            NonFinite::Clean(z) => {
+                let p = self.prior.log_prob(&z.flatten_from(1)?)?;
+                Ok((!crate::params::is_finite(&p)?).then(|| "prior".to_string()))
+            }
+        }
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        if x.rank() != self.shape.len() + 1 || x.dims()[1..] != self.shape {
+            bail!("this model takes (B, {:?}), got {:?}", self.shape, x.shape());
+        }
+        Ok(())
+    }
+}

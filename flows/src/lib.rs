@@ -1,0 +1,26 @@
+//! Flow-based generative models on candle: NICE, RealNVP and Glow from shared coupling and permutation layers.
+//!
+//! - [`bijection`]: the one abstraction, and the chain.
+//! - [`bijections`]: the layers; [`nets`]: the networks inside couplings.
+//! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
+//! - [`models`]: the papers' models as configs, saved and loaded as a folder.
+//! - [`ops`]: the numerical core, convolution with a backward of its own.
+//! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
+
+pub mod bijection;
+pub mod bijections;
+mod flow;
+pub mod linalg;
+pub mod models;
+pub mod nets;
+pub mod ops;
+pub mod optim;
+pub mod params;
+mod prior;
+pub mod testing;
+
+pub use bijection::{Bijection, Chain, Ctx, Mode};
+pub use flow::{Flow, Terms};
+pub use models::{Model, ModelConfig, SaveOptions, load};
+pub use params::{Params, Vb};
+pub use prior::Prior;

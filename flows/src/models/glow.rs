@@ -1,0 +1,176 @@
+//! Glow (Kingma, Dhariwal 2018, arXiv 1807.03039): actnorm, a learned permutation of channels, a coupling; K steps a
+//! level, L levels.
+//!
+//! The network's output holds the shifts first and the raw scales second, where the released code interleaves them: a
+//! renaming of output channels.
+
+use super::{Built, Preprocess};
+use crate::bijection::{Bijection, Chain};
+use crate::bijections::{
+    ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Partition, Permute, Scale, Squeeze, Transform,
+    Weight,
+};
+use crate::nets::ConvNet;
+use crate::params::Vb;
+use crate::prior::Prior;
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// What mixes the channels between couplings (section 3.2 and figure 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Permutation {
+    /// A 1x1 convolution, PLU.
+    Plu,
+    /// A 1x1 convolution, plain W.
+    Plain,
+    /// A fixed shuffle.
+    Shuffle,
+    /// Reversed channels.
+    Reverse,
+}
+
+/// The coupling law.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Law {
+    /// y = x + t
+    Additive,
+    /// y = (x + t) sigmoid(h + 2)
+    Affine,
+}
+
+/// Everything that makes a Glow; saved as config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GlowConfig {
+    /// One example, [C, H, W].
+    pub shape: [usize; 3],
+    /// Bits of a pixel value.
+    pub bits: u8,
+    /// The first layers.
+    pub preprocess: Preprocess,
+    /// Levels L.
+    pub levels: usize,
+    /// Steps of flow K in each level.
+    pub depth: usize,
+    /// Hidden channels of the couplings' networks.
+    pub width: usize,
+    /// The coupling law.
+    pub law: Law,
+    /// What mixes the channels.
+    pub permutation: Permutation,
+    /// The edge-bias channel of the released code.
+    pub edge_bias: bool,
+    /// The top prior has a learned mean and scale for each channel (and class).
+    pub learn_top: bool,
+    /// Factored-out halves have a learned prior given the half that goes on.
+    pub learn_split: bool,
+    /// Classes of a class-conditional top prior.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
+}
+
+impl GlowConfig {
+    /// CIFAR-10 as in table 3: L 3, K 32, affine, 512 hidden channels, PLU.
+    pub fn cifar_paper() -> Self {
+        Self {
+            shape: [3, 32, 32],
+            bits: 8,
+            preprocess: Preprocess::Centered {},
+            levels: 3,
+            depth: 32,
+            width: 512,
+            law: Law::Affine,
+            permutation: Permutation::Plu,
+            edge_bias: false,
+            learn_top: true,
+            learn_split: true,
+            classes: None,
+        }
+    }
+
+    /// CIFAR-10 as in the released code: plain W, the edge-bias channel.
+    pub fn cifar_code() -> Self {
+        Self { permutation: Permutation::Plain, edge_bias: true, ..Self::cifar_paper() }
+    }
+
+    /// Native 28x28x1 MNIST, which no paper configures: L 2, K 32, width 512.
+    pub fn mnist() -> Self {
+        Self { shape: [1, 28, 28], levels: 2, ..Self::cifar_paper() }
+    }
+
+    fn step(&self, chain: &mut Chain, name: &str, c: usize, vb: &Vb) -> Result<()> {
+        let vb = vb.pp(name);
+        let join = |part: &str| format!("{name}.{part}");
+        chain.push(join("actnorm"), ActNorm::new(c, 3., &vb.pp("actnorm"))?);
+        let pv = vb.pp("permutation");
+        let name = join("permutation");
+        match self.permutation {
+            Permutation::Plu => chain.push(name, Conv1x1::new(c, Weight::Plu, &pv)?),
+            Permutation::Plain => chain.push(name, Conv1x1::new(c, Weight::Plain, &pv)?),
+            Permutation::Shuffle => chain.push(name, Permute::shuffle(c, &pv)?),
+            Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
+        }
+        let (kept, changed) = (c / 2, c - c / 2);
+        let (outputs, transform) = match self.law {
+            Law::Additive => (changed, Transform::Additive),
+            Law::Affine => (2 * changed, Transform::Affine { scale: Scale::Sigmoid, shift_first: true }),
+        };
+        let net = Box::new(ConvNet::new(kept, self.width, outputs, self.edge_bias, &vb.pp("net"))?);
+        chain.push(
+            join("coupling"),
+            Coupling { partition: Partition::Halves { swap: false }, net, transform },
+        );
+        Ok(())
+    }
+
+    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+        if self.levels == 0 || self.width == 0 {
+            bail!("`levels` and `width` must be at least 1");
+        }
+        if self.classes == Some(0) || (self.classes.is_some() && !self.learn_top) {
+            bail!("`classes` needs `learn_top = true` and at least one class");
+        }
+        let [mut c, mut h, mut w] = self.shape;
+        if c * h * w == 0 {
+            bail!("`shape` {:?} has no pixels", self.shape);
+        }
+        let mut levels: Vec<Box<dyn Bijection>> = Vec::new();
+        let mut shapes = Vec::new();
+        for i in 0..self.levels {
+            if h % 2 != 0 || w % 2 != 0 {
+                bail!(
+                    "cannot squeeze {h}x{w} at level {i}: both sides must be even; use `levels = {i}` or resize"
+                );
+            }
+            let vb = vb.pp(format!("level{i}"));
+            let mut chain = Chain::new();
+            chain.push("squeeze", Squeeze);
+            (c, h, w) = (4 * c, h / 2, w / 2);
+            for k in 0..self.depth {
+                self.step(&mut chain, &format!("step{k}"), c, &vb)?;
+            }
+            if i + 1 < self.levels {
+                if self.learn_split {
+                    let changed = c - c / 2;
+                    let net = ConvNet::new(c / 2, 0, 2 * changed, self.edge_bias, &vb.pp("split"))?;
+                    let transform = Transform::Affine { scale: Scale::Exp, shift_first: true };
+                    let partition = Partition::Halves { swap: false };
+                    chain.push("split", Coupling { partition, net: Box::new(net), transform });
+                }
+            } else if self.learn_top {
+                chain.push("top", ChannelPrior::new(c, self.classes, &vb.pp("top"))?);
+            }
+            levels.push(Box::new(chain));
+            shapes.push([c, h, w]);
+            c /= 2;
+        }
+        let multiscale = Multiscale::new(levels, &shapes)?;
+        let latent = multiscale.shapes().to_vec();
+        let mut chain = Chain::new();
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        chain.push("", multiscale);
+        Ok(Built { chain, prior: Prior::Gaussian, latent })
+    }
+}

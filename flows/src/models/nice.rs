@@ -1,0 +1,134 @@
+//! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
+
+use super::{Built, Preprocess};
+use crate::bijection::Chain;
+use crate::bijections::{Coupling, Diagonal, Partition, Permute, Scale, Transform};
+use crate::nets::{Mlp, Start};
+use crate::params::{Init, Vb};
+use crate::prior::Prior;
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// How dimensions change places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Even positions first, once; the halves then take turns (the paper's odd/even partition).
+    EvenOdd,
+    /// Reversed after each coupling, the first half always kept (the released code).
+    Reverse,
+}
+
+/// The coupling law.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Law {
+    /// y = x + t
+    Additive,
+    /// y = x exp(g tanh(h)) + t, for vectors that a volume-preserving flow cannot follow.
+    Affine,
+}
+
+/// Everything that makes a NICE; saved as config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NiceConfig {
+    /// One example: [C, H, W] or [D].
+    pub shape: Vec<usize>,
+    /// Bits of a pixel value.
+    pub bits: u8,
+    /// The first layers.
+    pub preprocess: Preprocess,
+    /// How dimensions change places.
+    pub order: Order,
+    /// The hidden widths of each coupling's network.
+    pub hidden: Vec<Vec<usize>>,
+    /// The coupling law.
+    pub law: Law,
+    /// Weights start as U(-init, init); 0 starts each coupling as the identity.
+    pub init: f64,
+    /// The prior.
+    pub prior: Prior,
+}
+
+impl NiceConfig {
+    /// MNIST as in section 5.1: 4 couplings of 5 x 1000, logistic prior, no preprocessing but the noise.
+    pub fn mnist_paper() -> Self {
+        Self {
+            shape: vec![1, 28, 28],
+            bits: 8,
+            preprocess: Preprocess::Unit {},
+            order: Order::EvenOdd,
+            hidden: vec![vec![1000; 5]; 4],
+            law: Law::Additive,
+            init: 0.01,
+            prior: Prior::Logistic,
+        }
+    }
+
+    /// MNIST as in the released code, exp/nice_mnist.yaml: reversed after each coupling.
+    pub fn mnist_code() -> Self {
+        Self { order: Order::Reverse, ..Self::mnist_paper() }
+    }
+
+    /// CIFAR-10 as in section 5.1: 4 couplings of 4 x 2000 on ZCA-whitened data, logistic prior.
+    pub fn cifar_paper() -> Self {
+        Self {
+            shape: vec![3, 32, 32],
+            preprocess: Preprocess::Zca { epsilon: 1e-4 },
+            hidden: vec![vec![2000; 4]; 4],
+            ..Self::mnist_paper()
+        }
+    }
+
+    /// CIFAR-10 as in the released code, exp/nice_cifar.yaml: 8 couplings, no ZCA, Gaussian prior.
+    pub fn cifar_code() -> Self {
+        Self {
+            preprocess: Preprocess::Symmetric {},
+            order: Order::Reverse,
+            hidden: [1, 1, 3, 3, 2, 2, 1, 1].map(|n| vec![2400; n]).to_vec(),
+            prior: Prior::Gaussian,
+            ..Self::cifar_paper()
+        }
+    }
+
+    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+        let d: usize = self.shape.iter().product();
+        if d < 2 {
+            bail!("`shape` {:?} has fewer than two dimensions: nothing to couple", self.shape);
+        }
+        if self.init.is_nan() || self.init < 0. {
+            bail!("`init` must be 0 or more, got {}", self.init);
+        }
+        let mut chain = Chain::new();
+        let flatten = self.shape.len() > 1;
+        self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
+        if self.order == Order::EvenOdd {
+            chain.push("even_odd", Permute::even_odd(d, &vb.pp("even_odd"))?);
+        }
+        let start = if self.init > 0. { Start::Uniform(self.init) } else { Start::Identity };
+        for (i, hidden) in self.hidden.iter().enumerate() {
+            let name = format!("coupling{i}");
+            let vb = vb.pp(&name);
+            let swap = self.order == Order::EvenOdd && i % 2 == 1;
+            let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
+            let (outputs, transform) = match self.law {
+                Law::Additive => (changed, Transform::Additive),
+                Law::Affine => {
+                    let gain = vb.get(1, "gain", Init::Const(1.))?;
+                    let scale = Scale::Tanh { gain };
+                    (2 * changed, Transform::Affine { scale, shift_first: false })
+                }
+            };
+            let net = Box::new(Mlp::new(kept, hidden, outputs, start, &vb.pp("net"))?);
+            chain.push(&name, Coupling { partition: Partition::Halves { swap }, net, transform });
+            if self.order == Order::Reverse {
+                let name = format!("reverse{i}");
+                let vb = vb.pp("reverse");
+                chain.push(&name, Permute::reverse(d, &vb)?);
+            }
+        }
+        chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);
+        Ok(Built { chain, prior: self.prior, latent: vec![[d, 1, 1]] })
+    }
+}

@@ -1,0 +1,82 @@
+//! The preprocessing that configs choose from: the first layers of every model.
+
+use crate::bijection::Chain;
+use crate::bijections::{Flatten, Logit, LogitScale, Rescale, Whiten};
+use crate::params::Vb;
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// What happens to x in [0, 2^bits) before the flow proper.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Preprocess {
+    /// Nothing: x are vectors, not pixels.
+    None {},
+    /// x / 2^bits, in [0, 1] (NICE on MNIST).
+    Unit {},
+    /// 2 x / 2^bits - 1, in [-1, 1] (NICE's code on CIFAR-10).
+    Symmetric {},
+    /// x / 2^bits - 1/2 (Glow).
+    Centered {},
+    /// logit(alpha + c x / 2^bits) (RealNVP).
+    Logit {
+        /// How far from 0 and 1 the data are kept.
+        alpha: f64,
+        /// Which c.
+        scale: LogitScale,
+    },
+    /// ZCA of the symmetric range (NICE, section 5.1); needs `Flatten`, so only models of vectors take it.
+    Zca {
+        /// Added to the covariance's diagonal.
+        epsilon: f64,
+    },
+}
+
+impl Preprocess {
+    /// The width of one pixel value on the scale on which the paper states log-likelihoods: LL = log p(x) + D ln(1/bin).
+    ///
+    /// `Unit` and the logit are stated on [0, 1], the others on the range they map to.
+    pub fn bin(self, bits: u8) -> f64 {
+        let n = f64::from(1u32 << bits);
+        match self {
+            Preprocess::None {} => 1.,
+            Preprocess::Symmetric {} | Preprocess::Zca { .. } => 2. / n,
+            _ => 1. / n,
+        }
+    }
+
+    /// Appends the layers; `flatten` makes vectors of images.
+    pub(crate) fn push(
+        self,
+        chain: &mut Chain,
+        shape: &[usize],
+        bits: u8,
+        flatten: bool,
+        vb: &Vb,
+    ) -> Result<()> {
+        if bits == 0 || bits > 8 {
+            bail!("`bits` must be 1 to 8, got {bits}");
+        }
+        let n = f64::from(1u32 << bits);
+        let rescale = |a: f64, b: f64| Rescale::new(a, b);
+        match self {
+            Preprocess::None {} => {}
+            Preprocess::Unit {} | Preprocess::Logit { .. } => chain.push("rescale", rescale(1. / n, 0.)?),
+            Preprocess::Symmetric {} | Preprocess::Zca { .. } => chain.push("rescale", rescale(2. / n, -1.)?),
+            Preprocess::Centered {} => chain.push("rescale", rescale(1. / n, -0.5)?),
+        }
+        if let Preprocess::Logit { alpha, scale } = self {
+            chain.push("logit", Logit::new(alpha, scale)?);
+        }
+        if flatten {
+            chain.push("flatten", Flatten::new(shape));
+        }
+        if let Preprocess::Zca { epsilon } = self {
+            if !flatten {
+                bail!("`zca` works on vectors: this model keeps images as images");
+            }
+            chain.push("whiten", Whiten::new(shape.iter().product(), epsilon, &vb.pp("whiten"))?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! RealNVP (Dinh, Sohl-Dickstein, Bengio 2016, arXiv 1605.08803): affine couplings under checkerboard and channel-wise
+//! partitions, batch norm between them, several scales.
+//!
+//! Where the paper is silent and the released code is not (features per scale, the network's input, the order of shift
+//! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
+//! configuration: its depth and width are section 4.1's.
+
+use super::{Built, Preprocess};
+use crate::bijection::{Bijection, Chain};
+use crate::bijections::{
+    BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Partition, Scale, Squeeze, Transform,
+    checkerboard,
+};
+use crate::nets::{ResNet, ResNetConfig};
+use crate::params::{Init, Vb};
+use crate::prior::Prior;
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// Everything that makes a RealNVP; saved as config.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RealNvpConfig {
+    /// One example, [C, H, W].
+    pub shape: [usize; 3],
+    /// Bits of a pixel value.
+    pub bits: u8,
+    /// The first layers.
+    pub preprocess: Preprocess,
+    /// Scales: 2 downscale once.
+    pub scales: usize,
+    /// Channels of the residual networks at the first scale; each scale doubles them, channel-wise couplings again.
+    pub features: usize,
+    /// Residual blocks of each network.
+    pub blocks: usize,
+    /// Checkerboard couplings of each scale but the last.
+    pub checkerboard: usize,
+    /// Channel-wise couplings of each scale but the last.
+    pub channelwise: usize,
+    /// Checkerboard couplings of the last scale.
+    pub last_checkerboard: usize,
+    /// y = (x + t) exp(s), as the code has it, instead of x exp(s) + t.
+    pub shift_first: bool,
+    /// The networks see [x, -x] instead of x.
+    pub signed_input: bool,
+    /// Weight norm in the networks.
+    pub weight_norm: bool,
+    /// 1x1 convolutions from each block to the networks' output.
+    pub skip: bool,
+    /// Batch norm in the networks and after each coupling.
+    pub batch_norm: bool,
+    /// What a training pass normalises with after couplings: `running` is appendix E.
+    pub statistics: BatchStatistics,
+    /// The batch's share in the running averages.
+    pub momentum: f64,
+    /// Added to variances.
+    pub eps: f64,
+}
+
+impl RealNvpConfig {
+    /// CIFAR-10 as in section 4.1 and appendix E.
+    pub fn cifar_paper() -> Self {
+        Self {
+            shape: [3, 32, 32],
+            bits: 8,
+            preprocess: Preprocess::Logit { alpha: 0.05, scale: LogitScale::Paper },
+            scales: 2,
+            features: 64,
+            blocks: 8,
+            checkerboard: 3,
+            channelwise: 3,
+            last_checkerboard: 4,
+            shift_first: false,
+            signed_input: true,
+            weight_norm: true,
+            skip: true,
+            batch_norm: true,
+            statistics: BatchStatistics::Running,
+            momentum: 0.1,
+            eps: 1e-4,
+        }
+    }
+
+    /// CIFAR-10 with the released code's conventions: logit(.05 + .9 x), (x + t) exp(s), the batch's own statistics.
+    pub fn cifar_code() -> Self {
+        Self {
+            preprocess: Preprocess::Logit { alpha: 0.05, scale: LogitScale::Code },
+            shift_first: true,
+            statistics: BatchStatistics::Batch,
+            ..Self::cifar_paper()
+        }
+    }
+
+    /// Native 28x28x1 MNIST, which no paper configures: the code's conventions, two scales.
+    pub fn mnist() -> Self {
+        Self { shape: [1, 28, 28], ..Self::cifar_code() }
+    }
+
+    fn net(&self, c_in: usize, c_out: usize, features: usize) -> ResNetConfig {
+        ResNetConfig {
+            inputs: c_in,
+            features,
+            outputs: 2 * c_out,
+            blocks: self.blocks,
+            signed_input: self.signed_input,
+            weight_norm: self.weight_norm,
+            batch_norm: self.batch_norm,
+            skip: self.skip,
+            eps: self.eps,
+            momentum: self.momentum,
+        }
+    }
+
+    fn coupling(
+        &self,
+        chain: &mut Chain,
+        name: String,
+        shape: [usize; 3],
+        checker: bool,
+        features: usize,
+        swap: bool,
+        vb: &Vb,
+    ) -> Result<()> {
+        let vb = vb.pp(&name);
+        let [c, h, w] = shape;
+        let gain = vb.get(1, "gain", Init::Const(0.))?;
+        let (partition, net) = if checker {
+            let mask = checkerboard(h, w, swap, &gain)?;
+            let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
+            (Partition::Mask(mask), net)
+        } else {
+            let (kept, changed) = if swap { (c - c / 2, c / 2) } else { (c / 2, c - c / 2) };
+            let net = ResNet::new(self.net(kept, changed, features), None, &vb.pp("net"))?;
+            (Partition::Halves { swap }, net)
+        };
+        let transform = Transform::Affine { scale: Scale::Tanh { gain }, shift_first: self.shift_first };
+        chain.push(&name, Coupling { partition, net: Box::new(net), transform });
+        if self.batch_norm {
+            let norm = BatchNorm::new(c, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
+            chain.push(format!("{name}.norm"), norm);
+        }
+        Ok(())
+    }
+
+    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+        if self.scales == 0 || self.features == 0 {
+            bail!("`scales` and `features` must be at least 1");
+        }
+        let [mut c, mut h, mut w] = self.shape;
+        if c * h * w == 0 {
+            bail!("`shape` {:?} has no pixels", self.shape);
+        }
+        let mut levels: Vec<Box<dyn Bijection>> = Vec::new();
+        let mut shapes = Vec::new();
+        for i in 0..self.scales {
+            let vb = vb.pp(format!("level{i}"));
+            let features = self.features << i;
+            let mut chain = Chain::new();
+            let last = i + 1 == self.scales;
+            let n = if last { self.last_checkerboard } else { self.checkerboard };
+            for k in 0..n {
+                self.coupling(&mut chain, format!("checker{k}"), [c, h, w], true, features, k % 2 == 1, &vb)?;
+            }
+            if !last {
+                if h % 2 != 0 || w % 2 != 0 {
+                    bail!(
+                        "cannot squeeze {h}x{w} at scale {i}: both sides must be even; use `scales = {}`",
+                        i + 1
+                    );
+                }
+                chain.push("squeeze", Squeeze);
+                (c, h, w) = (4 * c, h / 2, w / 2);
+                for k in 0..self.channelwise {
+                    let name = format!("channel{k}");
+                    self.coupling(&mut chain, name, [c, h, w], false, 2 * features, k % 2 == 1, &vb)?;
+                }
+            }
+            levels.push(Box::new(chain));
+            shapes.push([c, h, w]);
+            c /= 2;
+        }
+        let multiscale = Multiscale::new(levels, &shapes)?;
+        let latent = multiscale.shapes().to_vec();
+        let mut chain = Chain::new();
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        chain.push("", multiscale);
+        Ok(Built { chain, prior: Prior::Gaussian, latent })
+    }
+}

@@ -1,0 +1,615 @@
+//! Convolution, stride 1, same padding, kernels 1x1 and 3x3, channel-major.
+//!
+//! ```text
+//! y[o, b, i, j] = sum_{c, u, v} w[o, c, u, v] x[c, b, i + u - 1, j + v - 1]        (zero outside the image)
+//! ```
+//!
+//! **Shapes.** x (C, B, H, W), w (O, C, k, k), y (O, B, H, W), all contiguous; f32 and f64.
+//!
+//! Everything is one GEMM a block of columns, and the nine shifted copies that a 3x3 kernel needs ("im2col") are always
+//! made of the side with *fewer* channels:
+//!
+//! - C <= O: columns of x (9 C rows), multiplied by w.
+//! - C > O: w (9 O rows) multiplies x directly, and the nine results are shifted and added.
+//!
+//! Flows are full of lopsided convolutions (6 channels into 512 and back to 12), where this is the difference between
+//! packing 54 rows and packing 4608. The backward for the input is the forward with the kernel flipped and transposed;
+//! the one for the weight is the same product with columns of x or of the gradient, again whichever has fewer rows.
+//!
+//! Columns are split over the threads in fixed ranges and partial sums are added in order, so a result depends on the
+//! number of threads and on nothing else.
+
+use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// y = w * x, stride 1, same padding; see the module for shapes.
+///
+/// Errors if the kernel is neither 1x1 nor 3x3, or if the channels differ.
+pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.apply_op2(w, Conv)
+}
+
+/// y[b, :, p] = w x[b, :, p] for x (B, C, ...) and w (C, C): the 1x1 convolution of a flow, in the layout of its input.
+///
+/// The channels are few, so each image is one small GEMM and nothing is transposed.
+pub fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(&w.contiguous()?, ChannelMix)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dims {
+    c: usize,
+    o: usize,
+    b: usize,
+    h: usize,
+    w: usize,
+    k: usize,
+}
+
+impl Dims {
+    fn of(x: &Shape, weight: &Shape) -> Result<Self> {
+        let (c, b, h, w) = x.dims4()?;
+        let (o, wc, k, k2) = weight.dims4()?;
+        if k != k2 || (k != 1 && k != 3) {
+            bail!("conv2d takes 1x1 and 3x3 kernels, got {k}x{k2}");
+        }
+        if wc != c {
+            bail!("conv2d: the input has {c} channels, the kernel takes {wc}");
+        }
+        Ok(Self { c, o, b, h, w, k })
+    }
+
+    /// Columns in all: one for each pixel of each image.
+    fn cols(&self) -> usize {
+        self.b * self.h * self.w
+    }
+}
+
+struct Conv;
+
+impl CustomOp2 for Conv {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let d = Dims::of(l1.shape(), l2.shape())?;
+        dispatch!("conv2d", dtype(s1), T => {
+            let x = contiguous::<T>("conv2d", s1, l1)?;
+            let w = contiguous::<T>("conv2d", s2, l2)?;
+            Ok((T::storage(forward(x, w, d)), (d.o, d.b, d.h, d.w).into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gy = gy.contiguous()?;
+        let gx = if x.track_op() { Some(gy.apply_op2_no_bwd(&w.detach(), &ConvBackInput)?) } else { None };
+        let gw = if w.track_op() {
+            let k = w.dim(2)?;
+            Some(x.detach().apply_op2_no_bwd(&gy, &ConvBackWeight { k })?)
+        } else {
+            None
+        };
+        Ok((gx, gw))
+    }
+}
+
+struct ConvBackInput;
+
+impl CustomOp2 for ConvBackInput {
+    fn name(&self) -> &'static str {
+        "conv2d_back_input"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (o, b, h, w) = l1.shape().dims4()?;
+        let (_, c, k, _) = l2.shape().dims4()?;
+        // As a forward convolution from O channels to C.
+        let d = Dims { c: o, o: c, b, h, w, k };
+        dispatch!("conv2d", dtype(s1), T => {
+            let gy = contiguous::<T>("conv2d", s1, l1)?;
+            let wt = contiguous::<T>("conv2d", s2, l2)?;
+            let flipped = flip_transpose(wt, o, c, k * k);
+            Ok((T::storage(forward(gy, &flipped, d)), (c, b, h, w).into()))
+        })
+    }
+}
+
+struct ConvBackWeight {
+    k: usize,
+}
+
+impl CustomOp2 for ConvBackWeight {
+    fn name(&self) -> &'static str {
+        "conv2d_back_weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (c, b, h, w) = l1.shape().dims4()?;
+        let o = l2.shape().dims()[0];
+        let d = Dims { c, o, b, h, w, k: self.k };
+        dispatch!("conv2d", dtype(s1), T => {
+            let x = contiguous::<T>("conv2d", s1, l1)?;
+            let gy = contiguous::<T>("conv2d", s2, l2)?;
+            Ok((T::storage(backward_weight(x, gy, d)), (o, c, d.k, d.k).into()))
+        })
+    }
+}
+
+/// w[o, c, t] to w'[c, o, taps - 1 - t].
+fn flip_transpose<T: Real>(w: &[T], o: usize, c: usize, taps: usize) -> Vec<T> {
+    let mut out = vec![T::default(); w.len()];
+    for i in 0..o {
+        for j in 0..c {
+            for t in 0..taps {
+                out[(j * o + i) * taps + taps - 1 - t] = w[(i * c + j) * taps + t];
+            }
+        }
+    }
+    out
+}
+
+/// A pointer that threads write disjoint parts of one result through.
+struct Shared<T> {
+    ptr: *mut T,
+    len: usize,
+}
+
+// SAFETY: each thread writes only its own columns; see the uses.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn new(v: &mut [T]) -> Self {
+        Self { ptr: v.as_mut_ptr(), len: v.len() }
+    }
+}
+
+/// Fixed contiguous ranges of `n` units, one a thread.
+fn ranges(n: usize) -> Vec<Range<usize>> {
+    let t = rayon::current_num_threads().clamp(1, n.max(1));
+    (0..t).map(|i| n * i / t..n * (i + 1) / t).collect()
+}
+
+/// How many units of `unit` columns make a block of about `want` columns.
+fn block(unit: usize, want: usize) -> usize {
+    (want / unit.max(1)).max(1)
+}
+
+/// Enough columns to amortise packing the weights, few enough for the columns to stay in the cache.
+fn columns_per_block(rows: usize) -> usize {
+    (262_144 / rows.max(1)).clamp(192, 2048)
+}
+
+fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+    let n = d.cols();
+    let hw = d.h * d.w;
+    let mut out = vec![T::default(); d.o * n];
+    if n == 0 || d.c == 0 {
+        return out;
+    }
+    let shared = Shared::new(&mut out);
+    let shared = &shared;
+    if d.k == 1 {
+        ranges(n).into_par_iter().for_each(|r| {
+            if r.is_empty() {
+                return;
+            }
+            // SAFETY: this thread alone writes columns `r` of every row.
+            let dst = unsafe { MatMut::raw(shared.ptr.add(r.start), shared.len - r.start, n) };
+            gemm(
+                (d.o, r.len(), d.c),
+                Mat::rows(w, d.c),
+                Mat::rows(&x[r.start..], n),
+                dst,
+                T::of(1.),
+                false,
+                1,
+            );
+        });
+    } else if d.c <= d.o {
+        // Units of image rows.
+        let step = block(d.w, columns_per_block(9 * d.c));
+        ranges(d.b * d.h).into_par_iter().for_each(|r| {
+            let mut cols = vec![T::default(); 9 * d.c * (step * d.w).min(r.len() * d.w)];
+            for start in r.clone().step_by(step) {
+                let rows = start..(start + step).min(r.end);
+                let m = rows.len() * d.w;
+                im2col(x, d.c, d, rows, &mut cols, m, false);
+                let at = start * d.w;
+                // SAFETY: this thread alone writes the columns of its image rows.
+                let dst = unsafe { MatMut::raw(shared.ptr.add(at), shared.len - at, n) };
+                gemm((d.o, m, 9 * d.c), Mat::rows(w, 9 * d.c), Mat::rows(&cols, m), dst, T::of(1.), false, 1);
+            }
+        });
+    } else {
+        // w as (tap, o, c), so that each tap's O rows lie together.
+        let mut taps = vec![T::default(); w.len()];
+        for o in 0..d.o {
+            for c in 0..d.c {
+                for t in 0..9 {
+                    taps[(t * d.o + o) * d.c + c] = w[(o * d.c + c) * 9 + t];
+                }
+            }
+        }
+        // Units of whole images: the shifts then never leave the block.
+        let step = block(hw, columns_per_block(9 * d.o));
+        ranges(d.b).into_par_iter().for_each(|r| {
+            let mut y = vec![T::default(); 9 * d.o * (step * hw).min(r.len() * hw)];
+            for start in r.clone().step_by(step) {
+                let images = (start + step).min(r.end) - start;
+                let m = images * hw;
+                let at = start * hw;
+                gemm(
+                    (9 * d.o, m, d.c),
+                    Mat::rows(&taps, d.c),
+                    Mat::rows(&x[at..], n),
+                    MatMut::rows(&mut y, m),
+                    T::of(1.),
+                    false,
+                    1,
+                );
+                for o in 0..d.o {
+                    // SAFETY: this thread alone writes the columns of its images.
+                    let dst = unsafe { std::slice::from_raw_parts_mut(shared.ptr.add(o * n + at), m) };
+                    for t in 0..9 {
+                        let src = &y[(t * d.o + o) * m..][..m];
+                        shift_add(src, dst, d, images, t);
+                    }
+                }
+            }
+        });
+    }
+    out
+}
+
+/// dst[i, j] += src[i + u - 1, j + v - 1] for each image, tap t = 3 u + v.
+fn shift_add<T: Real>(src: &[T], dst: &mut [T], d: Dims, images: usize, t: usize) {
+    let (dy, dx) = (t as isize / 3 - 1, t as isize % 3 - 1);
+    let (j0, j1) = valid(d.w, dx);
+    for b in 0..images {
+        for i in 0..d.h {
+            let si = i as isize + dy;
+            if si < 0 || si >= d.h as isize || j0 >= j1 {
+                continue;
+            }
+            let s = &src[(b * d.h + si as usize) * d.w..][..d.w];
+            let q = &mut dst[(b * d.h + i) * d.w..][..d.w];
+            let from = (j0 as isize + dx) as usize;
+            for (a, v) in q[j0..j1].iter_mut().zip(&s[from..from + (j1 - j0)]) {
+                *a += *v;
+            }
+        }
+    }
+}
+
+/// The positions j in 0..w with 0 <= j + dx < w.
+fn valid(w: usize, dx: isize) -> (usize, usize) {
+    ((-dx).max(0) as usize, (w as isize - dx.max(0)).max(0) as usize)
+}
+
+/// cols[(c, t), p] = x[c, p shifted by tap t] for the pixels p of image rows `rows` (counted over all images), m pixels a
+/// row; `flip` shifts the other way.
+fn im2col<T: Real>(x: &[T], c: usize, d: Dims, rows: Range<usize>, cols: &mut [T], m: usize, flip: bool) {
+    let n = d.cols();
+    for ch in 0..c {
+        let src = &x[ch * n..(ch + 1) * n];
+        for t in 0..9 {
+            let t_src = if flip { 8 - t } else { t };
+            let (dy, dx) = (t_src as isize / 3 - 1, t_src as isize % 3 - 1);
+            let (j0, j1) = valid(d.w, dx);
+            let dst = &mut cols[(ch * 9 + t) * m..][..m];
+            for (q, row) in dst.chunks_exact_mut(d.w).zip(rows.clone()) {
+                let i = (row % d.h) as isize + dy;
+                if i < 0 || i >= d.h as isize || j0 >= j1 {
+                    q.fill(T::default());
+                    continue;
+                }
+                let s = &src[(row as isize + dy) as usize * d.w..][..d.w];
+                let from = (j0 as isize + dx) as usize;
+                q[..j0].fill(T::default());
+                q[j0..j1].copy_from_slice(&s[from..from + (j1 - j0)]);
+                q[j1..].fill(T::default());
+            }
+        }
+    }
+}
+
+/// gw[o, c, t] = sum_p gy[o, p] x[c, p shifted by t].
+fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+    let n = d.cols();
+    let taps = d.k * d.k;
+    let len = d.o * d.c * taps;
+    let units = d.b * d.h;
+    let by_gradient = d.k == 3 && d.o < d.c;
+    let few = if by_gradient { d.o } else { d.c };
+    let parts: Vec<Vec<T>> = ranges(units)
+        .into_par_iter()
+        .map(|r| {
+            let mut acc = vec![T::default(); len];
+            // A longer block reads and writes the accumulator less often.
+            let want = if d.k == 1 { n.max(1) } else { columns_per_block(9 * few).max(d.o.min(d.c)) };
+            let step = block(d.w, want).min(r.len().max(1));
+            let mut cols = vec![T::default(); if d.k == 1 { 0 } else { 9 * few * step * d.w }];
+            for start in r.clone().step_by(step) {
+                let rows = start..(start + step).min(r.end);
+                let m = rows.len() * d.w;
+                let at = start * d.w;
+                let dst = |acc, stride| MatMut::rows(acc, stride);
+                if d.k == 1 {
+                    let (a, b) = (Mat::rows(&gy[at..], n), Mat::transposed(&x[at..], n));
+                    gemm((d.o, d.c, m), a, b, dst(&mut acc, d.c), T::of(1.), true, 1);
+                } else if by_gradient {
+                    im2col(gy, d.o, d, rows, &mut cols, m, true);
+                    let (a, b) = (Mat::rows(&cols, m), Mat::transposed(&x[at..], n));
+                    gemm((9 * d.o, d.c, m), a, b, dst(&mut acc, d.c), T::of(1.), true, 1);
+                } else {
+                    im2col(x, d.c, d, rows, &mut cols, m, false);
+                    let (a, b) = (Mat::rows(&gy[at..], n), Mat::transposed(&cols, m));
+                    gemm((d.o, 9 * d.c, m), a, b, dst(&mut acc, 9 * d.c), T::of(1.), true, 1);
+                }
+            }
+            acc
+        })
+        .collect();
+    let sum = add_in_order(parts, len);
+    if !by_gradient {
+        return sum;
+    }
+    // (o, t, c) to (o, c, t).
+    let mut out = vec![T::default(); len];
+    for o in 0..d.o {
+        for t in 0..9 {
+            for c in 0..d.c {
+                out[(o * d.c + c) * 9 + t] = sum[(o * 9 + t) * d.c + c];
+            }
+        }
+    }
+    out
+}
+
+fn add_in_order<T: Real>(parts: Vec<Vec<T>>, len: usize) -> Vec<T> {
+    let mut parts = parts.into_iter();
+    let mut sum = parts.next().unwrap_or_else(|| vec![T::default(); len]);
+    for p in parts {
+        for (a, v) in sum.iter_mut().zip(p) {
+            *a += v;
+        }
+    }
+    sum
+}
+
+struct ChannelMix;
+
+/// (B, C, positions) of a tensor of rank 2 or more.
+fn split_channels(s: &Shape) -> Result<(usize, usize, usize)> {
+    let d = s.dims();
+    if d.len() < 2 {
+        bail!("expected (B, C, ...), got {s:?}");
+    }
+    Ok((d[0], d[1], d[2..].iter().product()))
+}
+
+impl CustomOp2 for ChannelMix {
+    fn name(&self) -> &'static str {
+        "channel_mix"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, c, p) = split_channels(l1.shape())?;
+        let (o, wc) = l2.shape().dims2()?;
+        if wc != c || o != c {
+            bail!("a 1x1 convolution of {o}x{wc} met {c} channels");
+        }
+        dispatch!("channel_mix", dtype(s1), T => {
+            let x = contiguous::<T>("channel_mix", s1, l1)?;
+            let w = contiguous::<T>("channel_mix", s2, l2)?;
+            let mut out = vec![T::default(); x.len()];
+            let n = (c * p).max(1);
+            out.par_chunks_mut(n).zip(x.par_chunks(n)).with_min_len(1 + 16_384 / n).for_each(|(y, x)| {
+                gemm((c, p, c), Mat::rows(w, c), Mat::rows(x, p), MatMut::rows(y, p), T::of(1.), false, 1);
+            });
+            Ok((T::storage(out), l1.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gy = gy.contiguous()?;
+        let gx = match x.track_op() {
+            true => Some(gy.apply_op2_no_bwd(&w.detach().t()?.contiguous()?, &ChannelMix)?),
+            false => None,
+        };
+        let gw = match w.track_op() {
+            true => Some(gy.apply_op2_no_bwd(&x.detach(), &ChannelOuter)?),
+            false => None,
+        };
+        Ok((gx, gw))
+    }
+}
+
+/// sum_{b, p} gy[b, :, p] x[b, :, p]^T.
+struct ChannelOuter;
+
+impl CustomOp2 for ChannelOuter {
+    fn name(&self) -> &'static str {
+        "channel_outer"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (b, c, p) = split_channels(l1.shape())?;
+        dispatch!("channel_outer", dtype(s1), T => {
+            let gy = contiguous::<T>("channel_outer", s1, l1)?;
+            let x = contiguous::<T>("channel_outer", s2, l2)?;
+            let n = c * p;
+            let parts: Vec<Vec<T>> = ranges(b)
+                .into_par_iter()
+                .map(|r| {
+                    let mut acc = vec![T::default(); c * c];
+                    for i in r {
+                        let (g, x) = (&gy[i * n..][..n], &x[i * n..][..n]);
+                        let dst = MatMut::rows(&mut acc, c);
+                        gemm((c, c, p), Mat::rows(g, p), Mat::transposed(x, p), dst, T::of(1.), true, 1);
+                    }
+                    acc
+                })
+                .collect();
+            Ok((T::storage(add_in_order(parts, c * c)), (c, c).into()))
+        })
+    }
+}
+
+/// For each tap of a 3x3 kernel and each pixel, 1 where the tap falls outside the image: shape (9, H W).
+///
+/// Glow's code appends a channel that is 1 on the padding and 0 inside; its contribution is the kernel of that channel
+/// times this matrix, which is the same for all images.
+pub fn edge_columns(h: usize, w: usize, like: &Tensor) -> Result<Tensor> {
+    let mut v = vec![0f32; 9 * h * w];
+    for t in 0..9 {
+        for i in 0..h {
+            for j in 0..w {
+                let (y, x) = (i as isize + t as isize / 3 - 1, j as isize + t as isize % 3 - 1);
+                let inside = y >= 0 && x >= 0 && y < h as isize && x < w as isize;
+                v[(t * h + i) * w + j] = if inside { 0. } else { 1. };
+            }
+        }
+    }
+    Tensor::from_vec(v, (9, h * w), like.device())?.to_dtype(like.dtype())
+}
+
+/// Passes its input through and hands `grad` to whoever differentiates: the gradient of a scalar function whose value and
+/// derivative were computed on the host.
+pub(crate) struct WithGradient {
+    /// The value.
+    pub value: f64,
+    /// d value / d input, of the input's shape.
+    pub grad: Tensor,
+}
+
+impl CustomOp1 for WithGradient {
+    fn name(&self) -> &'static str {
+        "host_function"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        dispatch!("host_function", dtype(s), T => {
+            Ok((T::storage(vec![T::of(self.value)]), ().into()))
+        })
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(self.grad.broadcast_mul(g)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+
+    fn wave(shape: &[usize], f: f64) -> Tensor {
+        let n: usize = shape.iter().product();
+        let v: Vec<f64> = (0..n).map(|i| (i as f64 * f).sin()).collect();
+        Tensor::from_vec(v, shape, &Device::Cpu).unwrap()
+    }
+
+    fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
+        let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        d.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+    }
+
+    /// Against candle's own convolution and its gradients, for every branch: 1x1, few to many, many to few, equal.
+    #[test]
+    fn agrees_with_candle() -> Result<()> {
+        for (c, o, k, h, w) in [
+            (3, 5, 1, 4, 6),
+            (2, 7, 3, 5, 4),
+            (7, 2, 3, 4, 5),
+            (3, 3, 3, 1, 1),
+            (2, 3, 3, 2, 1),
+            (40, 48, 3, 8, 8),
+        ] {
+            let b = 3;
+            let x = Var::from_tensor(&wave(&[c, b, h, w], 0.37))?;
+            let wt = Var::from_tensor(&wave(&[o, c, k, k], 0.91))?;
+            let y = conv2d(&x, &wt)?;
+            let want = x.transpose(0, 1)?.conv2d(&wt, k / 2, 1, 1, 1)?.transpose(0, 1)?;
+            assert!(max_diff(&y, &want) < 1e-12, "{c} {o} {k}");
+            let g = wave(&[o, b, h, w], 0.53);
+            let ours = (y * &g)?.sum_all()?.backward()?;
+            let theirs = (want * &g)?.sum_all()?.backward()?;
+            for v in [x.as_tensor(), wt.as_tensor()] {
+                let d = max_diff(ours.get(v).unwrap(), theirs.get(v).unwrap());
+                assert!(d < 1e-11, "{c} {o} {k}: {d}");
+            }
+            let f = |t: &Var| t.as_tensor().to_dtype(DType::F32).unwrap();
+            assert!(max_diff(&conv2d(&f(&x), &f(&wt))?.to_dtype(DType::F64)?, &conv2d(&x, &wt)?) < 1e-4);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn channel_mix_is_a_matrix_at_each_pixel() -> Result<()> {
+        let x = Var::from_tensor(&wave(&[3, 4, 2, 5], 0.3))?;
+        let w = Var::from_tensor(&wave(&[4, 4], 0.7))?;
+        let want = w.unsqueeze(0)?.broadcast_matmul(&x.flatten_from(2)?)?.reshape((3, 4, 2, 5))?;
+        let y = channel_mix(&x, &w)?;
+        assert!(max_diff(&y, &want) < 1e-13);
+        let g = wave(&[3, 4, 2, 5], 0.9);
+        let ours = (y * &g)?.sum_all()?.backward()?;
+        let theirs = (want * &g)?.sum_all()?.backward()?;
+        for v in [x.as_tensor(), w.as_tensor()] {
+            assert!(max_diff(ours.get(v).unwrap(), theirs.get(v).unwrap()) < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_sizes_are_named() {
+        let e = conv2d(&wave(&[3, 1, 4, 4], 1.), &wave(&[5, 2, 3, 3], 1.)).unwrap_err().to_string();
+        assert!(e.contains("3 channels") && e.contains("takes 2"), "{e}");
+        assert!(conv2d(&wave(&[3, 1, 4, 4], 1.), &wave(&[5, 3, 5, 5], 1.)).is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! Matrix products on host slices, over the `gemm` crate that candle uses, with its AVX-512 kernels turned on.
+
+use candle_core::{CpuStorage, DType, Layout, Result, bail};
+use gemm::Parallelism;
+
+/// What the kernels are written for: f32 and f64.
+pub trait Real:
+    Copy
+    + Send
+    + Sync
+    + Default
+    + PartialOrd
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + 'static
+{
+    /// From f64, rounded.
+    fn of(v: f64) -> Self;
+    /// To f64, exact.
+    fn f64(self) -> f64;
+    /// e^self.
+    fn exp(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// The slice of a storage.
+    fn slice(s: &CpuStorage) -> Option<&[Self]>;
+    /// The mutable slice of a storage.
+    fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// A storage that owns `v`.
+    fn storage(v: Vec<Self>) -> CpuStorage;
+}
+
+macro_rules! real {
+    ($t:ident, $variant:ident) => {
+        impl Real for $t {
+            #[inline(always)]
+            fn of(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $t::exp(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            fn slice(s: &CpuStorage) -> Option<&[Self]> {
+                match s {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]> {
+                match s {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn storage(v: Vec<Self>) -> CpuStorage {
+                CpuStorage::$variant(v)
+            }
+        }
+    };
+}
+real!(f32, F32);
+real!(f64, F64);
+
+/// The contiguous slice that a storage and layout describe.
+pub(crate) fn contiguous<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op} needs contiguous tensors, got strides {:?}", layout.stride())
+    };
+    match T::slice(storage) {
+        Some(v) => Ok(&v[start..end]),
+        None => bail!("{op}: the dtypes of its tensors differ"),
+    }
+}
+
+/// Runs `$body` with `$t` bound to f32 or f64.
+macro_rules! dispatch {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            d => candle_core::bail!("{} works in f32 and f64, not {d:?}", $op),
+        }
+    };
+}
+pub(crate) use dispatch;
+
+/// The dtype of a storage.
+pub(crate) fn dtype(s: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    s.dtype()
+}
+
+/// A matrix to read: a slice with a row and a column stride.
+#[derive(Clone, Copy)]
+pub struct Mat<'a, T> {
+    data: &'a [T],
+    row: usize,
+    col: usize,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// Row-major with `stride` elements from row to row.
+    pub fn rows(data: &'a [T], stride: usize) -> Self {
+        Self { data, row: stride, col: 1 }
+    }
+
+    /// The transpose of the row-major matrix with `stride`.
+    pub fn transposed(data: &'a [T], stride: usize) -> Self {
+        Self { data, row: 1, col: stride }
+    }
+
+    fn covers(&self, m: usize, n: usize) -> bool {
+        m == 0 || n == 0 || (m - 1) * self.row + (n - 1) * self.col < self.data.len()
+    }
+}
+
+/// A row-major matrix to write.
+pub struct MatMut<'a, T> {
+    data: *mut T,
+    len: usize,
+    row: usize,
+    _life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> MatMut<'a, T> {
+    /// Row-major with `stride` elements from row to row.
+    pub fn rows(data: &'a mut [T], stride: usize) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), row: stride, _life: std::marker::PhantomData }
+    }
+
+    /// Row-major over raw memory.
+    ///
+    /// # Safety
+    /// `data` must be valid for `len` elements, and no other thread may touch the elements (i * stride + j) that the
+    /// product writes. It exists so that threads can write disjoint column blocks of one matrix.
+    pub(crate) unsafe fn raw(data: *mut T, len: usize, stride: usize) -> Self {
+        Self { data, len, row: stride, _life: std::marker::PhantomData }
+    }
+}
+
+/// dst = alpha a b (+ dst if `add`), with a of m x k, b of k x n; `threads` = 1 stays on the calling thread.
+///
+/// Panics if a slice is shorter than its matrix: the sizes come from our own callers, never from input.
+pub fn gemm<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Mat<T>,
+    b: Mat<T>,
+    dst: MatMut<T>,
+    alpha: T,
+    add: bool,
+    threads: usize,
+) {
+    assert!(a.covers(m, k) && b.covers(k, n), "gemm reads past its operands");
+    assert!(m == 0 || n == 0 || (m - 1) * dst.row + n <= dst.len, "gemm writes past its result");
+    let par = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    // SAFETY: the asserts above bound every access; `dst` is exclusively borrowed or covered by `raw`'s contract.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.data,
+            1,
+            dst.row as isize,
+            add,
+            a.data.as_ptr(),
+            a.col as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.col as isize,
+            b.row as isize,
+            T::of(1.),
+            alpha,
+            false,
+            false,
+            false,
+            par,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gemm_agrees_with_the_triple_loop() {
+        let (m, n, k) = (7, 33, 19);
+        let a: Vec<f64> = (0..m * k).map(|i| (i as f64 * 0.7).sin()).collect();
+        let b: Vec<f64> = (0..k * n).map(|i| (i as f64 * 0.3).cos()).collect();
+        let bt: Vec<f64> = (0..k * n).map(|i| b[(i % k) * n + i / k]).collect();
+        let mut want = vec![1.; m * n];
+        for (i, w) in want.iter_mut().enumerate() {
+            *w += 2. * (0..k).map(|p| a[(i / n) * k + p] * b[p * n + i % n]).sum::<f64>();
+        }
+        for (b, threads) in [(Mat::rows(&b, n), 1), (Mat::transposed(&bt, k), 2)] {
+            let mut c = vec![1.; m * n];
+            gemm((m, n, k), Mat::rows(&a, k), b, MatMut::rows(&mut c, n), 2., true, threads);
+            for (x, y) in c.iter().zip(&want) {
+                assert!((x - y).abs() < 1e-12);
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The numerical core: candle custom ops with their own backward.
+//!
+//! candle's own convolution is the reason this room exists: its backward goes through a naive transposed convolution, and
+//! its forward packs more than it multiplies. This is the only place in the library with `unsafe`.
+//!
+//! **Channel-major.** Inside a network activations have the shape (C, B, H, W), channels first. One channel is then one
+//! contiguous row of B H W numbers: a 1x1 convolution is a single GEMM without any packing of its own, the GEMM of a 3x3
+//! convolution writes its result where the next layer reads it, and per-channel layers (actnorm, batch norm) walk
+//! contiguous rows. The price is a transposition of the few channels that enter and leave the network, which costs
+//! nothing beside the hidden layers: [`to_channel_major`], [`from_channel_major`].
+
+pub mod channel;
+pub mod conv;
+pub mod gemm;
+pub(crate) mod update;
+
+use candle_core::{Result, Tensor};
+
+/// (B, C, H, W) to (C, B, H, W), contiguous.
+pub fn to_channel_major(x: &Tensor) -> Result<Tensor> {
+    x.transpose(0, 1)?.contiguous()
+}
+
+/// (C, B, H, W) to (B, C, H, W), contiguous.
+pub fn from_channel_major(x: &Tensor) -> Result<Tensor> {
+    x.transpose(0, 1)?.contiguous()
+}

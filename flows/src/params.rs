@@ -1,0 +1,391 @@
+//! Named, seeded, strict parameters.
+//!
+//! A [`Params`] holds every tensor of a model under its path; the path is the key in the safetensors file. A value at
+//! initialisation depends on the seed and on the name only, so adding a layer changes no other layer's values, and the
+//! order in which layers are built does not matter.
+//!
+//! A model is built from [`Vb`], a path into a `Params`, with the idiom of candle's `VarBuilder`: `vb.pp("net")`,
+//! `vb.get(..)`. It is a type of our own because candle's cannot express what flows need: buffers that are saved yet not
+//! trained (permutations, running statistics), initial values that are computed (an orthogonal matrix), and a strict
+//! load (a missing, unknown or misshapen tensor is an error that names the key). [`Vb::candle`] gives the same path as
+//! candle's `VarBuilder`, so that candle-nn's layers can be used inside a network.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+/// How a parameter starts.
+pub enum Init<'a> {
+    /// Every element the same.
+    Const(f64),
+    /// Independent N(0, std^2).
+    Normal(f64),
+    /// Independent U(-a, a).
+    Uniform(f64),
+    /// Computed on the host from the parameter's own generator, row-major.
+    With(&'a dyn Fn(&mut ChaCha8Rng) -> Vec<f64>),
+}
+
+/// A tensor of a model: trained or kept.
+///
+/// `var` is the graph's leaf; `frozen` shares its storage without being one, so a pass that needs no gradient builds no
+/// graph at all.
+#[derive(Clone, Debug)]
+pub struct Param {
+    var: Var,
+    frozen: Tensor,
+}
+
+impl Param {
+    fn new(t: &Tensor) -> Result<Self> {
+        let var = Var::from_tensor(t)?;
+        let frozen = var.as_tensor().detach();
+        Ok(Self { var, frozen })
+    }
+
+    /// The tensor as a leaf of the graph (`grad`), or the same storage outside any graph.
+    pub fn get(&self, grad: bool) -> &Tensor {
+        if grad { self.var.as_tensor() } else { &self.frozen }
+    }
+
+    /// The variable, for optimisers.
+    pub fn var(&self) -> &Var {
+        &self.var
+    }
+
+    /// The values, outside any graph.
+    pub fn value(&self) -> &Tensor {
+        &self.frozen
+    }
+
+    /// Overwrites the values in place; shape and dtype must agree.
+    pub fn set(&self, t: &Tensor) -> Result<()> {
+        self.var.set(&t.detach())
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    param: Param,
+    trained: bool,
+}
+
+#[derive(Debug)]
+struct Store {
+    seed: u64,
+    dtype: DType,
+    device: Device,
+    /// `Some` when loading: every tensor must come from here.
+    source: Option<BTreeMap<String, Tensor>>,
+    entries: Mutex<BTreeMap<String, Entry>>,
+}
+
+/// Every tensor of a model, by name, in name order.
+#[derive(Clone, Debug)]
+pub struct Params(Arc<Store>);
+
+impl Params {
+    /// Fresh parameters: each value depends on `seed` and its name only.
+    pub fn seeded(seed: u64, dtype: DType, device: &Device) -> Self {
+        Self::with_source(seed, dtype, device, None)
+    }
+
+    /// Parameters that must all be found in `tensors`, with the shapes the model asks for.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
+        Self::with_source(0, dtype, device, Some(tensors))
+    }
+
+    fn with_source(
+        seed: u64,
+        dtype: DType,
+        device: &Device,
+        source: Option<BTreeMap<String, Tensor>>,
+    ) -> Self {
+        Self(Arc::new(Store { seed, dtype, device: device.clone(), source, entries: Mutex::default() }))
+    }
+
+    /// The root path.
+    pub fn vb(&self) -> Vb {
+        Vb { store: self.0.clone(), path: String::new() }
+    }
+
+    /// The device all parameters live on.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// The dtype of all floating-point parameters.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// Errors if the source held a tensor that no layer asked for; call it once the model is built.
+    pub fn finish(&self) -> Result<()> {
+        let Some(source) = &self.0.source else { return Ok(()) };
+        let entries = self.0.entries.lock().unwrap();
+        let extra: BTreeSet<_> = source.keys().filter(|k| !entries.contains_key(*k)).collect();
+        match extra.first() {
+            None => Ok(()),
+            Some(name) => bail!(
+                "{} tensor(s) in the file belong to no layer of this model, the first is `{name}`: the config and the \
+                 weights are not of the same model",
+                extra.len()
+            ),
+        }
+    }
+
+    /// Trained parameters, in name order.
+    pub fn trained(&self) -> Vec<(String, Param)> {
+        self.collect(|e| e.trained)
+    }
+
+    /// Every tensor of the file: trained parameters and buffers, in name order.
+    pub fn all(&self) -> Vec<(String, Param)> {
+        self.collect(|_| true)
+    }
+
+    fn collect(&self, keep: impl Fn(&Entry) -> bool) -> Vec<(String, Param)> {
+        let entries = self.0.entries.lock().unwrap();
+        entries.iter().filter(|(_, e)| keep(e)).map(|(k, e)| (k.clone(), e.param.clone())).collect()
+    }
+
+    /// Number of trained scalars.
+    pub fn count(&self) -> usize {
+        self.trained().iter().map(|(_, p)| p.value().elem_count()).sum()
+    }
+
+    /// Adds N(0, std^2) to every trained parameter, seeded by name: at initialisation zero convolutions make every
+    /// coupling trivial and hide bugs, so laws are tested on shaken parameters.
+    pub fn shake(&self, seed: u64, std: f64) -> Result<()> {
+        for (name, p) in self.trained() {
+            let v = p.value();
+            let mut rng = rng_for(seed, &name);
+            let noise: Vec<f64> =
+                (0..v.elem_count()).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect();
+            let noise = Tensor::from_vec(noise, v.shape(), v.device())?.to_dtype(v.dtype())?;
+            p.set(&(v + noise)?)?;
+        }
+        Ok(())
+    }
+
+    /// The name of the first tensor (in name order) that holds a NaN or an infinity.
+    pub fn find_non_finite(&self) -> Result<Option<String>> {
+        for (name, p) in self.all() {
+            if p.value().dtype().is_float() && !is_finite(p.value())? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether every element of `t` is finite (one pass; `x - x` is 0 exactly for finite x).
+pub fn is_finite(t: &Tensor) -> Result<bool> {
+    let s = (t - t)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    Ok(s == 0.)
+}
+
+/// A generator whose stream depends on `seed` and `name` only (64-bit FNV-1a of the name fills the second key word).
+pub fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mut key = [0u8; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&hash.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
+}
+
+/// A path into [`Params`].
+#[derive(Clone, Debug)]
+pub struct Vb {
+    store: Arc<Store>,
+    path: String,
+}
+
+impl Vb {
+    /// The sub-path `name`.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { store: self.store.clone(), path: self.key(&name.to_string()) }
+    }
+
+    /// The device parameters are made on.
+    pub fn device(&self) -> &Device {
+        &self.store.device
+    }
+
+    /// The dtype parameters are made in.
+    pub fn dtype(&self) -> DType {
+        self.store.dtype
+    }
+
+    /// The path so far, for messages.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The generator of the tensor `name` under this path.
+    pub fn rng(&self, name: &str) -> ChaCha8Rng {
+        rng_for(self.store.seed, &self.key(name))
+    }
+
+    fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// A trained parameter.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
+        self.entry(shape.into(), name, init, true, self.store.dtype)
+    }
+
+    /// A tensor that is saved and not trained: running statistics, signs, whitening matrices.
+    pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
+        self.entry(shape.into(), name, init, false, self.store.dtype)
+    }
+
+    /// A saved tensor of indices (u32): permutations.
+    pub fn indices(&self, len: usize, name: &str, init: Init) -> Result<Param> {
+        self.entry(len.into(), name, init, false, DType::U32)
+    }
+
+    fn entry(&self, shape: Shape, name: &str, init: Init, trained: bool, dtype: DType) -> Result<Param> {
+        let key = self.key(name);
+        let tensor = match &self.store.source {
+            Some(source) => {
+                let Some(t) = source.get(&key) else {
+                    bail!("tensor `{key}` is missing from the weights: they are not of this model")
+                };
+                if t.shape() != &shape {
+                    bail!("tensor `{key}` has shape {:?}, the model needs {shape:?}", t.shape());
+                }
+                if t.dtype().is_float() != dtype.is_float() {
+                    bail!("tensor `{key}` has dtype {:?}, the model needs {dtype:?}", t.dtype());
+                }
+                let t = t.to_device(&self.store.device)?.to_dtype(dtype)?;
+                if dtype.is_float() && !is_finite(&t)? {
+                    bail!("tensor `{key}` holds a NaN or an infinity: the file is damaged");
+                }
+                t
+            }
+            None => {
+                let n = shape.elem_count();
+                let mut rng = self.rng(name);
+                let values: Vec<f64> = match init {
+                    Init::Const(v) => vec![v; n],
+                    Init::Normal(std) => (0..n).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect(),
+                    Init::Uniform(a) => (0..n).map(|_| rng.random_range(-a..=a)).collect(),
+                    Init::With(f) => f(&mut rng),
+                };
+                if values.len() != n {
+                    bail!("the initial values of `{key}` are {} numbers, not {n}", values.len());
+                }
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+                    .to_dtype(dtype)?
+                    .to_device(&self.store.device)?
+            }
+        };
+        let param = Param::new(&tensor)?;
+        let entry = Entry { param: param.clone(), trained };
+        if self.store.entries.lock().unwrap().insert(key.clone(), entry).is_some() {
+            bail!("two layers ask for the same parameter `{key}`: give them different paths");
+        }
+        Ok(param)
+    }
+
+    /// The same path as candle's `VarBuilder`, for candle-nn's layers: what they create is trained.
+    pub fn candle(&self) -> candle_nn::VarBuilder<'static> {
+        let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(self.clone());
+        candle_nn::VarBuilder::from_backend(backend, self.store.dtype, self.store.device.clone())
+    }
+}
+
+impl candle_nn::var_builder::SimpleBackend for Vb {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: candle_nn::Init,
+        _dtype: DType,
+        _device: &Device,
+    ) -> Result<Tensor> {
+        let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1);
+        let p = match init {
+            candle_nn::Init::Const(v) => Vb::get(self, shape, name, Init::Const(v)),
+            candle_nn::Init::Randn { mean, stdev } => {
+                let n = shape.elem_count();
+                let draw = |rng: &mut ChaCha8Rng| {
+                    (0..n).map(|_| mean + stdev * rng.sample::<f64, _>(StandardNormal)).collect()
+                };
+                Vb::get(self, shape, name, Init::With(&draw))
+            }
+            candle_nn::Init::Uniform { lo, up } => {
+                let n = shape.elem_count();
+                let draw = |rng: &mut ChaCha8Rng| (0..n).map(|_| rng.random_range(lo..=up)).collect();
+                Vb::get(self, shape, name, Init::With(&draw))
+            }
+            // candle's default for linear and convolution weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+            candle_nn::Init::Kaiming { .. } => {
+                Vb::get(self, shape, name, Init::Uniform((fan_in as f64).powf(-0.5)))
+            }
+        }?;
+        Ok(p.var().as_tensor().clone())
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        bail!("`{}` was asked for without a shape: flows load strictly", self.key(name))
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        match &self.store.source {
+            Some(source) => source.contains_key(&self.key(name)),
+            None => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(p: &Param) -> Vec<f64> {
+        p.value().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_value_depends_on_seed_and_name_only() -> Result<()> {
+        let a = Params::seeded(7, DType::F64, &Device::Cpu);
+        let b = Params::seeded(7, DType::F64, &Device::Cpu);
+        let w = a.vb().pp("x").get(5, "w", Init::Normal(1.))?;
+        b.vb().get(5, "another", Init::Normal(1.))?;
+        let v = b.vb().pp("x").get(5, "w", Init::Normal(1.))?;
+        assert_eq!(values(&w), values(&v));
+        let c = Params::seeded(8, DType::F64, &Device::Cpu);
+        assert_ne!(values(&w), values(&c.vb().pp("x").get(5, "w", Init::Normal(1.))?));
+        Ok(())
+    }
+
+    #[test]
+    fn loading_is_strict() -> Result<()> {
+        let t = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
+        let src = BTreeMap::from([("a.w".to_string(), t(3)), ("b".to_string(), t(1))]);
+        let p = Params::from_tensors(src, DType::F32, &Device::Cpu);
+        let err = |r: Result<Param>| r.unwrap_err().to_string();
+        assert!(err(p.vb().get(3, "w", Init::Const(0.))).contains("`w` is missing"));
+        assert!(err(p.vb().pp("a").get(4, "w", Init::Const(0.))).contains("`a.w` has shape [3]"));
+        p.vb().pp("a").get(3, "w", Init::Const(0.))?;
+        assert!(p.finish().unwrap_err().to_string().contains("`b`"));
+        Ok(())
+    }
+
+    #[test]
+    fn candle_layers_live_under_our_paths() -> Result<()> {
+        let p = Params::seeded(0, DType::F32, &Device::Cpu);
+        candle_nn::linear(3, 2, p.vb().pp("net").candle().pp("fc"))?;
+        let names: Vec<_> = p.trained().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names, ["net.fc.bias", "net.fc.weight"]);
+        Ok(())
+    }
+}
