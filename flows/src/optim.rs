@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_rules_are_their_equations() -> Result<()> {
-        let (b1, b2, eps, lr) = (0.9, 0.99, 1e-8, 0.1);
+        let (b1, b2, eps, lr) = (0.9f64, 0.99f64, 1e-8, 0.1);
         let (m1, m2) = (0.1 * 0.5, 0.9 * 0.1 * 0.5 - 0.1);
         let (v1, v2) = (0.01 * 0.25, 0.99 * 0.01 * 0.25 + 0.01);
         let adam =

@@ -1,0 +1,636 @@
+"""Golden values: NICE, RealNVP and Glow once more, in plain PyTorch, to hold the Rust library against.
+
+    python -m venv env && env/bin/pip install torch safetensors numpy
+    env/bin/python flows/tests/golden/make.py           # everything, beside this script
+    env/bin/python flows/tests/golden/make.py FOLDER    # golden.safetensors for a model that the library saved
+
+The committed values were made with torch 2.15.0, numpy 2.4.6 and safetensors 0.8.0 on Python 3.11, on a CPU in
+f64. flows/tests/golden.rs compares the library with them.
+
+For each model of `CONFIGS` there is a folder as the library saves one (config.json, model.safetensors) and
+golden.safetensors with
+
+    x         inputs in the units of the data              z         latents
+    log_prob  log p(x), nats, (B,)                         decoded   f^-1(z)
+    encoded   f(x), (B, D)                                 cond      class labels (u32), where the model has classes
+
+Nothing here comes from the Rust code but the names and shapes of the tensors:
+
+- Weights are a function of the tensor's name and the element's index (`bell`, `even`), sums of integers from SHAKE-256.
+- The layers are written from the papers' equations, and log-dets are not written at all: log |det dz/dx| is that of the
+  Jacobian which autograd gives for the whole flow, one example at a time.
+- Inverses are written out and must undo the forward here before anything is saved.
+"""
+
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file, save_file
+
+CONFIGS = {
+    # The paper's MNIST model, small: odd/even partition, additive, logistic prior.
+    "nice": {
+        "model": "nice", "shape": [1, 4, 4], "bits": 8, "preprocess": {"kind": "unit"}, "order": "even_odd",
+        "hidden": [[12, 12], [12], [10, 12], [12]], "law": "additive", "init": 0.01, "prior": "logistic",
+    },
+    # Odd number of dimensions, whitening, reversals, affine.
+    "nice_zca": {
+        "model": "nice", "shape": [1, 3, 3], "bits": 8, "preprocess": {"kind": "zca", "epsilon": 1e-4},
+        "order": "reverse", "hidden": [[8, 8], [], [10]], "law": "affine", "init": 0.01, "prior": "gaussian",
+    },
+    # The released code's conventions.
+    "realnvp": {
+        "model": "realnvp", "shape": [2, 8, 8], "bits": 8,
+        "preprocess": {"kind": "logit", "alpha": 0.05, "scale": "code"}, "scales": 2, "features": 4, "blocks": 2,
+        "checkerboard": 3, "channelwise": 2, "last_checkerboard": 2, "shift_first": True, "signed_input": True,
+        "weight_norm": True, "skip": True, "batch_norm": True, "statistics": "running", "momentum": 0.1, "eps": 1e-4,
+    },
+    # Every switch the other way, sides that differ, three scales.
+    "realnvp_plain": {
+        "model": "realnvp", "shape": [1, 4, 12], "bits": 5,
+        "preprocess": {"kind": "logit", "alpha": 0.01, "scale": "paper"}, "scales": 3, "features": 2, "blocks": 1,
+        "checkerboard": 1, "channelwise": 2, "last_checkerboard": 2, "shift_first": False, "signed_input": False,
+        "weight_norm": False, "skip": False, "batch_norm": False, "statistics": "batch", "momentum": 0.1, "eps": 1e-4,
+    },
+    # The paper's law and matrix, the released code's edge bias, both learned priors.
+    "glow": {
+        "model": "glow", "shape": [3, 8, 8], "bits": 8, "preprocess": {"kind": "centered"}, "levels": 2, "depth": 2,
+        "width": 8, "law": "affine", "permutation": "plu", "edge_bias": True, "learn_top": True, "learn_split": True,
+    },
+    # Class-conditional, additive, plain W, no edge bias, 5 bits.
+    "glow_classes": {
+        "model": "glow", "shape": [1, 8, 8], "bits": 5, "preprocess": {"kind": "centered"}, "levels": 2, "depth": 2,
+        "width": 6, "law": "additive", "permutation": "plain", "edge_bias": False, "learn_top": True,
+        "learn_split": False, "classes": 3,
+    },
+}
+
+
+# Numbers from names -------------------------------------------------------------------------------------------------
+
+
+def integers(name, n, k):
+    """(n, k) integers below 2^32; row i depends on the name and on i only."""
+    return np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * n * k), "<u4").reshape(n, k)
+
+
+def bell(name, n):
+    """About N(0, 1): the sum of twelve uniform numbers less 6. No libm, so the same bits everywhere."""
+    return integers(name, n, 12).astype(np.float64).sum(1) / 2.0**32 - 6
+
+
+def even(name, n):
+    """U[0, 1)."""
+    return integers(name, n, 1)[:, 0] / 2.0**32
+
+
+class Maker:
+    """Gives each tensor that a model asks for its values and keeps them."""
+
+    def __init__(self, model):
+        self.model, self.tensors, self.trained = model, {}, 0
+
+    def __call__(self, key, shape, mean=0.0, std=0.1):
+        name, n = f"{self.model}/{key}", math.prod(shape)
+        self.trained += n
+        return self.keep(key, (mean(name) if callable(mean) else mean) + std * bell(name, n), shape)
+
+    def buffer(self, key, shape, values):
+        return self.keep(key, values(f"{self.model}/{key}"), shape)
+
+    def keep(self, key, values, shape):
+        assert key not in self.tensors, key
+        values = np.ascontiguousarray(values).reshape(shape)
+        self.tensors[key] = values if values.dtype == np.uint32 else values.astype(np.float64)
+        return torch.from_numpy(self.tensors[key].astype(np.int64 if values.dtype == np.uint32 else np.float64))
+
+
+class Reader:
+    """Gives the tensors of a saved folder."""
+
+    def __init__(self, folder):
+        self.tensors = load_file(folder / "model.safetensors")
+
+    def __call__(self, key, shape, mean=0.0, std=0.1):
+        return self.buffer(key, shape, None)
+
+    def buffer(self, key, shape, values):
+        t = self.tensors.pop(key)
+        assert list(t.shape) == list(shape), (key, t.shape, shape)
+        return torch.from_numpy(t.astype(np.int64 if t.dtype == np.uint32 else np.float64))
+
+
+# Layers: forward(x, y) and inverse(z, y), y the class labels ---------------------------------------------------------
+
+
+class Scale:
+    """z = a x + b, a and b numbers or tensors that broadcast."""
+
+    def __init__(self, a, b=0.0):
+        self.a, self.b = a, b
+
+    def forward(self, x, y):
+        return self.a * x + self.b
+
+    def inverse(self, z, y):
+        return (z - self.b) / self.a
+
+
+class Logit:
+    """RealNVP section 4.1: logit(alpha + c x)."""
+
+    def __init__(self, alpha, scale):
+        self.alpha, self.c = alpha, {"paper": 1 - alpha, "code": 1 - 2 * alpha}[scale]
+
+    def forward(self, x, y):
+        return torch.logit(self.alpha + self.c * x)
+
+    def inverse(self, z, y):
+        return (torch.sigmoid(z) - self.alpha) / self.c
+
+
+class Reshape:
+    def __init__(self, shape):
+        self.shape = shape
+
+    def forward(self, x, y):
+        return x.flatten(1)
+
+    def inverse(self, z, y):
+        return z.reshape([-1, *self.shape])
+
+
+class Matrix:
+    """z_i = sum_j W_ij x_j over dimension 1: whitening and the 1x1 convolution."""
+
+    def __init__(self, w):
+        self.w = w
+
+    def forward(self, x, y):
+        return torch.einsum("ij,bj...->bi...", self.w, x)
+
+    def inverse(self, z, y):
+        flat = z.flatten(2) if z.dim() > 2 else z.unsqueeze(2)
+        return torch.linalg.solve(self.w, flat).reshape(z.shape)
+
+
+class Take:
+    """z_d = x_index(d)."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def forward(self, x, y):
+        return x[:, self.index]
+
+    def inverse(self, z, y):
+        x = torch.empty_like(z)
+        x[:, self.index] = z
+        return x
+
+
+class Squeeze:
+    """2x2 pixels to channels: channel 4c + 2u + v is the pixel (u, v) of each 2x2 square of channel c."""
+
+    def forward(self, x, y):
+        parts = [x[:, c : c + 1, u::2, v::2] for c in range(x.shape[1]) for u in (0, 1) for v in (0, 1)]
+        return torch.cat(parts, 1)
+
+    def inverse(self, z, y):
+        b, c, h, w = z.shape
+        x = z.new_empty(b, c // 4, 2 * h, 2 * w)
+        for k in range(c):
+            x[:, k // 4, k % 4 // 2 :: 2, k % 2 :: 2] = z[:, k]
+        return x
+
+
+class Coupling:
+    """z = x where kept; elsewhere x exp(s) + t or (x + t) exp(s), with t and s functions of the kept part.
+
+    `swap` keeps the second half instead of the first; a `mask`, 1 where kept, is given instead of halves.
+    """
+
+    def __init__(self, net, log_scale=None, shift_first=False, swap=False, mask=None):
+        self.net, self.log_scale, self.shift_first, self.swap, self.mask = net, log_scale, shift_first, swap, mask
+
+    def parts(self, x):
+        c = x.shape[1] // 2
+        return (x[:, c:], x[:, :c]) if self.swap else (x[:, :c], x[:, c:])
+
+    def transform(self, x, undo):
+        kept, changed = (x * self.mask, x) if self.mask is not None else self.parts(x)
+        out = self.net(kept)
+        if self.log_scale is None:
+            t, s = out, torch.zeros_like(out)
+        else:
+            t, raw = out.split(changed.shape[1], 1)
+            s = self.log_scale(raw)
+        if undo:
+            new = changed / s.exp() - t if self.shift_first else (changed - t) / s.exp()
+        else:
+            new = (changed + t) * s.exp() if self.shift_first else changed * s.exp() + t
+        if self.mask is not None:
+            return torch.where(self.mask > 0, x, new)
+        return torch.cat([new, kept] if self.swap else [kept, new], 1)
+
+    def forward(self, x, y):
+        return self.transform(x, False)
+
+    def inverse(self, z, y):
+        return self.transform(z, True)
+
+
+class ClassPrior:
+    """z = (x - mean) / std, each a function of the channel and of the class: Glow's top prior."""
+
+    def __init__(self, get, path, channels, classes):
+        self.bias = get(f"{path}.bias", [2 * channels], std=0.3)
+        self.gain = get(f"{path}.gain", [2 * channels])
+        self.emb = None if classes is None else get(f"{path}.emb", [classes, 2 * channels], std=0.5)
+
+    def mean_std(self, y):
+        h = self.bias[None] if self.emb is None else self.bias + self.emb[y]
+        mean, logs = (h * torch.exp(3 * self.gain))[:, :, None, None].chunk(2, 1)
+        return mean, logs.exp()
+
+    def forward(self, x, y):
+        mean, std = self.mean_std(y)
+        return (x - mean) / std
+
+    def inverse(self, z, y):
+        mean, std = self.mean_std(y)
+        return z * std + mean
+
+
+class Chain:
+    def __init__(self, *layers):
+        self.layers = list(layers)
+
+    def forward(self, x, y):
+        for layer in self.layers:
+            x = layer.forward(x, y)
+        return x
+
+    def inverse(self, z, y):
+        for layer in reversed(self.layers):
+            z = layer.inverse(z, y)
+        return z
+
+
+class Levels:
+    """After each level but the last the second half of the channels is done; z is all that is done, in this order."""
+
+    def __init__(self, levels, shape):
+        self.levels, self.shape = levels, shape
+
+    def forward(self, x, y):
+        done = []
+        for level in self.levels[:-1]:
+            x, out = level.forward(x, y).chunk(2, 1)
+            done.append(out.flatten(1))
+        done.append(self.levels[-1].forward(x, y).flatten(1))
+        return torch.cat(done, 1)
+
+    def inverse(self, z, y):
+        # The shapes of the levels are what the layers make of an input.
+        parts, probe = [], torch.zeros(1, *self.shape, dtype=z.dtype)
+        for i, level in enumerate(self.levels):
+            probe = level.forward(probe, None if y is None else y[:1])
+            if i + 1 < len(self.levels):
+                probe, out = probe.chunk(2, 1)
+            else:
+                out = probe
+            parts.append(z[:, : out[0].numel()].reshape(-1, *out.shape[1:]))
+            z = z[:, out[0].numel() :]
+        x = self.levels[-1].inverse(parts[-1], y)
+        for level, part in zip(self.levels[-2::-1], parts[-2::-1]):
+            x = level.inverse(torch.cat([x, part], 1), y)
+        return x
+
+
+# Networks: functions -------------------------------------------------------------------------------------------------
+
+
+def mlp(get, path, widths):
+    layers = []
+    for i, (n, m) in enumerate(zip(widths, widths[1:])):
+        layers.append((get(f"{path}.{i}.weight", [m, n], std=1 / n**0.5), get(f"{path}.{i}.bias", [m], std=0.2)))
+
+    def run(x):
+        for i, (w, b) in enumerate(layers):
+            x = F.linear(x if i == 0 else F.relu(x), w, b)
+        return x
+
+    return run
+
+
+def resnet(get, path, c, inputs, outputs, features, mask):
+    """RealNVP's network: pre-activation residual blocks, 1x1 convolutions from each of them to the output."""
+
+    def conv(name, n, m, k, gain=1.0):
+        v = get(f"{path}.{name}.weight", [m, n, k, k], std=gain / (n * k * k) ** 0.5)
+        if c["weight_norm"]:
+            g = get(f"{path}.{name}.magnitude", [m], mean=gain, std=0.2)
+            v = g[:, None, None, None] * v / (v.square().sum((1, 2, 3), keepdim=True) + 1e-12).sqrt()
+        b = get(f"{path}.{name}.bias", [m], std=0.2)
+        return lambda x: F.conv2d(x, v, b, padding=k // 2)
+
+    def norm_relu(name):
+        if not c["batch_norm"]:
+            return F.relu
+        mean = get.buffer(f"{path}.{name}.mean", [features], lambda n: 0.3 * bell(n, features))
+        var = get.buffer(f"{path}.{name}.var", [features], lambda n: 0.5 + even(n, features))
+        gamma = get(f"{path}.{name}.gamma", [features], mean=1.0, std=0.2)
+        beta = get(f"{path}.{name}.beta", [features], std=0.3)
+        return lambda x: F.relu(F.batch_norm(x, mean, var, gamma, beta, training=False, eps=c["eps"]))
+
+    f = features
+    extra = 0 if mask is None else 1
+    first = conv("first", inputs * (2 if c["signed_input"] else 1) + extra, f, 3)
+    skips = [conv("skip", f, f, 1)] if c["skip"] else []
+    blocks = []
+    for i in range(c["blocks"]):
+        b = f"block{i}"
+        n1, c1 = norm_relu(f"{b}.norm1"), conv(f"{b}.conv1", f, f, 3)
+        n2, c2 = norm_relu(f"{b}.norm2"), conv(f"{b}.conv2", f, f, 3)
+        blocks.append((n1, c1, n2, c2))
+        if c["skip"]:
+            skips.append(conv(f"{b}.skip", f, f, 1))
+    norm, last = norm_relu("norm"), conv("last", f, outputs, 1, 0.4)
+
+    def run(x):
+        u = [x, -x] if c["signed_input"] else [x]
+        if mask is not None:
+            u.append(mask.expand(x.shape[0], -1, -1, -1))
+        states = [first(torch.cat(u, 1))]
+        for n1, c1, n2, c2 in blocks:
+            states.append(states[-1] + c2(n2(c1(n1(states[-1])))))
+        s = sum(k(h) for k, h in zip(skips, states)) if skips else states[-1]
+        return last(norm(s))
+
+    return run
+
+
+def glow_conv(get, path, n, m, edge_bias, std):
+    """3x3; with an edge bias there is one more input channel, 1 on the padding and 0 inside."""
+    w = get(f"{path}.weight", [m, n, 3, 3], std=std / (9 * n) ** 0.5)
+    if not edge_bias:
+        return lambda x: F.conv2d(x, w, padding=1)
+    w = torch.cat([w, get(f"{path}.edge", [m, 9], std=0.15).reshape(m, 1, 3, 3)], 1)
+
+    def run(x):
+        border = F.pad(torch.zeros_like(x[:, :1]), (1, 1, 1, 1), value=1.0)
+        return F.conv2d(torch.cat([F.pad(x, (1, 1, 1, 1)), border], 1), w)
+
+    return run
+
+
+def zero_conv(get, path, n, m, edge_bias):
+    conv = glow_conv(get, path, n, m, edge_bias, 0.5)
+    bias = get(f"{path}.bias", [m], std=0.1)
+    logs = get(f"{path}.logs", [m], std=0.1)
+    return lambda x: (conv(x) + bias[:, None, None]) * torch.exp(3 * logs[:, None, None])
+
+
+def actnorm(get, path, channels):
+    """(a, a b) of a x + a b = exp(3 logs) (x + b), for images."""
+    b = get(f"{path}.bias", [channels], std=0.2)[:, None, None]
+    a = torch.exp(3 * get(f"{path}.logs", [channels], std=0.07)[:, None, None])
+    return a, a * b
+
+
+def glow_net(get, path, n, width, m, edge_bias):
+    conv1 = glow_conv(get, f"{path}.conv1", n, width, edge_bias, 1.5)
+    a1, b1 = actnorm(get, f"{path}.norm1", width)
+    conv2 = get(f"{path}.conv2.weight", [width, width, 1, 1], std=1.5 / width**0.5)
+    a2, b2 = actnorm(get, f"{path}.norm2", width)
+    zero = zero_conv(get, f"{path}.zero", width, m, edge_bias)
+
+    def run(x):
+        h = F.relu(a1 * conv1(x) + b1)
+        h = F.relu(a2 * F.conv2d(h, conv2) + b2)
+        return zero(h)
+
+    return run
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def preprocessing(get, c):
+    n, p = 2.0 ** c["bits"], c["preprocess"]
+    d = math.prod(c["shape"])
+    kind = p["kind"]
+    if kind == "none":
+        layers = []
+    elif kind == "unit":
+        layers = [Scale(1 / n)]
+    elif kind == "logit":
+        layers = [Scale(1 / n), Logit(p["alpha"], p["scale"])]
+    elif kind == "centered":
+        layers = [Scale(1 / n, -0.5)]
+    elif kind in ("symmetric", "zca"):
+        layers = [Scale(2 / n, -1.0)]
+    if c["model"] == "nice" and len(c["shape"]) > 1:
+        layers.append(Reshape(c["shape"]))
+    if kind == "zca":
+        # A^2 + 1/2 for a symmetric A. Its inverse and log-det, which the library keeps beside it, are not used here.
+        def positive(name):
+            a = 0.2 * bell(name, d * d).reshape(d, d)
+            return (a + a.T) @ (a + a.T) + 0.5 * np.eye(d)
+
+        w = get.buffer("whiten.weight", [d, d], positive)
+        get.buffer("whiten.inverse", [d, d], lambda _: np.linalg.inv(w.numpy()))
+        get.buffer("whiten.log_det", [1], lambda _: np.linalg.slogdet(w.numpy())[1])
+        mean = get.buffer("whiten.mean", [d], lambda n: 0.2 * bell(n, d))
+        layers += [Scale(1.0, -mean), Matrix(w)]
+    return layers
+
+
+def reversal(get, path, d):
+    return Take(get.buffer(f"{path}.index", [d], lambda _: np.arange(d, dtype=np.uint32)[::-1]))
+
+
+def nice(get, c):
+    d = math.prod(c["shape"])
+    layers = preprocessing(get, c)
+    if c["order"] == "even_odd":
+        index = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)]).astype(np.uint32)
+        layers.append(Take(get.buffer("even_odd.index", [d], lambda _: index)))
+    for i, hidden in enumerate(c["hidden"]):
+        swap = c["order"] == "even_odd" and i % 2 == 1
+        kept = d - d // 2 if swap else d // 2
+        affine = c["law"] == "affine"
+        net = mlp(get, f"coupling{i}.net", [kept, *hidden, (d - kept) * (2 if affine else 1)])
+        scale = None
+        if affine:
+            gain = get(f"coupling{i}.gain", [1], mean=0.6)
+            scale = lambda h, gain=gain: gain * torch.tanh(h)
+        layers.append(Coupling(net, scale, swap=swap))
+        if c["order"] == "reverse":
+            layers.append(reversal(get, f"coupling{i}.reverse", d))
+    layers.append(Scale(torch.exp(get("diagonal.logs", [d], std=0.3))))
+    return Chain(*layers)
+
+
+def realnvp(get, c):
+    channels, h, w = c["shape"]
+    layers = preprocessing(get, c)
+    levels = []
+
+    def coupling(path, inputs, outputs, features, swap, mask):
+        gain = get(f"{path}.gain", [1], mean=0.5)
+        net = resnet(get, f"{path}.net", c, inputs, 2 * outputs, features, mask)
+        yield Coupling(net, lambda s: gain * torch.tanh(s), c["shift_first"], swap, mask)
+        if c["batch_norm"]:
+            n = channels
+            mean = get.buffer(f"{path}.norm.mean", [n], lambda name: 0.3 * bell(name, n))[:, None, None]
+            var = get.buffer(f"{path}.norm.var", [n], lambda name: 0.5 + even(name, n))[:, None, None]
+            std = torch.sqrt(var + c["eps"])
+            yield Scale(1 / std, -mean / std)
+
+    for i in range(c["scales"]):
+        last = i + 1 == c["scales"]
+        level = []
+        features = c["features"] * 2**i
+        for k in range(c["last_checkerboard" if last else "checkerboard"]):
+            board = torch.arange(h)[:, None] + torch.arange(w)[None]
+            mask = ((board + k) % 2 == 0).double()[None, None]
+            level += coupling(f"level{i}.checker{k}", channels, channels, features, False, mask)
+        if not last:
+            level.append(Squeeze())
+            channels, h, w = 4 * channels, h // 2, w // 2
+            for k in range(c["channelwise"]):
+                half = channels // 2
+                level += coupling(f"level{i}.channel{k}", half, half, 2 * features, k % 2 == 1, None)
+            channels //= 2
+        levels.append(Chain(*level))
+    return Chain(*layers, Levels(levels, c["shape"]))
+
+
+def glow(get, c):
+    channels = c["shape"][0]
+    layers = preprocessing(get, c)
+    levels = []
+    for i in range(c["levels"]):
+        channels *= 4
+        n, half = channels, channels // 2
+        level = [Squeeze()]
+        for k in range(c["depth"]):
+            path = f"level{i}.step{k}"
+            level.append(Scale(*actnorm(get, f"{path}.actnorm", n)))
+            level.append(mixing(get, f"{path}.permutation", n, c["permutation"]))
+            affine = c["law"] == "affine"
+            net = glow_net(get, f"{path}.net", half, c["width"], half * (2 if affine else 1), c["edge_bias"])
+            level.append(Coupling(net, (lambda h: F.logsigmoid(h + 2)) if affine else None, True))
+        if i + 1 < c["levels"]:
+            if c["learn_split"]:
+                net = zero_conv(get, f"level{i}.split.zero", half, 2 * half, c["edge_bias"])
+                level.append(Coupling(net, lambda s: s, True))
+            channels = half
+        elif c["learn_top"]:
+            level.append(ClassPrior(get, f"level{i}.top", n, c.get("classes")))
+        levels.append(Chain(*level))
+    return Chain(*layers, Levels(levels, c["shape"]))
+
+
+def mixing(get, path, n, kind):
+    if kind == "reverse":
+        return reversal(get, path, n)
+    order = lambda name: np.argsort(even(name, n), kind="stable").astype(np.uint32)
+    if kind == "shuffle":
+        return Take(get.buffer(f"{path}.index", [n], order))
+    if kind == "plain":
+        # Near a permutation, hence far from singular.
+        return Matrix(get(f"{path}.weight", [n, n], mean=lambda name: np.eye(n)[order(name)].ravel()))
+    # W = P L (U + diag(sign exp(log s))): row i of W is row perm[i] of L U.
+    perm = get.buffer(f"{path}.perm", [n], order)
+    sign = get.buffer(f"{path}.sign", [n], lambda name: np.where(even(name, n) < 0.5, -1.0, 1.0))
+    log_s = lambda name: np.diag(0.2 * bell(f"{name}/diagonal", n)).ravel()
+    lu = get(f"{path}.lu", [n, n], mean=log_s, std=0.3 / n**0.5)
+    lower = lu.tril(-1) + torch.eye(n, dtype=torch.float64)
+    upper = lu.triu(1) + torch.diag(sign * torch.exp(lu.diagonal()))
+    p = torch.zeros(n, n, dtype=torch.float64)
+    p[torch.arange(n), perm] = 1.0
+    return Matrix(p @ lower @ upper)
+
+
+def build(get, c):
+    return {"nice": nice, "realnvp": realnvp, "glow": glow}[c["model"]](get, c)
+
+
+def log_prior(z, c):
+    if c.get("prior") == "logistic":
+        return -(F.softplus(z) + F.softplus(-z)).sum(1)
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+
+
+# Values --------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(folder):
+    """Writes golden.safetensors for the model in `folder`."""
+    c = json.loads((folder / "config.json").read_text())["config"]
+    reader = Reader(folder)
+    flow = build(reader, c)
+    assert not reader.tensors, f"left over: {sorted(reader.tensors)}"
+    b, shape = 3, c["shape"]
+    d = math.prod(shape)
+    if c["preprocess"]["kind"] == "none":
+        x = bell("x", b * d)
+    else:
+        x = 2.0 ** c["bits"] * even("x", b * d)
+    x = torch.from_numpy(x).reshape(b, *shape)
+    z = torch.from_numpy(0.8 * bell("z", b * d)).reshape(b, d)
+    y = None if c.get("classes") is None else (torch.arange(b) + 1) % c["classes"]
+    flat = lambda x, y: flow.forward(x, y).flatten(1)
+    encoded = flat(x, y)
+    log_det = []
+    for i in range(b):
+        one = None if y is None else y[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v: flat(v.reshape(1, *shape), one)[0], x[i].flatten())
+        log_det.append(torch.linalg.slogdet(jacobian)[1])
+    log_det = torch.stack(log_det)
+    decoded = flow.inverse(z, y).reshape(b, *shape)
+    # The inverse undoes the forward, both ways.
+    back, again = flow.inverse(encoded, y).reshape(x.shape), flat(decoded, y)
+    error = lambda a, b: ((a - b).abs() / b.abs().clamp(1)).max()
+    worst = torch.stack([error(back, x), error(again, z)]).max()
+    assert worst < 1e-9, worst
+    log_prob = log_prior(encoded, c) + log_det
+    golden = {"x": x, "log_prob": log_prob, "encoded": encoded, "z": z, "decoded": decoded}
+    golden = {k: np.ascontiguousarray(v.numpy()) for k, v in golden.items()}
+    if y is not None:
+        golden["cond"] = y.numpy().astype(np.uint32)
+    assert all(np.isfinite(v).all() for v in golden.values())
+    save_file(golden, folder / "golden.safetensors")
+    bits = [round(v, 3) for v in (-log_prob / (d * math.log(2))).tolist()]
+    print(f"{folder.name}: D {d}, bits/dim {bits}, |z| up to {encoded.abs().max():.2f}, decoded from "
+          f"{decoded.min():.1f} to {decoded.max():.1f}, inverse to {worst:.1e}")
+
+
+def make(folder, config):
+    """Writes config.json and model.safetensors."""
+    folder.mkdir(exist_ok=True)
+    get = Maker(folder.name)
+    build(get, config)
+    save_file(get.tensors, folder / "model.safetensors")
+    file = {"format": 1, "flows_version": "0.1.0", "parameters": get.trained, "config": config}
+    (folder / "config.json").write_text(json.dumps(file, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        evaluate(Path(sys.argv[1]))
+    else:
+        for name, config in CONFIGS.items():
+            folder = Path(__file__).parent / name
+            make(folder, config)
+            evaluate(folder)
