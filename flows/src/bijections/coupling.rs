@@ -8,6 +8,7 @@
 //! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
 
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
+use crate::ops::coupling;
 use crate::params::Param;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -107,19 +108,37 @@ impl Coupling {
 
     /// Shift and log-scale for a changed part of shape `like`.
     fn shift_scale(&self, h: &Tensor, like: &Tensor, grad: bool) -> Result<(Tensor, Option<Tensor>)> {
+        self.check(h, like)?;
         let c = like.dim(1)?;
-        let parts = if matches!(self.transform, Transform::Additive) { 1 } else { 2 };
-        let mut want = like.dims().to_vec();
-        want[1] = parts * c;
-        if h.dims() != want {
-            bail!("the coupling's network gave {:?}, {want:?} are needed", h.shape());
-        }
         match &self.transform {
             Transform::Additive => Ok((h.clone(), None)),
             Transform::Affine { scale, .. } => {
                 let s = scale.log_scale(&h.narrow(1, c, c)?, grad)?;
                 Ok((h.narrow(1, 0, c)?, Some(s)))
             }
+        }
+    }
+
+    /// Errors if the network's output `h` does not fit a changed part of shape `like`.
+    fn check(&self, h: &Tensor, like: &Tensor) -> Result<()> {
+        let mut want = like.dims().to_vec();
+        want[1] *= if matches!(self.transform, Transform::Additive) { 1 } else { 2 };
+        if h.dims() != want {
+            bail!("the coupling's network gave {:?}, {want:?} are needed", h.shape());
+        }
+        Ok(())
+    }
+
+    /// The law as one fused op, where there is one: a learned gain is one more input than candle's ops take.
+    fn fused(&self) -> Option<coupling::Law> {
+        match self.transform {
+            Transform::Affine { scale: Scale::Exp, shift_first } => {
+                Some(coupling::Law { sigmoid: false, shift_first })
+            }
+            Transform::Affine { scale: Scale::Sigmoid, shift_first } => {
+                Some(coupling::Law { sigmoid: true, shift_first })
+            }
+            _ => None,
         }
     }
 
@@ -159,6 +178,11 @@ impl Bijection for Coupling {
             Partition::Halves { swap } => {
                 let (kept, changed) = Self::split(x, *swap)?;
                 let h = self.net.forward(&kept.contiguous()?, ctx)?;
+                if let Some(law) = self.fused() {
+                    self.check(&h, &changed)?;
+                    let (y, log_det) = coupling::affine(&changed.flatten_from(1)?, &h.flatten_from(1)?, law)?;
+                    return Ok((Self::join(&kept, &y.reshape(changed.shape())?, *swap)?, log_det));
+                }
                 let (t, s) = self.shift_scale(&h, &changed, ctx.grad)?;
                 let y = self.change(&changed, &t, s.as_ref())?;
                 (Self::join(&kept, &y, *swap)?, s)

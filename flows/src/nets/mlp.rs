@@ -2,7 +2,7 @@
 
 use crate::bijection::Ctx;
 use crate::bijections::Net;
-use crate::ops::channel::relu;
+use crate::ops::linear::linear;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
 
@@ -47,10 +47,7 @@ impl Net for Mlp {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let mut h = x.clone();
         for (i, (w, b)) in self.layers.iter().enumerate() {
-            h = h.matmul(&w.get(ctx.grad).t()?)?.broadcast_add(b.get(ctx.grad))?;
-            if i + 1 < self.layers.len() {
-                h = relu(&h)?;
-            }
+            h = linear(&h, w.get(ctx.grad), b.get(ctx.grad), i + 1 < self.layers.len())?;
         }
         Ok(h)
     }

@@ -428,7 +428,7 @@ impl CustomOp1 for Relu {
     }
 }
 
-struct ReluBack;
+pub(super) struct ReluBack;
 
 impl CustomOp2 for ReluBack {
     fn name(&self) -> &'static str {

@@ -24,6 +24,8 @@ pub trait Real:
     fn f64(self) -> f64;
     /// e^self.
     fn exp(self) -> Self;
+    /// log(1 + self), exact near 0.
+    fn ln_1p(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// The slice of a storage.
@@ -48,6 +50,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $t::exp(self)
+            }
+            #[inline(always)]
+            fn ln_1p(self) -> Self {
+                $t::ln_1p(self)
             }
             #[inline(always)]
             fn sqrt(self) -> Self {

@@ -11,7 +11,9 @@
 
 pub mod channel;
 pub mod conv;
+pub mod coupling;
 pub mod gemm;
+pub mod linear;
 pub(crate) mod update;
 
 use candle_core::{Result, Tensor};
