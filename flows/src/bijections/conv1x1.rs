@@ -4,7 +4,7 @@ use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
 use crate::ops::conv::{WithGradient, channel_mix};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 /// How the matrix is parameterised.
@@ -71,9 +71,18 @@ impl Conv1x1 {
                 let lower: Vec<f64> = (0..n * n).map(|e| f64::from(u8::from(e % n < e / n))).collect();
                 let lu = vb.get((n, n), "lu", Init::With(&|_| packed.clone()))?;
                 let lower = linalg::from_host(lower, n, lu.value())?;
+                let perm_init = |_: &mut _| perm.clone();
+                let perm = vb.indices(n, "perm", Init::With(&perm_init))?;
+                super::permute::invert(&perm.value().to_vec1()?, vb)?;
+                let sign_init = |_: &mut _| sign.clone();
+                let sign = vb.buffer(n, "sign", Init::With(&sign_init))?;
+                let signs = sign.value().to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
+                if signs.iter().any(|s| s.abs() != 1.) {
+                    bail!("`{}.sign` holds a number other than 1 and -1", vb.path());
+                }
                 Form::Plu {
-                    perm: vb.indices(n, "perm", Init::With(&|_| perm.clone()))?,
-                    sign: vb.buffer(n, "sign", Init::With(&|_| sign.clone()))?,
+                    perm,
+                    sign,
                     eye: Tensor::eye(n, lu.value().dtype(), lu.value().device())?,
                     lu,
                     lower,

@@ -16,20 +16,26 @@ pub struct Permute {
     inverse: Tensor,
 }
 
+/// The inverse of stored indices; errors if they are no permutation, since a file is trusted with nothing.
+pub(super) fn invert(ids: &[u32], vb: &Vb) -> Result<Vec<u32>> {
+    let mut inverse = vec![u32::MAX; ids.len()];
+    for (to, &from) in ids.iter().enumerate() {
+        match inverse.get_mut(from as usize) {
+            Some(slot) if *slot == u32::MAX => *slot = to as u32,
+            _ => bail!(
+                "the indices of `{}` are no permutation of 0..{}: {from} is out of range or twice there",
+                vb.path(),
+                ids.len()
+            ),
+        }
+    }
+    Ok(inverse)
+}
+
 impl Permute {
     fn new(n: usize, vb: &Vb, init: Init) -> Result<Self> {
         let index = vb.indices(n, "index", init)?;
-        let ids = index.value().to_vec1::<u32>()?;
-        let mut inverse = vec![u32::MAX; n];
-        for (to, &from) in ids.iter().enumerate() {
-            match inverse.get_mut(from as usize) {
-                Some(slot) if *slot == u32::MAX => *slot = to as u32,
-                _ => bail!(
-                    "`{}.index` is not a permutation of 0..{n}: {from} is out of range or twice there",
-                    vb.path()
-                ),
-            }
-        }
+        let inverse = invert(&index.value().to_vec1()?, vb)?;
         let inverse = Tensor::new(inverse, index.value().device())?;
         Ok(Self { index, inverse })
     }

@@ -1,0 +1,189 @@
+//! A model's life: built, initialised, saved, loaded in a new process, sharded, refused when damaged.
+
+use candle_core::{DType, Device, Result, Tensor};
+use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
+use flows::testing::normal;
+use flows::{Ctx, Model, ModelConfig, SaveOptions};
+use std::path::Path;
+use std::process::Command;
+
+fn configs() -> Vec<(&'static str, ModelConfig)> {
+    let nice = NiceConfig { shape: vec![1, 4, 4], hidden: vec![vec![9]; 3], ..NiceConfig::mnist_paper() };
+    let nvp = RealNvpConfig { shape: [1, 4, 4], features: 3, blocks: 1, ..RealNvpConfig::cifar_code() };
+    let glow = GlowConfig {
+        shape: [3, 8, 8],
+        levels: 2,
+        depth: 2,
+        width: 6,
+        edge_bias: true,
+        ..GlowConfig::cifar_paper()
+    };
+    let shuffle = GlowConfig { permutation: glow::Permutation::Shuffle, classes: Some(2), ..glow.clone() };
+    let zca = NiceConfig { preprocess: Preprocess::Zca { epsilon: 0.1 }, ..nice.clone() };
+    vec![
+        ("nice", ModelConfig::Nice(nice)),
+        ("zca", ModelConfig::Nice(zca)),
+        ("realnvp", ModelConfig::RealNvp(nvp)),
+        ("glow", ModelConfig::Glow(glow)),
+        ("shuffle", ModelConfig::Glow(shuffle)),
+    ]
+}
+
+fn pixels(config: &ModelConfig, n: usize) -> Result<Tensor> {
+    let mut shape = vec![n];
+    shape.extend(config.shape());
+    (((normal(&shape, 1, &Device::Cpu)?.tanh()? / 2.2)? + 0.5)? * 256.)?.to_dtype(DType::F32)
+}
+
+fn labels(n: usize) -> Result<Tensor> {
+    Tensor::from_vec((0..n as u32).map(|i| i % 2).collect::<Vec<_>>(), n, &Device::Cpu)
+}
+
+/// Initialised from data, moved by a training pass (running statistics) and shaken.
+fn lived(config: ModelConfig) -> Result<Model> {
+    let m = Model::new(config, 5, DType::F32, &Device::Cpu)?;
+    let (x, y) = (pixels(m.config(), 24)?, labels(24)?);
+    m.init(&x, Some(&y))?;
+    m.terms(&x, Ctx::train().with_cond(Some(&y)))?;
+    m.params().shake(6, 0.02)?;
+    Ok(m)
+}
+
+fn bits(m: &Model) -> Result<Vec<u32>> {
+    let x = pixels(m.config(), 4)?;
+    let lp = m.log_prob(&x, Some(&labels(4)?))?.to_vec1::<f32>()?;
+    Ok(lp.into_iter().map(f32::to_bits).collect())
+}
+
+/// The child half of the next test: with FLOWS_LOAD set it loads that folder and prints log_prob's bits.
+#[test]
+fn child_prints_log_prob() -> Result<()> {
+    let Ok(dir) = std::env::var("FLOWS_LOAD") else { return Ok(()) };
+    println!("bits={:?}", bits(&Model::load(dir, &Device::Cpu)?)?);
+    Ok(())
+}
+
+#[test]
+fn a_new_process_gives_bit_equal_log_prob() -> anyhow::Result<()> {
+    for (name, config) in configs() {
+        let m = lived(config)?;
+        let dir = tempfile::tempdir()?;
+        m.save(dir.path(), &SaveOptions::default())?;
+        let out = Command::new(std::env::current_exe()?)
+            .args(["--exact", "child_prints_log_prob", "--nocapture"])
+            .env("FLOWS_LOAD", dir.path())
+            .output()?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(text.contains(&format!("bits={:?}", bits(&m)?)), "{name}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn shards_hold_the_same_model() -> anyhow::Result<()> {
+    let m = lived(configs().remove(3).1)?;
+    let dir = tempfile::tempdir()?;
+    m.save(dir.path(), &SaveOptions { max_shard_size: 4000, dtype: None })?;
+    let shards = std::fs::read_dir(dir.path())?
+        .filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().starts_with("model-0"))
+        .count();
+    assert!(shards > 1 && dir.path().join("model.safetensors.index.json").exists());
+    assert_eq!(bits(&Model::load(dir.path(), &Device::Cpu)?)?, bits(&m)?);
+    // A later unsharded save in the same folder is the one that is read.
+    m.params().shake(9, 0.1)?;
+    m.save(dir.path(), &SaveOptions::default())?;
+    assert_eq!(bits(&Model::load(dir.path(), &Device::Cpu)?)?, bits(&m)?);
+    Ok(())
+}
+
+#[test]
+fn half_precision_files_are_computed_in_single() -> anyhow::Result<()> {
+    let m = lived(configs().remove(3).1)?;
+    let x = pixels(m.config(), 4)?;
+    let want = m.bits_per_dim(&x, None)?.to_vec1::<f32>()?;
+    for dtype in [DType::F16, DType::BF16] {
+        let dir = tempfile::tempdir()?;
+        m.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() })?;
+        let loaded = Model::load(dir.path(), &Device::Cpu)?;
+        assert_eq!(loaded.params().dtype(), DType::F32);
+        for (a, b) in loaded.bits_per_dim(&x, None)?.to_vec1::<f32>()?.iter().zip(&want) {
+            assert!((a - b).abs() < 0.05, "{a} {b}");
+        }
+    }
+    Ok(())
+}
+
+fn refusal(dir: &Path) -> String {
+    match Model::load(dir, &Device::Cpu) {
+        Ok(_) => "loaded".to_string(),
+        Err(e) => e.to_string(),
+    }
+}
+
+#[test]
+fn damage_is_named() -> anyhow::Result<()> {
+    let m = lived(configs().remove(3).1)?;
+    let dir = tempfile::tempdir()?;
+    let d = dir.path();
+    assert!(refusal(d).contains("config.json"), "{}", refusal(d));
+    m.save(d, &SaveOptions::default())?;
+    let (config, weights) = (d.join("config.json"), d.join("model.safetensors"));
+    let (json, bytes) = (std::fs::read_to_string(&config)?, std::fs::read(&weights)?);
+    for (from, to, say) in [
+        ("\"depth\": 2", "\"depth\": 3", "step2.actnorm.bias` is missing"),
+        ("\"depth\": 2", "\"depth\": 1", "belong to no layer"),
+        ("\"width\": 6", "\"width\": 7", "has shape"),
+        ("\"width\"", "\"breadth\"", "breadth"),
+        ("\"format\": 1", "\"format\": 2", "newer"),
+    ] {
+        assert!(json.contains(from));
+        std::fs::write(&config, json.replace(from, to))?;
+        assert!(refusal(d).contains(say), "{from} -> {to}: {}", refusal(d));
+    }
+    std::fs::write(&config, &json)?;
+    for cut in [0, 5, 100, bytes.len() - 1] {
+        std::fs::write(&weights, &bytes[..cut])?;
+        assert!(refusal(d).contains("model.safetensors"), "{cut}: {}", refusal(d));
+    }
+    // A NaN in the weights; indices that are no permutation; a sign that is none.
+    std::fs::write(&weights, &bytes)?;
+    let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)?;
+    let nan = Tensor::full(f32::NAN, 6, &Device::Cpu)?;
+    let twice = Tensor::zeros(12, DType::U32, &Device::Cpu)?;
+    let half = Tensor::full(0.5f32, 12, &Device::Cpu)?;
+    for (name, t, say) in [
+        ("level0.step0.net.norm1.bias", nan, "NaN"),
+        ("level0.step0.permutation.perm", twice, "no permutation"),
+        ("level0.step0.permutation.sign", half, "other than 1 and -1"),
+    ] {
+        let mut changed = tensors.clone();
+        assert_eq!(
+            changed.insert(name.to_string(), t.clone()).map(|o| o.dims().to_vec()),
+            Some(t.dims().to_vec())
+        );
+        candle_core::safetensors::save(&changed, &weights)?;
+        assert!(refusal(d).contains(say), "{name}: {}", refusal(d));
+    }
+    Ok(())
+}
+
+/// Sampling is reproducible, honours the temperature and wants class labels where there are classes.
+#[test]
+fn samples() -> Result<()> {
+    let m = lived(configs().remove(4).1)?;
+    let y = labels(3)?;
+    let draw = |t: f64, seed: u64| -> Result<Vec<f32>> {
+        m.sample(3, t, seed, Some(&y))?.flatten_all()?.to_vec1::<f32>()
+    };
+    assert_eq!(draw(0.7, 1)?, draw(0.7, 1)?);
+    assert_ne!(draw(0.7, 1)?, draw(0.7, 2)?);
+    // At temperature 0 two samples of one class are the same image.
+    let cold = m.sample(3, 0., 1, Some(&y))?;
+    let same = (cold.get(0)? - cold.get(2)?)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+    assert_eq!(same, 0.);
+    assert!(m.sample(3, 0.7, 1, None).unwrap_err().to_string().contains("class"));
+    let far = Tensor::new(&[0u32, 9, 0], &Device::Cpu)?;
+    assert!(m.sample(3, 0.7, 1, Some(&far)).unwrap_err().to_string().contains("class 9"));
+    assert!(m.sample(3, -1., 1, Some(&y)).is_err());
+    Ok(())
+}
