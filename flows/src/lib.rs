@@ -24,3 +24,12 @@ pub use flow::{Flow, Terms};
 pub use models::{Model, ModelConfig, SaveOptions, load};
 pub use params::{Params, Vb};
 pub use prior::Prior;
+
+/// The documents' code is compiled and run with the library's own examples.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../docs/tutorial.md")]
+    struct Tutorial;
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+}

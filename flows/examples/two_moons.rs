@@ -1,0 +1,60 @@
+//! Two moons in 60 lines: eight affine couplings, trained for a minute, against the best a single Gaussian can do.
+//!
+//! `cargo run --release --example two_moons`
+
+use candle_core::{DType, Device, Result, Tensor};
+use flows::bijections::{ActNorm, Coupling, Partition, Scale, Transform};
+use flows::nets::{Mlp, Start};
+use flows::optim::{Optimizer, Rule, collect_grads};
+use flows::params::{Init, rng_for};
+use flows::{Chain, Ctx, Flow, Params, Prior};
+use rand::Rng;
+
+/// `n` points of two interleaved half circles with noise of .1.
+fn moons(n: usize, seed: u64) -> Result<Tensor> {
+    let mut rng = rng_for(seed, "moons");
+    let mut v = Vec::with_capacity(2 * n);
+    for i in 0..n {
+        let a = rng.random_range(0.0..std::f64::consts::PI);
+        let (x, y) = if i % 2 == 0 { (a.cos(), a.sin()) } else { (1. - a.cos(), 0.5 - a.sin()) };
+        let z = Prior::Gaussian.draw(2, &mut rng);
+        v.extend([x + 0.1 * z[0], y + 0.1 * z[1]]);
+    }
+    Tensor::from_vec(v, (n, 2), &Device::Cpu)?.to_dtype(DType::F32)
+}
+
+fn main() -> Result<()> {
+    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let vb = params.vb();
+    let mut chain = Chain::new();
+    for i in 0..8 {
+        let vb = vb.pp(i);
+        let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
+        let net = Box::new(Mlp::new(1, &[64, 64], 2, Start::Identity, &vb.pp("net"))?);
+        let transform = Transform::Affine { scale, shift_first: false };
+        chain.push(format!("norm{i}"), ActNorm::new(2, 1., &vb.pp("norm"))?);
+        chain.push(
+            format!("coupling{i}"),
+            Coupling { partition: Partition::Halves { swap: i % 2 == 1 }, net, transform },
+        );
+    }
+    let flow = Flow::new(chain, Prior::Gaussian, &[2]);
+    flow.init(&moons(1024, 1)?, None)?;
+
+    let mut opt = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, &params)?;
+    for step in 0..2000 {
+        let x = moons(256, 100 + step)?;
+        let loss = flow.terms(&x, Ctx::train())?.log_prob()?.mean_all()?.neg()?;
+        let grads = collect_grads(&params, &loss.backward()?);
+        opt.step(&grads, 2e-3 * (1. - step as f64 / 2000.), 1.)?;
+        if step % 500 == 0 {
+            println!("step {step:4}: {:.3} nats", loss.to_scalar::<f32>()?);
+        }
+    }
+    let test = moons(10_000, 2)?;
+    let nats = flow.log_prob(&test, None)?.mean_all()?.neg()?.to_scalar::<f32>()?;
+    println!("held out: {nats:.3} nats a point; {} parameters", params.count());
+    let samples = flow.sample(3, 1., &mut rng_for(3, "samples"), None, (DType::F32, &Device::Cpu))?;
+    println!("three samples:\n{samples}");
+    Ok(())
+}
