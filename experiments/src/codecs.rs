@@ -1,7 +1,8 @@
 //! What the same test images cost without a flow: lossless codecs, and an independent Gaussian per subpixel.
 //!
-//! bits/dim = 8 · bytes / (N C H W), over whole files, headers and all. Small images suffer from per-file overhead, so each
-//! codec is measured on one file per image and on sheets of all images side by side, and the smaller total counts.
+//! bits/dim = 8 · bytes / (N C H W), over whole files, headers and all. Small images suffer from per-file
+//! overhead, so each codec is measured on one file per image and on sheets of all images side by side, and
+//! the smaller total counts.
 
 use crate::data::{Split, Values};
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +13,8 @@ use rayon::prelude::*;
 /// The longest side that the WebP format can hold.
 const WEBP_SIDE: usize = 16_383;
 
-/// Images on one sheet at most: a sheet is one thread's work, and by 1000 images the headers cost nothing any more.
+/// Images on one sheet at most: a sheet is one thread's work, and by 1000 images the headers cost nothing any
+/// more.
 const SHEET: usize = 1_024;
 
 /// What lossless codecs need for a set of images.
@@ -67,7 +69,12 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
         .map(|filter| {
             let mut file = Vec::new();
             PngEncoder::new_with_quality(&mut file, CompressionType::Best, filter)
-                .write_image(&picture.bytes, u32::try_from(picture.width)?, u32::try_from(picture.height)?, colour)
+                .write_image(
+                    &picture.bytes,
+                    u32::try_from(picture.width)?,
+                    u32::try_from(picture.height)?,
+                    colour,
+                )
                 .context("the PNG encoder failed on an image of the test set")?;
             Ok(file)
         })
@@ -75,11 +82,12 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
     Ok(files?.into_iter().min_by_key(Vec::len).expect("there are six filters"))
 }
 
-/// Encodes losslessly with libwebp at its greatest effort. WebP has no grey images: grey goes in as three equal channels,
-/// which its colour transform turns back into one.
+/// Encodes losslessly with libwebp at its greatest effort. WebP has no grey images: grey goes in as three
+/// equal channels, which its colour transform turns back into one.
 fn webp(picture: &Picture) -> Result<Vec<u8>> {
-    let mut config = libwebp_sys::WebPConfig::new()
-        .map_err(|()| anyhow::anyhow!("libwebp refused its own default settings: rebuild it with its own headers"))?;
+    let mut config = libwebp_sys::WebPConfig::new().map_err(|()| {
+        anyhow::anyhow!("libwebp refused its own default settings: rebuild it with its own headers")
+    })?;
     config.lossless = 1;
     config.quality = 100.0;
     config.method = 6;
@@ -98,23 +106,28 @@ fn webp(picture: &Picture) -> Result<Vec<u8>> {
     Ok(file.to_vec())
 }
 
-/// The number of columns that lays `n` images out without an empty cell, where some grid no longer than four times its
-/// other side does; else the square root.
+/// The number of columns that lays `n` images out without an empty cell, where some grid no longer than four
+/// times its other side does; else the square root.
 fn columns(n: usize) -> usize {
     let root = n.isqrt().max(1);
-    (1..=root).rev().find(|c| n % c == 0 && n <= 4 * c * c).map_or(root, |c| n / c)
+    (1..=root).rev().find(|c| n.is_multiple_of(*c) && n <= 4 * c * c).map_or(root, |c| n / c)
 }
 
 /// Measures the codecs on images.
 ///
-/// Runs on all threads of the current rayon pool. At WebP's greatest effort a thousand images of 32 × 32 × 3 take about half
-/// a minute of processor time, so hand in a part of a large test set.
+/// Runs on all threads of the current rayon pool. At WebP's greatest effort a thousand images of 32 × 32 × 3 take
+/// about ten seconds of processor time, so hand in a part of a large test set.
 ///
 /// # Errors
 /// When the split holds no images, images of other than one or three channels, or images too large for WebP.
 pub fn codec_bits(test: &Split) -> Result<CodecBits> {
-    let (&[channels @ (1 | 3), height, width], Values::Pixels(pixels)) = (test.shape.as_slice(), &test.values) else {
-        bail!("codecs take images of 1 or 3 channels, not examples of shape {:?}: leave them out for this set", test.shape);
+    let (&[channels @ (1 | 3), height, width], Values::Pixels(pixels)) =
+        (test.shape.as_slice(), &test.values)
+    else {
+        bail!(
+            "codecs take images of 1 or 3 channels, not examples of shape {:?}: leave them out for this set",
+            test.shape
+        );
     };
     ensure!(!test.is_empty(), "there are no test images to compress: load at least one");
     ensure!(
@@ -122,7 +135,8 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         "images of {height} × {width} are past WebP's limit of {WEBP_SIDE}: resize them with --size"
     );
     let images: Vec<&[u8]> = pixels.chunks_exact(test.dims()).collect();
-    let singles: Vec<Picture> = images.iter().map(|image| tile(&[image], channels, height, width, 1)).collect();
+    let singles: Vec<Picture> =
+        images.iter().map(|image| tile(&[image], channels, height, width, 1)).collect();
     let (most_columns, most_rows) = (WEBP_SIDE / width, WEBP_SIDE / height);
     let per_sheet = SHEET.min(most_columns * most_rows);
     // Even shares: a small last sheet would pay a header and code tables of its own for a few images.
@@ -135,14 +149,21 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         })
         .collect();
 
-    let total = |pictures: &[Picture], encode: fn(&Picture) -> Result<Vec<u8>>| -> Result<usize> {
+    let total = |pictures: &[&Picture], encode: fn(&Picture) -> Result<Vec<u8>>| -> Result<usize> {
         pictures.par_iter().map(|picture| Ok(encode(picture)?.len())).sum()
     };
-    // The sheets of WebP are the longest single jobs, so they start first and the small files fill the other threads.
-    let ((webp_sheets, png_sheets), (webp_singles, png_singles)) = rayon::join(
-        || rayon::join(|| total(&sheets, webp), || total(&sheets, png)),
-        || rayon::join(|| total(&singles, webp), || total(&singles, png)),
+    // One WebP file per image takes four times as long as the sheets and, for small images, is never smaller:
+    // every eighth image tells, and all are encoded only where that comes near.
+    let sample: Vec<&Picture> = singles.iter().step_by(8).collect();
+    let all: Vec<&Picture> = singles.iter().collect();
+    let sheets: Vec<&Picture> = sheets.iter().collect();
+    let ((webp_sheets, webp_sample), (png_sheets, png_singles)) = rayon::join(
+        || rayon::join(|| total(&sheets, webp), || total(&sample, webp)),
+        || rayon::join(|| total(&sheets, png), || total(&all, png)),
     );
+    let (webp_sheets, webp_sample) = (webp_sheets?, webp_sample?);
+    let estimate = webp_sample as f64 * all.len() as f64 / sample.len() as f64;
+    let webp_singles = if estimate > 1.05 * webp_sheets as f64 { usize::MAX } else { total(&all, webp)? };
     let best = |single: usize, sheet: usize| {
         let bits = 8.0 * single.min(sheet) as f64 / pixels.len() as f64;
         let how = match sheets.len() {
@@ -153,7 +174,7 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         (bits, how)
     };
     let (png, png_how) = best(png_singles?, png_sheets?);
-    let (webp, webp_how) = best(webp_singles?, webp_sheets?);
+    let (webp, webp_how) = best(webp_singles, webp_sheets);
     Ok(CodecBits { png, webp, png_how, webp_how })
 }
 
@@ -171,14 +192,16 @@ fn log_mass(a: f64, b: f64) -> f64 {
         return (upper_tail(a) - upper_tail(b)).ln();
     }
     // Q(z) ≈ φ(z)/z · (1 − 1/z²): at z = 35 the next term is 2e-6 of the mass.
-    let log_tail = |z: f64| -0.5 * z * z - (z * (2.0 * std::f64::consts::PI).sqrt()).ln() + (-1.0 / (z * z)).ln_1p();
+    let log_tail =
+        |z: f64| -0.5 * z * z - (z * (2.0 * std::f64::consts::PI).sqrt()).ln() + (-1.0 / (z * z)).ln_1p();
     if b.is_infinite() {
         return log_tail(a);
     }
     log_tail(a) + (-(log_tail(b) - log_tail(a)).exp()).ln_1p()
 }
 
-/// −log₂ of the mass that N(mean, sd²) gives to the grey level `x`: \[x − ½, x + ½\], the end levels taking the tails.
+/// −log₂ of the mass that N(mean, sd²) gives to the grey level `x`: \[x − ½, x + ½\], the end levels taking
+/// the tails.
 fn level_bits(x: u8, mean: f64, sd: f64) -> f64 {
     let edge = |at: f64| (f64::from(x) + at - mean) / sd;
     let low = if x == 0 { f64::NEG_INFINITY } else { edge(-0.5) };
@@ -218,17 +241,20 @@ fn gaussian_losses(pixels: &[u8], fitted: &[(f64, f64)], floor: f64) -> Vec<f64>
     pixels
         .par_chunks_exact(fitted.len())
         .map(|image| {
-            image.iter().zip(&tables).map(|(&x, table)| table[usize::from(x)]).sum::<f64>() / fitted.len() as f64
+            image.iter().zip(&tables).map(|(&x, table)| table[usize::from(x)]).sum::<f64>()
+                / fitted.len() as f64
         })
         .collect()
 }
 
-/// The baseline of one independent Gaussian per subpixel, in bits/dim: mean over the test images and its standard error.
+/// The baseline of one independent Gaussian per subpixel, in bits/dim: mean over the test images and its
+/// standard error.
 ///
-/// P(x) = Π_j \[Φ((x_j + ½ − μ_j)/s_j) − Φ((x_j − ½ − μ_j)/s_j)\], the end levels 0 and 255 taking the tails: a proper
-/// distribution over images of bytes, with μ_j and s_j the moments of the training set. Subpixels that (almost) never
-/// vary in training, such as the border of MNIST, need a floor under s_j; the floor, one number, is the power of two
-/// that does best on the last tenth of the training images with the moments of the others.
+/// P(x) = Π_j \[Φ((x_j + ½ − μ_j)/s_j) − Φ((x_j − ½ − μ_j)/s_j)\], the end levels 0 and 255 taking the tails:
+/// a proper distribution over images of bytes, with μ_j and s_j the moments of the training set. Subpixels
+/// that (almost) never vary in training, such as the border of MNIST, need a floor under s_j; the floor, one
+/// number, is the power of two that does best on the last tenth of the training images with the moments of
+/// the others.
 ///
 /// # Errors
 /// When a split holds no images, or the two differ in shape.
@@ -289,7 +315,8 @@ mod tests {
             assert_eq!(decoded.into_bytes(), sheet.bytes);
             let file = webp(&sheet).unwrap();
             let decoded = webp::Decoder::new(&file).decode().unwrap();
-            let rgb: Vec<u8> = sheet.bytes.chunks(channels).flat_map(|p| [p[0], p[channels / 2], p[channels - 1]]).collect();
+            let rgb: Vec<u8> =
+                sheet.bytes.chunks(channels).flat_map(|p| [p[0], p[channels / 2], p[channels - 1]]).collect();
             assert_eq!((decoded.to_vec(), decoded.width()), (rgb, 15));
         }
     }
@@ -348,7 +375,9 @@ mod tests {
         let mut rng = crate::data::example_rng(0, "baseline", 0, 0);
         let normal = Normal::new(120.0, 10.0).unwrap();
         let mut draw = |n: usize| {
-            let pixels = (0..n * 12).map(|_| f64::clamp(f64::round(normal.sample(&mut rng)), 0.0, 255.0) as u8).collect();
+            let pixels = (0..n * 12)
+                .map(|_| f64::clamp(f64::round(normal.sample(&mut rng)), 0.0, 255.0) as u8)
+                .collect();
             Split::new(vec![3, 2, 2], Values::Pixels(pixels), None, None).unwrap()
         };
         let (train, test) = (draw(20_000), draw(4_000));

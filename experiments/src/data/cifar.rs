@@ -1,8 +1,8 @@
 //! CIFAR-10: the binary version of Krizhevsky's batches.
 //!
-//! A batch is 10 000 records of 3073 bytes with no header: one label, then 32 × 32 red, green and blue bytes, row by row.
-//! `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test set; the official
-//! `cifar-10-binary.tar.gz` holds all six.
+//! A batch is 10 000 records of 3073 bytes with no header: one label, then 32 × 32 red, green and blue bytes,
+//! row by row. `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test
+//! set; the official `cifar-10-binary.tar.gz` holds all six.
 
 use super::{Dataset, Revision, Split, Values, file_name, gunzip};
 use anyhow::{Context, Result, bail, ensure};
@@ -36,11 +36,18 @@ const RECORD: usize = 1 + PIXELS;
 ///
 /// # Errors
 /// When the batch is shorter or longer than that, or a label is above 9.
-pub fn parse_batch(bytes: &[u8], records: usize, name: &str, pixels: &mut Vec<u8>, labels: &mut Vec<u32>) -> Result<()> {
+pub fn parse_batch(
+    bytes: &[u8],
+    records: usize,
+    name: &str,
+    pixels: &mut Vec<u8>,
+    labels: &mut Vec<u32>,
+) -> Result<()> {
     let expected = records.saturating_mul(RECORD);
     ensure!(
         bytes.len() >= expected,
-        "{name} ends at byte {} where a batch of {records} records has {expected} bytes: fetch the file again",
+        "{name} ends at byte {} where a batch of {records} records has {expected} bytes: fetch the file \
+         again",
         bytes.len()
     );
     ensure!(
@@ -108,12 +115,17 @@ pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset
         let Some(slot) = FILES.iter().position(|known| known.as_bytes() == file) else {
             continue;
         };
-        // The size in a tar header is only a claim, so the entry is read as far as the archive goes, and no further.
+        // The size in a tar header is only a claim, so the entry is read as far as the archive goes, and no
+        // further.
         let mut batch = Vec::new();
         (&mut entry).take(bytes.len() as u64).read_to_end(&mut batch).with_context(|| {
             format!("{} at byte {offset} of {name} cannot be read: fetch the archive again", FILES[slot])
         })?;
-        ensure!(batches[slot].is_none(), "{name} holds {} twice (byte {offset}): fetch it again", FILES[slot]);
+        ensure!(
+            batches[slot].is_none(),
+            "{name} holds {} twice (byte {offset}): fetch it again",
+            FILES[slot]
+        );
         batches[slot] = Some(batch);
     }
     let mut whole = Vec::with_capacity(FILES.len());
@@ -123,8 +135,8 @@ pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset
     assemble(&whole, records)
 }
 
-/// Reads CIFAR-10 from the folder of its batches, the folder above it, or the official archive, given itself or in the
-/// folder.
+/// Reads CIFAR-10 from the folder of its batches, the folder above it, or the official archive, given itself
+/// or in the folder.
 ///
 /// # Errors
 /// When a batch is missing, short, long, or holds a label above 9.
@@ -141,8 +153,12 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
     if dir.is_file() {
         return archive(dir);
     }
-    let places =
-        [dir.to_path_buf(), dir.join("cifar-10-batches-bin"), dir.join("cifar10"), dir.join("cifar10/cifar-10-batches-bin")];
+    let places = [
+        dir.to_path_buf(),
+        dir.join("cifar-10-batches-bin"),
+        dir.join("cifar10"),
+        dir.join("cifar10/cifar-10-batches-bin"),
+    ];
     if let Some(place) = places.iter().find(|place| FILES.iter().any(|file| place.join(file).is_file())) {
         let mut batches = Vec::with_capacity(FILES.len());
         for file in FILES {
@@ -161,8 +177,8 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
         }
     }
     bail!(
-        "there is no CIFAR-10 in {}: put the files {} there or in its folder `cifar-10-batches-bin`, or the official \
-         {ARCHIVE}",
+        "there is no CIFAR-10 in {}: put the files {} there or in its folder `cifar-10-batches-bin`, or the \
+         official {ARCHIVE}",
         dir.display(),
         FILES.join(", ")
     )
@@ -232,9 +248,17 @@ mod tests {
         }
         let plain = read_records(dir.path(), 2).unwrap();
         assert_eq!((plain.train.len(), plain.test.len()), (10, 2));
-        assert_eq!((&plain.train, &plain.test, &plain.revision), (&given.train, &given.test, &given.revision));
+        assert_eq!(
+            (&plain.train, &plain.test, &plain.revision),
+            (&given.train, &given.test, &given.revision)
+        );
         assert_eq!(plain.train, inside.train);
-        assert!(parse_archive(&archive(Some(4)), 2, "A").unwrap_err().to_string().contains("lacks data_batch_5.bin"));
+        assert!(
+            parse_archive(&archive(Some(4)), 2, "A")
+                .unwrap_err()
+                .to_string()
+                .contains("lacks data_batch_5.bin")
+        );
         std::fs::remove_file(inner.join(FILES[5])).unwrap();
         assert!(read_records(dir.path(), 2).unwrap_err().to_string().contains("lacks test_batch.bin"));
     }

@@ -2,21 +2,24 @@
 //!
 //! x_j = clip(m_j(θ) + ⌊4 z_j⌉, 0, 255), z_j ~ N(0, 1) independent, j = 1 … D, D = 3 · 32 · 32.
 //!
-//! θ says what is drawn (hair, smile, where the eyes are …) and is uniform on a finite grid, the product of the levels in
-//! [`FACTORS`], of |Θ| ≤ 2⁶⁴ points. The drawing m(θ) is rounded to integers in \[24, 231\]. Then, with H in bits,
+//! θ says what is drawn (hair, smile, where the eyes are …) and is uniform on a finite grid, the product of
+//! the levels in [`FACTORS`], of |Θ| ≤ 2⁶⁴ points. The drawing m(θ) is rounded to integers in \[24, 231\].
+//! Then, with H in bits,
 //!
 //! - H(x) ≥ H(x | θ), since conditioning never adds entropy;
 //! - H(x) ≤ H(x, θ) = H(θ) + H(x | θ) = log₂|Θ| + H(x | θ).
 //!
-//! Given θ the subpixels are independent, so H(x | θ) = Σ_j h(m_j(θ)), where h(m) is the entropy of the rounded, clipped
-//! Gaussian about the integer m: the masses are p_k = Φ((k + ½ − m)/4) − Φ((k − ½ − m)/4) for 0 < k < 255, and the
-//! two ends take the tails. Clipping starts 5.9 standard deviations away from any mean that occurs, so that h(m)
-//! differs over \[24, 231\] by less than 1e-6 bits. Whatever the drawings look like, therefore,
+//! Given θ the subpixels are independent, so H(x | θ) = Σ_j h(m_j(θ)), where h(m) is the entropy of the
+//! rounded, clipped Gaussian about the integer m: the masses are p_k = Φ((k + ½ − m)/4) − Φ((k − ½ − m)/4)
+//! for 0 < k < 255, and the two ends take the tails. Clipping starts 5.9 standard deviations away from any
+//! mean that occurs, so that h(m) differs over \[24, 231\] by less than 1e-6 bits. Whatever the drawings look
+//! like, therefore,
 //!
 //! min_m h(m) ≤ H(x)/D ≤ max_m h(m) + log₂|Θ| / D,
 //!
-//! which is what [`entropy`] returns: an interval of 0.021 bits/dim. No model can have an expected loss on this set below
-//! its lower end, and a model with a loss of L bits/dim is within L − lower of the truth in KL divergence.
+//! which is what [`entropy`] returns: an interval of 0.021 bits/dim. No model can have an expected loss on
+//! this set below its lower end, and a model with a loss of L bits/dim is within L − lower of the truth in KL
+//! divergence.
 //!
 //! The class is the colour of the hair; the attributes are the factors that [`ATTRIBUTES`] names.
 
@@ -120,7 +123,8 @@ impl Theta {
 
     /// The middle of the level's share of \[−1, 1\].
     fn centred(&self, factor: &str) -> f32 {
-        let place = FACTORS.iter().position(|(name, _)| *name == factor).expect("only known factors are asked for");
+        let place =
+            FACTORS.iter().position(|(name, _)| *name == factor).expect("only known factors are asked for");
         (2.0 * f32::from(self.0[place]) + 1.0) / f32::from(FACTORS[place].1) - 1.0
     }
 }
@@ -159,7 +163,8 @@ fn cover(distance: f32) -> f32 {
     (0.5 - distance).clamp(0.0, 1.0)
 }
 
-/// Coverage of an ellipse with half axes `a`, `b` at an offset from its centre, by the first-order distance k₀(k₀−1)/k₁.
+/// Coverage of an ellipse with half axes `a`, `b` at an offset from its centre, by the first-order distance
+/// k₀(k₀−1)/k₁.
 fn ellipse(u: f32, v: f32, a: f32, b: f32) -> f32 {
     let (p, q) = (u / a, v / b);
     let k0 = (p * p + q * q).sqrt();
@@ -175,7 +180,8 @@ fn stroke(u: f32, v: f32, from: [f32; 2], to: [f32; 2], half: f32) -> f32 {
     cover((eu * eu + ev * ev).sqrt() - half)
 }
 
-/// A drawing in progress, and the frame of the head: u to the right and v down, about its centre, turned by its tilt.
+/// A drawing in progress, and the frame of the head: u to the right and v down, about its centre, turned by
+/// its tilt.
 struct Canvas {
     pixels: [Colour; SIDE * SIDE],
     centre: [f32; 2],
@@ -184,9 +190,11 @@ struct Canvas {
 }
 
 impl Canvas {
-    /// Lays paint over a box of the image; `paint` is given the pixel's centre and returns coverage and colour.
+    /// Lays paint over a box of the image; `paint` is given the pixel's centre and returns coverage and
+    /// colour.
     fn layer(&mut self, [left, top, right, bottom]: [f32; 4], paint: impl Fn(f32, f32) -> (f32, Colour)) {
-        let range = |low: f32, high: f32| low.floor().max(0.0) as usize..(high.ceil().max(0.0) as usize).min(SIDE);
+        let range =
+            |low: f32, high: f32| low.floor().max(0.0) as usize..(high.ceil().max(0.0) as usize).min(SIDE);
         for y in range(top, bottom) {
             for x in range(left, right) {
                 let (coverage, colour) = paint(x as f32 + 0.5, y as f32 + 0.5);
@@ -225,7 +233,8 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
     let light = c("light") * 2.0;
     let skin = scale(SKIN[usize::from(theta.level("skin"))], 0.97 + 0.06 * c("skin tone"));
     let hair = scale(HAIR[usize::from(theta.level("hair"))], 1.0 + 0.16 * c("hair tone"));
-    let backdrop = scale(BACKGROUND[usize::from(theta.level("background"))], 0.92 + 0.12 * c("background tone"));
+    let backdrop =
+        scale(BACKGROUND[usize::from(theta.level("background"))], 0.92 + 0.12 * c("background tone"));
     let shirt = SHIRT[usize::from(theta.level("shirt"))];
     let [cx, cy] = [16.0 + 1.6 * c("head x"), 15.2 + 1.2 * c("head y")];
     let mut canvas = Canvas { pixels: [[0.0; 3]; SIDE * SIDE], centre: [cx, cy], cos, sin };
@@ -268,7 +277,8 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
         let shade = 1.03 - 0.10 * light * p - 0.04 * q - 0.13 * (p * p + q * q);
         (skull(u, v), scale(skin, shade))
     });
-    // Turning moves a feature at azimuth a on the head's surface to sin(a + yaw), and squeezes it by cos(a + yaw).
+    // Turning moves a feature at azimuth a on the head's surface to sin(a + yaw), and squeezes it by cos(a +
+    // yaw).
     let turned = |azimuth: f32| {
         let (s, c) = libm::sincosf(azimuth);
         (s * cos_yaw + c * sin_yaw, (c * cos_yaw - s * sin_yaw).max(0.35))
@@ -294,7 +304,8 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
     }
     let tip = 2.3 + 0.5 * c("nose length");
     canvas.head([nose, tip - 1.5, 2.0, 2.8], |u, v| {
-        let bridge = stroke(u, v, [nose * 0.8 - 0.3 * light, tip - 3.0], [nose + 0.55 * light, tip - 0.3], 0.35);
+        let bridge =
+            stroke(u, v, [nose * 0.8 - 0.3 * light, tip - 3.0], [nose + 0.55 * light, tip - 0.3], 0.35);
         let base = ellipse(u - nose, v - tip, 1.35, 0.75);
         (0.45 * bridge.max(1.2 * base), scale(skin, 0.62))
     });
@@ -345,7 +356,8 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
             (ellipse(u - u0, v - eye_v, a, open), eye)
         });
         let lift = 0.45 * c("brow angle");
-        let (from, to) = ([u0 - side * 1.7 * squeeze, brow + lift], [u0 + side * 1.9 * squeeze, brow - 0.3 * lift]);
+        let (from, to) =
+            ([u0 - side * 1.7 * squeeze, brow + lift], [u0 + side * 1.9 * squeeze, brow - 0.3 * lift]);
         canvas.head([u0, brow, 2.4, 1.4], |u, v| (0.85 * stroke(u, v, from, to, 0.42), scale(hair, 0.72)));
         if glasses {
             let (ga, gb) = (2.75 * squeeze.max(0.6), 2.35);
@@ -371,15 +383,19 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
         });
     }
 
-    // Hair last: a cap over the skull down to a hairline that falls at the temples, with a sheen on the lit side.
+    // Hair last: a cap over the skull down to a hairline that falls at the temples, with a sheen on the lit
+    // side.
     let hairline = -ry * (0.50 + 0.09 * c("hairline"));
-    let (part, fall) = (rx * 0.55 * sin_yaw - 0.12 * rx * light, if theta.yes("long hair") { 9.5 } else { 6.2 });
+    let (part, fall) =
+        (rx * 0.55 * sin_yaw - 0.12 * rx * light, if theta.yes("long hair") { 9.5 } else { 6.2 });
     let edge = |u: f32| {
         let p = (u - part) / rx;
         hairline + fall * p * p * (0.45 + 0.55 * p.abs())
     };
     // Its shadow on the forehead first, without which brown hair on brown skin would have no outline.
-    canvas.head([0.0, -2.0, rx, ry], |u, v| (0.38 * skull(u, v) * cover((v - edge(u) - 1.0) * 0.8), scale(skin, 0.45)));
+    canvas.head([0.0, -2.0, rx, ry], |u, v| {
+        (0.38 * skull(u, v) * cover((v - edge(u) - 1.0) * 0.8), scale(skin, 0.45))
+    });
     canvas.head([0.0, -2.0, rx + 1.5, ry], |u, v| {
         let (su, sv) = ((u / rx + 0.35 * light) * 2.2, (v / ry + 0.72) * 3.0);
         let sheen = 0.20 * (1.0 - su * su - sv * sv).max(0.0);
@@ -409,7 +425,8 @@ fn add_noise(pixels: &mut [u8], rng: &mut impl Rng) {
 /// h(m): the entropy in bits of clip(m + ⌊4z⌉, 0, 255) for an integer m.
 #[must_use]
 pub fn subpixel_entropy(m: u8) -> f64 {
-    // Φ of the upper edge of grey level k, as the smaller tail and its sign, so that differences keep their digits.
+    // Φ of the upper edge of grey level k, as the smaller tail and its sign, so that differences keep their
+    // digits.
     let tail = |edge: f64| 0.5 * libm::erfc(edge.abs() / (NOISE * std::f64::consts::SQRT_2));
     let mass = |k: u8| {
         let (low, high) = (f64::from(k) - 0.5 - f64::from(m), f64::from(k) + 0.5 - f64::from(m));
@@ -432,7 +449,8 @@ pub fn entropy() -> Entropy {
     Entropy { lower: low, upper: high + grid_bits() / DIMS as f64 }
 }
 
-/// What image `index` of part `part` (0 training, 1 validation, 2 test) is: the point of the grid and the image.
+/// What image `index` of part `part` (0 training, 1 validation, 2 test) is: the point of the grid and the
+/// image.
 fn example(seed: u64, part: u64, index: u64) -> (Theta, Vec<u8>) {
     let mut rng = example_rng(seed, "faces", part, index);
     let theta = Theta::sample(&mut rng);
@@ -460,13 +478,18 @@ fn split(seed: u64, part: u64, count: usize) -> Result<Split> {
     )
 }
 
-/// Draws a data set: 20 000 training, 1 000 validation and 2 000 test images unless the request says otherwise.
+/// Draws a data set: 20 000 training, 1 000 validation and 2 000 test images unless the request says
+/// otherwise.
 ///
 /// # Errors
 /// When no training or test images are asked for.
 pub fn dataset(request: &Request) -> Result<Dataset> {
-    let counts = [request.train.unwrap_or(20_000), request.valid.unwrap_or(1_000), request.test.unwrap_or(2_000)];
-    ensure!(counts[0] > 0 && counts[2] > 0, "`faces` needs training and test images: ask for at least one of each");
+    let counts =
+        [request.train.unwrap_or(20_000), request.valid.unwrap_or(1_000), request.test.unwrap_or(2_000)];
+    ensure!(
+        counts[0] > 0 && counts[2] > 0,
+        "`faces` needs training and test images: ask for at least one of each"
+    );
     Ok(Dataset {
         name: request.name.clone(),
         train: split(request.seed, 0, counts[0])?,
@@ -495,12 +518,17 @@ mod tests {
 
     #[test]
     fn noise_entropy_is_that_of_the_gaussian() {
-        // h is the differential entropy of the Gaussian convolved with a bin, all but a Gaussian of variance 16 + 1/12.
+        // h is the differential entropy of the Gaussian convolved with a bin, all but a Gaussian of variance
+        // 16 + 1/12.
         let variance = NOISE * NOISE + 1.0 / 12.0;
         let gaussian = 0.5 * (variance * 2.0 * std::f64::consts::PI * std::f64::consts::E).log2();
         assert!((subpixel_entropy(128) - gaussian).abs() < 1e-5, "{} {gaussian}", subpixel_entropy(128));
         for m in DARKEST..=LIGHTEST {
-            assert!((subpixel_entropy(m) - subpixel_entropy(128)).abs() < 1e-6, "{m}: {}", subpixel_entropy(m));
+            assert!(
+                (subpixel_entropy(m) - subpixel_entropy(128)).abs() < 1e-6,
+                "{m}: {}",
+                subpixel_entropy(m)
+            );
         }
         // Without the margin the ends do matter, so the margin is doing its work.
         assert!(subpixel_entropy(0) < gaussian - 1.0 && subpixel_entropy(255) < gaussian - 1.0);
@@ -518,7 +546,8 @@ mod tests {
         let used = counts.iter().filter(|&&c| c > 0).count();
         let plug_in: f64 =
             counts.iter().filter(|&&c| c > 0).map(|&c| c as f64 / n as f64).map(|p| -p * p.log2()).sum();
-        // The plug-in estimate is low by (bins − 1)/2n nats (Miller and Madow) and has sd √(Var ln p / n) ≈ 0.71/√n nats.
+        // The plug-in estimate is low by (bins − 1)/2n nats (Miller and Madow) and has sd √(Var ln p / n) ≈
+        // 0.71/√n nats.
         let estimate = plug_in + (used - 1) as f64 / (2.0 * n as f64) * std::f64::consts::LOG2_E;
         let error = 0.71 * std::f64::consts::LOG2_E / (n as f64).sqrt();
         assert!((estimate - subpixel_entropy(100)).abs() < 4.0 * error, "{estimate}");
@@ -560,8 +589,13 @@ mod tests {
 
     #[test]
     fn attributes_vary_and_fit_their_names() {
-        let request =
-            Request { name: "faces".into(), train: Some(300), valid: Some(0), test: Some(2), ..Request::default() };
+        let request = Request {
+            name: "faces".into(),
+            train: Some(300),
+            valid: Some(0),
+            test: Some(2),
+            ..Request::default()
+        };
         let set = dataset(&request).unwrap();
         assert_eq!((set.train.len(), set.valid.is_none(), set.test.len()), (300, true, 2));
         let rows = set.train.attributes.as_ref().unwrap();
@@ -580,9 +614,13 @@ mod tests {
     fn images_are_drawing_plus_noise() {
         let (theta, image) = example(7, 0, 0);
         let mean = draw(&theta);
-        let residual: Vec<f64> = image.iter().zip(&mean).map(|(&x, &m)| f64::from(x) - f64::from(m)).collect();
+        let residual: Vec<f64> =
+            image.iter().zip(&mean).map(|(&x, &m)| f64::from(x) - f64::from(m)).collect();
         let variance = residual.iter().map(|r| r * r).sum::<f64>() / DIMS as f64;
         // Rounding adds 1/12; the estimate has a relative sd of √(2/3072).
-        assert!((variance - (16.0 + 1.0 / 12.0)).abs() < 5.0 * 16.0 * (2.0 / DIMS as f64).sqrt(), "{variance}");
+        assert!(
+            (variance - (16.0 + 1.0 / 12.0)).abs() < 5.0 * 16.0 * (2.0 / DIMS as f64).sqrt(),
+            "{variance}"
+        );
     }
 }

@@ -1,15 +1,16 @@
 //! A user's own images: a folder of PNG and JPEG files, in any nesting.
 //!
-//! Files are taken in the order of their paths. With a size, each is cropped to the square in its middle and resized;
-//! without one, all must have the same height and width. The set has one channel when every file is grey, else three;
-//! an alpha channel is dropped, and 16 bits become 8.
+//! Files are taken in the order of their paths. With a size, each is cropped to the square in its middle and
+//! resized; without one, all must have the same height and width. The set has one channel when every file is
+//! grey, else three; an alpha channel is dropped, and 16 bits become 8.
 //!
-//! `labels.csv` beside the images may give classes and attributes: a header `file,label` or `file,label,NAME…`, then one
-//! row per image with its path from the folder, its class (a number or a name) and its attributes (0 to 255).
+//! `labels.csv` beside the images may give classes and attributes: a header `file,label` or
+//! `file,label,NAME…`, then one row per image with its path from the folder, its class (a number or a name)
+//! and its attributes (0 to 255).
 //!
-//! Folders `train` and `test`, and perhaps `valid`, are the splits. Where there are none, the SHA-256 of a file's path
-//! decides: of every ten files about eight are for training and one each for validation and test, and a file stays where
-//! it is when others come and go.
+//! Folders `train` and `test`, and perhaps `valid`, are the splits. Where there are none, the SHA-256 of a
+//! file's path decides: of every ten files about eight are for training and one each for validation and test,
+//! and a file stays where it is when others come and go.
 
 use super::{Dataset, LARGEST, Revision, Split, Values, npy::MOST_CLASSES};
 use anyhow::{Context, Result, bail, ensure};
@@ -41,8 +42,8 @@ struct Row {
 /// Collects the paths of all images below `dir`, relative to the root and with `/` between their parts.
 fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) -> Result<()> {
     ensure!(depth > 0, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
+    let entries = std::fs::read_dir(dir)
+        .with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot list the folder {}", dir.display()))?;
         let name = entry.file_name();
@@ -71,10 +72,12 @@ fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
         .with_guessed_format()
         .with_context(|| format!("{name} cannot be read: replace or remove it"))?;
     // The reader's default limits (512 MiB) stand between a forged header and the memory.
-    let mut image =
-        reader.decode().with_context(|| format!("{name} is no readable PNG or JPEG file: replace or remove it"))?;
+    let mut image = reader
+        .decode()
+        .with_context(|| format!("{name} is no readable PNG or JPEG file: replace or remove it"))?;
     if let Some(size) = size {
-        let size = u32::try_from(size).with_context(|| format!("images of side {size} are too large: ask for less"))?;
+        let size = u32::try_from(size)
+            .with_context(|| format!("images of side {size} are too large: ask for less"))?;
         let side = image.width().min(image.height());
         image = image.crop_imm((image.width() - side) / 2, (image.height() - side) / 2, side, side);
         if side != size {
@@ -102,11 +105,12 @@ fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
 /// Reads `labels.csv`: the names of the attributes, and a row for each file.
 ///
 /// # Errors
-/// When the header is another one, a row is short or long, a file comes twice, or an attribute is not in 0 to 255; each
-/// names the line.
+/// When the header is another one, a row is short or long, a file comes twice, or an attribute is not in 0 to
+/// 255; each names the line.
 fn parse_labels(bytes: &[u8], name: &str) -> Result<(Vec<String>, BTreeMap<String, Row>)> {
     let mut csv = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(bytes);
-    let header = csv.headers().with_context(|| format!("{name} cannot be read at line 1: save it as UTF-8"))?;
+    let header =
+        csv.headers().with_context(|| format!("{name} cannot be read at line 1: save it as UTF-8"))?;
     ensure!(
         header.get(0) == Some("file") && header.get(1) == Some("label"),
         "{name} begins with `{}` at line 1, where `file,label` is expected: add that header",
@@ -122,7 +126,10 @@ fn parse_labels(bytes: &[u8], name: &str) -> Result<(Vec<String>, BTreeMap<Strin
             .skip(2)
             .map(|cell| {
                 cell.parse().with_context(|| {
-                    format!("{name} has the attribute `{cell}` at line {line}, where 0 to 255 is expected: correct it")
+                    format!(
+                        "{name} has the attribute `{cell}` at line {line}, where 0 to 255 is expected: \
+                             correct it"
+                    )
                 })
             })
             .collect::<Result<Vec<u8>>>()?;
@@ -140,7 +147,10 @@ fn number(rows: &BTreeMap<String, Row>) -> Result<(Vec<String>, BTreeMap<&str, u
     let distinct: BTreeSet<&str> = rows.values().map(|row| row.label.as_str()).collect();
     let numeric: Option<Vec<u32>> = distinct.iter().map(|label| label.parse().ok()).collect();
     if let Some(most) = numeric.as_ref().and_then(|numbers| numbers.iter().max()) {
-        ensure!(*most < MOST_CLASSES, "labels.csv has the label {most}: number classes from 0, below {MOST_CLASSES}");
+        ensure!(
+            *most < MOST_CLASSES,
+            "labels.csv has the label {most}: number classes from 0, below {MOST_CLASSES}"
+        );
         let numbers = distinct.into_iter().zip(numeric.iter().flatten().copied()).collect();
         return Ok(((0..=*most).map(|class| class.to_string()).collect(), numbers));
     }
@@ -158,8 +168,8 @@ fn part(relative: &str) -> usize {
 /// Reads a folder of images.
 ///
 /// # Errors
-/// When there are no images, one is unreadable or (without a size) of another height or width, `labels.csv` does not fit
-/// the files, or the training or the test part is empty; each error names the file.
+/// When there are no images, one is unreadable or (without a size) of another height or width, `labels.csv`
+/// does not fit the files, or the training or the test part is empty; each error names the file.
 pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     ensure!(size != Some(0), "images of side 0 cannot be made: ask for a size of at least 1");
     let mut found = BTreeSet::new();
@@ -172,7 +182,11 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
         .map(|file| {
             let path = dir.join(file);
             let bytes = std::fs::metadata(&path).and_then(|meta| {
-                if meta.len() > LARGEST { Err(std::io::Error::other("it is too large")) } else { std::fs::read(&path) }
+                if meta.len() > LARGEST {
+                    Err(std::io::Error::other("it is too large"))
+                } else {
+                    std::fs::read(&path)
+                }
             });
             let bytes = bytes.with_context(|| format!("{file} cannot be read: replace or remove it"))?;
             Ok((decode(&bytes, size, file)?, Sha256::digest(&bytes).into()))
@@ -206,7 +220,8 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     let (height, width) = (loaded[0].0.height, loaded[0].0.width);
     if let Some(odd) = loaded.iter().position(|(p, _)| (p.height, p.width) != (height, width)) {
         bail!(
-            "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or ask for one with --size",
+            "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or ask for one with \
+             --size",
             files[odd],
             loaded[odd].0.height,
             loaded[odd].0.width,
@@ -218,9 +233,9 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     let mut parts = [vec![], vec![], vec![]];
     for (place, file) in files.iter().enumerate() {
         let to = if explicit {
-            ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder)).with_context(|| {
-                format!("{file} lies outside the folders train, valid and test: move it into one of them")
-            })?
+            ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder)).with_context(
+                || format!("{file} lies outside the folders train, valid and test: move it into one of them"),
+            )?
         } else {
             part(file)
         };
@@ -235,7 +250,9 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
                 pixels.extend_from_slice(&picture.planar);
             }
         }
-        let rows = labels.as_ref().map(|(_, rows)| places.iter().map(|&place| &rows[&files[place]]).collect::<Vec<_>>());
+        let rows = labels
+            .as_ref()
+            .map(|(_, rows)| places.iter().map(|&place| &rows[&files[place]]).collect::<Vec<_>>());
         let attributes = match &labels {
             Some((names, _)) if !names.is_empty() => {
                 rows.as_ref().map(|rows| rows.iter().map(|row| row.attributes.clone()).collect())
@@ -329,8 +346,14 @@ mod tests {
         assert_eq!((set.train.shape.clone(), set.train.len(), set.valid.clone()), (vec![1, 4, 4], 2, None));
         // The middle four of six columns.
         assert_eq!(set.train.pixels(1)[..4], [11, 21, 31, 41]);
-        assert_eq!((set.classes.join(" "), set.train.labels.clone()), ("ant cat dog".into(), Some(vec![1, 0])));
-        assert_eq!((set.attribute_names, set.test.attributes), (vec!["hat".to_owned()], Some(vec![vec![7], vec![3]])));
+        assert_eq!(
+            (set.classes.join(" "), set.train.labels.clone()),
+            ("ant cat dog".into(), Some(vec![1, 0]))
+        );
+        assert_eq!(
+            (set.attribute_names, set.test.attributes),
+            (vec!["hat".to_owned()], Some(vec![vec![7], vec![3]]))
+        );
         // One coloured file makes three channels of all.
         std::fs::write(dir.path().join("train/2.png"), png(&colour(6, 4, 9))).unwrap();
         std::fs::write(&table, format!("{rows}test/1.png,cat,3\ntrain/2.png,cat,0\n")).unwrap();
@@ -359,6 +382,8 @@ mod tests {
         let mut jpeg = Cursor::new(Vec::new());
         colour(9, 7, 3).write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
         mutate::each(&jpeg.into_inner(), 3000, |bytes| drop(decode(bytes, None, "P")));
-        mutate::each(b"file,label,hat\na.png,cat,1\n\"b\",ant,0\n", 20_000, |bytes| drop(parse_labels(bytes, "T")));
+        mutate::each(b"file,label,hat\na.png,cat,1\n\"b\",ant,0\n", 20_000, |bytes| {
+            drop(parse_labels(bytes, "T"))
+        });
     }
 }

@@ -4,13 +4,15 @@
 //! `HF_HUB_OFFLINE` set nothing else is looked at. The images are decoded here rather than by
 //! `candle_datasets::vision`, whose parquet reader transposes those of CIFAR-10 and panics on damaged ones.
 
-use super::{Dataset, Split, Values, cifar, idx};
+use super::{Dataset, Split, Values, cifar, file_name, idx};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::progress::{Progress, ProgressEvent, ProgressHandler};
 use hf_hub::{HFClient, HFClientSync, HFError};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
+use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ use std::time::Duration;
 /// The branch on which the hub keeps the parquet files.
 const BRANCH: &str = "refs/convert/parquet";
 
-/// How long the hub may stay silent before it counts as out of reach. The client's own requests have no time limit.
+/// How long the hub may stay silent before it counts as out of reach. The client's own requests have no time
+/// limit.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A data set on the hub.
@@ -48,8 +51,8 @@ pub const MNIST: HubSet = HubSet {
     test: ("mnist/test/0000.parquet", 10_000),
     shape: [1, 28, 28],
     classes: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
-    files: "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (plain \
-            or .gz)",
+    files: "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and \
+            t10k-labels-idx1-ubyte (plain or .gz)",
 };
 
 /// CIFAR-10.
@@ -81,15 +84,16 @@ impl ProgressHandler for Signs {
 
 /// Fetches one file into the cache, unless it is there, and returns its path.
 ///
-/// The work is done on a thread of its own so that it can be left behind: an address that swallows packets would
-/// otherwise hold the caller for minutes.
+/// The work is done on a thread of its own so that it can be left behind: an address that swallows packets
+/// would otherwise hold the caller for minutes.
 fn fetch(client: &HFClientSync, set: HubSet, file: &'static str, offline: bool) -> Result<PathBuf> {
     let (owner, name) = set.repository;
     let repository = client.dataset(owner, name);
     let cached = repository.download_file().filename(file).revision(BRANCH).local_files_only(true).send();
     let unreachable = |reason: &str| {
         anyhow!(
-            "`{}` is not in the hub's cache and {reason}: give --data DIR or set FLOW_DATA to a folder with {}",
+            "`{}` is not in the hub's cache and {reason}: give --data DIR or set FLOW_DATA to a folder with \
+             {}",
             set.name,
             set.files
         )
@@ -121,13 +125,18 @@ fn fetch(client: &HFClientSync, set: HubSet, file: &'static str, offline: bool) 
             }
             Ok(_) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Err(unreachable(&format!("the hub has been silent for {} seconds", SILENCE.as_secs())));
+                return Err(unreachable(&format!(
+                    "the hub has been silent for {} seconds",
+                    SILENCE.as_secs()
+                )));
             }
             // The sender is gone: the download has ended one way or the other.
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return match result.recv() {
                     Ok(Ok(path)) => Ok(path),
-                    Ok(Err(error)) => Err(unreachable(&format!("the hub cannot be reached ({})", one_line(&error)))),
+                    Ok(Err(error)) => {
+                        Err(unreachable(&format!("the hub cannot be reached ({})", one_line(&error))))
+                    }
                     Err(_) => Err(unreachable("the download broke off")),
                 };
             }
@@ -144,19 +153,52 @@ fn one_line(error: &HFError) -> String {
     words.join(" ").chars().take(160).collect()
 }
 
+/// Compares a cached file with its SHA-256, where the cache knows that: large files lie in it under their
+/// hash.
+fn verify(path: &Path, name: &str) -> Result<()> {
+    let blob = path.canonicalize().with_context(|| format!("{name} cannot be found in the hub's cache"))?;
+    let blob_name = file_name(&blob);
+    if blob_name.len() != 64 || !blob_name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let mut hash = Sha256::new();
+    let copied = File::open(&blob).and_then(|mut file| std::io::copy(&mut file, &mut hash));
+    copied.with_context(|| format!("{name} cannot be read from the hub's cache"))?;
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    ensure!(
+        hex.eq_ignore_ascii_case(&blob_name),
+        "{name} in the hub's cache has the sha256 {hex}, not {blob_name}: remove it and fetch it again"
+    );
+    Ok(())
+}
+
 /// Reads a parquet file of `rows` rows, each a PNG or JPEG image in a group of its own and a label.
 ///
 /// # Errors
-/// When the file is damaged, has another number of rows, an image is of another shape, or a label is out of range.
+/// When the file is damaged, has another number of rows, an image is of another shape, or a label is out of
+/// range.
 pub fn read_parquet(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<Split> {
-    let damaged = || format!("{name} is a damaged parquet file: remove it from the hub's cache and fetch it again");
+    // The parquet crate asserts what it should check: a flipped bit in a file's footer can make it panic.
+    std::panic::catch_unwind(AssertUnwindSafe(|| read_rows(file, shape, rows, name)))
+        .unwrap_or_else(|_| Err(anyhow!("{}", damaged(name))))
+}
+
+fn damaged(name: &str) -> String {
+    format!("{name} is a damaged parquet file: remove it from the hub's cache and fetch it again")
+}
+
+fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<Split> {
+    let damaged = || damaged(name);
     let reader = SerializedFileReader::new(file).with_context(damaged)?;
     let [channels, height, width] = shape;
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for row in reader.get_row_iter(None).with_context(damaged)? {
         let row = row.with_context(damaged)?;
         let place = labels.len();
-        ensure!(place < rows, "{name} has more than the {rows} rows of this set: remove it and fetch it again");
+        ensure!(
+            place < rows,
+            "{name} has more than the {rows} rows of this set: remove it and fetch it again"
+        );
         let (mut image, mut label) = (None, None);
         for (_, field) in row.get_column_iter() {
             match field {
@@ -174,12 +216,15 @@ pub fn read_parquet(file: File, shape: [usize; 3], rows: usize, name: &str) -> R
             bail!("row {place} of {name} lacks its image or its label: remove the file and fetch it again");
         };
         let label = u32::try_from(label).ok().filter(|&label| label < idx::CLASSES);
-        labels.push(label.with_context(|| format!("row {place} of {name} has a label that is not in 0 to 9"))?);
-        let image = image::load_from_memory(image)
-            .with_context(|| format!("the image in row {place} of {name} cannot be decoded: fetch the file again"))?;
+        labels
+            .push(label.with_context(|| format!("row {place} of {name} has a label that is not in 0 to 9"))?);
+        let image = image::load_from_memory(image).with_context(|| {
+            format!("the image in row {place} of {name} cannot be decoded: fetch the file again")
+        })?;
         ensure!(
             (image.height() as usize, image.width() as usize) == (height, width),
-            "the image in row {place} of {name} is {} × {} where {height} × {width} is expected: fetch the file again",
+            "the image in row {place} of {name} is {} × {} where {height} × {width} is expected: fetch the \
+             file again",
             image.height(),
             image.width()
         );
@@ -192,7 +237,11 @@ pub fn read_parquet(file: File, shape: [usize; 3], rows: usize, name: &str) -> R
             }
         }
     }
-    ensure!(labels.len() == rows, "{name} ends after {} of {rows} rows: remove it and fetch it again", labels.len());
+    ensure!(
+        labels.len() == rows,
+        "{name} ends after {} of {rows} rows: remove it and fetch it again",
+        labels.len()
+    );
     Split::new(shape.to_vec(), Values::Pixels(pixels), Some(labels), None)
 }
 
@@ -206,21 +255,25 @@ fn commit(path: &Path) -> Option<String> {
 /// Loads a data set from the hub or its cache.
 ///
 /// # Errors
-/// When it is not in the cache and the hub cannot be reached within about half a minute, in one sentence that says which
-/// files to give instead; and when a file is damaged.
+/// When it is not in the cache and the hub cannot be reached within about half a minute, in one sentence that
+/// says which files to give instead; and when a file is damaged.
 pub fn load(set: &HubSet) -> Result<Dataset> {
     let client = HFClient::builder().retry_max_attempts(2).build_sync();
-    load_with(&client.map_err(|error| anyhow!("the hub's client cannot be set up: {}", one_line(&error)))?, *set, offline())
+    load_with(
+        &client.map_err(|error| anyhow!("the hub's client cannot be set up: {}", one_line(&error)))?,
+        *set,
+        offline(),
+    )
 }
 
 fn load_with(client: &HFClientSync, set: HubSet, offline: bool) -> Result<Dataset> {
     let paths = [fetch(client, set, set.train.0, offline)?, fetch(client, set, set.test.0, offline)?];
     let read = |path: &Path, (name, rows): (&str, usize)| {
+        verify(path, name)?;
         let file = File::open(path).with_context(|| format!("{name} cannot be opened in the hub's cache"))?;
         read_parquet(file, set.shape, rows, name)
     };
-    let (train, test) =
-        rayon::join(|| read(&paths[0], set.train), || read(&paths[1], set.test));
+    let (train, test) = rayon::join(|| read(&paths[0], set.train), || read(&paths[1], set.test));
     let commits = paths.map(|path| commit(&path).unwrap_or_else(|| "unknown".to_owned()));
     let (owner, name) = set.repository;
     Ok(Dataset {
@@ -262,14 +315,16 @@ mod tests {
 
     fn image(salt: u8) -> Vec<u8> {
         let mut png = Cursor::new(Vec::new());
-        RgbImage::from_fn(4, 2, |x, y| Rgb([x as u8, y as u8, salt])).write_to(&mut png, ImageFormat::Png).unwrap();
+        RgbImage::from_fn(4, 2, |x, y| Rgb([x as u8, y as u8, salt]))
+            .write_to(&mut png, ImageFormat::Png)
+            .unwrap();
         png.into_inner()
     }
 
     /// A file with the columns that the hub's files have.
     fn parquet(rows: u8) -> Vec<u8> {
-        let schema = "message m { optional group image { optional binary bytes; optional binary path (UTF8); } \
-                      optional int64 label; }";
+        let schema = "message m { optional group image { optional binary bytes; optional binary path \
+                      (UTF8); } optional int64 label; }";
         let schema = Arc::new(parse_message_type(schema).unwrap());
         let mut file = Vec::new();
         let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::default()).unwrap();
@@ -323,7 +378,10 @@ mod tests {
             assert_eq!((set.train.len(), set.test.len()), (3, 2));
             assert_eq!(set.train.labels, Some(vec![0, 1, 2]));
             // Rows first: the red channel counts columns, the green one rows, and neither is transposed.
-            assert_eq!(set.train.pixels(1), [[0, 1, 2, 3].repeat(2), vec![0; 4], vec![1; 4], vec![1; 8]].concat());
+            assert_eq!(
+                set.train.pixels(1),
+                [[0, 1, 2, 3].repeat(2), vec![0; 4], vec![1; 4], vec![1; 8]].concat()
+            );
             assert!(set.revision.ends_with(COMMIT), "{}", set.revision);
         }
     }
@@ -338,6 +396,17 @@ mod tests {
             assert!(error.contains("t10k-labels-idx1-ubyte") && !error.contains('\n'), "{error}");
         }
         assert!(begin.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn cached_files_must_have_their_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let hex: String = Sha256::digest(b"abc").iter().map(|byte| format!("{byte:02x}")).collect();
+        let path = dir.path().join(hex);
+        std::fs::write(&path, "abc").unwrap();
+        verify(&path, "P").unwrap();
+        std::fs::write(&path, "abd").unwrap();
+        assert!(verify(&path, "P").unwrap_err().to_string().contains("P in the hub's cache has the sha256"));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! MNIST: the idx files of LeCun, Cortes and Burges.
 //!
-//! An idx file is a big-endian `u32` magic number (two zero bytes, the type `0x08` for bytes, the number of sides),
-//! one `u32` per side, then the bytes. Four of them make the set:
-//! `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, each
-//! plain or as `.gz`. Sets in the same files (Fashion-MNIST, KMNIST) are read as well.
+//! An idx file is a big-endian `u32` magic number (two zero bytes, the type `0x08` for bytes, the number of
+//! sides), one `u32` per side, then the bytes. Four of them make the set: `train-images-idx3-ubyte`,
+//! `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, each plain or as `.gz`.
+//! Sets in the same files (Fashion-MNIST, KMNIST) are read as well.
 
 use super::{Dataset, Revision, Split, Values, file_name, read_file};
 use anyhow::{Context, Result, bail, ensure};
@@ -13,8 +13,12 @@ use std::path::{Path, PathBuf};
 pub const CLASSES: u32 = 10;
 
 /// The four files, training images first.
-pub const FILES: [&str; 4] =
-    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
+pub const FILES: [&str; 4] = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+];
 
 /// The contents of an idx file, borrowed from its bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,15 +39,15 @@ fn be_u32(bytes: &[u8], at: usize, name: &str) -> Result<u32> {
 /// Reads an idx file of bytes with `rank` sides (3 for images, 1 for labels).
 ///
 /// # Errors
-/// On another magic number, a header cut short, sides that multiply past the address space, and any difference between
-/// the length that the header announces and the bytes that are there.
+/// On another magic number, a header cut short, sides that multiply past the address space, and any
+/// difference between the length that the header announces and the bytes that are there.
 pub fn parse_idx<'a>(bytes: &'a [u8], rank: u8, name: &str) -> Result<Idx<'a>> {
     let magic = be_u32(bytes, 0, name)?;
     let expected = 0x0800 | u32::from(rank);
     ensure!(
         magic == expected,
-        "{name} has the magic number {magic:#010x} at byte 0 where {expected:#010x} is expected: this is not the idx \
-         file its name says"
+        "{name} has the magic number {magic:#010x} at byte 0 where {expected:#010x} is expected: this is \
+         not the idx file its name says"
     );
     let mut sides = Vec::with_capacity(usize::from(rank));
     for side in 0..usize::from(rank) {
@@ -63,7 +67,8 @@ pub fn parse_idx<'a>(bytes: &'a [u8], rank: u8, name: &str) -> Result<Idx<'a>> {
     }
     ensure!(
         data.len() == count,
-        "{name} has {} extra bytes from byte {} on, past what its header ({sides:?}) announces: fetch the file again",
+        "{name} has {} extra bytes from byte {} on, past what its header ({sides:?}) announces: fetch the \
+         file again",
         data.len() - count,
         start + count
     );
@@ -73,8 +78,8 @@ pub fn parse_idx<'a>(bytes: &'a [u8], rank: u8, name: &str) -> Result<Idx<'a>> {
 /// Puts an image file and a label file together.
 ///
 /// # Errors
-/// Those of [`parse_idx`], and: no images, images without area, another number of labels than images, a label that is
-/// no digit.
+/// Those of [`parse_idx`], and: no images, images without area, another number of labels than images, a label
+/// that is no digit.
 pub fn parse_pair(images: (&[u8], &str), labels: (&[u8], &str)) -> Result<Split> {
     let ((image_bytes, image_name), (label_bytes, label_name)) = (images, labels);
     let image = parse_idx(image_bytes, 3, image_name)?;
@@ -86,7 +91,8 @@ pub fn parse_pair(images: (&[u8], &str), labels: (&[u8], &str)) -> Result<Split>
     );
     ensure!(
         image.sides[0] == label.sides[0],
-        "{image_name} has {} images but {label_name} has {} labels (byte 4 of each): take both from the same set",
+        "{image_name} has {} images but {label_name} has {} labels (byte 4 of each): take both from the \
+         same set",
         image.sides[0],
         label.sides[0]
     );
@@ -106,7 +112,8 @@ pub fn parse_pair(images: (&[u8], &str), labels: (&[u8], &str)) -> Result<Split>
     )
 }
 
-/// Finds `name` or `name.gz` in a folder; the dot in `train-images.idx3-ubyte` is how some copies spell the hyphen.
+/// Finds `name` or `name.gz` in a folder; the dot in `train-images.idx3-ubyte` is how some copies spell the
+/// hyphen.
 fn find(dir: &Path, name: &str) -> Option<PathBuf> {
     let dotted = name.replace("-idx", ".idx");
     [name.to_owned(), format!("{name}.gz"), dotted.clone(), format!("{dotted}.gz")]
@@ -120,7 +127,8 @@ fn find(dir: &Path, name: &str) -> Option<PathBuf> {
 /// # Errors
 /// When one of the four files is missing or damaged, or training and test images differ in size.
 pub fn read_folder(dir: &Path) -> Result<Dataset> {
-    let places = [dir.to_path_buf(), dir.join("mnist"), dir.join("MNIST"), dir.join("MNIST/raw"), dir.join("raw")];
+    let places =
+        [dir.to_path_buf(), dir.join("mnist"), dir.join("MNIST"), dir.join("MNIST/raw"), dir.join("raw")];
     let Some(place) = places.iter().find(|place| FILES.iter().any(|file| find(place, file).is_some())) else {
         bail!(
             "there is no MNIST in {}: put the files {} (plain or .gz) there or in its folder `mnist`",
@@ -194,7 +202,9 @@ mod tests {
         assert!(message(&labels(4), &labels(4)).contains("I has the magic number 0x00000801 at byte 0"));
         assert!(message(&images(4)[..39], &labels(4)).contains("I ends at byte 39"));
         assert!(message(&images(4)[..9], &labels(4)).contains("I ends at byte 9 inside its header"));
-        assert!(message(&[images(4), vec![0; 3]].concat(), &labels(4)).contains("3 extra bytes from byte 40"));
+        assert!(
+            message(&[images(4), vec![0; 3]].concat(), &labels(4)).contains("3 extra bytes from byte 40")
+        );
         assert!(message(&images(4), &labels(5)).contains("I has 4 images but L has 5 labels"));
         let mut bad = labels(4);
         bad[10] = 10;

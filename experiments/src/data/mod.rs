@@ -1,20 +1,21 @@
 //! Data sets: what a flow is trained and measured on.
 //!
-//! A [`Dataset`] is a training, an optional validation and a test [`Split`] held in memory, plus where it came from and,
-//! for the sets that are drawn here rather than read, what its entropy is. Pixels stay bytes until a batch is made:
-//! a number of bits per dimension only means something for the integers that were stored.
+//! A [`Dataset`] is a training, an optional validation and a test [`Split`] held in memory, plus where it
+//! came from and, for the sets that are drawn here rather than read, what its entropy is. Pixels stay bytes
+//! until a batch is made: a number of bits per dimension only means something for the integers that were
+//! stored.
 //!
 //! | name | comes from | values |
 //! |---|---|---|
 //! | `mnist` | four idx files, plain or `.gz`, or the hub | (N, 1, 28, 28) bytes |
 //! | `cifar10` | the binary batches, their `.tar.gz`, or the hub | (N, 3, 32, 32) bytes |
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
-//! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) reals |
+//! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
 //! | `folder` | PNG and JPEG files ([`folder`]) | (N, C, H, W) bytes |
 //! | `npy` | `.npy` and `.npz` arrays ([`npy`]) | bytes or reals |
 //!
-//! Every reader works on a byte slice and trusts none of it: a size in a header is compared with the bytes that are
-//! there before anything is allocated, and an error names the file, the byte offset and the remedy.
+//! Every reader works on a byte slice and trusts none of it: a size in a header is compared with the bytes
+//! that are there before anything is allocated, and an error names the file, the byte offset and the remedy.
 
 pub mod cifar;
 pub mod faces;
@@ -78,14 +79,18 @@ impl Split {
             Values::Reals(v) => v.len(),
         };
         ensure!(
-            count % dims == 0,
+            count.is_multiple_of(dims),
             "{count} values are no whole number of examples of shape {shape:?}: the data are cut short"
         );
         let examples = count / dims;
-        for (what, rows) in [("labels", labels.as_ref().map(Vec::len)), ("attributes", attributes.as_ref().map(Vec::len))]
+        for (what, rows) in
+            [("labels", labels.as_ref().map(Vec::len)), ("attributes", attributes.as_ref().map(Vec::len))]
         {
             if let Some(rows) = rows {
-                ensure!(rows == examples, "{examples} examples came with {rows} rows of {what}: give one per example");
+                ensure!(
+                    rows == examples,
+                    "{examples} examples came with {rows} rows of {what}: give one per example"
+                );
             }
         }
         Ok(Self { shape, values, labels, attributes })
@@ -127,7 +132,9 @@ impl Split {
     pub fn pixels(&self, i: usize) -> &[u8] {
         match &self.values {
             Values::Pixels(v) => &v[i * self.dims()..][..self.dims()],
-            Values::Reals(_) => panic!("these examples are vectors of reals, not images: read them with Split::reals"),
+            Values::Reals(_) => {
+                panic!("these examples are vectors of reals, not images: read them with Split::reals")
+            }
         }
     }
 
@@ -139,7 +146,9 @@ impl Split {
     pub fn reals(&self, i: usize) -> &[f32] {
         match &self.values {
             Values::Reals(v) => &v[i * self.dims()..][..self.dims()],
-            Values::Pixels(_) => panic!("these examples are images, not vectors of reals: read them with Split::pixels"),
+            Values::Pixels(_) => {
+                panic!("these examples are images, not vectors of reals: read them with Split::pixels")
+            }
         }
     }
 
@@ -231,19 +240,25 @@ pub struct Dataset {
     pub attribute_names: Vec<String>,
     /// The entropy, for the sets drawn here.
     pub entropy: Option<Entropy>,
-    /// Which bytes these are: the SHA-256 of the files, the hub's commit, or the generator's version and seed.
+    /// Which bytes these are: the SHA-256 of the files, the hub's commit, or the generator's version and
+    /// seed.
     pub revision: String,
 }
 
 impl Dataset {
     /// Moves the last `n` training examples into a validation split of their own.
     ///
-    /// The last, not a random choice: the published sets are shuffled already, and a fixed rule keeps runs comparable.
+    /// The last, not a random choice: the published sets are shuffled already, and a fixed rule keeps runs
+    /// comparable.
     ///
     /// # Errors
     /// When there is a validation split already, or no training example would be left.
     pub fn carve_validation(&mut self, n: usize) -> Result<()> {
-        ensure!(self.valid.is_none(), "`{}` has a validation split of its own: do not carve another", self.name);
+        ensure!(
+            self.valid.is_none(),
+            "`{}` has a validation split of its own: do not carve another",
+            self.name
+        );
         let total = self.train.len();
         ensure!(
             n < total,
@@ -278,7 +293,8 @@ pub struct Request {
     pub size: Option<usize>,
     /// How many training examples to draw; for a set that is read, keep the first so many.
     pub train: Option<usize>,
-    /// How many validation examples to draw; for a set that is read and has none, carve them off the training set.
+    /// How many validation examples to draw; for a set that is read and has none, carve them off the training
+    /// set.
     pub valid: Option<usize>,
     /// How many test examples to draw; for a set that is read, keep the first so many.
     pub test: Option<usize>,
@@ -307,8 +323,8 @@ impl Request {
 /// Loads a data set.
 ///
 /// # Errors
-/// When the name is not known, a file is missing or damaged (the message names it, the byte and the remedy), the hub
-/// cannot be reached, or the sizes asked for leave a split empty.
+/// When the name is not known, a file is missing or damaged (the message names it, the byte and the remedy),
+/// the hub cannot be reached, or the sizes asked for leave a split empty.
 pub fn load(request: &Request) -> Result<Dataset> {
     let mut set = match (request.source()?, request.name.as_str()) {
         (Source::Builtin, "faces") => return faces::dataset(request),
@@ -321,6 +337,7 @@ pub fn load(request: &Request) -> Result<Dataset> {
         (Source::Hub, _) => hub::load(&hub::CIFAR10)?,
     };
     match (&mut set.valid, request.valid) {
+        (Some(_), Some(0)) => set.valid = None,
         (Some(valid), Some(n)) => valid.truncate(n),
         (None, Some(n)) if n > 0 => set.carve_validation(n)?,
         _ => {}
@@ -337,8 +354,8 @@ pub fn load(request: &Request) -> Result<Dataset> {
     Ok(set)
 }
 
-/// The random numbers of example `index` of part `part`: independent of every other example, so that neither the number
-/// of threads nor the number of examples changes what one of them looks like.
+/// The random numbers of example `index` of part `part`: independent of every other example, so that neither
+/// the number of threads nor the number of examples changes what one of them looks like.
 pub(crate) fn example_rng(seed: u64, domain: &str, part: u64, index: u64) -> ChaCha8Rng {
     let mut key = [0_u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -357,8 +374,12 @@ pub(crate) const LARGEST: u64 = 1 << 33;
 /// Reads a file, unpacking it where its first bytes say gzip.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
-    let length = std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?.len();
-    ensure!(length <= LARGEST, "{name} has {length} bytes, more than the {LARGEST} that are read: split it up");
+    let length =
+        std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?.len();
+    ensure!(
+        length <= LARGEST,
+        "{name} has {length} bytes, more than the {LARGEST} that are read: split it up"
+    );
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}: check its permissions"))?;
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
@@ -369,10 +390,9 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
 /// Unpacks gzip, stopping at [`LARGEST`] bytes: a few packed kilobytes can stand for gigabytes.
 pub(crate) fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes)
-        .take(LARGEST + 1)
-        .read_to_end(&mut plain)
-        .with_context(|| format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len()))?;
+    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST + 1).read_to_end(&mut plain).with_context(
+        || format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len()),
+    )?;
     ensure!(plain.len() as u64 <= LARGEST, "{name} unpacks to more than {LARGEST} bytes: it is no data set");
     Ok(plain)
 }
@@ -409,7 +429,8 @@ pub(crate) mod mutate {
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    /// Calls `reader` with `count` damaged copies of `bytes`: flipped, cut, lengthened, and with extreme integers.
+    /// Calls `reader` with `count` damaged copies of `bytes`: flipped, cut, lengthened, and with extreme
+    /// integers.
     pub(crate) fn each(bytes: &[u8], count: usize, mut reader: impl FnMut(&[u8])) {
         let mut rng = ChaCha8Rng::seed_from_u64(0x0bad);
         for round in 0..count {
@@ -494,7 +515,10 @@ mod tests {
         };
         assert!(set.carve_validation(5).is_err());
         set.carve_validation(2).unwrap();
-        assert_eq!((set.train.clone(), set.valid.clone().unwrap()), (split().slice(0..3), split().slice(3..5)));
+        assert_eq!(
+            (set.train.clone(), set.valid.clone().unwrap()),
+            (split().slice(0..3), split().slice(3..5))
+        );
         assert!(set.carve_validation(1).is_err());
     }
 
@@ -520,7 +544,9 @@ mod tests {
         packed.write_all(&[7; 5000]).unwrap();
         let packed = packed.finish().unwrap();
         assert_eq!(gunzip(&packed, "x").unwrap(), vec![7; 5000]);
-        assert!(gunzip(&packed[..packed.len() - 3], "x").unwrap_err().to_string().contains("x is damaged gzip"));
+        assert!(
+            gunzip(&packed[..packed.len() - 3], "x").unwrap_err().to_string().contains("x is damaged gzip")
+        );
         mutate::each(&packed, 2000, |bytes| drop(gunzip(bytes, "x")));
     }
 }

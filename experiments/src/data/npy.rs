@@ -1,17 +1,18 @@
 //! A user's arrays: `.npy` and `.npz` files.
 //!
-//! - **Images** are bytes (`uint8`): (N, C, H, W) where the second side is 1 or 3, else (N, H, W, C) where the last one
-//!   is, else (N, H, W) for grey. An array that could be either, such as (N, 3, 8, 3), is read as (N, C, H, W).
+//! - **Images** are bytes (`uint8`): (N, C, H, W) where the second side is 1 or 3, else (N, H, W, C) where
+//!   the last one is, else (N, H, W) for grey. An array that could be either, such as (N, 3, 8, 3), is read
+//!   as (N, C, H, W).
 //! - **Vectors** are `float32` or `float64`, (N, D), and finite.
 //! - **Labels** are any integers of one side, (N).
 //!
-//! One `.npy` file is dealt out by row number: of every ten rows, eight go to training, then one each to validation and
-//! test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels` and so on, says itself
-//! what is what; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file with one array, or `x` and
-//! perhaps `labels`, is dealt out like a `.npy` file.
+//! One `.npy` file is dealt out by row number: of every ten rows, eight go to training, then one each to
+//! validation and test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels`
+//! and so on, says itself what is what; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
+//! with one array, or `x` and perhaps `labels`, is dealt out like a `.npy` file.
 //!
-//! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header claims
-//! before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
+//! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header
+//! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
 use super::{Dataset, LARGEST, Revision, Split, Values, file_name, read_file};
 use anyhow::{Context, Result, bail, ensure};
@@ -44,14 +45,16 @@ fn value<'a>(header: &'a str, key: &str, name: &str) -> Result<&'a str> {
     let quoted = [format!("'{key}'"), format!("\"{key}\"")];
     let rest = quoted.iter().find_map(|q| header.split_once(q.as_str())).map(|(_, rest)| rest.trim_start());
     let rest = rest.and_then(|rest| rest.strip_prefix(':'));
-    Ok(rest.with_context(|| format!("{name} has no `{key}` in its header at byte 10: save it again with numpy"))?.trim())
+    Ok(rest
+        .with_context(|| format!("{name} has no `{key}` in its header at byte 10: save it again with numpy"))?
+        .trim())
 }
 
 /// Reads a `.npy` file (format versions 1 to 3) of C-ordered little-endian numbers.
 ///
 /// # Errors
-/// When the magic string, the header, the type or the order is another one, and when the data are shorter or longer than
-/// the header announces.
+/// When the magic string, the header, the type or the order is another one, and when the data are shorter or
+/// longer than the header announces.
 pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
     ensure!(
         bytes.starts_with(b"\x93NUMPY"),
@@ -61,7 +64,9 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
     let width = match version {
         1 => 2,
         2 | 3 => 4,
-        _ => bail!("{name} has the npy version {version} at byte 6, where 1 to 3 are read: save it again with numpy"),
+        _ => bail!(
+            "{name} has the npy version {version} at byte 6, where 1 to 3 are read: save it again with numpy"
+        ),
     };
     let header = bytes.get(8..8 + width).and_then(|length| {
         let length = length.iter().rev().fold(0_usize, |sum, &byte| sum << 8 | usize::from(byte));
@@ -72,13 +77,14 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
     };
     let data = &bytes[8 + width + header.len()..];
     let start = bytes.len() - data.len();
-    let header = std::str::from_utf8(header)
-        .with_context(|| format!("{name} has a header at byte 10 that is no text: save it again with numpy"))?;
+    let header = std::str::from_utf8(header).with_context(|| {
+        format!("{name} has a header at byte 10 that is no text: save it again with numpy")
+    })?;
 
     let descr = value(header, "descr", name)?;
     let descr = descr.split([',', '}']).next().unwrap_or_default().trim().trim_matches(['\'', '"']);
     ensure!(
-        !value(header, "fortran_order", name)?.starts_with("True"),
+        value(header, "fortran_order", name)?.starts_with("False"),
         "{name} is in Fortran order: save numpy.ascontiguousarray of it"
     );
     let sides = value(header, "shape", name)?;
@@ -87,7 +93,9 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
         .and_then(|rest| rest.split_once(')'))
         .map(|(inside, _)| inside.split(',').map(str::trim).filter(|side| !side.is_empty()))
         .and_then(|sides| sides.map(|side| side.parse::<usize>().ok()).collect::<Option<Vec<_>>>())
-        .with_context(|| format!("{name} has a `shape` that cannot be read in its header at byte 10: save it again"))?;
+        .with_context(|| {
+            format!("{name} has a `shape` that cannot be read in its header at byte 10: save it again")
+        })?;
 
     let size: usize = match descr.trim_start_matches(['|', '<', '=']) {
         "u1" | "i1" | "b1" => 1,
@@ -95,18 +103,21 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
         "f4" | "i4" | "u4" => 4,
         "f8" | "i8" | "u8" => 8,
         _ => bail!(
-            "{name} holds numbers of type `{descr}`: save images as uint8, vectors as float32 or float64, labels as \
-             integers, all little-endian"
+            "{name} holds numbers of type `{descr}`: save images as uint8, vectors as float32 or float64, \
+             labels as integers, all little-endian"
         ),
     };
     let count = sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
     let expected = count.and_then(|count| count.checked_mul(size));
     let Some(expected) = expected else {
-        bail!("{name} announces impossible sides {sides:?} in its header at byte 10: save it again with numpy");
+        bail!(
+            "{name} announces impossible sides {sides:?} in its header at byte 10: save it again with numpy"
+        );
     };
     ensure!(
         data.len() >= expected,
-        "{name} ends at byte {} where its header ({sides:?} of `{descr}`) announces {} bytes: save it again with numpy",
+        "{name} ends at byte {} where its header ({sides:?} of `{descr}`) announces {} bytes: save it again \
+         with numpy",
         bytes.len(),
         start as u128 + expected as u128
     );
@@ -143,22 +154,23 @@ pub fn parse_npz(bytes: &[u8], name: &str) -> Result<BTreeMap<String, Array>> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes))
         .with_context(|| format!("{name} is no npz archive: save it with numpy.savez"))?;
     let mut arrays = BTreeMap::new();
+    // Shared by all entries: a small archive can stand for terabytes, and what is past the room reads as cut
+    // short.
+    let mut room = LARGEST;
     for place in 0..archive.len() {
-        let entry = archive
-            .by_index(place)
-            .with_context(|| format!("entry {place} of {name} cannot be read: save it again with numpy.savez"))?;
+        let entry = archive.by_index(place).with_context(|| {
+            format!("entry {place} of {name} cannot be read: save it again with numpy.savez")
+        })?;
         let key = String::from_utf8_lossy(entry.name_raw()).into_owned();
         let Some(key) = key.strip_suffix(".npy").map(str::to_owned) else {
             bail!("{name} holds `{key}`, which is no array: save it with numpy.savez");
         };
-        // Deflate packs at most 1032 bytes into one; what claims more is a trap, not an array.
-        let most = (bytes.len() as u64).saturating_mul(1032).min(LARGEST);
         let mut plain = Vec::new();
-        entry
-            .take(most)
-            .read_to_end(&mut plain)
-            .with_context(|| format!("the array `{key}` of {name} is damaged: save it again with numpy.savez"))?;
+        entry.take(room).read_to_end(&mut plain).with_context(|| {
+            format!("the array `{key}` of {name} is damaged: save it again with numpy.savez")
+        })?;
         let array = parse_npy(&plain, &format!("the array `{key}` of {name}"))?;
+        room -= plain.len() as u64;
         arrays.insert(key, array);
     }
     ensure!(!arrays.is_empty(), "{name} holds no array: save it with numpy.savez");
@@ -170,7 +182,8 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
     let sides = &array.sides;
     ensure!(
         sides.len() >= 2 && sides.iter().all(|&side| side > 0),
-        "{name} has the sides {sides:?}: save images as (N, C, H, W), (N, H, W, C) or (N, H, W), vectors as (N, D)"
+        "{name} has the sides {sides:?}: save images as (N, C, H, W), (N, H, W, C) or (N, H, W), vectors as \
+         (N, D)"
     );
     let rows = sides[0];
     let (shape, values) = match (array.numbers, &sides[1..]) {
@@ -187,12 +200,18 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
         (Numbers::Bytes(v), &[h, w]) => (vec![1, h, w], Values::Pixels(v)),
         (Numbers::Reals(v), &[d]) => {
             if let Some(at) = v.iter().position(|x| !x.is_finite()) {
-                bail!("{name} holds {} in row {}, column {}: remove what is not finite", v[at], at / d, at % d);
+                bail!(
+                    "{name} holds {} in row {}, column {}: remove what is not finite",
+                    v[at],
+                    at / d,
+                    at % d
+                );
             }
             (vec![d], Values::Reals(v))
         }
         (_, sides) => bail!(
-            "{name} has examples of {sides:?}: save images as uint8 with 1 or 3 channels, vectors as float32 (N, D)"
+            "{name} has examples of {sides:?}: save images as uint8 with 1 or 3 channels, vectors as \
+             float32 (N, D)"
         ),
     };
     let labels = labels.map(|labels| -> Result<Vec<u32>> {
@@ -208,10 +227,9 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
         };
         // Classes are counted up to the largest label, so an absurd one must not get through.
         let small = |(row, label): (usize, i64)| {
-            u32::try_from(label)
-                .ok()
-                .filter(|&label| label < MOST_CLASSES)
-                .with_context(|| format!("the label {label} in row {row} of {name} is not in 0 to {}", MOST_CLASSES - 1))
+            u32::try_from(label).ok().filter(|&label| label < MOST_CLASSES).with_context(|| {
+                format!("the label {label} in row {row} of {name} is not in 0 to {}", MOST_CLASSES - 1)
+            })
         };
         wide.into_iter().enumerate().map(small).collect()
     });
@@ -227,10 +245,13 @@ fn classes(splits: [Option<&Split>; 3]) -> Vec<String> {
     labels.max().map(|&most| (0..=most).map(|class| class.to_string()).collect()).unwrap_or_default()
 }
 
-/// Deals the rows of one split out: of every ten, eight for training, then one for validation and one for test.
+/// Deals the rows of one split out: of every ten, eight for training, then one for validation and one for
+/// test.
 fn deal(all: &Split, name: &str) -> Result<[Split; 3]> {
     ensure!(all.len() >= 10, "{name} has {} examples, too few to deal out: give at least 10", all.len());
-    let part = |wanted: fn(usize) -> bool| all.select(&(0..all.len()).filter(|i| wanted(i % 10)).collect::<Vec<_>>());
+    let part = |wanted: fn(usize) -> bool| {
+        all.select(&(0..all.len()).filter(|i| wanted(i % 10)).collect::<Vec<_>>())
+    };
     Ok([part(|i| i < 8), part(|i| i == 8), part(|i| i == 9)])
 }
 
@@ -243,19 +264,26 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
             array.map(|array| split(array, labels, &format!("`{key}` of {name}"))).transpose()
         };
         let (train, valid, test) = (part("train")?, part("valid")?, part("test")?);
-        let test = test.with_context(|| format!("{name} has `train` but no `test`: add the test examples"))?;
+        let test =
+            test.with_context(|| format!("{name} has `train` but no `test`: add the test examples"))?;
         (train.expect("its presence was checked"), valid, test)
     } else {
         let labels = arrays.remove("labels");
-        let key = if arrays.contains_key("x") { "x".to_owned() } else { arrays.keys().next().cloned().unwrap_or_default() };
-        let array = arrays.remove(&key).with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
+        let key = if arrays.contains_key("x") {
+            "x".to_owned()
+        } else {
+            arrays.keys().next().cloned().unwrap_or_default()
+        };
+        let array = arrays
+            .remove(&key)
+            .with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
         let [train, valid, test] = deal(&split(array, labels, name)?, name)?;
         (train, Some(valid), test)
     };
     if let Some(key) = arrays.keys().next() {
         bail!(
-            "{name} holds the array `{key}` whose use is unknown: name arrays train, valid, test, train_labels, \
-             valid_labels, test_labels, or x and labels"
+            "{name} holds the array `{key}` whose use is unknown: name arrays train, valid, test, \
+             train_labels, valid_labels, test_labels, or x and labels"
         );
     }
     for other in [valid.as_ref(), Some(&test)].into_iter().flatten() {
@@ -285,7 +313,8 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
 /// Reads a `.npy` or `.npz` file, or a folder of `.npy` files named as the arrays in a `.npz` file are.
 ///
 /// # Errors
-/// When a file is missing or damaged, the arrays do not fit together, or there are too few examples to deal out.
+/// When a file is missing or damaged, the arrays do not fit together, or there are too few examples to deal
+/// out.
 pub fn read_path(path: &Path) -> Result<Dataset> {
     let mut revision = Revision::default();
     if path.is_dir() {
@@ -326,7 +355,7 @@ mod tests {
 
     fn npy(descr: &str, sides: &str, data: &[u8]) -> Vec<u8> {
         let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");
-        while (header.len() + 11) % 64 != 0 {
+        while !(header.len() + 11).is_multiple_of(64) {
             header.push(' ');
         }
         header.push('\n');
@@ -353,7 +382,8 @@ mod tests {
 
     #[test]
     fn types_are_read() {
-        let reals = parse_npy(&npy("<f8", "2, 1", &[1.5_f64, -2.0].map(f64::to_le_bytes).concat()), "A").unwrap();
+        let reals =
+            parse_npy(&npy("<f8", "2, 1", &[1.5_f64, -2.0].map(f64::to_le_bytes).concat()), "A").unwrap();
         assert_eq!(reals, Array { sides: vec![2, 1], numbers: Numbers::Reals(vec![1.5, -2.0]) });
         let labels = parse_npy(&npy("<i8", "2,", &[7_i64, -1].map(i64::to_le_bytes).concat()), "A").unwrap();
         assert_eq!(labels, Array { sides: vec![2], numbers: Numbers::Integers(vec![7, -1]) });
@@ -366,7 +396,10 @@ mod tests {
         let good = npy("|u1", "2, 3", &[0; 6]);
         let start = good.len() - 6;
         assert!(message(&good[..start + 5]).contains(&format!("A ends at byte {}", start + 5)));
-        assert!(message(&[good.clone(), vec![0]].concat()).contains(&format!("1 extra bytes from byte {}", start + 6)));
+        assert!(
+            message(&[good.clone(), vec![0]].concat())
+                .contains(&format!("1 extra bytes from byte {}", start + 6))
+        );
         assert!(message(&good[..20]).contains("inside its header"));
         assert!(message(&npy("<f8", "4294967296, 4294967296", &[])).contains("impossible sides"));
         assert!(message(&npy("<f8", "1000000000000", &[])).contains("ends at byte"));
@@ -375,15 +408,21 @@ mod tests {
 
     #[test]
     fn layouts_of_images() {
-        let read = |sides: &str, data: &[u8]| split(parse_npy(&npy("|u1", sides, data), "A").unwrap(), None, "A").unwrap();
+        let read = |sides: &str, data: &[u8]| {
+            split(parse_npy(&npy("|u1", sides, data), "A").unwrap(), None, "A").unwrap()
+        };
         let data: Vec<u8> = (0..12).collect();
         assert_eq!(read("1, 3, 2, 2", &data).pixels(0), data);
         let last = read("1, 2, 2, 3", &data);
-        assert_eq!((last.shape.clone(), last.pixels(0)), (vec![3, 2, 2], &[0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11][..]));
+        assert_eq!(
+            (last.shape.clone(), last.pixels(0)),
+            (vec![3, 2, 2], &[0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11][..])
+        );
         assert_eq!(read("3, 2, 2", &data).shape, [1, 2, 2]);
         let odd = parse_npy(&npy("|u1", "3, 2, 2, 1, 1", &data), "A").unwrap();
         assert!(split(odd, None, "A").is_err());
-        let nan = parse_npy(&npy("<f4", "1, 2", &[1.0, f32::NAN].map(f32::to_le_bytes).concat()), "A").unwrap();
+        let nan =
+            parse_npy(&npy("<f4", "1, 2", &[1.0, f32::NAN].map(f32::to_le_bytes).concat()), "A").unwrap();
         assert!(split(nan, None, "A").unwrap_err().to_string().contains("row 0, column 1"));
     }
 
@@ -399,8 +438,12 @@ mod tests {
 
         for method in [zip::CompressionMethod::Stored, zip::CompressionMethod::Deflated] {
             let labels = npy("|u1", "4,", &[0, 1, 2, 2]);
-            let arrays =
-                [("train", rows(4)), ("train_labels", labels), ("test", rows(2)), ("test_labels", npy("|u1", "2,", &[0, 4]))];
+            let arrays = [
+                ("train", rows(4)),
+                ("train_labels", labels),
+                ("test", rows(2)),
+                ("test_labels", npy("|u1", "2,", &[0, 4])),
+            ];
             let file = dir.path().join("all.npz");
             std::fs::write(&file, npz(&arrays, method)).unwrap();
             let set = read_path(&file).unwrap();

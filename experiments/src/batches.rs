@@ -1,0 +1,365 @@
+//! From stored bytes to what a flow takes: order, augmentation, noise, batches.
+//!
+//! ```text
+//! x = floor(pixel / 2^(8 - bits)) + u,     u uniform on [0, 1)
+//! ```
+//!
+//! Every random number is a function of the seed, the number of the update and the place in the batch, never of what was
+//! drawn before: a run that is resumed at update u sees the very batches that it would have seen, and no number of
+//! threads changes them. Training walks through one endless sequence, epoch after epoch, each in an order of its own; an
+//! update takes the next `batch` examples of it, so that no example is left out at the end of an epoch and every batch
+//! is full.
+//!
+//! u is a multiple of 2^-(24 - bits), so that the sum is exact in f32 and x stays below 2^bits: with finer noise,
+//! 255 + u would be rounded up to 256 once in a while, which is outside of the data.
+
+use crate::data::{Split, Values};
+use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
+use flows::ModelConfig;
+use flows::params::rng_for;
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
+/// Batches that are prepared ahead of the one in use.
+const AHEAD: usize = 2;
+
+/// The order in which epoch `epoch` visits `n` examples.
+pub fn order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..n as u32).collect();
+    places.shuffle(&mut rng_for(seed, &format!("order {epoch}")));
+    places
+}
+
+/// How training examples are varied; the default leaves them as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Augment {
+    /// Mirrored left to right, every second time.
+    pub hflip: bool,
+    /// Shifted by up to this share of each side, edge pixels repeated.
+    pub shift: f64,
+}
+
+impl Augment {
+    fn is_none(&self) -> bool {
+        !self.hflip && self.shift <= 0.
+    }
+
+    /// Draws a variation and writes the image that it makes of `image`, (C, H, W).
+    fn apply(&self, image: &[u8], [_, h, w]: [usize; 3], rng: &mut ChaCha8Rng, out: &mut [u8]) {
+        let flip = self.hflip && rng.random::<bool>();
+        let mut offset = |side: usize| {
+            let most = ((self.shift * side as f64).floor() as i64).clamp(0, side as i64 - 1);
+            rng.random_range(-most..=most)
+        };
+        let (dy, dx) = (offset(h), offset(w));
+        let clamp = |i: usize, d: i64, side: usize| (i as i64 + d).clamp(0, side as i64 - 1) as usize;
+        for (plane, to) in image.chunks_exact(h * w).zip(out.chunks_exact_mut(h * w)) {
+            for (y, row) in to.chunks_exact_mut(w).enumerate() {
+                let from = &plane[clamp(y, dy, h) * w..][..w];
+                for (x, v) in row.iter_mut().enumerate() {
+                    *v = from[clamp(if flip { w - 1 - x } else { x }, dx, w)];
+                }
+            }
+        }
+    }
+}
+
+/// A batch in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Host {
+    /// Inputs of the flow, example after example.
+    pub values: Vec<f32>,
+    /// One class per example, for class-conditional models.
+    pub labels: Option<Vec<u32>>,
+}
+
+/// A batch on the device.
+pub struct Batch {
+    /// The flow's input, (B, ..), pixels in [0, 2^bits).
+    pub x: Tensor,
+    labels: Option<Tensor>,
+}
+
+impl Batch {
+    /// The labels (B,), if the model is class-conditional.
+    pub fn cond(&self) -> Option<&Tensor> {
+        self.labels.as_ref()
+    }
+}
+
+/// A split as a model sees it.
+#[derive(Clone, Copy)]
+pub struct Examples<'a> {
+    split: &'a Split,
+    bits: u8,
+    conditional: bool,
+}
+
+impl<'a> Examples<'a> {
+    /// # Errors
+    /// When the examples do not have the model's shape, or a class-conditional model lacks labels.
+    pub fn new(split: &'a Split, model: &ModelConfig) -> Result<Self> {
+        ensure!(
+            split.shape == model.shape(),
+            "the data have shape {:?}, the model takes {:?}: set `model.shape` or choose other data",
+            split.shape,
+            model.shape()
+        );
+        if let Some(classes) = model.classes() {
+            let Some(labels) = &split.labels else {
+                anyhow::bail!("the model has {classes} classes and the data no labels: drop `model.classes`")
+            };
+            let most = labels.iter().copied().max().unwrap_or(0);
+            ensure!(
+                (most as usize) < classes,
+                "the data have class {most}, the model only {classes} classes: raise `model.classes`"
+            );
+        }
+        Ok(Self { split, bits: model.bits(), conditional: model.classes().is_some() })
+    }
+
+    /// The number of examples.
+    pub fn len(&self) -> usize {
+        self.split.len()
+    }
+
+    /// The examples at `places`; each comes with the stream of `base` that its variation and noise are drawn from.
+    pub fn host(
+        &self,
+        places: impl ExactSizeIterator<Item = (usize, u64)>,
+        base: &ChaCha8Rng,
+        augment: Augment,
+    ) -> Host {
+        let dims = self.split.dims();
+        let mut values = vec![0f32; places.len() * dims];
+        let mut labels = self.conditional.then(|| Vec::with_capacity(places.len()));
+        let mut random = vec![0u32; dims];
+        let mut varied = vec![0u8; if augment.is_none() { 0 } else { dims }];
+        for (out, (place, stream)) in values.chunks_exact_mut(dims).zip(places) {
+            match &self.split.values {
+                Values::Reals(_) => out.copy_from_slice(self.split.reals(place)),
+                Values::Pixels(_) => {
+                    let mut rng = base.clone();
+                    rng.set_stream(stream);
+                    let mut pixels = self.split.pixels(place);
+                    if let (false, &[c, h, w]) = (augment.is_none(), self.split.shape.as_slice()) {
+                        augment.apply(pixels, [c, h, w], &mut rng, &mut varied);
+                        pixels = &varied;
+                    }
+                    rng.fill(random.as_mut_slice());
+                    let (drop, unit) = (8 - self.bits, 0.5f32.powi(24 - i32::from(self.bits)));
+                    for ((x, &p), &r) in out.iter_mut().zip(pixels).zip(&random) {
+                        *x = f32::from(p >> drop) + (r >> (8 + self.bits)) as f32 * unit;
+                    }
+                }
+            }
+            if let (Some(labels), Some(all)) = (&mut labels, &self.split.labels) {
+                labels.push(all[place]);
+            }
+        }
+        Host { values, labels }
+    }
+
+    /// Places a batch on the device.
+    pub fn batch(&self, host: Host, device: &Device) -> Result<Batch> {
+        let n = host.values.len() / self.split.dims();
+        let mut shape = vec![n];
+        shape.extend(&self.split.shape);
+        let labels = host.labels.map(|l| Tensor::from_vec(l, n, device)).transpose()?;
+        Ok(Batch { x: Tensor::from_vec(host.values, shape, device)?, labels })
+    }
+}
+
+/// The batches of a training run.
+#[derive(Clone, Copy)]
+pub struct Feed<'a> {
+    /// The training set.
+    pub examples: Examples<'a>,
+    /// Examples in a batch.
+    pub batch: usize,
+    /// The seed of order, variation and noise.
+    pub seed: u64,
+    /// Variation.
+    pub augment: Augment,
+}
+
+impl<'a> Feed<'a> {
+    /// The batch of update `update`, counted from 0. `known` keeps the order of the epoch it ends in for the next call.
+    fn prepare(&self, update: u64, known: &mut Option<(u64, Vec<u32>)>) -> Host {
+        let n = self.examples.len() as u64;
+        let first = update * self.batch as u64;
+        let mut places = Vec::with_capacity(self.batch);
+        for position in first..first + self.batch as u64 {
+            let epoch = position / n;
+            let order = match known {
+                Some((e, order)) if *e == epoch => order,
+                _ => &known.insert((epoch, order(self.seed, epoch, n as usize))).1,
+            };
+            places.push((order[(position % n) as usize] as usize, places.len() as u64));
+        }
+        self.examples.host(places.into_iter(), &rng_for(self.seed, &format!("noise {update}")), self.augment)
+    }
+
+    /// Prepares batches from update `from` on in a thread of its own, a few ahead; it ends when the receiver is dropped.
+    pub fn start<'scope>(self, from: u64, scope: &'scope Scope<'scope, '_>) -> Receiver<Host>
+    where
+        'a: 'scope,
+    {
+        let (sender, receiver) = sync_channel(AHEAD);
+        scope.spawn(move || {
+            let mut known = None;
+            let mut update = from;
+            while sender.send(self.prepare(update, &mut known)).is_ok() {
+                update += 1;
+            }
+        });
+        receiver
+    }
+
+    /// The first `images` examples of epoch 0, without variation: what data-dependent initialisation looks at.
+    pub fn initial(&self, images: usize) -> Host {
+        let order = order(self.seed, 0, self.examples.len());
+        let n = images.min(order.len());
+        let places = order[..n].iter().enumerate().map(|(i, &place)| (place as usize, i as u64));
+        self.examples.host(places, &rng_for(self.seed, "initial noise"), Augment::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flows::bijections::preprocess::dequantize;
+    use flows::models::GlowConfig;
+
+    fn split(n: usize) -> Split {
+        let values = (0..n * 2 * 16).map(|i| (i * 37 % 256) as u8).collect();
+        let labels = (0..n as u32).map(|i| i % 3).collect();
+        Split::new(vec![2, 4, 4], Values::Pixels(values), Some(labels), None).unwrap()
+    }
+
+    fn model(bits: u8, classes: Option<usize>) -> ModelConfig {
+        ModelConfig::Glow(GlowConfig { shape: [2, 4, 4], bits, classes, ..GlowConfig::cifar_paper() })
+    }
+
+    fn feed(split: &Split) -> Feed<'_> {
+        let examples = Examples::new(split, &model(8, Some(3))).unwrap();
+        Feed { examples, batch: 4, seed: 5, augment: Augment { hflip: true, shift: 0.3 } }
+    }
+
+    #[test]
+    fn an_order_is_a_permutation_of_its_own() {
+        let (a, b) = (order(1, 0, 100), order(1, 1, 100));
+        let mut sorted = a.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+        assert_ne!(a, b);
+        assert_ne!(a, order(2, 0, 100));
+        assert_eq!(a, order(1, 0, 100));
+    }
+
+    #[test]
+    fn every_epoch_visits_every_example_once() {
+        let split = split(10);
+        let feed = feed(&split);
+        let n = std::cell::Cell::new(0);
+        let mut seen = vec![0; 10];
+        let mut known = None;
+        // Ten examples in batches of four: five updates are two epochs, and the third update spans both.
+        for update in 0..5 {
+            let host = feed.prepare(update, &mut known);
+            n.set(n.get() + host.labels.unwrap().len());
+        }
+        for epoch in 0..2 {
+            order(5, epoch, 10).iter().for_each(|&i| seen[i as usize] += 1);
+        }
+        assert_eq!((n.get(), seen), (20, vec![2; 10]));
+    }
+
+    #[test]
+    fn a_batch_depends_on_seed_and_update_only() {
+        let split = split(10);
+        let feed = feed(&split);
+        let mut known = None;
+        let straight: Vec<Host> = (0..8).map(|u| feed.prepare(u, &mut known)).collect();
+        assert_eq!(feed.prepare(6, &mut None), straight[6]);
+        let received: Vec<Host> = std::thread::scope(|scope| {
+            let batches = feed.start(3, scope);
+            (3..8).map(|_| batches.recv().unwrap()).collect()
+        });
+        assert_eq!(received, straight[3..]);
+        assert_ne!(straight[0], Feed { seed: 6, ..feed }.prepare(0, &mut None));
+    }
+
+    #[test]
+    fn inputs_are_floored_pixels_plus_noise_within_the_bin() -> Result<()> {
+        let split = split(6);
+        for bits in [1u8, 5, 8] {
+            let examples = Examples::new(&split, &model(bits, None))?;
+            let rng = rng_for(3, "noise");
+            let host = examples.host((0..6).map(|i| (i, i as u64)), &rng, Augment::default());
+            let Values::Pixels(pixels) = &split.values else { unreachable!() };
+            let mut sum = 0.;
+            for (&x, &p) in host.values.iter().zip(pixels) {
+                let bin = f32::from(p >> (8 - bits));
+                assert!(x >= bin && x < bin + 1. && x < f32::from(2u16.pow(bits.into())));
+                sum += f64::from(x - bin);
+            }
+            let n = pixels.len() as f64;
+            assert!((sum / n - 0.5).abs() < 4. * (1. / 12. / n).sqrt(), "the noise has mean 1/2");
+            // The library's own formula, given the same noise.
+            let noise = host.values.iter().map(|x| x.fract()).collect();
+            let noise = Tensor::from_vec(noise, pixels.len(), &Device::Cpu)?;
+            let grey: Vec<f32> = pixels.iter().map(|&p| f32::from(p)).collect();
+            let grey = Tensor::from_vec(grey, pixels.len(), &Device::Cpu)?;
+            assert_eq!(dequantize(&grey, &noise, bits)?.to_vec1::<f32>()?, host.values);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_largest_noise_stays_in_the_last_bin() {
+        let unit = 0.5f32.powi(16);
+        assert!(255. + (u32::MAX >> 16) as f32 * unit < 256.);
+    }
+
+    #[test]
+    fn variations_flip_and_repeat_edges() {
+        let image: Vec<u8> = (0..12).collect();
+        let shape = [1, 3, 4];
+        let mut seen = std::collections::BTreeSet::new();
+        for i in 0..200 {
+            let mut out = vec![0; 12];
+            let mut rng = rng_for(i, "x");
+            Augment { hflip: true, shift: 0.26 }.apply(&image, shape, &mut rng, &mut out);
+            seen.insert(out);
+        }
+        // 3 shifts of the width (0.26 * 4 rounds down to 1), none of the height, flipped or not.
+        let row = |r: [u8; 4]| (0..3).flat_map(|y| r.map(|v| v + 4 * y)).collect::<Vec<u8>>();
+        let want = [[0, 1, 2, 3], [1, 2, 3, 3], [0, 0, 1, 2], [3, 2, 1, 0], [3, 3, 2, 1], [2, 1, 0, 0]];
+        assert_eq!(seen, want.map(row).into_iter().collect());
+    }
+
+    #[test]
+    fn labels_go_with_their_examples() -> Result<()> {
+        let split = split(10);
+        let feed = feed(&split);
+        let batch = feed.examples.batch(feed.initial(10), &Device::Cpu)?;
+        let want: Vec<u32> = order(5, 0, 10).iter().map(|i| i % 3).collect();
+        assert_eq!(batch.cond().unwrap().to_vec1::<u32>()?, want);
+        assert_eq!(batch.x.dims(), [10, 2, 4, 4]);
+        Ok(())
+    }
+
+    #[test]
+    fn data_that_do_not_fit_the_model_are_errors() {
+        let s = split(3);
+        let err = |m: &ModelConfig, s: &Split| Examples::new(s, m).err().unwrap().to_string();
+        assert!(err(&ModelConfig::Glow(GlowConfig::cifar_paper()), &s).contains("model.shape"));
+        assert!(err(&model(8, Some(2)), &s).contains("class 2"));
+        assert!(err(&model(8, Some(3)), &Split { labels: None, ..s }).contains("no labels"));
+    }
+}

@@ -1,0 +1,480 @@
+//! A run's state in one file, and its log.
+//!
+//! `checkpoint.safetensors` holds everything that the next update depends on: `param/NAME` for each parameter and buffer,
+//! `optimizer/NAME`, `ema/NAME`, and in its metadata the position of the run, the settings it was made with and a
+//! checksum. It is one file, so that one rename replaces all of it: whoever reads it sees one update's state, never parts
+//! of two. Random numbers are functions of seed and update (see [`crate::batches`]), so that the update's number is the
+//! state of every generator and of the order within the epoch.
+
+use crate::data::Dataset;
+use crate::recipe::Recipe;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{Device, Tensor};
+use flows::Params;
+use flows::models::write_atomic;
+use flows::optim::{Ema, Optimizer};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The file's name in a run's folder.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The log's name in a run's folder.
+pub const METRICS: &str = "metrics.jsonl";
+
+const FORMAT: u32 = 1;
+const KEY: &str = "flow";
+
+/// Settings that may change when a run is resumed: how long it goes on, and how often it writes.
+const FREE: [&str; 5] =
+    ["train.updates", "train.epochs", "train.minutes", "train.checkpoint_every", "train.log_every"];
+
+/// A measured bits/dim.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The update after which it was measured.
+    pub update: u64,
+    /// The value.
+    #[serde(with = "exact")]
+    pub bits_per_dim: f64,
+}
+
+/// Sums over the updates since the last line of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Updates.
+    pub updates: u64,
+    /// Training bits/dim.
+    #[serde(with = "exact")]
+    pub bits: f64,
+    /// Gradient norms before clipping.
+    #[serde(with = "exact")]
+    pub grad_norm: f64,
+    /// Factors that clipping multiplied gradients by.
+    #[serde(with = "exact")]
+    pub clip: f64,
+    /// Seconds spent in the updates.
+    #[serde(with = "exact")]
+    pub seconds: f64,
+}
+
+/// Where a run is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Updates made. With the batch size it gives images seen, epoch and place in the epoch.
+    pub update: u64,
+    /// The update after which the last validation was made.
+    pub validated: Option<u64>,
+    /// The best validation.
+    pub best: Option<Measured>,
+    /// The update whose weights are saved as the run's model.
+    pub saved: Option<u64>,
+    /// Validations since the best one.
+    pub worse: u32,
+    /// Seconds of the whole run, over all resumes.
+    #[serde(with = "exact")]
+    pub wall_seconds: f64,
+    /// Seconds of it spent in updates.
+    #[serde(with = "exact")]
+    pub train_seconds: f64,
+    /// The log's open window.
+    pub window: Window,
+    /// Mean training bits/dim of the last complete window.
+    pub last_window: Option<Measured>,
+}
+
+/// Every bit of an f64 as text: a decimal that is read back may differ in the last place, and a resumed run must not.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(v: &f64, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_u64(v.to_bits())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+        u64::deserialize(d).map(f64::from_bits)
+    }
+}
+
+/// The settings that a run's weights depend on, as text by key (`train.lr`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    /// The data, the model and the training of a recipe, and which bytes the data are.
+    pub fn new(recipe: &Recipe, data: &Dataset) -> Result<Self> {
+        let mut all = BTreeMap::new();
+        let parts = [
+            ("data", serde_json::to_value(&recipe.data)?),
+            ("model", serde_json::to_value(&recipe.model)?),
+            ("train", serde_json::to_value(&recipe.train)?),
+        ];
+        for (key, value) in parts {
+            flatten(key, value, &mut all);
+        }
+        FREE.iter().for_each(|key| _ = all.remove(*key));
+        all.insert("data.revision".to_string(), data.revision.clone());
+        Ok(Self(all))
+    }
+
+    /// Errors with the first key that differs from what the run was begun with.
+    fn check(&self, begun: &Self, path: &Path) -> Result<()> {
+        let keys = begun.0.keys().chain(self.0.keys());
+        let Some(key) = keys.into_iter().find(|k| self.0.get(*k) != begun.0.get(*k)) else { return Ok(()) };
+        let text = |s: &Self| s.0.get(key).map_or("absent".to_string(), Clone::clone);
+        bail!(
+            "`{key}` is {} now, but the run in {} was begun with {}: use that value, or another --out",
+            text(self),
+            path.display(),
+            text(begun)
+        )
+    }
+}
+
+fn flatten(key: &str, value: serde_json::Value, into: &mut BTreeMap<String, String>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.into_iter().for_each(|(k, v)| flatten(&format!("{key}.{k}"), v, into));
+        }
+        serde_json::Value::Null => {}
+        value => _ = into.insert(key.to_string(), value.to_string()),
+    }
+}
+
+/// The metadata.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    position: Position,
+    settings: Settings,
+    optimizer_step: u64,
+    ema_step: Option<u64>,
+    /// CRC-32 of all tensors' bytes, in name order: a disk's flipped bit would otherwise go on training.
+    crc32: u32,
+}
+
+/// What a checkpoint holds the state of.
+pub struct Trained<'a> {
+    /// The model's parameters and buffers.
+    pub params: &'a Params,
+    /// Its optimiser.
+    pub optimizer: &'a mut Optimizer,
+    /// Its moving average.
+    pub ema: Option<&'a mut Ema>,
+}
+
+/// Writes the checkpoint of a run: to a temporary file, synced, renamed.
+pub fn save(out: &Path, position: &Position, settings: &Settings, trained: &Trained) -> Result<()> {
+    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, p) in trained.params.all() {
+        tensors.insert(format!("param/{name}"), p.value().clone());
+    }
+    for (name, t) in trained.optimizer.state() {
+        tensors.insert(format!("optimizer/{name}"), t.clone());
+    }
+    for (name, t) in trained.ema.iter().flat_map(|e| e.average()) {
+        tensors.insert(format!("ema/{name}"), t.clone());
+    }
+    let mut crc = flate2::Crc::new();
+    let mut bytes = Vec::with_capacity(tensors.len());
+    for (name, t) in &tensors {
+        let data = safetensors::View::data(t).into_owned();
+        crc.update(&data);
+        bytes.push((name, t, data));
+    }
+    let views = bytes
+        .iter()
+        .map(|(name, t, data)| Ok((*name, TensorView::new(t.dtype().into(), t.dims().to_vec(), data)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    let header = Header {
+        format: FORMAT,
+        position: position.clone(),
+        settings: settings.clone(),
+        optimizer_step: trained.optimizer.step_count(),
+        ema_step: trained.ema.as_ref().map(|e| e.step_count()),
+        crc32: crc.sum(),
+    };
+    let meta = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
+    let file = safetensors::serialize(views, Some(meta))?;
+    write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
+}
+
+/// Takes up the checkpoint of a run, or `None` where there is none.
+///
+/// # Errors
+/// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
+pub fn load(out: &Path, settings: &Settings, trained: &mut Trained) -> Result<Option<Position>> {
+    let path = out.join(CHECKPOINT);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let damaged = |what: &dyn std::fmt::Display| {
+        anyhow!(
+            "{} is damaged ({what}): delete it to begin the run again, or use another --out",
+            path.display()
+        )
+    };
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+    let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
+    let text = text.ok_or_else(|| damaged(&"it has no position of a run"))?;
+    let header: Header = serde_json::from_str(text).map_err(|e| damaged(&e))?;
+    ensure!(
+        header.format == FORMAT,
+        "{} has format {}, this version reads {FORMAT}: use the version that wrote it, or another --out",
+        path.display(),
+        header.format
+    );
+    settings.check(&header.settings, &path)?;
+    let views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    let mut crc = flate2::Crc::new();
+    views.values().for_each(|v| crc.update(v.data()));
+    ensure!(crc.sum() == header.crc32, damaged(&"its checksum is wrong"));
+    let device = trained.params.device().clone();
+    let under = |part: &str| part_of(&views, part, &device);
+    let params = under("param/")?;
+    for (name, p) in trained.params.all() {
+        let t =
+            params.get(&name).filter(|t| t.shape() == p.value().shape() && t.dtype() == p.value().dtype());
+        let t = t.ok_or_else(|| damaged(&format!("`{name}` is missing or has another shape")))?;
+        p.set(t)?;
+    }
+    trained.optimizer.restore(&under("optimizer/")?, header.optimizer_step).map_err(|e| damaged(&e))?;
+    if let Some(ema) = &mut trained.ema {
+        let step = header.ema_step.ok_or_else(|| damaged(&"it has no moving average"))?;
+        ema.restore(&under("ema/")?, step).map_err(|e| damaged(&e))?;
+    }
+    Ok(Some(header.position))
+}
+
+fn part_of(
+    views: &BTreeMap<String, TensorView>,
+    part: &str,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut found = BTreeMap::new();
+    for (name, v) in views {
+        if let Some(name) = name.strip_prefix(part) {
+            let t = Tensor::from_raw_buffer(v.data(), v.dtype().try_into()?, v.shape(), device)?;
+            found.insert(name.to_string(), t);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes what a killed process left half-written under a temporary name.
+pub fn remove_leftovers(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
+        let path = entry?.path();
+        let number = path.extension().and_then(|e| e.to_str()).and_then(|e| e.strip_prefix("tmp"));
+        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The log of a run: one JSON object a line.
+pub struct Metrics {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Metrics {
+    /// Opens the log of a run that stands at `update` (0: a new one): lines after it, and one that was cut short, belong
+    /// to updates that will be made again, and go.
+    pub fn open(out: &Path, update: u64) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Line {
+            update: u64,
+        }
+        let path = out.join(METRICS);
+        let old = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let is_past = |l: &&str| {
+            let line = l.ends_with('\n').then(|| serde_json::from_str::<Line>(l));
+            line.is_some_and(|line| line.is_ok_and(|line| update > 0 && line.update <= update))
+        };
+        let kept: String = old.split_inclusive('\n').take_while(is_past).collect();
+        if kept.len() != old.len() {
+            write_atomic(&path, kept.as_bytes())?;
+        }
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        Ok(Self { file: file.with_context(|| format!("cannot write {}", path.display()))?, path })
+    }
+
+    /// Appends a line in one write.
+    pub fn write(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        let write = self.file.write_all(text.as_bytes());
+        write.with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Waits until every line is on the disk; before a checkpoint, which promises the lines up to its update.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use flows::optim::{Grads, Rule};
+    use flows::params::Init;
+
+    fn settings(lr: &str) -> Settings {
+        Settings([("train.lr".to_string(), lr.to_string())].into())
+    }
+
+    fn position() -> Position {
+        let third = 1. / 3.;
+        Position {
+            update: 7,
+            validated: Some(6),
+            best: Some(Measured { update: 6, bits_per_dim: third }),
+            window: Window { updates: 1, bits: third, grad_norm: 1e-300, clip: 1., seconds: 0.1 },
+            ..Position::default()
+        }
+    }
+
+    struct State {
+        params: Params,
+        optimizer: Optimizer,
+        ema: Ema,
+    }
+
+    impl State {
+        fn new(seed: u64) -> Self {
+            let params = Params::seeded(seed, DType::F32, &Device::Cpu);
+            params.vb().get((2, 3), "w", Init::Normal(1.)).unwrap();
+            params.vb().buffer(2, "mean", Init::Normal(1.)).unwrap();
+            params.vb().indices(4, "order", Init::Const(2.)).unwrap();
+            let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
+            let optimizer = Optimizer::new(rule, &params).unwrap();
+            let ema = Ema::new(0.9, &params).unwrap();
+            Self { params, optimizer, ema }
+        }
+
+        fn trained(&mut self) -> Trained<'_> {
+            Trained { params: &self.params, optimizer: &mut self.optimizer, ema: Some(&mut self.ema) }
+        }
+
+        fn step(&mut self) {
+            let g = Tensor::full(0.3f32, (2, 3), &Device::Cpu).unwrap();
+            self.optimizer.step(&Grads::from([("w".to_string(), g)]), 0.1, 1.).unwrap();
+            self.ema.update(&self.params).unwrap();
+        }
+
+        fn numbers(&self) -> Vec<Vec<f32>> {
+            let params = self.params.all().into_iter().map(|(_, p)| p.value().clone());
+            let rest = self.optimizer.state().values().chain(self.ema.average().values()).cloned();
+            let f = |t: Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            params.chain(rest).map(f).collect()
+        }
+    }
+
+    #[test]
+    fn everything_comes_back_to_the_bit() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let (mut a, mut b) = (State::new(1), State::new(2));
+        a.step();
+        save(out.path(), &position(), &settings("1"), &a.trained())?;
+        assert_eq!(load(out.path(), &settings("1"), &mut b.trained())?, Some(position()));
+        assert_eq!(a.numbers(), b.numbers());
+        a.step();
+        b.step();
+        assert_eq!(a.numbers(), b.numbers());
+        let first = fs::read(out.path().join(CHECKPOINT))?;
+        let mut c = State::new(3);
+        load(out.path(), &settings("1"), &mut c.trained())?;
+        save(out.path(), &position(), &settings("1"), &c.trained())?;
+        assert_eq!(fs::read(out.path().join(CHECKPOINT))?, first, "the same state is the same file");
+        let empty = tempfile::tempdir()?;
+        assert_eq!(load(empty.path(), &settings("1"), &mut b.trained())?, None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_damaged_file_is_one_sentence_with_the_remedy() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let mut a = State::new(1);
+        save(out.path(), &position(), &settings("1"), &a.trained())?;
+        let path = out.path().join(CHECKPOINT);
+        let good = fs::read(&path)?;
+        let mut err = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let err = load(out.path(), &settings("1"), &mut a.trained()).unwrap_err().to_string();
+            assert!(err.contains(CHECKPOINT) && err.contains("another --out"), "{err}");
+            err
+        };
+        for cut in [0, 1, 7, 8, 100, good.len() - 1] {
+            err(&good[..cut]);
+        }
+        for at in [0, 8, 20, good.len() / 2] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x41;
+            err(&bad);
+        }
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        assert!(err(&bad).contains("checksum"));
+        Ok(())
+    }
+
+    #[test]
+    fn other_settings_are_named() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let mut a = State::new(1);
+        save(out.path(), &position(), &settings("1"), &a.trained())?;
+        let err = load(out.path(), &settings("2"), &mut a.trained()).unwrap_err().to_string();
+        assert!(err.contains("`train.lr` is 2 now") && err.contains("begun with 1"), "{err}");
+        Ok(())
+    }
+
+    #[test]
+    fn the_log_is_cut_to_the_checkpoint() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let path = out.path().join(METRICS);
+        #[derive(Serialize)]
+        struct Line {
+            update: u64,
+        }
+        let mut log = Metrics::open(out.path(), 0)?;
+        for update in [2, 4, 4, 6] {
+            log.write(&Line { update })?;
+        }
+        fs::OpenOptions::new().append(true).open(&path)?.write_all(b"{\"update\": 4")?;
+        let mut log = Metrics::open(out.path(), 5)?;
+        log.write(&Line { update: 6 })?;
+        log.sync()?;
+        let lines = [2, 4, 4, 6].map(|u| format!("{{\"update\":{u}}}\n")).concat();
+        assert_eq!(fs::read_to_string(&path)?, lines);
+        Metrics::open(out.path(), 0)?;
+        assert_eq!(fs::read_to_string(&path)?, "");
+        Ok(())
+    }
+
+    #[test]
+    fn only_half_written_files_are_removed() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let names = ["a.safetensors.tmp12", "b.tmp", "c.tmp1x", "model.safetensors"];
+        for name in names {
+            fs::write(out.path().join(name), b"")?;
+        }
+        remove_leftovers(out.path())?;
+        let left: Vec<bool> = names.iter().map(|n| out.path().join(n).exists()).collect();
+        assert_eq!(left, [false, true, true, true]);
+        Ok(())
+    }
+}

@@ -1,0 +1,395 @@
+//! The command line: arguments, logs, signals, exit codes.
+//!
+//! Standard output holds results and nothing else; with `--json` its last line is one object and no table is printed.
+//! Progress and logs go to standard error. Exit codes: 0 done, 1 an error (one sentence on standard error), 2 a wrong
+//! argument, 130 interrupted by Ctrl-C (everything is saved, the same command goes on).
+
+use crate::progress::{LogWriter, STOP};
+use crate::recipe::Resolved;
+use crate::{explain, recipe, run, table};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use tracing_subscriber::EnvFilter;
+
+/// Flow-based generative models: reproduce the papers' numbers, train, evaluate, sample.
+#[derive(Parser)]
+#[command(name = "flow", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log more (the variable RUST_LOG says exactly what).
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Data, training (or what is left of it), evaluation on the test images, samples, pictures, the row of the table.
+    Reproduce(RunArgs),
+    /// As reproduce, without looking at the test images.
+    Train(RunArgs),
+    /// Evaluate saved weights.
+    Eval(EvalArgs),
+    /// Draw samples from saved weights.
+    Sample(SampleArgs),
+    /// All runs against the papers.
+    Table(TableArgs),
+    /// The built-in recipes.
+    List(ListArgs),
+    /// Each setting of a recipe and where it comes from; parameters, memory, and the time it takes on this machine.
+    Explain(ExplainArgs),
+}
+
+/// Which recipe.
+#[derive(Args)]
+pub struct RecipeArgs {
+    /// A built-in recipe (see `flow list`), or the path of a .toml file.
+    pub recipe: String,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// The seed of parameters, order, augmentation and noise (the recipe's `train.seed`).
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    seed: Option<u64>,
+    /// Crop and resize images of your own to this side (the recipe's `data.size`).
+    #[arg(long)]
+    size: Option<usize>,
+}
+
+/// Changed settings.
+#[derive(Args)]
+struct Overrides {
+    /// Change a setting, for example --set train.lr=5e-4 (the value is TOML); may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl RecipeArgs {
+    /// The recipe with its overrides.
+    ///
+    /// # Errors
+    /// As [`Resolved::load`].
+    pub fn resolve(&self) -> Result<Resolved> {
+        let mut sets = self.overrides.sets.clone();
+        sets.extend(self.seed.map(|seed| format!("train.seed={seed}")));
+        sets.extend(self.size.map(|size| format!("data.size={size}")));
+        Resolved::load(&self.recipe, &sets)
+    }
+}
+
+/// Where to compute.
+#[derive(Args)]
+pub struct Compute {
+    /// `cpu`, or `cuda:N` for the Nth GPU.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads (default: all cores). Results are equal to the bit only for equal numbers of threads.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+impl Compute {
+    /// Sets the number of threads and opens the device.
+    ///
+    /// # Errors
+    /// When there is no such device: one sentence that says why.
+    pub fn open(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .context("the number of threads cannot be changed any more")?;
+        }
+        if self.device == "cpu" {
+            return Ok(Device::Cpu);
+        }
+        let ordinal = match self.device.strip_prefix("cuda") {
+            Some("") => Some(0),
+            Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+            None => None,
+        };
+        let Some(ordinal) = ordinal else { bail!("--device {}: it is `cpu` or `cuda:N`", self.device) };
+        ensure!(
+            candle_core::utils::cuda_is_available(),
+            "--device {}: this binary was built without CUDA, use --device cpu",
+            self.device
+        );
+        Device::new_cuda(ordinal)
+            .with_context(|| format!("--device {}: this GPU cannot be opened, use --device cpu", self.device))
+    }
+
+    /// The device's name in a summary.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+}
+
+/// Where the data are.
+#[derive(Args)]
+pub struct DataArgs {
+    /// The folder of the data (default: the variable FLOW_DATA, then the Hugging Face hub).
+    #[arg(long = "data", value_name = "DIR", env = "FLOW_DATA")]
+    pub dir: Option<PathBuf>,
+}
+
+/// `reproduce` and `train`.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// The run's folder (default: runs/RECIPE). The same command resumes there, or prints the result it had.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The training images.
+    Train,
+    /// The validation images.
+    Validation,
+    /// The test images.
+    Test,
+}
+
+impl Part {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// `eval`.
+#[derive(Args)]
+pub struct EvalArgs {
+    /// A folder with config.json and model.safetensors: a run or a model of weights/.
+    pub(crate) weights: PathBuf,
+    /// Data and evaluation settings of this recipe (default: the recipe that the folder holds).
+    #[arg(long)]
+    pub(crate) recipe: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// The data set, in place of the recipe's.
+    #[arg(long)]
+    set_name: Option<String>,
+    /// Which images.
+    #[arg(long, value_enum, default_value = "test")]
+    pub(crate) split: Part,
+    /// Only the first so many images.
+    #[arg(long)]
+    pub(crate) images: Option<usize>,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// The seed of the noise (default: the seed of the run).
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl EvalArgs {
+    /// What to change in the recipe.
+    #[must_use]
+    pub fn sets(&self) -> Vec<String> {
+        let mut sets = self.overrides.sets.clone();
+        sets.extend(self.set_name.iter().map(|name| format!("data.set={name}")));
+        sets
+    }
+}
+
+/// `sample`.
+#[derive(Args)]
+pub struct SampleArgs {
+    /// A folder with config.json and model.safetensors: a run or a model of weights/.
+    pub(crate) weights: PathBuf,
+    /// The class, for a class-conditional model (default: all in turn).
+    #[arg(long)]
+    pub(crate) class: Option<u32>,
+    /// How many.
+    #[arg(short, long = "number", default_value_t = 64)]
+    pub(crate) n: usize,
+    /// The temperature: samples are drawn with z scaled by it.
+    #[arg(long, default_value_t = 1.)]
+    pub(crate) temperature: f64,
+    /// The picture to write.
+    #[arg(long, value_name = "FILE", default_value = "samples.png")]
+    pub(crate) out: PathBuf,
+    /// The seed of the samples.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+struct TableArgs {
+    /// Folders of runs, or folders that hold them (default: runs, weights and experiments/results).
+    runs: Vec<PathBuf>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "markdown")]
+    format: table::Format,
+}
+
+#[derive(Args)]
+struct ListArgs {
+    /// The recipes as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `explain`.
+#[derive(Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    /// Only the settings: no model is built and nothing is timed.
+    #[arg(long)]
+    pub(crate) settings: bool,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How a command ended.
+pub enum End {
+    /// With its result.
+    Done,
+    /// By Ctrl-C.
+    Interrupted,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default = if cli.verbose { "warn,flow=debug" } else { "warn,flow=info" };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)))
+        .with_target(false)
+        .with_timer(tracing_subscriber::fmt::time::uptime())
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(|| LogWriter)
+        .init();
+    match catch_signals().and_then(|()| dispatch(cli.command)) {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Interrupted) => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {}", sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The chain of an error in one line, without what a cause repeats.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let cause = cause.trim();
+        if !text.contains(cause) {
+            text = if text.is_empty() { cause.to_owned() } else { format!("{text}: {cause}") };
+        }
+    }
+    text
+}
+
+fn catch_signals() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            // The second one: whoever asks twice does not want to wait.
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this update; Ctrl-C again ends at once");
+    })
+    .context("cannot catch Ctrl-C")
+}
+
+fn dispatch(command: Command) -> Result<End> {
+    match command {
+        Command::Reproduce(args) => run::reproduce(&args, true),
+        Command::Train(args) => run::reproduce(&args, false),
+        Command::Eval(args) => run::eval(&args),
+        Command::Sample(args) => run::sample(&args),
+        Command::Table(args) => {
+            print!("{}", table::render(&table::find(&args.runs)?, args.format)?);
+            Ok(End::Done)
+        }
+        Command::List(args) => list(args.json),
+        Command::Explain(args) => explain::explain(&args),
+    }
+}
+
+fn list(as_json: bool) -> Result<End> {
+    let recipes = recipe::BUILTIN
+        .iter()
+        .map(|(name, text)| {
+            Ok(Resolved::parse(name, text, &[]).with_context(|| format!("recipe {name}"))?.recipe)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if as_json {
+        let all: Vec<_> = recipes
+            .iter()
+            .map(|r| {
+                json!({
+                    "recipe": r.name,
+                    "about": r.about,
+                    "data": r.data.set,
+                    "paper": r.paper.as_ref().map(|p| p.bits_per_dim),
+                })
+            })
+            .collect();
+        println!("{}", json!({ "recipes": all }));
+        return Ok(End::Done);
+    }
+    let width = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
+    for r in recipes {
+        let paper = r.paper.map_or_else(String::new, |p| format!(" [paper: {} bits/dim]", p.bits_per_dim));
+        println!("{:width$}  {}{paper}", r.name, r.about);
+    }
+    Ok(End::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_one_sentence_without_repeats() {
+        let error =
+            anyhow::anyhow!("no such file").context("cannot read x: no such file").context("recipe x");
+        assert_eq!(sentence(&error), "recipe x: cannot read x: no such file");
+    }
+}

@@ -1,0 +1,275 @@
+//! The pictures of a run: sample grids, learning curves, two-dimensional densities.
+//!
+//! Everything is drawn into memory, encoded as PNG and written in one move, so that a folder never holds half a picture.
+//! The font is built in: a machine without any has the same picture.
+
+use anyhow::{Context, Result, ensure};
+use flows::models::write_atomic;
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::{FontStyle, register_font};
+use std::path::Path;
+use std::sync::Once;
+
+/// The longer side that a grid of samples is enlarged towards.
+const GRID_SIDE: usize = 640;
+
+/// Writes RGB pixels as PNG.
+fn write_png(path: &Path, rgb: &[u8], width: usize, height: usize) -> Result<()> {
+    let mut file = Vec::new();
+    PngEncoder::new(&mut file)
+        .write_image(rgb, u32::try_from(width)?, u32::try_from(height)?, ExtendedColorType::Rgb8)
+        .with_context(|| format!("cannot encode {}", path.display()))?;
+    Ok(write_atomic(path, &file)?)
+}
+
+/// Writes images (planar, all of `shape` = \[C, H, W\] with C = 1 or 3) as a grid that is as square as can be, each pixel
+/// enlarged to a square so that small images can be seen.
+///
+/// # Errors
+/// When there is no image, the channels are neither grey nor RGB, or the file cannot be written.
+pub fn grid(path: &Path, images: &[Vec<u8>], shape: [usize; 3]) -> Result<()> {
+    let [channels, height, width] = shape;
+    ensure!(!images.is_empty(), "there are no samples to draw");
+    ensure!(channels == 1 || channels == 3, "a picture has 1 or 3 channels, these images have {channels}");
+    let columns = (1..=images.len()).find(|c| c * c >= images.len()).expect("the number itself is one");
+    let rows = images.len().div_ceil(columns);
+    let gap = 1;
+    let (full_width, full_height) = (columns * (width + gap) + gap, rows * (height + gap) + gap);
+    let zoom = (GRID_SIDE / full_width.max(full_height)).max(1);
+    let mut rgb = vec![255; full_width * full_height * zoom * zoom * 3];
+    for (i, image) in images.iter().enumerate() {
+        let (top, left) = (i / columns * (height + gap) + gap, i % columns * (width + gap) + gap);
+        for (y, x) in (0..height * zoom).flat_map(|y| (0..width * zoom).map(move |x| (y, x))) {
+            let at = (((top * zoom + y) * full_width * zoom) + left * zoom + x) * 3;
+            for c in 0..3 {
+                rgb[at + c] = image[((c % channels) * height + y / zoom) * width + x / zoom];
+            }
+        }
+    }
+    write_png(path, &rgb, full_width * zoom, full_height * zoom)
+}
+
+/// Draws into memory with `draw`, then writes the picture.
+fn draw(
+    path: &Path,
+    (width, height): (u32, u32),
+    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
+) -> Result<()> {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        // Only a damaged font is refused, and this one is compiled in.
+        let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
+    });
+    let mut rgb = vec![255; (width * height * 3) as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
+        area.fill(&WHITE)?;
+        draw(&area)?;
+        area.present()?;
+    }
+    write_png(path, &rgb, width as usize, height as usize)
+}
+
+/// One line of a learning curve: (updates, value).
+pub type Points = Vec<(f64, f64)>;
+
+/// A learning curve: train and validation against updates, and horizontal lines with their labels.
+///
+/// The range of values leaves out the first tenth of training where that is far above the rest: what matters is the end.
+///
+/// # Errors
+/// When there is no point, or the file cannot be written.
+pub fn curve(
+    path: &Path,
+    title: &str,
+    unit: &str,
+    train: &Points,
+    validation: &Points,
+    lines: &[(String, f64)],
+) -> Result<()> {
+    let all: Vec<(f64, f64)> =
+        train.iter().chain(validation).copied().filter(|(_, y)| y.is_finite()).collect();
+    ensure!(!all.is_empty(), "there is nothing to plot yet");
+    let last = all.iter().map(|p| p.0).fold(1., f64::max);
+    let late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+    let marks = lines.iter().map(|l| l.1);
+    let low = late.iter().copied().chain(marks.clone()).fold(f64::INFINITY, f64::min);
+    let high = late.iter().copied().chain(marks).fold(f64::NEG_INFINITY, f64::max);
+    let margin = 0.05 * (high - low).max(1e-3);
+    let (low, high) = (low - margin, high + margin);
+    draw(path, (900, 560), |area| {
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 22))
+            .margin(14)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0. ..last, low..high)?;
+        chart
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .bold_line_style(BLACK.mix(0.1))
+            .x_desc("updates")
+            .y_desc(unit)
+            .label_style(("sans-serif", 15))
+            .axis_desc_style(("sans-serif", 17))
+            .draw()?;
+        let blue = RGBColor(31, 119, 180);
+        let orange = RGBColor(230, 110, 10);
+        // The batch's own loss is noisy: a pale line, with the validation on top.
+        for (name, points, style) in [
+            ("train", train, blue.mix(0.7).stroke_width(1)),
+            ("validation", validation, orange.stroke_width(2)),
+        ] {
+            if points.is_empty() {
+                continue;
+            }
+            let shown = points.iter().copied().filter(|(_, y)| y.is_finite()).map(|(x, y)| (x, y.min(high)));
+            chart
+                .draw_series(LineSeries::new(shown, style))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+        }
+        let colours = [RGBColor(20, 130, 60), RGBColor(120, 60, 160), RGBColor(160, 30, 30), BLACK];
+        for ((label, y), colour) in lines.iter().zip(colours.into_iter().cycle()) {
+            chart
+                .draw_series(DashedLineSeries::new([(0., *y), (last, *y)], 7, 5, colour.stroke_width(1)))?
+                .label(label.clone())
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], colour));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(BLACK.mix(0.3))
+            .label_font(("sans-serif", 15))
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// Where a plane is looked at: the square that holds both clouds, with a margin.
+pub struct Window {
+    centre: [f64; 2],
+    half: f64,
+}
+
+impl Window {
+    /// The square about the data.
+    #[must_use]
+    pub fn about(points: &[[f32; 2]]) -> Self {
+        let range = |axis: usize| {
+            let values = points.iter().map(|p| f64::from(p[axis]));
+            (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
+        };
+        let ((left, right), (bottom, top)) = (range(0), range(1));
+        let half = 0.55 * (right - left).max(top - bottom).max(1e-6);
+        Self { centre: [0.5 * (left + right), 0.5 * (bottom + top)], half }
+    }
+
+    /// The centres of a `side` by `side` raster, row after row from the top.
+    #[must_use]
+    pub fn raster(&self, side: usize) -> Vec<[f64; 2]> {
+        let at = |i: usize| ((i as f64 + 0.5) / side as f64 * 2. - 1.) * self.half;
+        (0..side)
+            .flat_map(|row| {
+                (0..side).map(move |column| [self.centre[0] + at(column), self.centre[1] - at(row)])
+            })
+            .collect()
+    }
+}
+
+/// Data (if there are any), samples and the model's density on `side` by `side` points of the window, side by side.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn plane(
+    path: &Path,
+    window: &Window,
+    data: Option<&[[f32; 2]]>,
+    samples: &[[f32; 2]],
+    density: &[f64],
+    side: usize,
+) -> Result<()> {
+    const PANEL: u32 = 400;
+    let contents = [("data", data), ("samples", Some(samples)), ("density of the model", None)];
+    let contents = &contents[usize::from(data.is_none())..];
+    draw(path, (contents.len() as u32 * PANEL, PANEL + 36), |area| {
+        let panels = area.split_evenly((1, contents.len()));
+        let ranges = |axis: usize| window.centre[axis] - window.half..window.centre[axis] + window.half;
+        for (panel, (title, points)) in panels.iter().zip(contents) {
+            let mut chart = ChartBuilder::on(panel)
+                .caption(*title, ("sans-serif", 20))
+                .margin(6)
+                .build_cartesian_2d(ranges(0), ranges(1))?;
+            match points {
+                Some(points) => {
+                    let inside = |p: &&[f32; 2]| {
+                        (0..2).all(|i| (f64::from(p[i]) - window.centre[i]).abs() <= window.half)
+                    };
+                    chart.draw_series(points.iter().filter(inside).map(|p| {
+                        let style = RGBColor(31, 119, 180).mix(0.5).filled();
+                        Circle::new((f64::from(p[0]), f64::from(p[1])), 1, style)
+                    }))?;
+                }
+                None => {
+                    let top =
+                        density.iter().copied().filter(|p| p.is_finite()).fold(0., f64::max).max(1e-300);
+                    let half = window.half / side as f64;
+                    chart.draw_series(window.raster(side).into_iter().zip(density).map(|([x, y], p)| {
+                        // A root, so that thin tails are seen beside sharp peaks.
+                        let share = (p / top).clamp(0., 1.).sqrt();
+                        let fade = |to: f64| (255. - share * (255. - to)).round() as u8;
+                        let colour = RGBColor(fade(8.), fade(48.), fade(107.));
+                        Rectangle::new([(x - half, y + half), (x + half, y - half)], colour.filled())
+                    }))?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(path: &Path) -> (u32, u32) {
+        let picture = image::open(path).unwrap();
+        (picture.width(), picture.height())
+    }
+
+    #[test]
+    fn a_grid_shows_each_image_in_its_cell() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grid.png");
+        let images: Vec<Vec<u8>> = (0..5u8).map(|i| vec![40 * i; 12]).collect();
+        grid(&path, &images, [3, 2, 2]).unwrap();
+        let picture = image::open(&path).unwrap().into_rgb8();
+        // Three columns, two rows, each cell two pixels and a gap, enlarged 64 times.
+        assert_eq!((picture.width(), picture.height()), (640, 448));
+        let (column, row) = (1, 1);
+        let at = |i: u32| (i * 3 + 1) * 64 + 5;
+        assert_eq!(picture.get_pixel(at(column), at(row)).0, [160; 3]);
+        assert_eq!(picture.get_pixel(at(2), at(row)).0, [255; 3]);
+        assert!(grid(&path, &[], [3, 2, 2]).is_err());
+    }
+
+    #[test]
+    fn curves_and_planes_are_drawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("curve.png");
+        let line = |n: usize| (0..n).map(|i| (i as f64, 8. - i as f64 / n as f64)).collect::<Points>();
+        let lines = [("paper 3.35".to_owned(), 6.9), ("entropy".to_owned(), 6.8)];
+        curve(&path, "a run", "bits/dim", &line(100), &line(10), &lines).unwrap();
+        assert_eq!(size(&path), (900, 560));
+        assert!(curve(&path, "a run", "bits/dim", &vec![], &vec![], &lines).is_err());
+        let points = [[0., 0.], [1., 2.], [-1., 0.5_f32]];
+        let window = Window::about(&points);
+        let density: Vec<f64> = window.raster(20).iter().map(|[x, y]| (-x * x - y * y).exp()).collect();
+        plane(&path, &window, Some(&points), &points, &density, 20).unwrap();
+        assert_eq!(size(&path), (1200, 436));
+    }
+}

@@ -1,0 +1,555 @@
+//! Recipes: one TOML file for each number to reproduce.
+//!
+//! A recipe is data, model, training, evaluation and the paper's number, plus where each setting comes from. Unknown keys
+//! and impossible values are errors that name the key.
+//!
+//! A file is resolved in this order, later ones winning: the fields of `model.preset`; the file's own keys, each of which
+//! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
+
+use crate::data;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flows::ModelConfig;
+use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
+use flows::optim::Rule;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use toml::{Table, Value};
+
+/// A whole recipe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The name it is called by: `glow-cifar`, `glow-cifar@paper`, `glow-cifar-small`.
+    #[serde(default)]
+    pub name: String,
+    /// One sentence for `flow list`.
+    pub about: String,
+    /// The data set.
+    pub data: Data,
+    /// The model (in the file: `preset = ".."` with overrides, or every field).
+    pub model: ModelConfig,
+    /// Training.
+    pub train: Train,
+    /// Evaluation.
+    #[serde(default)]
+    pub eval: Eval,
+    /// The number in the paper, if there is one.
+    pub paper: Option<Paper>,
+    /// Key (`train.lr`) to where its value comes from, for `flow explain`.
+    #[serde(default)]
+    pub source: BTreeMap<String, String>,
+}
+
+/// The data set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// `mnist`, `cifar10`, `faces`, `moons`, `rings`, `spirals`, `checkerboard`, `folder`, `npy`.
+    pub set: String,
+    /// Images of a built-in set to generate for training (others: all there are, or the first so many).
+    pub train: Option<usize>,
+    /// Validation images: the last so many of the training set.
+    pub validation: usize,
+    /// Test images: the first so many; all if absent.
+    pub test: Option<usize>,
+    /// The side to which a user's images are cropped and resized.
+    pub size: Option<usize>,
+    /// The seed of a built-in set.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Training.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Train {
+    /// Images in a batch.
+    pub batch: usize,
+    /// Stop after so many epochs ...
+    pub epochs: Option<f64>,
+    /// ... or so many updates, or so many minutes, whichever comes first; one of the three is needed.
+    pub updates: Option<u64>,
+    /// Wall-clock minutes of training. A run stopped by the clock is not repeatable to the bit; summary.json says so.
+    pub minutes: Option<f64>,
+    /// The update rule.
+    pub optimizer: Rule,
+    /// The learning rate after warm-up.
+    pub lr: f64,
+    /// How it changes.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Images over which the rate rises linearly from 0.
+    #[serde(default)]
+    pub warmup_images: u64,
+    /// The global gradient norm is clipped to this (of the loss in bits/dim).
+    pub clip_norm: Option<f64>,
+    /// What the loss is measured in: it scales the gradient, which clipping and eps see.
+    #[serde(default)]
+    pub loss: LossUnit,
+    /// Decay of the moving average of weights that is validated, evaluated and saved.
+    pub ema: Option<f64>,
+    /// Weight of the L2 penalty on weight-norm scales (`.magnitude`, `.gain`).
+    #[serde(default)]
+    pub l2: f64,
+    /// Images of the batch that actnorm (batch norm, whitening) is initialised from.
+    #[serde(default = "default_init")]
+    pub init_images: usize,
+    /// Horizontal flips.
+    #[serde(default)]
+    pub hflip: bool,
+    /// Shifts by up to this share of each side, edge pixels repeated.
+    #[serde(default)]
+    pub shift: f64,
+    /// Validate every so many updates (and checkpoint; the best is kept).
+    pub validate_every: u64,
+    /// Validation images used each time; all if absent.
+    pub validate_images: Option<usize>,
+    /// Stop after so many validations without a better one.
+    pub patience: Option<u32>,
+    /// Save a checkpoint every so many updates.
+    pub checkpoint_every: u64,
+    /// Write a line of metrics every so many updates.
+    #[serde(default = "default_log")]
+    pub log_every: u64,
+    /// The seed of parameters, order, augmentation and noise.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_init() -> usize {
+    256
+}
+
+fn default_log() -> u64 {
+    50
+}
+
+/// What the loss is measured in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossUnit {
+    /// Bits for each dimension: -log p / (D ln 2), averaged over the batch (Glow's code).
+    #[default]
+    BitsPerDim,
+    /// Nats for each image, averaged over the batch.
+    Nats,
+}
+
+/// How the learning rate changes after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// lr / factor^updates, not below `min` (NICE's code).
+    Divide {
+        /// The divisor for each update.
+        factor: f64,
+        /// The smallest rate.
+        min: f64,
+    },
+    /// Half a cosine from lr to lr `end` at the last update (needs `updates` or `epochs`).
+    Cosine {
+        /// The last rate as a share of the first.
+        end: f64,
+    },
+}
+
+/// Evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Images in a batch.
+    pub batch: usize,
+    /// Noise draws for each image; the mean of their log-likelihoods is reported, still a lower bound.
+    pub noise_draws: usize,
+    /// Images to sample.
+    pub samples: usize,
+    /// Their temperature.
+    pub temperature: f64,
+    /// Test images that the lossless codecs compress (the first so many); the same images are evaluated for the
+    /// comparison. 0 leaves codecs out.
+    pub codec_images: usize,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self { batch: 100, noise_draws: 1, samples: 64, temperature: 1., codec_images: 1000 }
+    }
+}
+
+/// The number in the paper.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paper {
+    /// Bits/dim.
+    pub bits_per_dim: f64,
+    /// Nats for each image on the paper's scale.
+    pub log_likelihood: Option<f64>,
+    /// Where it is printed.
+    pub source: String,
+}
+
+/// The recipes built into the binary: name and text.
+pub const BUILTIN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
+
+/// The models that `model.preset` names.
+type Preset = (&'static str, fn() -> ModelConfig);
+const PRESETS: &[Preset] = &[
+    ("nice-mnist-paper", || ModelConfig::Nice(NiceConfig::mnist_paper())),
+    ("nice-mnist-code", || ModelConfig::Nice(NiceConfig::mnist_code())),
+    ("nice-cifar-paper", || ModelConfig::Nice(NiceConfig::cifar_paper())),
+    ("nice-cifar-code", || ModelConfig::Nice(NiceConfig::cifar_code())),
+    ("realnvp-cifar-paper", || ModelConfig::RealNvp(RealNvpConfig::cifar_paper())),
+    ("realnvp-cifar-code", || ModelConfig::RealNvp(RealNvpConfig::cifar_code())),
+    ("realnvp-mnist", || ModelConfig::RealNvp(RealNvpConfig::mnist())),
+    ("glow-cifar-paper", || ModelConfig::Glow(GlowConfig::cifar_paper())),
+    ("glow-cifar-code", || ModelConfig::Glow(GlowConfig::cifar_code())),
+    ("glow-mnist", || ModelConfig::Glow(GlowConfig::mnist())),
+];
+
+/// A recipe with the origin of each of its settings.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The recipe.
+    pub recipe: Recipe,
+    preset: Option<String>,
+    /// The dotted keys that the file itself holds.
+    own: BTreeSet<String>,
+    /// The dotted keys of `--set` (and of the options that stand for one).
+    set: BTreeSet<String>,
+}
+
+impl Resolved {
+    /// Resolves the built-in recipe of this name, or the file where the argument ends in `.toml`.
+    ///
+    /// # Errors
+    /// When there is no such recipe, the file is no TOML, a key is unknown or a value impossible: the message names it.
+    pub fn load(name: &str, sets: &[String]) -> Result<Self> {
+        if name.ends_with(".toml") {
+            let text = std::fs::read_to_string(name)
+                .with_context(|| format!("cannot read the recipe {name}: give the path of a .toml file"))?;
+            let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            return Self::parse(&stem, &text, sets).with_context(|| format!("recipe {name}"));
+        }
+        let Some((_, text)) = BUILTIN.iter().find(|(n, _)| *n == name) else {
+            bail!(
+                "there is no recipe `{name}`: `flow list` names them all, a path to one of your own ends in .toml"
+            );
+        };
+        Self::parse(name, text, sets).with_context(|| format!("recipe {name}"))
+    }
+
+    /// Resolves the text of a recipe; `stem` is its name if it does not give one.
+    ///
+    /// # Errors
+    /// As [`Resolved::load`].
+    pub fn parse(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
+        let mut table: Table = toml::from_str(text).context("this is no TOML")?;
+        let sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
+        let (presets, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|(k, _)| k == "model.preset");
+        for (key, value) in presets {
+            put(&mut table, &key, value)?;
+        }
+        let mut own = BTreeSet::new();
+        flatten("", &table, &mut |key, _| {
+            own.insert(key.to_string());
+        });
+        let source = match table.remove("source") {
+            Some(Value::Table(nested)) => nested,
+            Some(_) => bail!("`source` is a table of keys and where their values come from"),
+            None => Table::new(),
+        };
+        let preset = expand_preset(&mut table)?;
+        let trains_on = set_name(&table);
+        for (key, value) in &sets {
+            ensure!(
+                !key.starts_with("source."),
+                "`source` says where the file's values come from: it cannot be set"
+            );
+            put(&mut table, key, value.clone())?;
+        }
+        if set_name(&table) != trains_on {
+            // The paper's number is about other images now.
+            table.remove("paper");
+        }
+        table.entry("name").or_insert_with(|| Value::String(stem.into()));
+        let mut recipe: Recipe = serde_path_to_error::deserialize(Value::Table(table)).map_err(name_key)?;
+        flatten("", &source, &mut |key, value| {
+            recipe
+                .source
+                .insert(key.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        });
+        recipe.validate()?;
+        let resolved = Self { recipe, preset, own, set: sets.into_iter().map(|(k, _)| k).collect() };
+        let known = resolved.settings()?;
+        for key in resolved.recipe.source.keys() {
+            let names = |k: &String| k == key || k.starts_with(&format!("{key}."));
+            ensure!(
+                known.iter().any(|(k, _, _)| names(k)) || OPTIONAL.contains(&key.as_str()),
+                "`source` explains `{key}`, which is no setting of this recipe"
+            );
+        }
+        Ok(resolved)
+    }
+
+    /// Each setting with its value and where that comes from.
+    ///
+    /// # Errors
+    /// When the recipe cannot be written as TOML (a seed above 2^63).
+    pub fn settings(&self) -> Result<Vec<(String, String, String)>> {
+        let table = Table::try_from(&self.recipe).context("this recipe cannot be written as TOML")?;
+        let mut rows = Vec::new();
+        flatten("", &table, &mut |key, value| {
+            if key != "source" && !key.starts_with("source.") {
+                rows.push((key.to_string(), value.to_string(), self.origin(key)));
+            }
+        });
+        Ok(rows)
+    }
+
+    fn origin(&self, key: &str) -> String {
+        let within = |k: &str| key == k || key.starts_with(&format!("{k}."));
+        if self.set.iter().any(|k| within(k)) {
+            return "--set".into();
+        }
+        let longest = self.recipe.source.iter().filter(|(k, _)| within(k)).max_by_key(|(k, _)| k.len());
+        if let Some((_, source)) = longest {
+            return source.clone();
+        }
+        match &self.preset {
+            _ if self.own.contains(key) => "this recipe".into(),
+            Some(preset) if key.starts_with("model.") => format!("preset {preset}"),
+            _ => "default".into(),
+        }
+    }
+}
+
+/// Settings that may be absent, so that a source can say why they are.
+const OPTIONAL: &[&str] =
+    &["train.clip_norm", "train.ema", "train.patience", "train.epochs", "train.updates"];
+
+fn set_name(table: &Table) -> Option<Value> {
+    table.get("data")?.get("set").cloned()
+}
+
+/// `key=value` with a value in TOML; a bare word stands for itself, for a shell eats quotes.
+fn parse_set(text: &str) -> Result<(String, Value)> {
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("--set {text}: write key=value, as in --set train.lr=5e-4"))?;
+    let (key, value) = (key.trim(), value.trim());
+    ensure!(
+        !key.is_empty() && key.split('.').all(|part| !part.is_empty()),
+        "--set {text}: `{key}` is no key, write for example train.lr"
+    );
+    let parsed = match toml::from_str::<Table>(&format!("value = {value}")) {
+        Ok(mut table) if table.len() == 1 => table.remove("value").expect("it is the one key"),
+        _ if !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || "_-./@".contains(c)) => {
+            Value::String(value.into())
+        }
+        _ => {
+            bail!("--set {text}: `{value}` is no TOML value (a number, true, \"text\", [1, 2], {{ a = 1 }})")
+        }
+    };
+    Ok((key.into(), parsed))
+}
+
+/// Puts a value at a dotted key, making the tables on the way.
+fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.into(), value);
+            Ok(())
+        }
+        Some((first, rest)) => match table.entry(first).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => put(inner, rest, value),
+            _ => bail!("`{first}` is a value, not a table: there is no `{key}` to set"),
+        },
+    }
+}
+
+/// Calls `f` with each leaf and its dotted key.
+fn flatten(prefix: &str, table: &Table, f: &mut impl FnMut(&str, &Value)) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(inner) => flatten(&path, inner, f),
+            _ => f(&path, value),
+        }
+    }
+}
+
+/// Puts the preset's fields where the file has none of its own.
+fn expand_preset(table: &mut Table) -> Result<Option<String>> {
+    let Some(Value::Table(model)) = table.get_mut("model") else { return Ok(None) };
+    let Some(name) = model.remove("preset") else { return Ok(None) };
+    let Some((name, config)) = PRESETS.iter().find(|(n, _)| name.as_str() == Some(n)) else {
+        let all: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+        bail!("`model.preset` = {name} is none of {}", all.join(", "));
+    };
+    for (key, value) in Table::try_from(config()).context("a preset is written as TOML")? {
+        model.entry(key).or_insert(value);
+    }
+    Ok(Some((*name).to_owned()))
+}
+
+/// The error of a strict read, with the key it is about.
+fn name_key(error: serde_path_to_error::Error<toml::de::Error>) -> anyhow::Error {
+    let path = error.path().to_string();
+    let message = error.into_inner().message().trim().to_owned();
+    if path == "." { anyhow!("{message}") } else { anyhow!("`{path}`: {message}") }
+}
+
+impl Recipe {
+    /// Refuses values that no run could use, by the name of their key.
+    ///
+    /// # Errors
+    /// At the first impossible value.
+    pub fn validate(&self) -> Result<()> {
+        let Self { data, model, train, eval, paper, .. } = self;
+        ensure!(
+            data::NAMES.contains(&data.set.as_str()),
+            "`data.set` = {:?}: choose one of {}",
+            data.set,
+            data::NAMES.join(", ")
+        );
+        for (key, n) in [
+            ("data.train", data.train),
+            ("data.test", data.test),
+            ("data.size", data.size),
+            ("data.validation", Some(data.validation)),
+            ("train.batch", Some(train.batch)),
+            ("train.init_images", Some(train.init_images)),
+            ("train.validate_images", train.validate_images),
+            ("eval.batch", Some(eval.batch)),
+            ("eval.noise_draws", Some(eval.noise_draws)),
+        ] {
+            ensure!(n != Some(0), "`{key}` = 0: it must be at least 1");
+        }
+        for (key, n) in [
+            ("train.updates", train.updates),
+            ("train.validate_every", Some(train.validate_every)),
+            ("train.checkpoint_every", Some(train.checkpoint_every)),
+            ("train.log_every", Some(train.log_every)),
+            ("train.patience", train.patience.map(u64::from)),
+        ] {
+            ensure!(n != Some(0), "`{key}` = 0: it must be at least 1");
+        }
+        for (key, x) in [
+            ("train.epochs", train.epochs),
+            ("train.minutes", train.minutes),
+            ("train.lr", Some(train.lr)),
+            ("train.clip_norm", train.clip_norm),
+        ] {
+            ensure!(x.is_none_or(|x| x > 0. && x.is_finite()), "`{key}` = {}: it must be above 0", show(x));
+        }
+        ensure!(
+            train.epochs.is_some() || train.updates.is_some() || train.minutes.is_some(),
+            "`train` says no end: give `train.epochs`, `train.updates` or `train.minutes`"
+        );
+        for (key, x) in [("train.l2", train.l2), ("eval.temperature", eval.temperature)] {
+            ensure!(x >= 0. && x.is_finite(), "`{key}` = {x}: it must be 0 or more");
+        }
+        ensure!(
+            (0. ..0.5).contains(&train.shift),
+            "`train.shift` = {}: a share from 0 to below 0.5",
+            train.shift
+        );
+        ensure!(
+            train.ema.is_none_or(|d| d > 0. && d < 1.),
+            "`train.ema` = {}: a decay is between 0 and 1",
+            show(train.ema)
+        );
+        let share = |key: &str, x: f64| -> Result<()> {
+            ensure!((0. ..1.).contains(&x), "`train.optimizer.{key}` = {x}: it must be from 0 to below 1");
+            Ok(())
+        };
+        let (rule, eps) = match train.optimizer {
+            Rule::Adam { b1, b2, eps } | Rule::Adamax { b1, b2, eps, .. } => ([("b1", b1), ("b2", b2)], eps),
+            Rule::RmsProp { rho, momentum, eps } => ([("rho", rho), ("momentum", momentum)], eps),
+        };
+        for (key, x) in rule {
+            share(key, x)?;
+        }
+        ensure!(eps > 0. && eps.is_finite(), "`train.optimizer.eps` = {eps}: it must be above 0");
+        match train.schedule {
+            Schedule::Constant => {}
+            Schedule::Divide { factor, min } => {
+                ensure!(
+                    factor >= 1. && factor.is_finite(),
+                    "`train.schedule.factor` = {factor}: a divisor is at least 1"
+                );
+                ensure!(
+                    min >= 0. && min <= train.lr,
+                    "`train.schedule.min` = {min}: it must be from 0 to `train.lr`"
+                );
+            }
+            Schedule::Cosine { end } => {
+                ensure!((0. ..=1.).contains(&end), "`train.schedule.end` = {end}: a share from 0 to 1");
+                ensure!(
+                    train.epochs.is_some() || train.updates.is_some(),
+                    "`train.schedule` is a cosine, which needs its end in `train.updates` or `train.epochs`"
+                );
+            }
+        }
+        if let Some(paper) = paper {
+            ensure!(paper.bits_per_dim.is_finite(), "`paper.bits_per_dim` = {}", paper.bits_per_dim);
+        }
+        ensure!((1..=8).contains(&model.bits()), "`model.bits` = {}: it must be 1 to 8", model.bits());
+        let shape = model.shape();
+        ensure!(
+            !shape.is_empty() && !shape.contains(&0),
+            "`model.shape` = {shape:?}: every side must be at least 1"
+        );
+        if let Some(want) = set_shape(&data.set) {
+            ensure!(
+                shape == want,
+                "`model.shape` = {shape:?}, but the examples of `data.set` = {:?} are {want:?}",
+                data.set
+            );
+            let vectors = want.len() == 1;
+            ensure!(
+                vectors == matches!(model.preprocess(), Preprocess::None {}),
+                "`model.preprocess`: `none` is for vectors and only for them, `{}` has examples of {want:?}",
+                data.set
+            );
+        }
+        if shape.len() != 3 {
+            ensure!(!train.hflip, "`train.hflip`: vectors cannot be flipped");
+            ensure!(train.shift == 0., "`train.shift`: vectors cannot be shifted");
+        }
+        Ok(())
+    }
+
+    /// All that a result depends on, as text: what is written for people (`about`, `source`) left out.
+    ///
+    /// # Errors
+    /// When the recipe cannot be written as TOML.
+    pub fn fingerprint(&self) -> Result<String> {
+        let bare = Self { about: String::new(), source: BTreeMap::new(), ..self.clone() };
+        toml::to_string(&bare).context("this recipe cannot be written as TOML")
+    }
+
+    /// The data to ask for.
+    pub fn request(&self, dir: Option<std::path::PathBuf>) -> data::Request {
+        let Data { set, train, validation, test, size, seed } = self.data.clone();
+        data::Request { name: set, dir, size, train, valid: Some(validation), test, seed }
+    }
+}
+
+fn show(x: Option<f64>) -> String {
+    x.map_or_else(String::new, |x| x.to_string())
+}
+
+/// The shape of one example, for the sets that have only one.
+pub fn set_shape(set: &str) -> Option<&'static [usize]> {
+    match set {
+        "mnist" => Some(&[1, 28, 28]),
+        "cifar10" | "faces" => Some(&[3, 32, 32]),
+        "moons" | "rings" | "spirals" | "checkerboard" => Some(&[2]),
+        _ => None,
+    }
+}

@@ -1,0 +1,390 @@
+//! summary.json: what a run was, where it ran, and what came out.
+//!
+//! All bits/dim are in one unit, also for vectors: -log p / (D ln 2), so that a density's entropy, which is known in nats
+//! a point, stands beside them.
+//!
+//! The commit is the one of the source tree that the binary was built from, asked of git when the run is summed up
+//! (`-dirty` where tracked files differ from it, `unknown` where tree or git are not there any more): a number baked in at
+//! build time would make every commit rebuild the binary. Of the command line, absolute paths keep their last component
+//! only: a summary is meant to be published, and other machines have other folders.
+
+use crate::data::Dataset;
+use crate::evaluate::Evaluation;
+use crate::recipe::{Paper, Recipe, Resolved};
+use anyhow::{Context, Result};
+use flows::models::write_atomic;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::f64::consts::LN_2;
+use std::path::Path;
+use std::process::Command;
+
+/// The summary's name in a run's folder.
+pub const SUMMARY: &str = "summary.json";
+/// The resolved recipe's name in a run's folder.
+pub const RECIPE: &str = "recipe.toml";
+
+/// An evaluation as it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// -log p(x) / (D ln 2), the mean over images.
+    pub bits_per_dim: f64,
+    /// Its standard error.
+    pub std_err: f64,
+    /// Nats for each image on the paper's scale.
+    pub log_likelihood: f64,
+    /// The log-det's share of the bits/dim.
+    pub log_det_bits: f64,
+    /// The prior's share of the bits/dim.
+    pub prior_bits: f64,
+    /// Nats for each point, for data that are not pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nats: Option<f64>,
+    /// Values that a pixel may take; 0 for data that are not pixels.
+    pub bins: u32,
+    /// Noise draws for each image; 0 for data that are not pixels.
+    pub noise_draws: usize,
+    /// Images.
+    pub images: usize,
+}
+
+impl From<Evaluation> for Score {
+    fn from(e: Evaluation) -> Self {
+        let Evaluation { bits_per_dim, std_err, log_likelihood, log_det_bits, prior_bits, .. } = e;
+        let Evaluation { nats, bins, noise_draws, images, .. } = e;
+        Self {
+            bits_per_dim,
+            std_err,
+            log_likelihood,
+            log_det_bits,
+            prior_bits,
+            nats,
+            bins,
+            noise_draws,
+            images,
+        }
+    }
+}
+
+/// What lossless codecs need for the first test images, and the model for the same ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Codecs {
+    /// Images that were compressed.
+    pub images: usize,
+    /// Bits/dim of PNG.
+    pub png_bits_per_dim: f64,
+    /// Bits/dim of lossless WebP.
+    pub webp_bits_per_dim: f64,
+    /// The arrangement that did better for PNG.
+    pub png_how: String,
+    /// The arrangement that did better for WebP.
+    pub webp_how: String,
+    /// The model on the same images.
+    pub model_bits_per_dim: f64,
+}
+
+/// An independent Gaussian for each subpixel, fitted to the training images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gaussian {
+    /// Bits/dim on the test images.
+    pub bits_per_dim: f64,
+    /// Its standard error.
+    pub std_err: f64,
+}
+
+/// What a bits/dim is compared with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Beside {
+    /// The entropy of the data is at least this, in bits/dim.
+    pub entropy_lower: Option<f64>,
+    /// The entropy of the data is at most this, in bits/dim.
+    pub entropy_upper: Option<f64>,
+    /// Lossless codecs.
+    pub codecs: Option<Codecs>,
+    /// The Gaussian baseline.
+    pub gaussian: Option<Gaussian>,
+    /// The paper's number.
+    pub paper: Option<Paper>,
+}
+
+impl Beside {
+    /// What is known before anything is measured. The entropy of densities, known in nats a point, is put in bits/dim.
+    #[must_use]
+    pub fn new(recipe: &Recipe, data: &Dataset) -> Self {
+        let scale = if data.test.is_pixels() { 1. } else { 1. / (data.test.dims() as f64 * LN_2) };
+        Self {
+            entropy_lower: data.entropy.map(|e| e.lower * scale),
+            entropy_upper: data.entropy.map(|e| e.upper * scale),
+            codecs: None,
+            gaussian: None,
+            paper: recipe.paper.clone(),
+        }
+    }
+
+    /// Adds its keys to the `--json` object.
+    pub fn json(&self, object: &mut Map<String, Value>) {
+        let mut put = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                object.insert(key.to_owned(), value);
+            }
+        };
+        put("entropy_lower", self.entropy_lower.map(Value::from));
+        put("entropy_upper", self.entropy_upper.map(Value::from));
+        if let Some(codecs) = &self.codecs {
+            put("png_bits_per_dim", Some(codecs.png_bits_per_dim.into()));
+            put("webp_bits_per_dim", Some(codecs.webp_bits_per_dim.into()));
+            put("codec_images", Some(codecs.images.into()));
+            put("model_bits_per_dim_on_codec_images", Some(codecs.model_bits_per_dim.into()));
+        }
+        put("gaussian_bits_per_dim", self.gaussian.as_ref().map(|g| g.bits_per_dim.into()));
+        put("paper", self.paper.as_ref().map(|p| p.bits_per_dim.into()));
+        put("paper_log_likelihood", self.paper.as_ref().and_then(|p| p.log_likelihood).map(Value::from));
+    }
+}
+
+/// Where a run ran.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The processor's name.
+    pub cpu: String,
+    /// Logical cores.
+    pub cores: usize,
+    /// Threads that were used.
+    pub threads: usize,
+    /// Gibibytes of memory.
+    pub memory_gib: f64,
+    /// The operating system and architecture.
+    pub os: String,
+}
+
+impl Machine {
+    /// This machine.
+    #[must_use]
+    pub fn here() -> Self {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+        let os = sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned());
+        Self {
+            cpu: system
+                .cpus()
+                .first()
+                .map_or_else(|| "unknown".to_owned(), |cpu| cpu.brand().trim().to_owned()),
+            cores: system.cpus().len(),
+            threads: rayon::current_num_threads(),
+            memory_gib: (system.total_memory() as f64 / f64::from(1 << 30) * 10.).round() / 10.,
+            os: format!("{}, {}", os.trim(), std::env::consts::ARCH),
+        }
+    }
+}
+
+/// How training went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Updates made.
+    pub updates: u64,
+    /// Images seen, repeats counted.
+    pub images_seen: u64,
+    /// Images a second, over the updates alone.
+    pub images_per_second: f64,
+    /// Seconds of the whole training, validations and checkpoints included, over all resumes.
+    pub wall_seconds: f64,
+    /// Why it ended.
+    pub stopped: String,
+    /// The update whose weights were kept.
+    pub best_update: Option<u64>,
+}
+
+/// summary.json.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    /// The recipe's name.
+    pub recipe: String,
+    /// The data set.
+    pub data: String,
+    /// Which bytes the data are.
+    pub data_revision: String,
+    /// Training, validation and test images.
+    pub data_images: [usize; 3],
+    /// Trained scalars.
+    pub parameters: usize,
+    /// The seed of the run.
+    pub seed: u64,
+    /// The device.
+    pub device: String,
+    /// How training went.
+    pub training: Training,
+    /// The first training images, as many as there are in the validation set.
+    pub train: Option<Score>,
+    /// The validation images.
+    pub validation: Option<Score>,
+    /// The test images.
+    pub test: Option<Score>,
+    /// What stands beside the number.
+    #[serde(flatten)]
+    pub beside: Beside,
+    /// The commit of the source tree.
+    pub commit: String,
+    /// The version of the toolkit.
+    pub version: String,
+    /// The command line, without this machine's folders.
+    pub command: String,
+    /// The machine.
+    pub machine: Machine,
+}
+
+impl Summary {
+    /// A trained run, nothing evaluated yet.
+    #[must_use]
+    pub fn new(recipe: &Recipe, data: &Dataset, parameters: usize, device: &str, training: Training) -> Self {
+        Self {
+            recipe: recipe.name.clone(),
+            data: recipe.data.set.clone(),
+            data_revision: data.revision.clone(),
+            data_images: [data.train.len(), data.valid.as_ref().map_or(0, |v| v.len()), data.test.len()],
+            parameters,
+            seed: recipe.train.seed,
+            device: device.to_owned(),
+            training,
+            train: None,
+            validation: None,
+            test: None,
+            beside: Beside::new(recipe, data),
+            commit: commit(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            command: command(),
+            machine: Machine::here(),
+        }
+    }
+
+    /// Reads the summary of a run, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When there is one that cannot be read.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(SUMMARY);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes)
+                    .with_context(|| format!("{} is no summary of this version", path.display()))?,
+            )),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Writes the summary into a run's folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        Ok(write_atomic(&dir.join(SUMMARY), &serde_json::to_vec_pretty(self)?)?)
+    }
+
+    /// The object of `--json`; `weights` is the run's folder.
+    #[must_use]
+    pub fn json(&self, weights: &Path) -> Value {
+        let score =
+            self.test.as_ref().map(|s| ("test", s)).or(self.validation.as_ref().map(|s| ("validation", s)));
+        let mut object = match score {
+            Some((split, score)) => score_json(&self.recipe, split, score),
+            None => Map::from_iter([("recipe".to_owned(), json!(self.recipe))]),
+        };
+        self.beside.json(&mut object);
+        let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+        for (key, score) in
+            [("train_bits_per_dim", &self.train), ("validation_bits_per_dim", &self.validation)]
+        {
+            if let Some(score) = score {
+                put(key, score.bits_per_dim.into());
+            }
+        }
+        put("parameters", self.parameters.into());
+        put("updates", self.training.updates.into());
+        put("images_seen", self.training.images_seen.into());
+        put("images_per_second", self.training.images_per_second.into());
+        put("wall_seconds", self.training.wall_seconds.into());
+        put("seed", self.seed.into());
+        put("commit", self.commit.clone().into());
+        put("weights", weights.display().to_string().into());
+        Value::Object(object)
+    }
+}
+
+/// The part of the `--json` object that one evaluation fills.
+#[must_use]
+pub fn score_json(recipe: &str, split: &str, score: &Score) -> Map<String, Value> {
+    let mut object = Map::from_iter([
+        ("recipe".to_owned(), json!(recipe)),
+        ("split".to_owned(), json!(split)),
+        ("bits_per_dim".to_owned(), json!(score.bits_per_dim)),
+        ("std_err".to_owned(), json!(score.std_err)),
+        ("log_likelihood".to_owned(), json!(score.log_likelihood)),
+        ("images".to_owned(), json!(score.images)),
+        ("log_det_bits".to_owned(), json!(score.log_det_bits)),
+        ("prior_bits".to_owned(), json!(score.prior_bits)),
+        ("bins".to_owned(), json!(score.bins)),
+        ("noise_draws".to_owned(), json!(score.noise_draws)),
+    ]);
+    if let Some(nats) = score.nats {
+        object.insert("nats".to_owned(), json!(nats));
+    }
+    object
+}
+
+/// Writes the resolved recipe into a run's folder.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
+    let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
+    Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
+}
+
+/// Reads the recipe of a run's folder, or `None` where there is none.
+///
+/// # Errors
+/// When there is one that cannot be read.
+pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
+    let path = dir.join(RECIPE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(
+            Resolved::parse("", &text, &[]).with_context(|| format!("cannot use {}", path.display()))?.recipe,
+        )),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The commit of the source tree, see the module's documentation.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let output =
+            Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match git(&["rev-parse", "HEAD"]) {
+        Some(head) => match git(&["status", "--porcelain", "--untracked-files=no"]) {
+            Some(changes) if !changes.is_empty() => format!("{head}-dirty"),
+            _ => head,
+        },
+        None => "unknown".to_owned(),
+    }
+}
+
+/// The command line, see the module's documentation.
+fn command() -> String {
+    let shorten = |arg: String| -> String {
+        let (option, value) = match arg.split_once('=') {
+            Some((option, value)) if option.starts_with('-') => (format!("{option}="), value),
+            _ => (String::new(), arg.as_str()),
+        };
+        let path = Path::new(value);
+        match path.file_name() {
+            Some(name) if path.is_absolute() => format!("{option}{}", name.to_string_lossy()),
+            _ => arg,
+        }
+    };
+    let args = std::env::args_os().skip(1).map(|arg| shorten(arg.to_string_lossy().into_owned()));
+    std::iter::once("flow".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+}
