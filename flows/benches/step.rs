@@ -17,9 +17,14 @@ fn f32s(shape: &[usize]) -> Tensor {
 /// (channels in and out, kernel, side), batch 16: throughput in multiply-adds times two, forward, then both gradients.
 fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("convolution");
-    for (i, o, k, side) in
-        [(64, 64, 3, 32), (512, 512, 3, 8), (512, 512, 1, 8), (512, 512, 1, 16), (6, 512, 3, 16), (512, 12, 3, 16)]
-    {
+    for (i, o, k, side) in [
+        (64, 64, 3, 32),
+        (512, 512, 3, 8),
+        (512, 512, 1, 8),
+        (512, 512, 1, 16),
+        (6, 512, 3, 16),
+        (512, 12, 3, 16),
+    ] {
         let x = Var::from_tensor(&f32s(&[i, 16, side, side])).unwrap();
         let w = Var::from_tensor(&f32s(&[o, i, k, k])).unwrap();
         let flops = (2 * i * o * k * k * side * side * 16) as u64;

@@ -133,7 +133,7 @@ fn gradient_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
         for k in 0..n.min(24) {
             let i = if n <= 24 { k } else { rng.random_range(0..n) };
             let h = 1e-5 * (1. + values[i].abs());
-            let mut at = |v: f64| -> Result<f64> {
+            let at = |v: f64| -> Result<f64> {
                 let mut moved = values.clone();
                 moved[i] = v;
                 leaf.set(&Tensor::from_vec(moved, leaf.shape(), leaf.device())?)?;

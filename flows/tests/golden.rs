@@ -1,9 +1,9 @@
 //! The models against PyTorch: the same weights, the same inputs, the same numbers.
 //!
-//! Every folder in tests/golden holds a small model as the library saves one, and golden.safetensors with inputs and what
-//! an implementation of its own makes of them: log p(x), f(x) and f^-1(z). Weights and values are made by one script,
-//! plain PyTorch in f64 with log-dets from autograd's Jacobian; its first lines say with which versions. To make them
-//! again (on another machine they are the same up to rounding):
+//! Every folder in tests/golden holds a small model as the library saves one, and golden.safetensors with inputs and
+//! what an implementation of its own makes of them: log p(x), f(x) and f^-1(z). Weights and values are made by one
+//! script, tests/golden/make.py: plain PyTorch in f64, log-dets from autograd's Jacobian; its first lines say with which
+//! versions. To make them again (on another machine they are the same up to rounding):
 //!
 //! ```text
 //! python -m venv env && env/bin/pip install torch safetensors numpy
@@ -75,27 +75,4 @@ fn glow() -> Result<()> {
 #[test]
 fn glow_with_classes() -> Result<()> {
     check("glow_classes")
-}
-#[test]
-fn saved() -> Result<()> {
-    use flows::models::*;
-    let mut g = GlowConfig::cifar_code();
-    (g.depth, g.width) = (2, 16);
-    let mut r = RealNvpConfig::cifar_paper();
-    (r.shape, r.features, r.blocks) = ([1, 8, 8], 3, 2);
-    let mut n = NiceConfig::cifar_code();
-    (n.shape, n.hidden) = (vec![3, 4, 4], vec![vec![20; 2]; 3]);
-    for (i, c) in
-        [ModelConfig::Glow(g), ModelConfig::RealNvp(r), ModelConfig::Nice(n)].into_iter().enumerate()
-    {
-        let dir = format!("/tmp/saved{i}");
-        if Path::new(&dir).join("golden.safetensors").exists() {
-            check(&dir)?;
-        } else {
-            let m = Model::new(c, 1, DType::F64, &Device::Cpu)?;
-            m.params().shake(3, 0.05)?;
-            m.save(&dir, &SaveOptions::default())?;
-        }
-    }
-    Ok(())
 }

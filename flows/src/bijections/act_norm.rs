@@ -38,6 +38,16 @@ impl ActNorm {
         })
     }
 
+    /// The parameter b.
+    pub(crate) fn bias(&self) -> &Param {
+        &self.bias
+    }
+
+    /// The parameter logs.
+    pub(crate) fn logs(&self) -> &Param {
+        &self.logs
+    }
+
     /// Sets the parameters from the mean and variance of each channel, (2, C).
     fn set_from(&self, moments: &Tensor) -> Result<()> {
         let m: Vec<Vec<f64>> = moments.to_dtype(candle_core::DType::F64)?.to_vec2()?;
@@ -73,15 +83,12 @@ impl ActNorm {
 
 impl Bijection for ActNorm {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        let shape = channel_shape(x)?;
         if ctx.mode == Mode::Init {
             self.set_from(&channel::moments(&x.transpose(0, 1)?.contiguous()?)?)?;
         }
-        let logs = (self.logs.get(ctx.grad) * self.factor)?;
-        let z = x
-            .broadcast_add(&self.bias.get(ctx.grad).reshape(shape.as_slice())?)?
-            .broadcast_mul(&logs.exp()?.reshape(shape)?)?;
-        let log_det = (logs.sum_all()? * positions(x)? as f64)?;
+        let logs = self.logs.get(ctx.grad);
+        let z = channel::act_norm(x, self.bias.get(ctx.grad), logs, self.factor)?;
+        let log_det = (logs.sum_all()? * (self.factor * positions(x)? as f64))?;
         Ok((z, same_per_example(&log_det, x)?))
     }
 

@@ -25,7 +25,7 @@ pub enum Preprocess {
         /// Which c.
         scale: LogitScale,
     },
-    /// ZCA of the symmetric range (NICE, section 5.1); needs `Flatten`, so only models of vectors take it.
+    /// ZCA of the symmetric range (NICE, section 5.1); only models of vectors, flattened or not, take it.
     Zca {
         /// Added to the covariance's diagonal.
         epsilon: f64,
@@ -72,7 +72,7 @@ impl Preprocess {
             chain.push("flatten", Flatten::new(shape));
         }
         if let Preprocess::Zca { epsilon } = self {
-            if !flatten {
+            if !flatten && shape.len() > 1 {
                 bail!("`zca` works on vectors: this model keeps images as images");
             }
             chain.push("whiten", Whiten::new(shape.iter().product(), epsilon, &vb.pp("whiten"))?);

@@ -1,9 +1,9 @@
 //! Glow's network (section 4 and the released code): 3x3, 1x1, 3x3, the last one zero at first.
 
-use crate::bijection::Ctx;
+use crate::bijection::{Ctx, Mode};
 use crate::bijections::{ActNorm, Net};
 use crate::ops::conv::{conv2d, edge_columns};
-use crate::ops::{channel, from_channel_major, to_channel_major};
+use crate::ops::{channel, conv_net, from_channel_major, to_channel_major};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
 use std::sync::Mutex;
@@ -30,8 +30,16 @@ impl Conv3x3 {
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let y = conv2d(x, self.weight.get(ctx.grad))?;
-        let Some(edge) = &self.edge else { return Ok(y) };
         let (_, _, h, w) = x.dims4()?;
+        match self.edge_map((h, w), x, ctx)? {
+            Some(map) => channel::add_per_image(&y, &map),
+            None => Ok(y),
+        }
+    }
+
+    /// What the edge channel adds to each image, (O, H W).
+    fn edge_map(&self, (h, w): (usize, usize), x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
+        let Some(edge) = &self.edge else { return Ok(None) };
         let columns = {
             let mut kept = self.columns.lock().unwrap();
             match &*kept {
@@ -43,7 +51,7 @@ impl Conv3x3 {
                 }
             }
         };
-        channel::add_per_image(&y, &edge.get(ctx.grad).matmul(&columns)?)
+        edge.get(ctx.grad).matmul(&columns).map(Some)
     }
 }
 
@@ -108,8 +116,44 @@ impl ConvNet {
     }
 }
 
+impl ConvNet {
+    /// The whole network as one op, with all parameters as one flat tensor.
+    fn fused(&self, x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
+        let Some((conv1, norm1, conv2, norm2)) = &self.hidden else { return Ok(None) };
+        // Initialisation goes layer by layer: each actnorm is set from what the one before gives.
+        if ctx.mode == Mode::Init {
+            return Ok(None);
+        }
+        let (_, c, h, w) = x.dims4()?;
+        let (conv3, last) = (&self.last.conv, &self.last);
+        let mut parts = Vec::new();
+        for p in [&conv1.weight, norm1.bias(), norm1.logs(), conv2, norm2.bias(), norm2.logs()]
+            .into_iter()
+            .chain([&conv3.weight, &last.bias, &last.logs])
+        {
+            parts.push(p.get(ctx.grad).flatten_all()?);
+        }
+        for conv in [conv1, conv3] {
+            if let Some(map) = conv.edge_map((h, w), x, ctx)? {
+                parts.push(map.flatten_all()?);
+            }
+        }
+        let sizes = conv_net::Sizes {
+            inputs: c,
+            width: conv2.value().dim(0)?,
+            outputs: last.bias.value().dim(0)?,
+            edge: if conv1.edge.is_some() { h * w } else { 0 },
+        };
+        let keep = ctx.grad || x.track_op();
+        conv_net::conv_net(x, &Tensor::cat(&parts, 0)?, sizes, keep).map(Some)
+    }
+}
+
 impl Net for ConvNet {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        if let Some(y) = self.fused(x, ctx)? {
+            return Ok(y);
+        }
         let mut h = to_channel_major(x)?;
         if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
             h = norm1.channel_major(&conv1.forward(&h, ctx)?, ctx, true)?;

@@ -384,6 +384,135 @@ impl CustomOp3 for BatchNormBack {
     }
 }
 
+/// Actnorm on (B, C, ...): z = (x + b_c) exp(k l_c), bias and logs (C,).
+pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(bias, logs, ActNorm { factor })
+}
+
+struct ActNorm {
+    factor: f64,
+}
+
+/// (B, C, positions).
+fn images(s: &Shape) -> Result<(usize, usize, usize)> {
+    match s.dims() {
+        [b, c, rest @ ..] => Ok((*b, *c, rest.iter().product())),
+        _ => bail!("expected (B, C, ...), got {s:?}"),
+    }
+}
+
+impl CustomOp3 for ActNorm {
+    fn name(&self) -> &'static str {
+        "act_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, c, p) = images(l1.shape())?;
+        check(c, l2)?;
+        check(c, l3)?;
+        dispatch!("act_norm", dtype(s1), T => {
+            let x = contiguous::<T>("act_norm", s1, l1)?;
+            let bias = contiguous::<T>("act_norm", s2, l2)?;
+            let scale: Vec<T> = scales(contiguous::<T>("act_norm", s3, l3)?, self.factor);
+            let mut out = vec![T::default(); x.len()];
+            let n = (c * p).max(1);
+            out.par_chunks_mut(n).zip(x.par_chunks(n)).with_min_len(1 + (1 << 14) / n).for_each(|(z, x)| {
+                for (ch, (z, x)) in z.chunks_mut(p.max(1)).zip(x.chunks(p.max(1))).enumerate() {
+                    let (b, a) = (bias[ch], scale[ch]);
+                    for (z, &x) in z.iter_mut().zip(x) {
+                        *z = (x + b) * a;
+                    }
+                }
+            });
+            Ok((T::storage(out), l1.shape().clone()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        bias: &Tensor,
+        logs: &Tensor,
+        z: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let c = bias.dim(0)?;
+        let back = ActNormBack { factor: self.factor };
+        let all = g.contiguous()?.apply_op3_no_bwd(&z.detach(), &logs.detach(), &back)?;
+        let n = x.elem_count();
+        let gx = all.narrow(0, 0, n)?.reshape(x.shape())?;
+        Ok((Some(gx), Some(all.narrow(0, n, c)?), Some(all.narrow(0, n + c, c)?)))
+    }
+}
+
+fn scales<T: Real>(logs: &[T], factor: f64) -> Vec<T> {
+    logs.iter().map(|&l| (T::of(factor) * l).exp()).collect()
+}
+
+/// One flat result: the gradient of x, then of the bias, exp(k l) sum g, then of logs, k sum g z.
+struct ActNormBack {
+    factor: f64,
+}
+
+impl CustomOp3 for ActNormBack {
+    fn name(&self) -> &'static str {
+        "act_norm_back"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (b, c, p) = images(l1.shape())?;
+        dispatch!("act_norm", dtype(s1), T => {
+            let g = contiguous::<T>("act_norm", s1, l1)?;
+            let z = contiguous::<T>("act_norm", s2, l2)?;
+            let scale: Vec<T> = scales(contiguous::<T>("act_norm", s3, l3)?, self.factor);
+            let n = c * p;
+            let mut out = vec![T::default(); b * n + 2 * c];
+            let (gx, gp) = out.split_at_mut(b * n);
+            // The sums of each image, added over images in order: the same for any number of threads.
+            let sums: Vec<Vec<(f64, f64)>> = gx
+                .par_chunks_mut(n.max(1))
+                .enumerate()
+                .with_min_len(1 + (1 << 14) / n.max(1))
+                .map(|(i, gx)| {
+                    let (g, z) = (&g[i * n..][..n], &z[i * n..][..n]);
+                    (0..c)
+                        .map(|ch| {
+                            let (g, z) = (&g[ch * p..][..p], &z[ch * p..][..p]);
+                            for (o, &g) in gx[ch * p..][..p].iter_mut().zip(g) {
+                                *o = scale[ch] * g;
+                            }
+                            row_sums(p, |k| (g[k], g[k] * z[k]))
+                        })
+                        .collect()
+                })
+                .collect();
+            for ch in 0..c {
+                let (s, q) = sums.iter().fold((0., 0.), |a, v| (a.0 + v[ch].0, a.1 + v[ch].1));
+                gp[ch] = scale[ch] * T::of(s);
+                gp[c + ch] = T::of(self.factor * q);
+            }
+            let len = out.len();
+            Ok((T::storage(out), len.into()))
+        })
+    }
+}
+
 /// Broadcasts one value per channel over (C, B, P): y = x + e[c, p]; used for the edge-bias channel, where the
 /// contribution is the same for every image.
 pub fn add_per_image(x: &Tensor, e: &Tensor) -> Result<Tensor> {

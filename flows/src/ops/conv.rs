@@ -39,13 +39,13 @@ pub fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Dims {
-    c: usize,
-    o: usize,
-    b: usize,
-    h: usize,
-    w: usize,
-    k: usize,
+pub(super) struct Dims {
+    pub(super) c: usize,
+    pub(super) o: usize,
+    pub(super) b: usize,
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) k: usize,
 }
 
 impl Dims {
@@ -191,7 +191,7 @@ impl<T> Shared<T> {
 }
 
 /// Fixed contiguous ranges of `n` units, one a thread.
-fn ranges(n: usize) -> Vec<Range<usize>> {
+pub(super) fn ranges(n: usize) -> Vec<Range<usize>> {
     let t = rayon::current_num_threads().clamp(1, n.max(1));
     (0..t).map(|i| n * i / t..n * (i + 1) / t).collect()
 }
@@ -289,7 +289,7 @@ fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
 }
 
 /// dst[i, j] += src[i + u - 1, j + v - 1] for each image, tap t = 3 u + v.
-fn shift_add<T: Real>(src: &[T], dst: &mut [T], d: Dims, images: usize, t: usize) {
+pub(super) fn shift_add<T: Real>(src: &[T], dst: &mut [T], d: Dims, images: usize, t: usize) {
     let (dy, dx) = (t as isize / 3 - 1, t as isize % 3 - 1);
     let (j0, j1) = valid(d.w, dx);
     for b in 0..images {
@@ -315,7 +315,15 @@ fn valid(w: usize, dx: isize) -> (usize, usize) {
 
 /// cols[(c, t), p] = x[c, p shifted by tap t] for the pixels p of image rows `rows` (counted over all images), m pixels a
 /// row; `flip` shifts the other way.
-fn im2col<T: Real>(x: &[T], c: usize, d: Dims, rows: Range<usize>, cols: &mut [T], m: usize, flip: bool) {
+pub(super) fn im2col<T: Real>(
+    x: &[T],
+    c: usize,
+    d: Dims,
+    rows: Range<usize>,
+    cols: &mut [T],
+    m: usize,
+    flip: bool,
+) {
     let n = d.cols();
     for ch in 0..c {
         let src = &x[ch * n..(ch + 1) * n];
@@ -393,7 +401,7 @@ fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     out
 }
 
-fn add_in_order<T: Real>(parts: Vec<Vec<T>>, len: usize) -> Vec<T> {
+pub(super) fn add_in_order<T: Real>(parts: Vec<Vec<T>>, len: usize) -> Vec<T> {
     let mut parts = parts.into_iter();
     let mut sum = parts.next().unwrap_or_else(|| vec![T::default(); len]);
     for p in parts {

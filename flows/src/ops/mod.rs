@@ -11,6 +11,7 @@
 
 pub mod channel;
 pub mod conv;
+pub mod conv_net;
 pub mod coupling;
 pub mod gemm;
 pub mod linear;

@@ -1,0 +1,536 @@
+//! Glow's coupling network as one op: three convolutions, two actnorms with ReLU, one gain, forward and backward.
+//!
+//! ```text
+//! h1 = relu((w1 * x + e1 + b1) exp(3 l1)),   h2 = relu((w2 h1 + b2) exp(3 l2)),   y = (w3 * h2 + e3 + b3) exp(3 l3)
+//! ```
+//!
+//! with w1, w3 3x3, w2 1x1, and e1, e3 the optional maps of the edge-bias channel. As separate ops every hidden activation
+//! is written and read some ten times a step, each time through memory, and each op's gradient is allocated, zeroed and
+//! added. Here a thread takes a block of images through the whole network while it is in the cache; only h1 and h2 are
+//! kept for the backward, which needs nothing else: for y = (u + b) exp(3 l) the gradient of l is 3 sum g y and that of b
+//! is exp(3 l) sum g.
+//!
+//! **Shapes.** x (B, C, H, W), y (B, O, H, W); the parameters are one flat tensor in the order of [`Sizes::parts`].
+//!
+//! Threads take fixed ranges of images, and their parameter gradients are added in order.
+
+use super::conv::{Dims, add_in_order, im2col, ranges, shift_add};
+use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+use std::any::Any;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// The sizes of a network.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Input channels.
+    pub inputs: usize,
+    /// Hidden channels.
+    pub width: usize,
+    /// Output channels.
+    pub outputs: usize,
+    /// H W where the edge maps are part of the parameters, else 0.
+    pub edge: usize,
+}
+
+/// The flat parameters' parts.
+struct Parts {
+    w1: Range<usize>,
+    b1: Range<usize>,
+    l1: Range<usize>,
+    w2: Range<usize>,
+    b2: Range<usize>,
+    l2: Range<usize>,
+    w3: Range<usize>,
+    b3: Range<usize>,
+    l3: Range<usize>,
+    e1: Range<usize>,
+    e3: Range<usize>,
+    len: usize,
+}
+
+impl Sizes {
+    /// w1, b1, l1, w2, b2, l2, w3, b3, l3, then e1 (width, H W) and e3 (outputs, H W) if there are edges.
+    fn parts(&self) -> Parts {
+        let (c, n, o) = (self.inputs, self.width, self.outputs);
+        let mut at = 0;
+        let mut next = |len: usize| {
+            at += len;
+            at - len..at
+        };
+        let w1 = next(n * c * 9);
+        let (b1, l1) = (next(n), next(n));
+        let w2 = next(n * n);
+        let (b2, l2) = (next(n), next(n));
+        let w3 = next(o * n * 9);
+        let (b3, l3) = (next(o), next(o));
+        let (e1, e3) = (next(n * self.edge), next(o * self.edge));
+        Parts { w1, b1, l1, w2, b2, l2, w3, b3, l3, e1, e3, len: at }
+    }
+}
+
+/// y = net(x; params). `keep` holds the hidden activations for a backward; without it a backward recomputes them.
+pub fn conv_net(x: &Tensor, params: &Tensor, sizes: Sizes, keep: bool) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(params, Net { sizes, keep, kept: Arc::default() })
+}
+
+/// What a forward leaves for its backward: h1 and h2 in blocks of images, and y.
+struct Kept<T> {
+    h1: Vec<T>,
+    h2: Vec<T>,
+    y: Vec<T>,
+}
+
+type Slot = Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>;
+
+struct Net {
+    sizes: Sizes,
+    keep: bool,
+    kept: Slot,
+}
+
+#[derive(Clone, Copy)]
+struct Plan {
+    s: Sizes,
+    b: usize,
+    h: usize,
+    w: usize,
+    /// Images in a block.
+    step: usize,
+}
+
+impl Plan {
+    fn new(x: &Shape, params: &Shape, s: Sizes) -> Result<Self> {
+        let (b, c, h, w) = x.dims4()?;
+        if c != s.inputs || params.dims() != [s.parts().len] || (s.edge != 0 && s.edge != h * w) {
+            bail!("a conv net of {s:?} met an input of {x:?} and parameters of {params:?}");
+        }
+        // The hidden activations of a block fill about half a megabyte: a core's second-level cache.
+        let cols = (131_072 / s.width.max(1)).clamp(128, 2048);
+        let share = b.div_ceil(rayon::current_num_threads()).max(1);
+        Ok(Self { s, b, h, w, step: (cols / (h * w).max(1)).clamp(1, share) })
+    }
+
+    fn hw(&self) -> usize {
+        self.h * self.w
+    }
+
+    fn dims(&self, images: usize, c: usize, o: usize) -> Dims {
+        Dims { c, o, b: images, h: self.h, w: self.w, k: 3 }
+    }
+
+    /// The blocks of each thread.
+    fn blocks(&self) -> Vec<Vec<Range<usize>>> {
+        let cut = |r: Range<usize>| {
+            r.clone().step_by(self.step).map(|a| a..(a + self.step).min(r.end)).collect::<Vec<_>>()
+        };
+        ranges(self.b).into_iter().map(cut).collect()
+    }
+}
+
+/// (B, C, hw) images `r` to (C, images hw).
+fn gather<T: Real>(x: &[T], c: usize, hw: usize, r: &Range<usize>, out: &mut [T]) {
+    let m = r.len() * hw;
+    for (k, i) in r.clone().enumerate() {
+        for ch in 0..c {
+            out[ch * m + k * hw..][..hw].copy_from_slice(&x[(i * c + ch) * hw..][..hw]);
+        }
+    }
+}
+
+/// (C, images hw) to images laid out one after the other.
+fn scatter<T: Real>(src: &[T], c: usize, hw: usize, images: usize, out: &mut [T]) {
+    let m = images * hw;
+    for k in 0..images {
+        for ch in 0..c {
+            out[(k * c + ch) * hw..][..hw].copy_from_slice(&src[ch * m + k * hw..][..hw]);
+        }
+    }
+}
+
+/// v = act((v + e + b) exp(3 l)) in place, rows of m.
+fn affine<T: Real>(v: &mut [T], m: usize, b: &[T], l: &[T], e: &[T], hw: usize, relu: bool) {
+    let zero = T::default();
+    for (ch, row) in v.chunks_exact_mut(m).enumerate() {
+        let (b, a) = (b[ch], (T::of(3.) * l[ch]).exp());
+        if !e.is_empty() {
+            for image in row.chunks_exact_mut(hw) {
+                for (v, &e) in image.iter_mut().zip(&e[ch * hw..][..hw]) {
+                    *v += e;
+                }
+            }
+        }
+        for v in row {
+            let u = (*v + b) * a;
+            *v = if relu && u < zero { zero } else { u };
+        }
+    }
+}
+
+/// Scratch of one thread, sized for the largest block.
+struct Scratch<T> {
+    x: Vec<T>,
+    cols: Vec<T>,
+    taps: Vec<T>,
+    y: Vec<T>,
+    h1: Vec<T>,
+    h2: Vec<T>,
+}
+
+impl<T: Real> Scratch<T> {
+    fn new(p: &Plan) -> Self {
+        let m = p.step * p.hw();
+        let (c, o) = (p.s.inputs, p.s.outputs);
+        let v = |n: usize| vec![T::default(); n * m];
+        let n = p.s.width;
+        Self { x: v(c), cols: v(9 * c.max(o)), taps: v(9 * c.max(o)), y: v(o), h1: v(n), h2: v(n) }
+    }
+}
+
+/// w[o, c, t] as rows (t, o): out[(t o), c].
+fn by_tap<T: Real>(w: &[T], o: usize, c: usize) -> Vec<T> {
+    let mut out = vec![T::default(); w.len()];
+    for i in 0..o {
+        for j in 0..c {
+            for t in 0..9 {
+                out[(t * o + i) * c + j] = w[(i * c + j) * 9 + t];
+            }
+        }
+    }
+    out
+}
+
+/// w[o, c, t] as rows (t, c): out[(t c), o], the transposed convolution by taps.
+fn by_tap_transposed<T: Real>(w: &[T], o: usize, c: usize) -> Vec<T> {
+    let mut out = vec![T::default(); w.len()];
+    for i in 0..o {
+        for j in 0..c {
+            for t in 0..9 {
+                out[(t * c + j) * o + i] = w[(i * c + j) * 9 + t];
+            }
+        }
+    }
+    out
+}
+
+/// One block forward: h1 and h2 are filled, y is left in the scratch.
+fn forward_block<T: Real>(
+    p: &Plan,
+    x: &[T],
+    params: &[T],
+    w3_taps: &[T],
+    r: &Range<usize>,
+    s: &mut Scratch<T>,
+    (h1, h2): (&mut [T], &mut [T]),
+) {
+    let (parts, hw) = (p.s.parts(), p.hw());
+    let (c, n, o) = (p.s.inputs, p.s.width, p.s.outputs);
+    let m = r.len() * hw;
+    let get = |r: &Range<usize>| &params[r.clone()];
+    let one = T::of(1.);
+    gather(x, c, hw, r, &mut s.x);
+    let d = p.dims(r.len(), c, n);
+    im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
+    gemm(
+        (n, m, 9 * c),
+        Mat::rows(get(&parts.w1), 9 * c),
+        Mat::rows(&s.cols, m),
+        MatMut::rows(h1, m),
+        one,
+        false,
+        1,
+    );
+    affine(h1, m, get(&parts.b1), get(&parts.l1), get(&parts.e1), hw, true);
+    gemm((n, m, n), Mat::rows(get(&parts.w2), n), Mat::rows(h1, m), MatMut::rows(h2, m), one, false, 1);
+    affine(h2, m, get(&parts.b2), get(&parts.l2), &[], hw, true);
+    gemm((9 * o, m, n), Mat::rows(w3_taps, n), Mat::rows(h2, m), MatMut::rows(&mut s.taps, m), one, false, 1);
+    let y = &mut s.y[..o * m];
+    y.fill(T::default());
+    let d = p.dims(r.len(), n, o);
+    for ch in 0..o {
+        for t in 0..9 {
+            shift_add(&s.taps[(t * o + ch) * m..][..m], &mut y[ch * m..][..m], d, r.len(), t);
+        }
+    }
+    affine(y, m, get(&parts.b3), get(&parts.l3), get(&parts.e3), hw, false);
+}
+
+/// Cuts `v` into one piece for each block, `unit` elements an image.
+fn cut<'a, T>(mut v: &'a mut [T], blocks: &[Vec<Range<usize>>], unit: usize) -> Vec<Vec<&'a mut [T]>> {
+    let mut out = Vec::new();
+    for thread in blocks {
+        let mut mine = Vec::new();
+        for r in thread {
+            let (a, b) = v.split_at_mut(r.len() * unit);
+            mine.push(a);
+            v = b;
+        }
+        out.push(mine);
+    }
+    out
+}
+
+fn forward<T: Real>(p: &Plan, x: &[T], params: &[T], keep: bool) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let (n, o, hw) = (p.s.width, p.s.outputs, p.hw());
+    let w3 = by_tap(&params[p.s.parts().w3], o, n);
+    let zeros = |len: usize| vec![T::default(); len];
+    let mut y = zeros(p.b * o * hw);
+    let kept = if keep { p.b * n * hw } else { 0 };
+    let (mut h1, mut h2) = (zeros(kept), zeros(kept));
+    let blocks = p.blocks();
+    let unit = if keep { n * hw } else { 0 };
+    let outs = cut(&mut y, &blocks, o * hw);
+    let h1s = cut(&mut h1, &blocks, unit);
+    let h2s = cut(&mut h2, &blocks, unit);
+    blocks.par_iter().zip(outs).zip(h1s).zip(h2s).for_each(|(((blocks, outs), h1s), h2s)| {
+        let mut s = Scratch::new(p);
+        for (((r, out), h1), h2) in blocks.iter().zip(outs).zip(h1s).zip(h2s) {
+            let m = r.len() * hw;
+            if keep {
+                forward_block(p, x, params, &w3, r, &mut s, (h1, h2));
+            } else {
+                let (mut a, mut b) = (std::mem::take(&mut s.h1), std::mem::take(&mut s.h2));
+                forward_block(p, x, params, &w3, r, &mut s, (&mut a[..n * m], &mut b[..n * m]));
+                (s.h1, s.h2) = (a, b);
+            }
+            scatter(&s.y, o, hw, r.len(), out);
+        }
+    });
+    (y, h1, h2)
+}
+
+/// The gradient through (u + b) exp(3 l) with y at hand: gl += 3 sum g y, gb += exp(3 l) sum g, and g becomes that of u.
+fn affine_back<T: Real>(
+    g: &mut [T],
+    y: &[T],
+    m: usize,
+    l: &[T],
+    (gb, gl, ge): (&mut [T], &mut [T], &mut [T]),
+    hw: usize,
+    relu: bool,
+) {
+    let zero = T::default();
+    for (ch, (g, y)) in g.chunks_exact_mut(m).zip(y.chunks_exact(m)).enumerate() {
+        let a = (T::of(3.) * l[ch]).exp();
+        const LANES: usize = 16;
+        let (mut sg, mut sgy) = ([zero; LANES], [zero; LANES]);
+        // Whole arrays at a time, without branches: this is what the compiler makes vectors of.
+        let (gs, g_rest) = g.as_chunks_mut::<LANES>();
+        let (ys, y_rest) = y.as_chunks::<LANES>();
+        for (g, y) in gs.iter_mut().zip(ys) {
+            let mut v = *g;
+            if relu {
+                for k in 0..LANES {
+                    v[k] = if y[k] > zero { v[k] } else { zero };
+                }
+            }
+            for k in 0..LANES {
+                sg[k] += v[k];
+                sgy[k] += v[k] * y[k];
+                g[k] = v[k] * a;
+            }
+        }
+        for (g, &y) in g_rest.iter_mut().zip(y_rest) {
+            let v = if relu && y <= zero { zero } else { *g };
+            sg[0] += v;
+            sgy[0] += v * y;
+            *g = v * a;
+        }
+        let sum = |v: [T; LANES]| v.iter().map(|v| v.f64()).sum::<f64>();
+        gb[ch] += a * T::of(sum(sg));
+        gl[ch] += T::of(3. * sum(sgy));
+        if !ge.is_empty() {
+            for image in g.chunks_exact(hw) {
+                for (e, &g) in ge[ch * hw..][..hw].iter_mut().zip(image) {
+                    *e += g;
+                }
+            }
+        }
+    }
+}
+
+/// The gradients of x (B, C, H, W) and of the flat parameters.
+fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) -> (Vec<T>, Vec<T>) {
+    let (c, n, o, hw) = (p.s.inputs, p.s.width, p.s.outputs, p.hw());
+    let parts = p.s.parts();
+    let get = |r: &Range<usize>| &params[r.clone()];
+    // w3[o, c, t] as (c, (o, t)): the transposed convolution from columns of the gradient.
+    let w3 = get(&parts.w3);
+    let mut w3_back = vec![T::default(); w3.len()];
+    for i in 0..o {
+        for j in 0..n {
+            w3_back[j * 9 * o + i * 9..][..9].copy_from_slice(&w3[(i * n + j) * 9..][..9]);
+        }
+    }
+    let w1_back = by_tap_transposed(get(&parts.w1), n, c);
+    let mut gx = vec![T::default(); p.b * c * hw];
+    let blocks = p.blocks();
+    let gxs = cut(&mut gx, &blocks, c * hw);
+    let one = T::of(1.);
+    let grads: Vec<Vec<T>> = blocks
+        .par_iter()
+        .zip(gxs)
+        .map(|(blocks, gxs)| {
+            let mut s = Scratch::new(p);
+            let mut acc = vec![T::default(); parts.len];
+            // gw3 is gathered as ((o, t), c) and put in order at the end.
+            let mut gw3 = vec![T::default(); w3.len()];
+            for (r, gx) in blocks.iter().zip(gxs) {
+                let m = r.len() * hw;
+                let at = r.start * n * hw;
+                let (h1, h2) = (&kept.h1[at..at + n * m], &kept.h2[at..at + n * m]);
+                // y and its gradient, channel-major; the scratch of x is free until the columns of x are needed.
+                let mut g = std::mem::take(&mut s.y);
+                let mut y = std::mem::take(&mut s.taps);
+                gather(gy, o, hw, r, &mut g);
+                gather(&kept.y, o, hw, r, &mut y);
+                {
+                    let (gb, gl, ge) = three(&mut acc, &parts.b3, &parts.l3, &parts.e3);
+                    affine_back(&mut g[..o * m], &y[..o * m], m, get(&parts.l3), (gb, gl, ge), hw, false);
+                }
+                let d = p.dims(r.len(), o, n);
+                im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
+                let (cols, h2t) = (Mat::rows(&s.cols, m), Mat::transposed(h2, m));
+                gemm((9 * o, n, m), cols, h2t, MatMut::rows(&mut gw3, n), one, true, 1);
+                let mut g2 = std::mem::take(&mut s.h2);
+                let dst = MatMut::rows(&mut g2, m);
+                gemm((n, m, 9 * o), Mat::rows(&w3_back, 9 * o), cols, dst, one, false, 1);
+                {
+                    let (gb, gl, _) = three(&mut acc, &parts.b2, &parts.l2, &(0..0));
+                    affine_back(&mut g2[..n * m], h2, m, get(&parts.l2), (gb, gl, &mut []), hw, true);
+                }
+                let dst = MatMut::rows(&mut acc[parts.w2.clone()], n);
+                gemm((n, n, m), Mat::rows(&g2, m), Mat::transposed(h1, m), dst, one, true, 1);
+                let mut g1 = std::mem::take(&mut s.h1);
+                let dst = MatMut::rows(&mut g1, m);
+                gemm((n, m, n), Mat::transposed(get(&parts.w2), n), Mat::rows(&g2, m), dst, one, false, 1);
+                {
+                    let (gb, gl, ge) = three(&mut acc, &parts.b1, &parts.l1, &parts.e1);
+                    affine_back(&mut g1[..n * m], h1, m, get(&parts.l1), (gb, gl, ge), hw, true);
+                }
+                gather(x, c, hw, r, &mut s.x);
+                let d = p.dims(r.len(), c, n);
+                im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
+                let dst = MatMut::rows(&mut acc[parts.w1.clone()], 9 * c);
+                gemm((n, 9 * c, m), Mat::rows(&g1, m), Mat::transposed(&s.cols, m), dst, one, true, 1);
+                let dst = MatMut::rows(&mut y, m);
+                gemm((9 * c, m, n), Mat::rows(&w1_back, n), Mat::rows(&g1, m), dst, one, false, 1);
+                let gxc = &mut s.x[..c * m];
+                gxc.fill(T::default());
+                for ch in 0..c {
+                    for t in 0..9 {
+                        shift_add(&y[(t * c + ch) * m..][..m], &mut gxc[ch * m..][..m], d, r.len(), 8 - t);
+                    }
+                }
+                scatter(gxc, c, hw, r.len(), gx);
+                (s.y, s.taps, s.h1, s.h2) = (g, y, g1, g2);
+            }
+            let dst = &mut acc[parts.w3.clone()];
+            for i in 0..o {
+                for t in 0..9 {
+                    for j in 0..n {
+                        dst[(i * n + j) * 9 + t] = gw3[(i * 9 + t) * n + j];
+                    }
+                }
+            }
+            acc
+        })
+        .collect();
+    (gx, add_in_order(grads, parts.len))
+}
+
+/// Three disjoint parts of the gradient, in rising order.
+fn three<'a, T>(
+    v: &'a mut [T],
+    a: &Range<usize>,
+    b: &Range<usize>,
+    c: &Range<usize>,
+) -> (&'a mut [T], &'a mut [T], &'a mut [T]) {
+    let (head, tail) = v.split_at_mut(b.end);
+    let (x, y) = head.split_at_mut(b.start);
+    let z = if c.is_empty() { &mut tail[..0] } else { &mut tail[c.start - b.end..c.end - b.end] };
+    (&mut x[a.clone()], y, z)
+}
+
+impl CustomOp2 for Net {
+    fn name(&self) -> &'static str {
+        "conv_net"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let p = Plan::new(l1.shape(), l2.shape(), self.sizes)?;
+        dispatch!("conv_net", dtype(s1), T => {
+            let x = contiguous::<T>("conv_net", s1, l1)?;
+            let params = contiguous::<T>("conv_net", s2, l2)?;
+            let (y, h1, h2) = forward(&p, x, params, self.keep);
+            if self.keep {
+                let kept = Kept { h1, h2, y: y.clone() };
+                *self.kept.lock().unwrap() = Some(Arc::new(kept));
+            }
+            Ok((T::storage(y), (p.b, p.s.outputs, p.h, p.w).into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        params: &Tensor,
+        _y: &Tensor,
+        gy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let back = NetBack { sizes: self.sizes, kept: self.kept.clone() };
+        let all = x.detach().apply_op3_no_bwd(&params.detach(), &gy.contiguous()?, &back)?;
+        let n = x.elem_count();
+        let gx = all.narrow(0, 0, n)?.reshape(x.shape())?;
+        Ok((Some(gx), Some(all.narrow(0, n, params.elem_count())?)))
+    }
+}
+
+/// One flat result: the gradient of x, then that of the parameters.
+struct NetBack {
+    sizes: Sizes,
+    kept: Slot,
+}
+
+impl CustomOp3 for NetBack {
+    fn name(&self) -> &'static str {
+        "conv_net_back"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let p = Plan::new(l1.shape(), l2.shape(), self.sizes)?;
+        dispatch!("conv_net", dtype(s1), T => {
+            let x = contiguous::<T>("conv_net", s1, l1)?;
+            let params = contiguous::<T>("conv_net", s2, l2)?;
+            let gy = contiguous::<T>("conv_net", s3, l3)?;
+            let kept = self.kept.lock().unwrap().clone();
+            let kept = match kept.and_then(|k| k.downcast::<Kept<T>>().ok()) {
+                Some(k) => k,
+                None => {
+                    let (y, h1, h2) = forward(&p, x, params, true);
+                    Arc::new(Kept { h1, h2, y })
+                }
+            };
+            let (mut all, gp) = backward(&p, x, params, &kept, gy);
+            all.extend(gp);
+            let len = all.len();
+            Ok((T::storage(all), len.into()))
+        })
+    }
+}
