@@ -307,11 +307,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The chain of an error in one line, without what a cause repeats.
+/// The chain of an error in one line, without what a cause repeats and without candle's backtraces.
 fn sentence(error: &anyhow::Error) -> String {
+    let frame = |line: &str| {
+        let digits = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+        line.starts_with(' ') && (digits.starts_with(": ") || digits.starts_with("at "))
+    };
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
+        let lines: Vec<&str> = cause.lines().filter(|line| !frame(line)).map(str::trim).collect();
+        let cause = lines.join(" ");
         let cause = cause.trim();
         if !text.contains(cause) {
             text = if text.is_empty() { cause.to_owned() } else { format!("{text}: {cause}") };
@@ -391,5 +397,9 @@ mod tests {
         let error =
             anyhow::anyhow!("no such file").context("cannot read x: no such file").context("recipe x");
         assert_eq!(sentence(&error), "recipe x: cannot read x: no such file");
+        let traced = anyhow::anyhow!(
+            "shapes differ\n   0: some::function\n             at src/some.rs:1:2\n  11: main"
+        );
+        assert_eq!(sentence(&traced), "shapes differ");
     }
 }

@@ -28,7 +28,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 /// Timed updates at each batch size.
 const UPDATES: u32 = 3;
 
-/// Timing grows the batch no further once an update takes this long.
+/// About as long as the updates at one batch size may take: past it one is enough, and the batch grows no further.
 const LONG: Duration = Duration::from_secs(5);
 
 /// What an update costs here.
@@ -169,17 +169,18 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         Ok(start.elapsed())
     };
     let mut sizes: Vec<(usize, Option<u64>)> = Vec::new();
-    let mut size = full.min(4);
+    let mut size = full.min(2);
     let took = loop {
         let (took, peak) = peak_memory(|| {
             let warm = update(size)?;
-            if warm > LONG {
+            if warm > LONG / UPDATES {
                 return Ok(warm);
             }
             (0..UPDATES).map(|_| update(size)).sum::<Result<Duration>>().map(|sum| sum / UPDATES)
         })?;
         sizes.push((size, peak));
-        if size == full || took > LONG / 3 {
+        // Two sizes at least: one says nothing about activations.
+        if size == full || (took > LONG / UPDATES && sizes.len() > 1) {
             break took;
         }
         size = (4 * size).min(full);

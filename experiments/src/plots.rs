@@ -112,6 +112,7 @@ pub fn curve(
             .light_line_style(WHITE)
             .bold_line_style(BLACK.mix(0.1))
             .x_desc("updates")
+            .x_label_formatter(&|x| format!("{x:.0}"))
             .y_desc(unit)
             .label_style(("sans-serif", 15))
             .axis_desc_style(("sans-serif", 17))

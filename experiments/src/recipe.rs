@@ -269,7 +269,7 @@ impl Resolved {
                 !key.starts_with("source."),
                 "`source` says where the file's values come from: it cannot be set"
             );
-            put(&mut table, key, value.clone())?;
+            put(&mut table, key, value.clone()).with_context(|| format!("--set {key}"))?;
         }
         if set_name(&table) != trains_on {
             // The paper's number is about other images now.
@@ -366,7 +366,7 @@ fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
         }
         Some((first, rest)) => match table.entry(first).or_insert_with(|| Value::Table(Table::new())) {
             Value::Table(inner) => put(inner, rest, value),
-            _ => bail!("`{first}` is a value, not a table: there is no `{key}` to set"),
+            _ => bail!("there is no `{rest}` in `{first}`, which is a value"),
         },
     }
 }
@@ -551,5 +551,76 @@ pub fn set_shape(set: &str) -> Option<&'static [usize]> {
         "cifar10" | "faces" => Some(&[3, 32, 32]),
         "moons" | "rings" | "spirals" | "checkerboard" => Some(&[2]),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use flows::Model;
+
+    fn builtin(name: &str, sets: &[&str]) -> Result<Resolved> {
+        Resolved::load(name, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_recipe_resolves_and_the_small_ones_build() {
+        for (name, text) in BUILTIN {
+            let resolved = Resolved::parse(name, text, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            assert_eq!(resolved.recipe.name, *name);
+            let small =
+                name.ends_with("-small") || resolved.recipe.model.shape().len() == 1 || *name == "quickstart";
+            if small {
+                let model = Model::new(resolved.recipe.model.clone(), 0, DType::F32, &Device::Cpu).unwrap();
+                assert!(model.params().count() < 20_000_000, "{name} is not small");
+            }
+        }
+    }
+
+    #[test]
+    fn the_papers_recipes_use_the_papers_models() {
+        for name in ["nice-mnist", "nice-cifar", "realnvp-cifar", "glow-cifar"] {
+            for kind in ["paper", "code"] {
+                let resolved = builtin(&format!("{name}@{kind}"), &[]).unwrap();
+                let (_, preset) = PRESETS.iter().find(|(p, _)| *p == format!("{name}-{kind}")).unwrap();
+                assert_eq!(resolved.recipe.model, preset());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for (name, _) in BUILTIN {
+            let recipe = builtin(name, &[]).unwrap().recipe;
+            let text = toml::to_string_pretty(&recipe).unwrap();
+            let again = Resolved::parse("", &text, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}")).recipe;
+            assert_eq!(toml::to_string(&again).unwrap(), toml::to_string(&recipe).unwrap());
+            assert_eq!(again.fingerprint().unwrap(), recipe.fingerprint().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_field_of_the_file_replaces_the_presets_whole_and_set_changes_one_key() {
+        let resolved = builtin("realnvp-cifar", &["model.preprocess.alpha=0.01"]).unwrap();
+        assert!(matches!(resolved.recipe.model.preprocess(), Preprocess::Logit { alpha: 0.01, .. }));
+        let zca = "model.preprocess={kind=\"symmetric\"}";
+        let resolved = builtin("nice-cifar", &[zca]).unwrap();
+        assert_eq!(resolved.recipe.model.preprocess(), Preprocess::Symmetric {});
+        let same = builtin("moons", &[]).unwrap().recipe.fingerprint().unwrap();
+        assert_ne!(builtin("moons", &["train.lr=1e-4"]).unwrap().recipe.fingerprint().unwrap(), same);
+        assert_eq!(builtin("moons", &["about=other"]).unwrap().recipe.fingerprint().unwrap(), same);
+    }
+
+    #[test]
+    fn values_are_toml_and_bare_words_stand_for_themselves() {
+        let parse = |text: &str| parse_set(text).unwrap();
+        assert_eq!(parse("a.b = 5e-4"), ("a.b".into(), Value::Float(5e-4)));
+        assert_eq!(parse("a=true"), ("a".into(), Value::Boolean(true)));
+        assert_eq!(parse("a=mnist"), ("a".into(), Value::String("mnist".into())));
+        assert_eq!(parse("a=\"x y\""), ("a".into(), Value::String("x y".into())));
+        for wrong in ["a", "=1", "a.=1", "a=", "a=1\nb=2", "a=[1", "a=x y"] {
+            assert!(parse_set(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -108,11 +108,13 @@ fn finished(recipe: &Recipe, out: &Path, test: bool) -> Result<Option<Summary>> 
 fn load(recipe: &Recipe, dir: Option<PathBuf>) -> Result<Dataset> {
     let data = data::load(&recipe.request(dir))?;
     tracing::info!(
-        "{}: {} training, {} validation, {} test examples ({})",
+        "{}: {} training, {} validation, {} test examples, {} classes, {} attributes ({})",
         data.name,
         data.train.len(),
         data.valid.as_ref().map_or(0, Split::len),
         data.test.len(),
+        data.classes.len(),
+        data.attribute_names.len(),
         data.revision
     );
     Ok(data)

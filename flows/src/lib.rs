@@ -6,6 +6,10 @@
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
 //! - [`ops`]: the numerical core, convolution with a backward of its own.
 //! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
+//!
+//! On CPU set the variable `CANDLE_NUM_THREADS=1` before the first tensor is made, as the binary `flow` does: candle's
+//! elementwise ops otherwise bring a second, spinning thread pool beside rayon's, which makes a training step several
+//! times slower. Threads are rayon's (`RAYON_NUM_THREADS`), and results depend on their number in the last bits.
 
 pub mod bijection;
 pub mod bijections;

@@ -184,7 +184,7 @@ impl Params {
 
 /// Whether every element of `t` is finite (one pass; `x - x` is 0 exactly for finite x).
 pub fn is_finite(t: &Tensor) -> Result<bool> {
-    let s = (t - t)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    let s = t.sub(t)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
     Ok(s == 0.)
 }
 

@@ -21,7 +21,7 @@ use crate::params::{Params, Vb, rng_for};
 use crate::prior::Prior;
 use candle_core::{DType, Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -242,8 +242,8 @@ impl Model {
                 total += t.elem_count() * t.dtype().size_in_bytes();
                 weight_map.insert(name.clone(), file.clone());
             }
-            let meta = [("format", "flows".to_string()), ("format_version", FORMAT.to_string())];
-            let meta = meta.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+            // One key: several would be written in a random order, and a model's bytes should depend on the model only.
+            let meta = HashMap::from([("format".to_string(), format!("flows-{FORMAT}"))]);
             let shard = shard
                 .into_iter()
                 .map(|(n, t)| Ok((n, t.to_device(&Device::Cpu)?)))

@@ -1,0 +1,269 @@
+//! The binary `flow` from outside: what it prints, what it refuses, what it leaves behind.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn flow(args: &[&str]) -> Output {
+    // Two threads: whatever else runs on the machine, a test is not slowed down by more.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
+    command.args(args).env_remove("FLOW_DATA").env_remove("RUST_LOG").output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Standard output of a command that succeeds.
+fn ok(args: &[&str]) -> String {
+    let output = flow(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The object on the last line of standard output.
+fn json(args: &[&str]) -> Value {
+    let stdout = ok(args);
+    serde_json::from_str(stdout.lines().last().expect("a line")).unwrap_or_else(|e| panic!("{e} in {stdout}"))
+}
+
+/// The one line on standard error of a command that fails with exit code 1.
+fn error(args: &[&str]) -> String {
+    let output = flow(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stdout));
+    let stderr = text(&output.stderr);
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert!(stderr.trim_end().ends_with(errors[0]), "nothing comes after the error: {stderr}");
+    errors[0].to_owned()
+}
+
+/// A run of a second.
+fn tiny<'a>(command: &'a str, out: &'a str) -> Vec<&'a str> {
+    let mut args = vec![command, "moons", "--out", out, "--threads", "2"];
+    for set in [
+        "model.hidden=[[8],[8]]",
+        "train.updates=30",
+        "train.validate_every=10",
+        "train.log_every=5",
+        "data.train=500",
+        "data.validation=50",
+        "data.test=200",
+        "eval.samples=50",
+    ] {
+        args.extend(["--set", set]);
+    }
+    args
+}
+
+fn str_of(path: &Path) -> &str {
+    path.to_str().expect("the test's folders are UTF-8")
+}
+
+#[test]
+fn unknown_keys_and_impossible_values_are_named() {
+    let cases = [
+        ("model.dept=3", "dept"),
+        ("train.lrr=3", "lrr"),
+        ("nonsense=3", "nonsense"),
+        ("train.lr=-1", "train.lr"),
+        ("train.lr=\"fast\"", "train.lr"),
+        ("train.batch=0", "train.batch"),
+        ("train.clip_norm=0", "train.clip_norm"),
+        ("train.validate_every=0", "train.validate_every"),
+        ("train.hflip=true", "train.hflip"),
+        ("train.shift=0.7", "train.shift"),
+        ("train.ema=1.0", "train.ema"),
+        ("train.epochs=0", "train.epochs"),
+        ("train.optimizer.b2=1.0", "train.optimizer.b2"),
+        ("train.schedule.end=2", "train.schedule.end"),
+        ("train.optimizer.kind=sgd", "train.optimizer"),
+        ("data.set=imagenet", "data.set"),
+        ("data.test=0", "data.test"),
+        ("eval.temperature=-1", "eval.temperature"),
+        ("model.shape=[3]", "model.shape"),
+        ("model.preprocess.kind=unit", "model.preprocess"),
+        ("model.preset=glow-cifar-pap", "model.preset"),
+        ("train", "key=value"),
+        ("train.lr=[1", "TOML"),
+        ("train.lr.x=1", "train.lr"),
+    ];
+    for (set, names) in cases {
+        let error = error(&["explain", "moons", "--settings", "--set", set]);
+        assert!(error.contains(names), "--set {set}: {error}");
+    }
+    assert!(error(&["explain", "nothing", "--settings"]).contains("`nothing`"));
+    assert!(error(&["explain", "nothing.toml", "--settings"]).contains("nothing.toml"));
+    assert_eq!(flow(&["reproduce"]).status.code(), Some(2), "a missing argument is a usage error");
+    assert_eq!(flow(&["explain", "moons", "--settigns"]).status.code(), Some(2));
+}
+
+#[test]
+fn every_recipe_is_listed_and_resolves() {
+    let list = json(&["list", "--json"]);
+    let names: Vec<&str> =
+        list["recipes"].as_array().unwrap().iter().map(|r| r["recipe"].as_str().unwrap()).collect();
+    for name in ["quickstart", "moons", "rings", "spirals", "checkerboard"] {
+        assert!(names.contains(&name), "{name}");
+    }
+    for model in ["nice", "realnvp", "glow"] {
+        assert!(names.contains(&format!("{model}-mnist").as_str()));
+        for kind in ["", "@paper", "@code", "-small"] {
+            assert!(names.contains(&format!("{model}-cifar{kind}").as_str()), "{model}-cifar{kind}");
+        }
+    }
+    let plain = ok(&["list"]);
+    for name in names {
+        assert!(plain.contains(name));
+        // Resolving validates the settings of the large ones, too, without building their models.
+        let explained = json(&["explain", name, "--settings", "--json"]);
+        let settings = explained["settings"].as_object().unwrap();
+        assert!(settings.len() > 25, "{name}");
+        for (key, setting) in settings {
+            assert!(!setting["source"].as_str().unwrap().is_empty(), "{name}: {key}");
+        }
+    }
+}
+
+#[test]
+fn settings_come_from_somewhere() {
+    let args =
+        ["explain", "glow-cifar-small", "--settings", "--json", "--set", "train.lr=5e-4", "--seed", "7"];
+    let settings = &json(&args)["settings"];
+    assert_eq!(settings["train.lr"]["value"], "0.0005");
+    assert_eq!(settings["train.lr"]["source"], "--set");
+    assert_eq!(settings["train.seed"]["value"], "7");
+    assert_eq!(settings["model.depth"]["source"], "this recipe");
+    assert_eq!(settings["model.law"]["source"], "preset glow-cifar-paper");
+    assert_eq!(settings["eval.noise_draws"]["source"], "default");
+    let paper = &json(&["explain", "glow-cifar@paper", "--settings", "--json"])["settings"];
+    assert!(paper["train.lr"]["source"].as_str().unwrap().contains("1807.03039"));
+    // Another preset under the same recipe; and other data, to which the paper's number does not belong.
+    let other = ["--set", "model.preset=glow-cifar-code", "--set", "data.set=faces"];
+    let settings = json(&[&["explain", "glow-cifar", "--settings", "--json"], &other[..]].concat());
+    assert_eq!(settings["settings"]["model.permutation"]["value"], "\"plain\"");
+    assert!(settings["settings"].get("paper.bits_per_dim").is_none());
+}
+
+#[test]
+fn explaining_measures() {
+    let explained = json(&["explain", "moons", "--json"]);
+    assert!(explained["parameters"].as_u64().unwrap() > 1000);
+    assert!(explained["images_per_second"].as_f64().unwrap() > 0.);
+    assert_eq!(explained["updates"], 4000.);
+    assert!(explained["seconds"].as_f64().unwrap() > 0.);
+    assert!(ok(&["explain", "moons"]).contains("train.lr"));
+}
+
+#[test]
+fn a_run_leaves_its_folder_and_is_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let trained = json(&[&tiny("train", str_of(&out))[..], &["--json"]].concat());
+    assert_eq!(trained["split"], "validation", "train does not look at the test set");
+    let result = json(&[&tiny("reproduce", str_of(&out))[..], &["--json"]].concat());
+    for (key, value) in [("recipe", "moons"), ("split", "test"), ("weights", str_of(&out))] {
+        assert_eq!(result[key], value);
+    }
+    for (key, value) in [("images", 200), ("updates", 30), ("images_seen", 30 * 256), ("seed", 0)] {
+        assert_eq!(result[key], value, "{key}");
+    }
+    for key in
+        ["bits_per_dim", "std_err", "log_likelihood", "entropy_lower", "entropy_upper", "images_per_second"]
+    {
+        assert!(result[key].as_f64().is_some_and(f64::is_finite), "{key}");
+    }
+    let files = [
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "recipe.toml",
+        "summary.json",
+        "samples.png",
+        "curve.png",
+    ];
+    for file in files {
+        assert!(out.join(file).metadata().is_ok_and(|m| m.len() > 0), "{file}");
+    }
+    let written = |file: &str| out.join(file).metadata().unwrap().modified().unwrap();
+    let before = files.map(written);
+    let again = json(&[&tiny("reproduce", str_of(&out))[..], &["--json"]].concat());
+    assert_eq!(again, result, "a run that had finished prints its result");
+    assert_eq!(files.map(written), before, "and writes nothing");
+
+    // Other weights need another folder; more updates go on in this one.
+    let other = error(&[&tiny("reproduce", str_of(&out))[..], &["--set", "train.lr=0.1"]].concat());
+    assert!(other.contains("train.lr"), "{other}");
+    let longer =
+        json(&[&tiny("reproduce", str_of(&out))[..], &["--set", "train.updates=40", "--json"]].concat());
+    assert_eq!(longer["updates"], 40);
+
+    let table = json(&["table", str_of(dir.path()), "--format", "json"]);
+    assert_eq!(table.as_array().unwrap().len(), 1);
+    assert_eq!(table[0]["bits_per_dim"], longer["bits_per_dim"]);
+    assert!(ok(&["table", str_of(&out)]).starts_with("| recipe"));
+    assert!(ok(&["table", str_of(&out), "--format", "csv"]).starts_with("recipe,"));
+
+    let evaluated = json(&["eval", str_of(&out), "--json"]);
+    for key in ["bits_per_dim", "std_err", "images"] {
+        assert_eq!(evaluated[key], longer[key], "{key}: the saved weights are those that were evaluated");
+    }
+    let validation = json(&["eval", str_of(&out), "--split", "validation", "--json"]);
+    assert_eq!((validation["images"].as_u64(), &validation["split"]), (Some(50), &"validation".into()));
+    assert!(ok(&["eval", str_of(&out), "--images", "10"]).contains("log-det"), "the terms are printed");
+    let picture = dir.path().join("s.png");
+    let sampled = json(&["sample", str_of(&out), "-n", "9", "--out", str_of(&picture), "--json"]);
+    assert_eq!(sampled["images"], 9);
+    assert!(picture.exists());
+    assert!(
+        error(&["sample", str_of(&out), "--class", "1", "--out", str_of(&picture)]).contains("no classes")
+    );
+}
+
+#[test]
+fn standard_output_with_json_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let stdout = ok(&[&tiny("reproduce", str_of(&out))[..], &["--json"]].concat());
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    let people = ok(&tiny("reproduce", str_of(&out)));
+    assert!(
+        people.contains("| recipe") && people.contains("log-det") && people.contains("entropy"),
+        "{people}"
+    );
+}
+
+#[test]
+fn a_recipe_is_also_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.toml");
+    let header = "about = \"mine\"\n[data]\nset = \"cifar10\"\nvalidation = 100\n[model]\npreset = \"glow-cifar-paper\"\n";
+    let train = "[train]\nbatch = 8\nupdates = 5\noptimizer = { kind = \"adam\", b1 = 0.9, b2 = 0.999, eps = 1e-8 }\n\
+                 lr = 1e-3\nvalidate_every = 5\ncheckpoint_every = 5\n";
+    std::fs::write(&path, [header, "width = 16\n", train].concat()).unwrap();
+    let settings = json(&["explain", str_of(&path), "--settings", "--json"]);
+    assert_eq!(settings["recipe"], "mine");
+    assert_eq!(settings["settings"]["model.width"]["value"], "16");
+    std::fs::write(&path, [header, "widht = 16\n", train].concat()).unwrap();
+    assert!(error(&["explain", str_of(&path), "--settings"]).contains("widht"));
+    std::fs::write(&path, [header, train, "[source]\ntrain.lrr = \"a typo\"\n"].concat()).unwrap();
+    assert!(error(&["explain", str_of(&path), "--settings"]).contains("train.lrr"));
+    std::fs::write(&path, "about = ").unwrap();
+    assert!(error(&["explain", str_of(&path), "--settings"]).contains("mine.toml"));
+}
+
+#[test]
+fn what_is_not_there_is_said_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = str_of(dir.path());
+    let error_of = error(&["eval", nothing]);
+    assert!(error_of.contains("config.json") && error_of.contains("a model is a folder"), "{error_of}");
+    assert!(error(&["table", nothing]).contains("holds no finished run"));
+    assert!(error(&["explain", "moons", "--device", "tpu"]).contains("cuda:N"));
+    if !candle_core::utils::cuda_is_available() {
+        assert!(error(&["explain", "moons", "--device", "cuda:0"]).contains("without CUDA"));
+    }
+    let missing = dir.path().join("no-data");
+    let error_of = error(&["reproduce", "glow-cifar-small", "--data", str_of(&missing)]);
+    assert!(error_of.contains("no-data"), "{error_of}");
+}
