@@ -64,7 +64,8 @@ pub fn explain(args: &ExplainArgs) -> Result<End> {
         let recipe = &resolved.recipe;
         tracing::info!("building the model and timing a few updates on random data");
         let model = Model::new(recipe.model.clone(), recipe.train.seed, DType::F32, &device)?;
-        let cost = measure(&model, recipe, &device)?;
+        // On a thread of the pool, as training.
+        let cost = rayon::scope(|_| measure(&model, recipe, &device))?;
         let lines = estimate(recipe, &model, &cost, images, &mut object);
         if !args.json {
             println!();

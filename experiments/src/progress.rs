@@ -83,7 +83,7 @@ impl<F: FnOnce() -> anyhow::Result<()>> Training<F> {
     }
 }
 
-impl<F: FnOnce() -> anyhow::Result<()>> Progress for Training<F> {
+impl<F: FnOnce() -> anyhow::Result<()> + Send> Progress for Training<F> {
     fn begin(&mut self, from: u64, total: Option<u64>) {
         if let Some(f) = self.on_begin.take() {
             self.result = f();

@@ -143,16 +143,20 @@ fn score(
     limit: Option<usize>,
     seed: u64,
 ) -> Result<Option<Evaluation>> {
-    let count = Count::new(what);
-    let go_on = |done, of| count.at(done, of);
-    let options = EvalOptions {
-        batch: recipe.eval.batch,
-        draws: recipe.eval.noise_draws,
-        seed,
-        limit,
-        progress: Some(&go_on),
-    };
-    evaluate_until(model, split, &options).with_context(|| format!("the evaluation of the {what} failed"))
+    // On a thread of the pool, as training: small tensors would cost more to hand over than to compute.
+    rayon::scope(|_| {
+        let count = Count::new(what);
+        let go_on = |done, of| count.at(done, of);
+        let options = EvalOptions {
+            batch: recipe.eval.batch,
+            draws: recipe.eval.noise_draws,
+            seed,
+            limit,
+            progress: Some(&go_on),
+        };
+        evaluate_until(model, split, &options)
+    })
+    .with_context(|| format!("the evaluation of the {what} failed"))
 }
 
 /// What stands beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the

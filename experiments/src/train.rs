@@ -30,7 +30,7 @@ use std::time::Instant;
 const RECONSTRUCTED: usize = 16;
 
 /// Whoever shows a run.
-pub trait Progress {
+pub trait Progress: Send {
     /// The run starts at update `from`; `total` updates are planned, if the recipe limits them.
     fn begin(&mut self, from: u64, total: Option<u64>);
     /// An update was made; `bits_per_dim` is the mean since the last line of the log.
@@ -172,6 +172,19 @@ fn check(t: &Train, data: &Dataset) -> Result<()> {
 /// When a setting is impossible, the checkpoint is damaged or of another recipe, or a loss, a gradient or a validation is
 /// not finite: that error names the layer and the update and says which checkpoint is kept.
 pub fn train(
+    recipe: &Recipe,
+    data: &Dataset,
+    device: &Device,
+    out: &Path,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would wake a worker and
+    // sleep until it is done, which for small tensors takes longer than the op.
+    rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop))
+}
+
+fn train_in_pool(
     recipe: &Recipe,
     data: &Dataset,
     device: &Device,

@@ -3,9 +3,12 @@
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
 use crate::ops::conv::{WithGradient, channel_mix};
+use crate::ops::plu::plu;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use std::cell::LazyCell;
 
 /// How the matrix is parameterised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +24,8 @@ enum Form {
     /// `lu` packs strict L below the diagonal, log|s| on it and strict U above: as many numbers as W.
     Plu {
         lu: Param,
-        perm: Param,
-        sign: Param,
-        lower: Tensor,
-        eye: Tensor,
+        perm: Vec<u32>,
+        sign: Vec<f64>,
     },
     Plain(Param),
 }
@@ -39,22 +40,27 @@ pub struct Conv1x1 {
     form: Form,
 }
 
-/// The row order of an LU of a random rotation, drawn from the generator that also draws the other tensors, so that
-/// `perm`, `sign` and `lu` start as the factors of one matrix whatever their names.
-fn factors(channels: usize, seed_from: &Vb) -> Result<(Vec<f64>, Vec<f64>, Vec<f64>)> {
-    let n = channels;
-    let q = linalg::orthogonal(n, &mut seed_from.rng("rotation"));
-    let f = linalg::lu(&q, n)?;
-    let mut packed = f.packed;
-    let mut sign = vec![0.; n];
-    for i in 0..n {
-        sign[i] = packed[i * n + i].signum();
-        packed[i * n + i] = packed[i * n + i].abs().ln();
+/// The factors of a random rotation: `lu`, `perm` and `sign` start as the parts of one matrix.
+struct Factors {
+    lu: Vec<f64>,
+    perm: Vec<f64>,
+    sign: Vec<f64>,
+}
+
+impl Factors {
+    fn new(n: usize, rng: &mut ChaCha8Rng) -> Self {
+        let f = linalg::lu(&linalg::orthogonal(n, rng), n).expect("a rotation is not singular");
+        let mut lu = f.packed;
+        let mut sign = vec![0.; n];
+        for i in 0..n {
+            sign[i] = lu[i * n + i].signum();
+            lu[i * n + i] = lu[i * n + i].abs().ln();
+        }
+        // Row i of L U is row rows[i] of W, so W = (L U)[perm] with perm[rows[i]] = i.
+        let mut perm = vec![0.; n];
+        f.rows.iter().enumerate().for_each(|(i, &r)| perm[r] = i as f64);
+        Self { lu, perm, sign }
     }
-    // Row i of L U is row rows[i] of W, so row rows[i] of W is row i of L U: W = (L U)[perm] with perm[rows[i]] = i.
-    let mut perm = vec![0.; n];
-    f.rows.iter().enumerate().for_each(|(i, &r)| perm[r] = i as f64);
-    Ok((packed, perm, sign))
 }
 
 impl Conv1x1 {
@@ -67,26 +73,18 @@ impl Conv1x1 {
                 Form::Plain(vb.get((n, n), "weight", Init::With(&init))?)
             }
             Weight::Plu => {
-                let (packed, perm, sign) = factors(n, vb)?;
-                let lower: Vec<f64> = (0..n * n).map(|e| f64::from(u8::from(e % n < e / n))).collect();
-                let lu = vb.get((n, n), "lu", Init::With(&|_| packed.clone()))?;
-                let lower = linalg::from_host(lower, n, lu.value())?;
-                let perm_init = |_: &mut _| perm.clone();
-                let perm = vb.indices(n, "perm", Init::With(&perm_init))?;
-                super::permute::invert(&perm.value().to_vec1()?, vb)?;
-                let sign_init = |_: &mut _| sign.clone();
-                let sign = vb.buffer(n, "sign", Init::With(&sign_init))?;
-                let signs = sign.value().to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
-                if signs.iter().any(|s| s.abs() != 1.) {
+                // Only a fresh model needs them: a loaded one has its own.
+                let start = LazyCell::new(|| Factors::new(n, &mut vb.rng("rotation")));
+                let lu = vb.get((n, n), "lu", Init::With(&|_| start.lu.clone()))?;
+                let perm = vb.indices(n, "perm", Init::With(&|_| start.perm.clone()))?;
+                let perm = perm.value().to_vec1()?;
+                super::permute::invert(&perm, vb)?;
+                let sign = vb.buffer(n, "sign", Init::With(&|_| start.sign.clone()))?;
+                let sign = sign.value().to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
+                if sign.iter().any(|s| s.abs() != 1.) {
                     bail!("`{}.sign` holds a number other than 1 and -1", vb.path());
                 }
-                Form::Plu {
-                    perm,
-                    sign,
-                    eye: Tensor::eye(n, lu.value().dtype(), lu.value().device())?,
-                    lu,
-                    lower,
-                }
+                Form::Plu { lu, perm, sign }
             }
         };
         Ok(Self { form })
@@ -103,16 +101,7 @@ impl Conv1x1 {
                 let host_fn = WithGradient { value: f.log_abs_det(), grad: inv.t()?.contiguous()? };
                 Ok((w.clone(), w.apply_op1(host_fn)?))
             }
-            Form::Plu { lu, perm, sign, lower, eye } => {
-                let lu = lu.get(grad);
-                let l = ((lu * lower)? + eye)?;
-                let log_s = (lu * eye)?.sum(1)?;
-                let strict_upper = ((1. - lower)? - eye)?;
-                let s = (log_s.exp()? * sign.value())?.unsqueeze(1)?.broadcast_mul(eye)?;
-                let u = ((lu * strict_upper)? + s)?;
-                let w = l.matmul(&u)?.index_select(perm.value(), 0)?;
-                Ok((w, log_s.sum_all()?))
-            }
+            Form::Plu { lu, perm, sign } => plu(lu.get(grad), perm, sign),
         }
     }
 

@@ -218,14 +218,14 @@ impl Bijection for Coupling {
 
 /// The checkerboard mask of RealNVP (figure 3): 1 where i + j is even, the other way round with `swap`; (1, 1, H, W).
 pub fn checkerboard(h: usize, w: usize, swap: bool, like: &Param) -> Result<Tensor> {
-    let v = (0..h * w).map(|p| ((p / w + p % w + usize::from(swap)) % 2 == 0) as u8 as f32);
+    let v = (0..h * w).map(|p| f32::from(u8::from((p / w + p % w + usize::from(swap)).is_multiple_of(2))));
     mask(v.collect(), &[1, 1, h, w], like)
 }
 
 /// The channel-wise mask of RealNVP: 1 for the first half of the channels, the other way round with `swap`;
 /// (1, C, 1, 1).
 pub fn channel_mask(c: usize, swap: bool, like: &Param) -> Result<Tensor> {
-    let v = (0..c).map(|ch| ((ch < c / 2) != swap) as u8 as f32);
+    let v = (0..c).map(|ch| f32::from(u8::from((ch < c / 2) != swap)));
     mask(v.collect(), &[1, c, 1, 1], like)
 }
 

@@ -57,6 +57,13 @@ pub struct RealNvpConfig {
     pub eps: f64,
 }
 
+/// A coupling's partition, with the channels of its network.
+#[derive(Clone, Copy)]
+enum Kind {
+    Checkerboard { features: usize },
+    Channelwise { features: usize },
+}
+
 impl RealNvpConfig {
     /// CIFAR-10 as in section 4.1 and appendix E.
     pub fn cifar_paper() -> Self {
@@ -111,27 +118,27 @@ impl RealNvpConfig {
         }
     }
 
-    fn coupling(
-        &self,
-        chain: &mut Chain,
-        name: String,
-        shape: [usize; 3],
-        checker: bool,
-        features: usize,
-        swap: bool,
-        vb: &Vb,
-    ) -> Result<()> {
-        let vb = vb.pp(&name);
+    /// The coupling `k` of a level on (C, H, W): its layer, and batch norm after it.
+    fn coupling(&self, chain: &mut Chain, kind: Kind, k: usize, shape: [usize; 3], vb: &Vb) -> Result<()> {
+        let swap = k % 2 == 1;
         let [c, h, w] = shape;
+        let (name, features) = match kind {
+            Kind::Checkerboard { features } => (format!("checker{k}"), features),
+            Kind::Channelwise { features } => (format!("channel{k}"), features),
+        };
+        let vb = vb.pp(&name);
         let gain = vb.get(1, "gain", Init::Const(0.))?;
-        let (partition, net) = if checker {
-            let mask = checkerboard(h, w, swap, &gain)?;
-            let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
-            (Partition::Mask(mask), net)
-        } else {
-            let (kept, changed) = if swap { (c - c / 2, c / 2) } else { (c / 2, c - c / 2) };
-            let net = ResNet::new(self.net(kept, changed, features), None, &vb.pp("net"))?;
-            (Partition::Halves { swap }, net)
+        let (partition, net) = match kind {
+            Kind::Checkerboard { .. } => {
+                let mask = checkerboard(h, w, swap, &gain)?;
+                let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
+                (Partition::Mask(mask), net)
+            }
+            Kind::Channelwise { .. } => {
+                let (kept, changed) = if swap { (c - c / 2, c / 2) } else { (c / 2, c - c / 2) };
+                let net = ResNet::new(self.net(kept, changed, features), None, &vb.pp("net"))?;
+                (Partition::Halves { swap }, net)
+            }
         };
         let transform = Transform::Affine { scale: Scale::Tanh { gain }, shift_first: self.shift_first };
         chain.push(&name, Coupling { partition, net: Box::new(net), transform });
@@ -159,7 +166,7 @@ impl RealNvpConfig {
             let last = i + 1 == self.scales;
             let n = if last { self.last_checkerboard } else { self.checkerboard };
             for k in 0..n {
-                self.coupling(&mut chain, format!("checker{k}"), [c, h, w], true, features, k % 2 == 1, &vb)?;
+                self.coupling(&mut chain, Kind::Checkerboard { features }, k, [c, h, w], &vb)?;
             }
             if !last {
                 if h % 2 != 0 || w % 2 != 0 {
@@ -171,8 +178,8 @@ impl RealNvpConfig {
                 chain.push("squeeze", Squeeze);
                 (c, h, w) = (4 * c, h / 2, w / 2);
                 for k in 0..self.channelwise {
-                    let name = format!("channel{k}");
-                    self.coupling(&mut chain, name, [c, h, w], false, 2 * features, k % 2 == 1, &vb)?;
+                    let kind = Kind::Channelwise { features: 2 * features };
+                    self.coupling(&mut chain, kind, k, [c, h, w], &vb)?;
                 }
             }
             levels.push(Box::new(chain));

@@ -15,6 +15,7 @@ pub mod conv_net;
 pub mod coupling;
 pub mod gemm;
 pub mod linear;
+pub mod plu;
 pub(crate) mod update;
 
 use candle_core::{Result, Tensor};

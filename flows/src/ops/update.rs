@@ -102,7 +102,7 @@ impl InplaceOp2 for Apply {
                     let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
                     zip.for_each(|((p, m), v)| {
                         for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p = *p - a * m / (v.sqrt() * c + eps);
+                            *p -= a * m / (v.sqrt() * c + eps);
                         }
                     });
                 }
@@ -110,13 +110,13 @@ impl InplaceOp2 for Apply {
                     let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
                     zip.for_each(|((p, m), v)| {
                         for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p = *p - a * m / (v * c + eps);
+                            *p -= a * m / (v * c + eps);
                         }
                     });
                 }
                 Apply::Momentum => zip.for_each(|((p, m), _)| {
                     for (p, &m) in p.iter_mut().zip(m) {
-                        *p = *p - m;
+                        *p -= m;
                     }
                 }),
             }
