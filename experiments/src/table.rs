@@ -44,6 +44,7 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
                 format!("cannot list {}: name a run's folder or one that holds them", folder.display())
             })?;
             dirs = entries.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
+            dirs.retain(|dir| dir.is_dir());
             dirs.sort();
         }
         for dir in dirs {

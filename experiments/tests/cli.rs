@@ -198,6 +198,7 @@ fn a_run_leaves_its_folder_and_is_not_repeated() {
         json(&[&tiny("reproduce", str_of(&out))[..], &["--set", "train.updates=40", "--json"]].concat());
     assert_eq!(longer["updates"], 40);
 
+    std::fs::write(dir.path().join("notes.txt"), "a file beside the runs").unwrap();
     let table = json(&["table", str_of(dir.path()), "--format", "json"]);
     assert_eq!(table.as_array().unwrap().len(), 1);
     assert_eq!(table[0]["bits_per_dim"], longer["bits_per_dim"]);
