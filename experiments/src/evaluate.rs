@@ -13,7 +13,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use flows::params::rng_for;
 use flows::{Ctx, Model};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::f64::consts::LN_2;
 
 /// How to evaluate.
@@ -33,7 +33,7 @@ pub struct EvalOptions<'a> {
 }
 
 /// The outcome.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// -log p(x) / (D ln 2), the mean over images.
     pub bits_per_dim: f64,

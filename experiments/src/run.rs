@@ -10,7 +10,7 @@ use crate::data::{self, Dataset, Split, Values};
 use crate::evaluate::{EvalOptions, Evaluation, evaluate_until};
 use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
-use crate::summary::{self, Beside, Codecs, Gaussian, Score, Summary};
+use crate::summary::{self, Beside, Codecs, Gaussian, Summary};
 use crate::{codecs, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
@@ -67,16 +67,16 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     let score = |split: &Split, what: &str, limit| score(&model, recipe, split, what, limit, seed);
     if test {
         let Some(measured) = score(&data.test, "test images", None)? else { return Ok(End::Interrupted) };
-        result.test = Some(measured.into());
+        result.test = Some(measured);
     }
     if let Some(valid) = &data.valid {
         let Some(measured) = score(valid, "validation images", None)? else { return Ok(End::Interrupted) };
-        result.validation = Some(measured.into());
+        result.validation = Some(measured);
     }
     let Some(measured) = score(&data.train, "training images", Some(TRAIN_IMAGES))? else {
         return Ok(End::Interrupted);
     };
-    result.train = Some(measured.into());
+    result.train = Some(measured);
     if let Some(all) = &result.test {
         let Some((codecs, gaussian)) = beside(&model, recipe, &data, &data.test, all, seed)? else {
             return Ok(End::Interrupted);
@@ -87,6 +87,8 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     picture(&model, recipe.eval.samples, recipe.eval.temperature, seed, None, Some(&data.train), &path)?;
     curve(&result, &out)?;
     result.write(&out)?;
+    // What is printed is what was written, so that printing it again later gives the same digits.
+    let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
     print_result(&result, &out, args.json);
     Ok(End::Done)
 }
@@ -166,7 +168,7 @@ fn beside(
     recipe: &Recipe,
     data: &Dataset,
     split: &Split,
-    all: &Score,
+    all: &Evaluation,
     seed: u64,
 ) -> Result<Option<(Option<Codecs>, Option<Gaussian>)>> {
     let images = recipe.eval.codec_images.min(all.images);
@@ -310,8 +312,8 @@ fn curve(summary: &Summary, out: &Path) -> Result<()> {
 }
 
 /// The terms of an evaluation, for people.
-fn terms(score: &Score, split: &str) -> String {
-    let Score { bits_per_dim, std_err, log_det_bits, prior_bits, images, .. } = score;
+fn terms(score: &Evaluation, split: &str) -> String {
+    let Evaluation { bits_per_dim, std_err, log_det_bits, prior_bits, images, .. } = score;
     let noise = match score.nats {
         Some(nats) => format!("{nats:.4} nats a point"),
         None => {
@@ -327,7 +329,7 @@ fn terms(score: &Score, split: &str) -> String {
 }
 
 /// The lines about what stands beside a number.
-fn comparison(score: Option<&Score>, beside: &Beside) -> Vec<String> {
+fn comparison(score: Option<&Evaluation>, beside: &Beside) -> Vec<String> {
     let mut lines = Vec::new();
     if let (Some(lower), Some(upper)) = (beside.entropy_lower, beside.entropy_upper) {
         let about = match score {
@@ -403,7 +405,6 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     let Some(measured) = score(&model, &recipe, split, &what, args.images, seed)? else {
         return Ok(End::Interrupted);
     };
-    let measured: Score = measured.into();
     let Some((codecs, gaussian)) = beside(&model, &recipe, &data, split, &measured, seed)? else {
         return Ok(End::Interrupted);
     };

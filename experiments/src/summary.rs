@@ -24,48 +24,6 @@ pub const SUMMARY: &str = "summary.json";
 /// The resolved recipe's name in a run's folder.
 pub const RECIPE: &str = "recipe.toml";
 
-/// An evaluation as it is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Score {
-    /// -log p(x) / (D ln 2), the mean over images.
-    pub bits_per_dim: f64,
-    /// Its standard error.
-    pub std_err: f64,
-    /// Nats for each image on the paper's scale.
-    pub log_likelihood: f64,
-    /// The log-det's share of the bits/dim.
-    pub log_det_bits: f64,
-    /// The prior's share of the bits/dim.
-    pub prior_bits: f64,
-    /// Nats for each point, for data that are not pixels.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nats: Option<f64>,
-    /// Values that a pixel may take; 0 for data that are not pixels.
-    pub bins: u32,
-    /// Noise draws for each image; 0 for data that are not pixels.
-    pub noise_draws: usize,
-    /// Images.
-    pub images: usize,
-}
-
-impl From<Evaluation> for Score {
-    fn from(e: Evaluation) -> Self {
-        let Evaluation { bits_per_dim, std_err, log_likelihood, log_det_bits, prior_bits, .. } = e;
-        let Evaluation { nats, bins, noise_draws, images, .. } = e;
-        Self {
-            bits_per_dim,
-            std_err,
-            log_likelihood,
-            log_det_bits,
-            prior_bits,
-            nats,
-            bins,
-            noise_draws,
-            images,
-        }
-    }
-}
-
 /// What lossless codecs need for the first test images, and the model for the same ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Codecs {
@@ -215,11 +173,11 @@ pub struct Summary {
     /// How training went.
     pub training: Training,
     /// The first training images, as many as there are in the validation set.
-    pub train: Option<Score>,
+    pub train: Option<Evaluation>,
     /// The validation images.
-    pub validation: Option<Score>,
+    pub validation: Option<Evaluation>,
     /// The test images.
-    pub test: Option<Score>,
+    pub test: Option<Evaluation>,
     /// What stands beside the number.
     #[serde(flatten)]
     pub beside: Beside,
@@ -313,7 +271,7 @@ impl Summary {
 
 /// The part of the `--json` object that one evaluation fills.
 #[must_use]
-pub fn score_json(recipe: &str, split: &str, score: &Score) -> Map<String, Value> {
+pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, Value> {
     let mut object = Map::from_iter([
         ("recipe".to_owned(), json!(recipe)),
         ("split".to_owned(), json!(split)),

@@ -1,6 +1,7 @@
 //! The table of runs against the papers.
 
-use crate::summary::{Beside, SUMMARY, Score, Summary};
+use crate::evaluate::Evaluation;
+use crate::summary::{Beside, SUMMARY, Summary};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 
@@ -92,7 +93,7 @@ pub fn row(summary: &Summary) -> Vec<String> {
         summary.test.as_ref().map(|s| ("test", s)).or(summary.validation.as_ref().map(|s| ("validation", s)));
     let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
     let likelihood = paper.as_ref().and_then(|p| p.log_likelihood);
-    let score = |f: fn(&Score) -> f64| shown.map(|(_, s)| f(s));
+    let score = |f: fn(&Evaluation) -> f64| shown.map(|(_, s)| f(s));
     let entropy = match (beside.entropy_lower, beside.entropy_upper) {
         (Some(lower), Some(upper)) if upper - lower > 5e-4 => format!("{lower:.3} to {upper:.3}"),
         (lower, _) => number(lower, 3),
