@@ -87,8 +87,8 @@ pub struct Compute {
     /// `cpu`, or `cuda:N` for the Nth GPU.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads (default: all cores). Results are equal to the bit only for equal numbers of threads.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads, at most 512 (default: all cores). Results are equal to the bit only for equal numbers of threads.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: Option<u16>,
 }
 
