@@ -3,10 +3,9 @@
 //! All bits/dim are in one unit, also for vectors: -log p / (D ln 2), so that a density's entropy, which is known in nats
 //! a point, stands beside them.
 //!
-//! The commit is the one of the source tree that the binary was built from, asked of git when the run is summed up
-//! (`-dirty` where tracked files differ from it, `unknown` where tree or git are not there any more): a number baked in at
-//! build time would make every commit rebuild the binary. Of the command line, absolute paths keep their last component
-//! only: a summary is meant to be published, and other machines have other folders.
+//! The commit is the one that the binary was built from (see build.rs; `-dirty` where sources differed from it, `unknown`
+//! outside a git checkout). Of the command line, absolute paths keep their last component only: a summary is meant to be
+//! published, and other machines have other folders.
 
 use crate::data::Dataset;
 use crate::evaluate::Evaluation;
@@ -17,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
 use std::path::Path;
-use std::process::Command;
 
 /// The summary's name in a run's folder.
 pub const SUMMARY: &str = "summary.json";
@@ -208,7 +206,7 @@ impl Summary {
             validation: None,
             test: None,
             beside: Beside::new(recipe, data),
-            commit: commit(),
+            commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: command(),
             machine: Machine::here(),
@@ -311,22 +309,6 @@ pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
         )),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
-/// The commit of the source tree, see the module's documentation.
-fn commit() -> String {
-    let git = |args: &[&str]| {
-        let output =
-            Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    match git(&["rev-parse", "HEAD"]) {
-        Some(head) => match git(&["status", "--porcelain", "--untracked-files=no"]) {
-            Some(changes) if !changes.is_empty() => format!("{head}-dirty"),
-            _ => head,
-        },
-        None => "unknown".to_owned(),
     }
 }
 
