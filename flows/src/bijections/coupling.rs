@@ -35,9 +35,9 @@ pub enum Partition {
 
 /// How the changed part is transformed.
 pub enum Transform {
-    /// y = x + t: volume-preserving (NICE, equation 8).
+    /// y = x + t: volume-preserving (NICE, section 3.2).
     Additive,
-    /// y = x exp(s) + t (RealNVP, equation 4), or y = (x + t) exp(s) with `shift_first` (the released codes).
+    /// y = x exp(s) + t (RealNVP, section 3.2), or y = (x + t) exp(s) with `shift_first` (the released codes).
     Affine {
         /// How s comes from the network's raw output.
         scale: Scale,

@@ -18,7 +18,7 @@ impl Bijection for Squeeze {
         let (b, c, h, w) = x.dims4()?;
         if h % 2 != 0 || w % 2 != 0 {
             bail!(
-                "cannot squeeze {h}x{w}: both sides must be even; pad or resize the images, or use fewer levels"
+                "cannot squeeze {h}x{w}: both sides must be even; crop or resize the images, or use fewer levels"
             );
         }
         let z = x.reshape(&[b, c, h / 2, 2, w / 2, 2])?.permute((0, 1, 3, 5, 2, 4))?;

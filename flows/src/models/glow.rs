@@ -140,8 +140,14 @@ impl GlowConfig {
         let mut shapes = Vec::new();
         for i in 0..self.levels {
             if h % 2 != 0 || w % 2 != 0 {
+                let remedy = match i {
+                    0 => "crop or resize the images".to_string(),
+                    _ => format!("use `levels = {i}`, or crop or resize the images"),
+                };
                 bail!(
-                    "cannot squeeze {h}x{w} at level {i}: both sides must be even; use `levels = {i}` or resize"
+                    "cannot squeeze {h}x{w} at level {} of {}: both sides must be even; {remedy}",
+                    i + 1,
+                    self.levels
                 );
             }
             let vb = vb.pp(format!("level{i}"));

@@ -171,7 +171,10 @@ impl RealNvpConfig {
             if !last {
                 if h % 2 != 0 || w % 2 != 0 {
                     bail!(
-                        "cannot squeeze {h}x{w} at scale {i}: both sides must be even; use `scales = {}`",
+                        "cannot squeeze {h}x{w} at scale {} of {}: both sides must be even; use `scales = {}`, or crop or \
+                         resize the images",
+                        i + 1,
+                        self.scales,
                         i + 1
                     );
                 }
