@@ -52,7 +52,7 @@ impl Terms {
 }
 
 impl Flow {
-    /// `shape` is that of one example: [D] or [C, H, W].
+    /// `shape` is that of one example: `[D]` or `[C, H, W]`.
     pub fn new(bijection: impl Bijection + 'static, prior: Prior, shape: &[usize]) -> Self {
         Self { bijection: Box::new(bijection), prior, shape: shape.to_vec() }
     }

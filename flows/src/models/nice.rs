@@ -33,7 +33,7 @@ pub enum Law {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NiceConfig {
-    /// One example: [C, H, W] or [D].
+    /// One example: `[C, H, W]` or `[D]`.
     pub shape: Vec<usize>,
     /// Bits of a pixel value.
     pub bits: u8,

@@ -520,7 +520,7 @@ pub fn add_per_image(x: &Tensor, e: &Tensor) -> Result<Tensor> {
     x.broadcast_add(&e.reshape((c, 1, h, w))?)
 }
 
-/// w[o, ...] g[o] for w (O, ...) and g (O,): the gain of weight norm and of zero convolutions.
+/// `w[o, ...] g[o]` for w (O, ...) and g (O,): the gain of weight norm and of zero convolutions.
 pub fn gain(w: &Tensor, g: &Tensor) -> Result<Tensor> {
     let mut shape = vec![1; w.rank()];
     shape[0] = w.dim(0)?;

@@ -10,7 +10,7 @@
 //! kept for the backward, which needs nothing else: for y = (u + b) exp(3 l) the gradient of l is 3 sum g y and that of b
 //! is exp(3 l) sum g.
 //!
-//! **Shapes.** x (B, C, H, W), y (B, O, H, W); the parameters are one flat tensor in the order of [`Sizes::parts`].
+//! **Shapes.** x (B, C, H, W), y (B, O, H, W); the parameters are one flat tensor in the order of `Sizes::parts`.
 //!
 //! Threads take fixed ranges of images, and their parameter gradients are added in order.
 
