@@ -149,16 +149,59 @@ impl ConvNet {
     }
 }
 
-impl Net for ConvNet {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if let Some(y) = self.fused(x, ctx)? {
-            return Ok(y);
-        }
+impl ConvNet {
+    /// The same network layer by layer: for initialisation, where each actnorm is set from what comes before, and for the
+    /// zero convolution alone.
+    fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let mut h = to_channel_major(x)?;
         if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
             h = norm1.channel_major(&conv1.forward(&h, ctx)?, ctx, true)?;
             h = norm2.channel_major(&conv2d(&h, conv2.get(ctx.grad))?, ctx, true)?;
         }
         from_channel_major(&self.last.forward(&h, ctx)?)
+    }
+}
+
+impl Net for ConvNet {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        match self.fused(x, ctx)? {
+            Some(y) => Ok(y),
+            None => self.layered(x, ctx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::Params;
+    use crate::testing::normal;
+    use candle_core::{DType, Device, Var};
+
+    /// The fused op against the layers it fuses, over several blocks a thread and a ragged last one: output and the
+    /// gradient of the input and of every parameter.
+    #[test]
+    fn fused_agrees_with_its_layers() -> Result<()> {
+        for (edge, width, batch, side) in [(false, 96, 37, 8), (true, 33, 5, 16), (true, 7, 3, 1)] {
+            let params = Params::seeded(1, DType::F64, &Device::Cpu);
+            let net = ConvNet::new(3, width, 4, edge, &params.vb())?;
+            params.shake(2, 0.1)?;
+            let x = Var::from_tensor(&normal(&[batch, 3, side, side], 3, &Device::Cpu)?)?;
+            let ctx = Ctx::eval().with_grad(true);
+            let (a, b) = (net.fused(&x, ctx)?.expect("it has hidden layers"), net.layered(&x, ctx)?);
+            let g = normal(a.dims(), 4, &Device::Cpu)?;
+            let (ga, gb) = ((&a * &g)?.sum_all()?.backward()?, (&b * &g)?.sum_all()?.backward()?);
+            let mut pairs = vec![("y".to_string(), a, b)];
+            let leaf =
+                |n: &str, v: &Var| (n.to_string(), ga.get(v).unwrap().clone(), gb.get(v).unwrap().clone());
+            pairs.push(leaf("x", &x));
+            pairs.extend(params.trained().iter().map(|(n, p)| leaf(n, p.var())));
+            for (name, a, b) in pairs {
+                let size = b.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                let off = (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                assert!(off <= 1e-12 * (1. + size), "{name} at width {width}: {off:e} of {size:e}");
+            }
+        }
+        Ok(())
     }
 }
