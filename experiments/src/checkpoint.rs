@@ -126,6 +126,16 @@ impl Settings {
         let keys = begun.0.keys().chain(self.0.keys());
         let Some(key) = keys.into_iter().find(|k| self.0.get(*k) != begun.0.get(*k)) else { return Ok(()) };
         let text = |s: &Self| s.0.get(key).map_or("absent".to_string(), Clone::clone);
+        if key == "data.revision" {
+            let set = self.0.get("data.set").map_or("", String::as_str);
+            bail!(
+                "`data.revision` differs: the data of `data.set` = {set} are not those that the run in {} was begun with \
+                 ({}, now {}), give their folder with --data, or another --out",
+                path.parent().unwrap_or(path).display(),
+                text(begun),
+                text(self)
+            );
+        }
         bail!(
             "`{key}` is {} now, but the run in {} was begun with {}: use that value, or another --out",
             text(self),

@@ -6,7 +6,7 @@
 
 use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
-use crate::{explain, recipe, run, table};
+use crate::{explain, output, recipe, run, table};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -53,7 +53,7 @@ pub struct RecipeArgs {
     #[command(flatten)]
     overrides: Overrides,
     /// The seed of parameters, order, augmentation and noise (the recipe's `train.seed`).
-    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=i64::MAX as u64))]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
     /// Crop and resize images of your own to this side (the recipe's `data.size`).
     #[arg(long)]
@@ -188,8 +188,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     overrides: Overrides,
     /// The data set, in place of the recipe's.
-    #[arg(long)]
-    set_name: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    data_set: Option<String>,
     /// Which images.
     #[arg(long, value_enum, default_value = "test")]
     pub(crate) split: Part,
@@ -201,7 +201,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub(crate) data: DataArgs,
     /// The seed of the noise (default: the seed of the run).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// The result as one JSON object, the last line of standard output.
     #[arg(long)]
@@ -210,11 +210,21 @@ pub struct EvalArgs {
 
 impl EvalArgs {
     /// What to change in the recipe.
-    #[must_use]
-    pub fn sets(&self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// When it is the model, which is the saved one.
+    pub fn sets(&self) -> Result<Vec<String>> {
         let mut sets = self.overrides.sets.clone();
-        sets.extend(self.set_name.iter().map(|name| format!("data.set={name}")));
-        sets
+        for set in &sets {
+            let key = set.split('=').next().unwrap_or_default().trim();
+            ensure!(
+                key != "model" && !key.starts_with("model."),
+                "--set {set}: saved weights have their model with them, so `eval` cannot change `{key}`; train another \
+                 with `flow train`"
+            );
+        }
+        sets.extend(self.data_set.iter().map(|name| format!("data.set={name}")));
+        Ok(sets)
     }
 }
 
@@ -230,13 +240,13 @@ pub struct SampleArgs {
     #[arg(short, long = "number", default_value_t = 64)]
     pub(crate) n: usize,
     /// The temperature: samples are drawn with z scaled by it.
-    #[arg(long, default_value_t = 1.)]
+    #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     pub(crate) temperature: f64,
-    /// The picture to write.
+    /// The picture to write, a .png file.
     #[arg(long, value_name = "FILE", default_value = "samples.png")]
     pub(crate) out: PathBuf,
     /// The seed of the samples.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) compute: Compute,
@@ -278,6 +288,12 @@ pub struct ExplainArgs {
     pub(crate) json: bool,
 }
 
+/// A seed as it is given; a recipe is written as TOML, whose numbers end at 2^63 - 1.
+fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().filter(|&seed: &u64| i64::try_from(seed).is_ok());
+    seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
+}
+
 /// How a command ended.
 pub enum End {
     /// With its result.
@@ -289,7 +305,12 @@ pub enum End {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = if cli.verbose { "warn,flow=debug" } else { "warn,flow=info" };
+    // What the hub's client logs comes again in our error, as a sentence.
+    const HUSHED: &str = "hf_hub=off,reqwest_middleware=off,reqwest_retry=off";
+    let default = match cli.verbose {
+        true => "warn,flow=debug".to_owned(),
+        false => format!("warn,flow=info,{HUSHED}"),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)))
         .with_target(false)
@@ -301,7 +322,10 @@ pub fn main() -> ExitCode {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Interrupted) => ExitCode::from(130),
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
+            if error.is::<output::Closed>() {
+                return ExitCode::SUCCESS;
+            }
+            output::tell(format_args!("error: {}", sentence(&error)));
             ExitCode::FAILURE
         }
     }
@@ -332,7 +356,7 @@ fn catch_signals() -> Result<()> {
             // The second one: whoever asks twice does not want to wait.
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this update; Ctrl-C again ends at once");
+        output::tell("\nstopping at the next chance; Ctrl-C again ends at once");
     })
     .context("cannot catch Ctrl-C")
 }
@@ -344,7 +368,7 @@ fn dispatch(command: Command) -> Result<End> {
         Command::Eval(args) => run::eval(&args),
         Command::Sample(args) => run::sample(&args),
         Command::Table(args) => {
-            print!("{}", table::render(&table::find(&args.runs)?, args.format)?);
+            output::raw(&table::render(&table::find(&args.runs)?, args.format)?)?;
             Ok(End::Done)
         }
         Command::List(args) => list(args.json),
@@ -371,13 +395,13 @@ fn list(as_json: bool) -> Result<End> {
                 })
             })
             .collect();
-        println!("{}", json!({ "recipes": all }));
+        output::line(json!({ "recipes": all }))?;
         return Ok(End::Done);
     }
     let width = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
     for r in recipes {
         let paper = r.paper.map_or_else(String::new, |p| format!(" [paper: {} bits/dim]", p.bits_per_dim));
-        println!("{:width$}  {}{paper}", r.name, r.about);
+        output::line(format_args!("{:width$}  {}{paper}", r.name, r.about))?;
     }
     Ok(End::Done)
 }

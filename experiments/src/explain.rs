@@ -14,6 +14,7 @@ use crate::cli::{End, ExplainArgs};
 use crate::data::{self, Split, Values};
 use crate::evaluate::{EvalOptions, evaluate};
 use crate::recipe::{Recipe, Resolved};
+use crate::{limits, output};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use flows::optim::{Ema, Optimizer, collect_grads, global_norm};
@@ -50,10 +51,17 @@ struct Cost {
 pub fn explain(args: &ExplainArgs) -> Result<End> {
     let mut resolved = args.recipe.resolve()?;
     let mut object = json!({ "recipe": resolved.recipe.name, "about": resolved.recipe.about });
+    if !args.settings || resolved.recipe.data.size.is_some() {
+        limits::recipe(&resolved.recipe, limits::Use::Explain, true)?;
+    }
     let images = training_images(&mut resolved.recipe, args)?;
+    if !args.settings {
+        // The images may have given the model another shape.
+        limits::recipe(&resolved.recipe, limits::Use::Explain, true)?;
+    }
     let rows = resolved.settings()?;
     if !args.json {
-        print_settings(&resolved, &rows);
+        print_settings(&resolved, &rows)?;
     }
     let settings = |(key, value, source): &(String, String, String)| {
         (key.clone(), json!({ "value": value, "source": source }))
@@ -68,25 +76,25 @@ pub fn explain(args: &ExplainArgs) -> Result<End> {
         let cost = rayon::scope(|_| measure(&model, recipe, &device))?;
         let lines = estimate(recipe, &model, &cost, images, &mut object);
         if !args.json {
-            println!();
-            lines.iter().for_each(|line| println!("{line}"));
+            output::line(format_args!("\n{}", lines.join("\n")))?;
         }
     }
     if args.json {
-        println!("{object}");
+        output::line(object)?;
     }
     Ok(End::Done)
 }
 
-fn print_settings(resolved: &Resolved, rows: &[(String, String, String)]) {
-    println!("{}: {}\n", resolved.recipe.name, resolved.recipe.about);
+fn print_settings(resolved: &Resolved, rows: &[(String, String, String)]) -> Result<()> {
+    let mut text = format!("{}: {}\n\n", resolved.recipe.name, resolved.recipe.about);
     let width = |f: fn(&(String, String, String)) -> &String, most: usize| {
         rows.iter().map(|row| f(row).chars().count()).filter(|&n| n <= most).max().unwrap_or(0)
     };
     let (keys, values) = (width(|r| &r.0, 40), width(|r| &r.1, 32));
     for (key, value, source) in rows {
-        println!("{key:keys$} = {value:values$}  # {source}");
+        text.push_str(&format!("{key:keys$} = {value:values$}  # {source}\n"));
     }
+    output::raw(&text)
 }
 
 /// The number of training images, where it is known without reading anything or the data are at hand.

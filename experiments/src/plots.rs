@@ -78,7 +78,8 @@ pub type Points = Vec<(f64, f64)>;
 
 /// A learning curve: train and validation against updates, and horizontal lines with their labels.
 ///
-/// The range of values leaves out the first tenth of training where that is far above the rest: what matters is the end.
+/// The range of values is that of the last nine tenths of training, without its worst hundredth: what matters is the end,
+/// and one spike would flatten it. A line breaks off where it leaves the range. Above the range is room for the legend.
 ///
 /// # Errors
 /// When there is no point, or the file cannot be written.
@@ -94,19 +95,25 @@ pub fn curve(
         train.iter().chain(validation).copied().filter(|(_, y)| y.is_finite()).collect();
     ensure!(!all.is_empty(), "there is nothing to plot yet");
     let last = all.iter().map(|p| p.0).fold(1., f64::max);
-    let late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+    let mut late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+    late.sort_by(f64::total_cmp);
+    late.truncate(late.len() - late.len() / 100);
     let marks = lines.iter().map(|l| l.1);
     let low = late.iter().copied().chain(marks.clone()).fold(f64::INFINITY, f64::min);
     let high = late.iter().copied().chain(marks).fold(f64::NEG_INFINITY, f64::max);
     let margin = 0.05 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
+    let inside = |p: &(f64, f64)| p.1.is_finite() && p.1 <= high;
+    // An entry of the legend is about a twentieth of the picture's height.
+    let entries = lines.len() + usize::from(!train.is_empty()) + usize::from(!validation.is_empty());
+    let top = low + (high - low) / (1. - 0.055 * (entries as f64 + 0.5)).max(0.3);
     draw(path, (900, 560), |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 22))
             .margin(14)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d(0. ..last, low..high)?;
+            .build_cartesian_2d(0. ..last, low..top)?;
         chart
             .configure_mesh()
             .light_line_style(WHITE)
@@ -127,9 +134,13 @@ pub fn curve(
             if points.is_empty() {
                 continue;
             }
-            let shown = points.iter().copied().filter(|(_, y)| y.is_finite()).map(|(x, y)| (x, y.min(high)));
+            let pieces = points.split(|p| !inside(p)).filter(|piece| !piece.is_empty());
+            // A point alone has no line.
+            let alone = pieces.clone().filter(|piece| piece.len() == 1);
+            let dots: Vec<_> = alone.map(|piece| Circle::new(piece[0], 2, style.filled())).collect();
+            chart.draw_series(dots)?;
             chart
-                .draw_series(LineSeries::new(shown, style))?
+                .draw_series(pieces.map(|piece| PathElement::new(piece.to_vec(), style)))?
                 .label(name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
         }

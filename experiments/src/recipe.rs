@@ -247,7 +247,7 @@ impl Resolved {
     /// # Errors
     /// As [`Resolved::load`].
     pub fn parse(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
-        let mut table: Table = toml::from_str(text).context("this is no TOML")?;
+        let mut table: Table = toml::from_str(text).map_err(|e| no_toml(text, &e))?;
         let sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
         let (presets, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|(k, _)| k == "model.preset");
         for (key, value) in presets {
@@ -396,6 +396,18 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
     Ok(Some((*name).to_owned()))
 }
 
+/// The parser's message with its line; its own text is a picture of several lines.
+fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    match error.span() {
+        Some(span) => {
+            let line = 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count();
+            anyhow!("this is no TOML at line {line}: {message}")
+        }
+        None => anyhow!("this is no TOML: {message}"),
+    }
+}
+
 /// The error of a strict read, with the key it is about.
 fn name_key(error: serde_path_to_error::Error<toml::de::Error>) -> anyhow::Error {
     let path = error.path().to_string();
@@ -428,6 +440,21 @@ impl Recipe {
             ("eval.noise_draws", Some(eval.noise_draws)),
         ] {
             ensure!(n != Some(0), "`{key}` = 0: it must be at least 1");
+        }
+        ensure!(
+            data.size.is_none() || data.set == "folder",
+            "`data.size`: only images of a folder are cropped and resized, `{}` has examples of one size",
+            data.set
+        );
+        if let ModelConfig::Glow(glow) = model {
+            ensure!(glow.depth > 0, "`model.depth` = 0: it must be at least 1");
+        }
+        if let Some(n) = data.train {
+            ensure!(
+                train.batch <= n,
+                "`train.batch` = {} is more than the {n} examples of `data.train`: lower it",
+                train.batch
+            );
         }
         for (key, n) in [
             ("train.updates", train.updates),
@@ -522,6 +549,44 @@ impl Recipe {
             ensure!(train.shift == 0., "`train.shift`: vectors cannot be shifted");
         }
         Ok(())
+    }
+
+    /// The settings, as `key=value`, in which this recipe differs from the built-in one of its name: empty where there is
+    /// none of that name. How long it trains and with which seed stands in columns of their own, so it does not count, and
+    /// neither does how often it writes, or what is written for people.
+    ///
+    /// # Errors
+    /// When a recipe cannot be written as TOML.
+    pub fn changed(&self) -> Result<Vec<String>> {
+        const APART: [&str; 8] = [
+            "about",
+            "name",
+            "train.updates",
+            "train.epochs",
+            "train.minutes",
+            "train.seed",
+            "train.log_every",
+            "train.checkpoint_every",
+        ];
+        let Some((name, text)) = BUILTIN.iter().find(|(name, _)| *name == self.name) else {
+            return Ok(Vec::new());
+        };
+        let leaves = |recipe: &Self| -> Result<BTreeMap<String, String>> {
+            let table = Table::try_from(recipe).context("this recipe cannot be written as TOML")?;
+            let mut all = BTreeMap::new();
+            flatten("", &table, &mut |key, value| {
+                let counts =
+                    !APART.contains(&key) && !key.starts_with("source.") && !key.starts_with("paper.");
+                if counts && key != "source" {
+                    all.insert(key.to_owned(), value.to_string());
+                }
+            });
+            Ok(all)
+        };
+        let (own, built_in) = (leaves(self)?, leaves(&Resolved::parse(name, text, &[])?.recipe)?);
+        let keys: BTreeSet<_> = own.keys().chain(built_in.keys()).collect();
+        let differ = keys.into_iter().filter(|key| own.get(*key) != built_in.get(*key));
+        Ok(differ.map(|key| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"))).collect())
     }
 
     /// All that a result depends on, as text: what is written for people (`about`, `source`) left out.

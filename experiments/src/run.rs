@@ -8,18 +8,25 @@ use crate::checkpoint::METRICS;
 use crate::cli::{End, EvalArgs, Part, RunArgs, SampleArgs};
 use crate::data::{self, Dataset, Split, Values};
 use crate::evaluate::{EvalOptions, Evaluation, evaluate_until};
+use crate::limits::Use;
+use crate::lock::Lock;
 use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
 use crate::summary::{self, Beside, Codecs, Gaussian, Summary};
-use crate::{codecs, plots, table, train};
+use crate::{codecs, limits, output, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use flows::Model;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Points on each side of the raster on which a density in the plane is drawn.
 const RASTER: usize = 160;
+
+/// The pictures' names in a run's folder.
+const SAMPLES: &str = "samples.png";
+const CURVE: &str = "curve.png";
 
 /// Training images that are evaluated after training, at most: the number only shows how far train and test are apart.
 const TRAIN_IMAGES: usize = 2_000;
@@ -32,16 +39,39 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     let mut resolved = args.recipe.resolve()?;
     let device = args.compute.open()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
-    let data = match finished(&resolved.recipe, &out, test)? {
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {} is a file: name a folder, which is made if it is not there",
+        out.display()
+    );
+    let (lock, data) = match finished(&resolved.recipe, &out, test)? {
         Some(summary) => {
             tracing::info!("{} holds this run's result already", out.display());
-            print_result(&summary, &out, args.json);
+            print_result(&summary, &out, args.json)?;
             return Ok(End::Done);
         }
-        None => load(&resolved.recipe, args.data.dir.clone())?,
+        // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
+        None => {
+            limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
+            let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
+            (lock, load(&resolved.recipe, args.data.dir.clone())?)
+        }
     };
     fit_shape(&mut resolved.recipe, &data)?;
     let recipe = &resolved.recipe;
+    limits::recipe(recipe, Use::Training, device.is_cpu())?;
+    ensure!(
+        recipe.train.batch <= data.train.len(),
+        "`train.batch` = {} is more than the {} training examples of `{}`: lower it",
+        recipe.train.batch,
+        data.train.len(),
+        data.name
+    );
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => Lock::take(&out)?,
+    };
 
     let on_begin = || summary::write_recipe(&out, &resolved);
     let mut progress = progress::Training::new(&recipe.name, on_begin);
@@ -62,35 +92,41 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     };
 
     let model = Model::load(&out, &device)?;
-    let mut result = Summary::new(recipe, &data, model.params().count(), args.compute.name(), training);
+    let mut result = Summary::new(recipe, &data, model.params().count(), args.compute.name(), training)?;
     let seed = recipe.train.seed;
     let score = |split: &Split, what: &str, limit| score(&model, recipe, split, what, limit, seed);
     if test {
-        let Some(measured) = score(&data.test, "test images", None)? else { return Ok(End::Interrupted) };
+        let Some(measured) = score(&data.test, "test images", None)? else { return Ok(interrupted()) };
         result.test = Some(measured);
     }
     if let Some(valid) = &data.valid {
-        let Some(measured) = score(valid, "validation images", None)? else { return Ok(End::Interrupted) };
+        let Some(measured) = score(valid, "validation images", None)? else { return Ok(interrupted()) };
         result.validation = Some(measured);
     }
     let Some(measured) = score(&data.train, "training images", Some(TRAIN_IMAGES))? else {
-        return Ok(End::Interrupted);
+        return Ok(interrupted());
     };
     result.train = Some(measured);
     if let Some(all) = &result.test {
         let Some((codecs, gaussian)) = beside(&model, recipe, &data, &data.test, all, seed)? else {
-            return Ok(End::Interrupted);
+            return Ok(interrupted());
         };
         (result.beside.codecs, result.beside.gaussian) = (codecs, gaussian);
     }
-    let path = out.join("samples.png");
+    let path = out.join(SAMPLES);
     picture(&model, recipe.eval.samples, recipe.eval.temperature, seed, None, Some(&data.train), &path)?;
     curve(&result, &out)?;
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
     let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
-    print_result(&result, &out, args.json);
+    print_result(&result, &out, args.json)?;
     Ok(End::Done)
+}
+
+/// Ctrl-C during an evaluation.
+fn interrupted() -> End {
+    tracing::info!("the training is saved, its evaluation is not: the same command makes it");
+    End::Interrupted
 }
 
 /// The result that the folder holds, if it is of this very recipe.
@@ -308,7 +344,7 @@ fn curve(summary: &Summary, out: &Path) -> Result<()> {
         tracing::warn!("the run is too short for a curve");
         return Ok(());
     }
-    plots::curve(&out.join("curve.png"), &summary.recipe, "bits/dim", &train, &validation, &lines)
+    plots::curve(&out.join(CURVE), &summary.recipe, "bits/dim", &train, &validation, &lines)
 }
 
 /// The terms of an evaluation, for people.
@@ -333,10 +369,15 @@ fn comparison(score: Option<&Evaluation>, beside: &Beside) -> Vec<String> {
     let mut lines = Vec::new();
     if let (Some(lower), Some(upper)) = (beside.entropy_lower, beside.entropy_upper) {
         let about = match score {
-            Some(s) => format!("; the model is {:+.4} from the lower bound", s.bits_per_dim - lower),
+            Some(s) => format!(
+                "; the model is {:+.4} from {}",
+                s.bits_per_dim - lower,
+                if upper > lower { "the lower bound" } else { "it" }
+            ),
             None => String::new(),
         };
-        lines.push(format!("entropy of the data: {lower:.4} to {upper:.4} bits/dim{about}"));
+        let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
+        lines.push(format!("entropy of the data: {range} bits/dim{about}"));
     }
     if let Some(c) = &beside.codecs {
         lines.push(format!(
@@ -354,7 +395,7 @@ fn comparison(score: Option<&Evaluation>, beside: &Beside) -> Vec<String> {
     lines
 }
 
-fn print_result(summary: &Summary, out: &Path, as_json: bool) {
+fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
     // What cannot be is a bug of ours or a test set that was trained on, and worth more than a number.
     if let (Some(lower), Some(s)) = (summary.beside.entropy_lower, &summary.test)
         && s.bits_per_dim < lower - 4. * s.std_err
@@ -362,20 +403,22 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) {
         tracing::warn!("{:.4} bits/dim are below the entropy {lower:.4}: there is a bug", s.bits_per_dim);
     }
     if as_json {
-        println!("{}", summary.json(out));
-        return;
+        return output::line(summary.json(out));
     }
+    let mut text = String::new();
     let scores = [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)];
     for (split, score) in scores {
         if let Some(score) = score {
-            println!("{}", terms(score, split));
+            text.push_str(&(terms(score, split) + "\n"));
         }
     }
     for line in comparison(summary.test.as_ref(), &summary.beside) {
-        println!("{line}");
+        text.push_str(&(line + "\n"));
     }
-    println!("\n{}", table::markdown(&[table::row(summary)]));
-    println!("{}: weights, summary.json, samples.png, curve.png", out.display());
+    text.push_str(&format!("\n{}\n", table::markdown(&[table::row(summary, out)])));
+    let files = ["model.safetensors", summary::SUMMARY, SAMPLES, CURVE];
+    let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();
+    output::line(format_args!("{text}{}: {}", out.display(), files.join(", ")))
 }
 
 /// Evaluates saved weights on a part of a data set.
@@ -383,15 +426,17 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) {
 /// # Errors
 /// When the folder holds no model, the data cannot be read, or a likelihood is not finite.
 pub fn eval(args: &EvalArgs) -> Result<End> {
+    let sets = args.sets()?;
+    ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
     let device = args.compute.open()?;
-    let model = Model::load(&args.weights, &device)?;
-    let sets = args.sets();
+    let model = load_model(&args.weights, &device)?;
     let mut recipe = match &args.recipe {
         Some(name) => Resolved::load(name, &sets)?.recipe,
         None => own_recipe(&args.weights, &sets)?,
     };
     // The weights have their model with them.
     recipe.model = model.config().clone();
+    limits::recipe(&recipe, Use::Evaluation, device.is_cpu())?;
     let data = load(&recipe, args.data.dir.clone())?;
     let split = match args.split {
         Part::Train => &data.train,
@@ -413,14 +458,48 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.display().to_string().into());
     if args.json {
-        println!("{}", Value::Object(object));
+        output::line(Value::Object(object))?;
         return Ok(End::Done);
     }
-    println!("{}", terms(&measured, args.split.name()));
-    for line in comparison(Some(&measured), &beside) {
-        println!("{line}");
-    }
+    let mut lines = vec![terms(&measured, args.split.name())];
+    lines.extend(comparison(Some(&measured), &beside));
+    output::line(lines.join("\n"))?;
     Ok(End::Done)
+}
+
+/// A saved model, if this machine can hold it.
+fn load_model(weights: &Path, device: &Device) -> Result<Model> {
+    ensure!(
+        !weights.is_file(),
+        "{} is a file: a model is a folder with config.json and model.safetensors",
+        weights.display()
+    );
+    limits::saved(weights)?;
+    Ok(Model::load(weights, device)?)
+}
+
+/// Refuses a place where no picture can be written, before the work for it is done.
+fn writable(out: &Path) -> Result<()> {
+    let png = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+    ensure!(!out.is_dir(), "--out {} is a folder: name a .png file in it", out.display());
+    ensure!(png, "--out {}: the picture is a PNG, give it a name that ends in .png", out.display());
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    ensure!(folder.is_dir(), "--out {}: there is no folder {}, make it", out.display(), folder.display());
+    // A full disk still makes empty files.
+    let probe = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+        file.write_all(&[0; 1 << 16])?;
+        file.as_file().sync_all()
+    });
+    probe.with_context(|| {
+        format!(
+            "--out {}: nothing can be written in {}, choose another folder",
+            out.display(),
+            folder.display()
+        )
+    })
 }
 
 /// The recipe in the folder of the weights.
@@ -445,24 +524,23 @@ pub fn sample(args: &SampleArgs) -> Result<End> {
         "--temperature {}: it must be 0 or more",
         args.temperature
     );
+    writable(&args.out)?;
     let device = args.compute.open()?;
-    let model = Model::load(&args.weights, &device)?;
+    let model = load_model(&args.weights, &device)?;
+    limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = picture(&model, args.n, args.temperature, args.seed, args.class, None, &args.out)?;
     ensure!(drawn, "samples of shape {:?} cannot be drawn", model.config().shape());
     if args.json {
-        println!(
-            "{}",
-            json!({
-                "weights": args.weights.display().to_string(),
-                "file": args.out.display().to_string(),
-                "images": args.n,
-                "temperature": args.temperature,
-                "seed": args.seed,
-                "class": args.class,
-            })
-        );
+        output::line(json!({
+            "weights": args.weights.display().to_string(),
+            "file": args.out.display().to_string(),
+            "images": args.n,
+            "temperature": args.temperature,
+            "seed": args.seed,
+            "class": args.class,
+        }))?;
     } else {
-        println!("{} samples in {}", args.n, args.out.display());
+        output::line(format_args!("{} samples in {}", args.n, args.out.display()))?;
     }
     Ok(End::Done)
 }

@@ -65,9 +65,14 @@ pub struct Beside {
 
 impl Beside {
     /// What is known before anything is measured. The entropy of densities, known in nats a point, is put in bits/dim.
+    ///
+    /// Entropy and paper are of bytes: where the model sees fewer bits of a pixel, its number has no such neighbours.
     #[must_use]
     pub fn new(recipe: &Recipe, data: &Dataset) -> Self {
         let scale = if data.test.is_pixels() { 1. } else { 1. / (data.test.dims() as f64 * LN_2) };
+        if data.test.is_pixels() && recipe.model.bits() != 8 {
+            return Self::default();
+        }
         Self {
             entropy_lower: data.entropy.map(|e| e.lower * scale),
             entropy_upper: data.entropy.map(|e| e.upper * scale),
@@ -156,6 +161,10 @@ pub struct Training {
 pub struct Summary {
     /// The recipe's name.
     pub recipe: String,
+    /// In what the recipe differed from the built-in one of its name ([`Recipe::changed`]); `None` in summaries of before
+    /// this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Vec<String>>,
     /// The data set.
     pub data: String,
     /// Which bytes the data are.
@@ -191,10 +200,19 @@ pub struct Summary {
 
 impl Summary {
     /// A trained run, nothing evaluated yet.
-    #[must_use]
-    pub fn new(recipe: &Recipe, data: &Dataset, parameters: usize, device: &str, training: Training) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When the recipe cannot be written as TOML.
+    pub fn new(
+        recipe: &Recipe,
+        data: &Dataset,
+        parameters: usize,
+        device: &str,
+        training: Training,
+    ) -> Result<Self> {
+        Ok(Self {
             recipe: recipe.name.clone(),
+            changed: Some(recipe.changed()?),
             data: recipe.data.set.clone(),
             data_revision: data.revision.clone(),
             data_images: [data.train.len(), data.valid.as_ref().map_or(0, |v| v.len()), data.test.len()],
@@ -210,7 +228,7 @@ impl Summary {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: command(),
             machine: Machine::here(),
-        }
+        })
     }
 
     /// Reads the summary of a run, or `None` where there is none.
@@ -220,10 +238,20 @@ impl Summary {
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(SUMMARY);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes)
-                    .with_context(|| format!("{} is no summary of this version", path.display()))?,
-            )),
+            Ok(bytes) => {
+                let mut summary: Self = serde_json::from_slice(&bytes).with_context(|| {
+                    format!(
+                        "{} is damaged or of another version, delete it and the same command writes it anew",
+                        path.display()
+                    )
+                })?;
+                if summary.changed.is_none()
+                    && let Some(recipe) = read_recipe(dir)?
+                {
+                    summary.changed = Some(recipe.changed()?);
+                }
+                Ok(Some(summary))
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -247,6 +275,9 @@ impl Summary {
             None => Map::from_iter([("recipe".to_owned(), json!(self.recipe))]),
         };
         self.beside.json(&mut object);
+        if let Some(changed) = &self.changed {
+            object.insert("changed".to_owned(), json!(changed));
+        }
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
         for (key, score) in
             [("train_bits_per_dim", &self.train), ("validation_bits_per_dim", &self.validation)]
@@ -305,7 +336,14 @@ pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
     let path = dir.join(RECIPE);
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(Some(
-            Resolved::parse("", &text, &[]).with_context(|| format!("cannot use {}", path.display()))?.recipe,
+            Resolved::parse("", &text, &[])
+                .with_context(|| {
+                    format!(
+                        "{} is damaged or of another version, delete it and the same command writes it anew",
+                        path.display()
+                    )
+                })?
+                .recipe,
         )),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),

@@ -3,7 +3,7 @@
 use crate::evaluate::Evaluation;
 use crate::summary::{Beside, SUMMARY, Summary};
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Folders that hold runs, where no run is named.
 pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
@@ -64,8 +64,9 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
 }
 
 /// The columns, and the values of one run.
-pub const COLUMNS: [&str; 17] = [
+pub const COLUMNS: [&str; 18] = [
     "recipe",
+    "run",
     "data",
     "images",
     "bits/dim",
@@ -84,9 +85,17 @@ pub const COLUMNS: [&str; 17] = [
     "commit",
 ];
 
-/// The values of one run in the order of [`COLUMNS`]; what does not apply is empty.
+/// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
+/// not the built-in one of its name says what was changed.
 #[must_use]
-pub fn row(summary: &Summary) -> Vec<String> {
+pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
+    let recipe = match summary.changed.as_deref() {
+        None | Some([]) => summary.recipe.clone(),
+        Some(changed) => format!("{} ({})", summary.recipe, changed.join(", ")),
+    };
+    // `.` and the like have a name only once they are resolved.
+    let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let folder = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let Summary { training, beside, .. } = summary;
     let Beside { paper, codecs, gaussian, .. } = beside;
     let shown =
@@ -99,7 +108,8 @@ pub fn row(summary: &Summary) -> Vec<String> {
         (lower, _) => number(lower, 3),
     };
     vec![
-        summary.recipe.clone(),
+        recipe,
+        folder,
         format!("{} {}", summary.data, shown.map_or("", |(split, _)| split)).trim_end().to_owned(),
         shown.map_or_else(String::new, |(_, s)| s.images.to_string()),
         number(score(|s| s.bits_per_dim), 4),
@@ -133,12 +143,12 @@ pub fn row(summary: &Summary) -> Vec<String> {
 /// When it cannot be written as CSV or JSON.
 pub fn render(runs: &[Run], format: Format) -> Result<String> {
     match format {
-        Format::Markdown => Ok(markdown(&runs.iter().map(|r| row(&r.summary)).collect::<Vec<_>>())),
+        Format::Markdown => Ok(markdown(&runs.iter().map(|r| row(&r.summary, &r.dir)).collect::<Vec<_>>())),
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(Vec::new());
             csv.write_record(COLUMNS)?;
             for run in runs {
-                csv.write_record(row(&run.summary))?;
+                csv.write_record(row(&run.summary, &run.dir))?;
             }
             Ok(String::from_utf8(csv.into_inner()?)?)
         }
@@ -175,7 +185,7 @@ pub fn markdown(rows: &[Vec<String>]) -> String {
         if line == 0 {
             // Numbers to the right, names to the left.
             for (i, &width) in widths.iter().enumerate() {
-                let left = matches!(columns[i][0].as_str(), "recipe" | "data" | "commit");
+                let left = matches!(columns[i][0].as_str(), "recipe" | "run" | "data" | "commit");
                 text.push_str(&format!("|{}{}", "-".repeat(width + 1), if left { "-" } else { ":" }));
             }
             text.push_str("|\n");

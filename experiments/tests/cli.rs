@@ -1,8 +1,9 @@
 //! The binary `flow` from outside: what it prints, what it refuses, what it leaves behind.
 
 use serde_json::Value;
+use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn flow(args: &[&str]) -> Output {
     // Two threads: whatever else runs on the machine, a test is not slowed down by more.
@@ -267,4 +268,155 @@ fn what_is_not_there_is_said_in_a_sentence() {
     let missing = dir.path().join("no-data");
     let error_of = error(&["reproduce", "glow-cifar-small", "--data", str_of(&missing)]);
     assert!(error_of.contains("no-data"), "{error_of}");
+}
+
+/// A Glow of a few seconds on drawn faces.
+fn faces<'a>(command: &'a str, out: &'a str) -> Vec<&'a str> {
+    let mut args = vec![command, "glow-cifar-small", "--out", out, "--threads", "2"];
+    for set in [
+        "data.set=faces",
+        "data.train=40",
+        "data.validation=8",
+        "data.test=8",
+        "model.levels=1",
+        "model.depth=1",
+        "model.width=4",
+        "train.updates=2",
+        "train.batch=8",
+        "train.init_images=8",
+        "eval.samples=4",
+        "eval.codec_images=0",
+    ] {
+        args.extend(["--set", set]);
+    }
+    args
+}
+
+#[test]
+fn fewer_bits_have_neither_entropy_nor_paper_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("eight");
+    let eight = json(&[&faces("reproduce", str_of(&out))[..], &["--json"]].concat());
+    assert!(eight["entropy_lower"].is_number() && eight["gaussian_bits_per_dim"].is_number());
+    let out = dir.path().join("five");
+    let args = [&faces("reproduce", str_of(&out))[..], &["--set", "model.bits=5"]].concat();
+    let five = json(&[&args[..], &["--json"]].concat());
+    assert_eq!(five["bins"], 32);
+    for key in ["entropy_lower", "entropy_upper", "paper", "gaussian_bits_per_dim"] {
+        assert!(five.get(key).is_none(), "{key}");
+    }
+    let output = flow(&args);
+    let all = text(&output.stdout) + &text(&output.stderr);
+    assert!(!all.contains("entropy") && !all.contains("bug"), "{all}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_closed_output_is_no_error_and_a_full_one_is_a_sentence() {
+    let run = |args: &[&str], to: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
+        let output = command.args(args).stdout(to).stderr(Stdio::piped()).output().expect("the binary runs");
+        (output.status.code(), text(&output.stderr))
+    };
+    for args in [&["list"][..], &["explain", "quickstart", "--settings"], &["list", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(run(args, writer.into()), (Some(0), String::new()), "{args:?}");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (code, stderr) = run(args, full.into());
+        assert_eq!(code, Some(1), "{args:?}");
+        assert!(stderr.starts_with("error: ") && stderr.contains("standard output"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn what_the_memory_cannot_hold_is_refused_before_it_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let refused = |recipe: &str, set: &str, names: &str| {
+        let error = error(&["train", recipe, "--out", str_of(&out), "--set", set]);
+        assert!(error.contains(names) && error.contains("memory"), "{set}: {error}");
+        assert!(!out.exists(), "{set} left a folder behind");
+    };
+    refused("moons", "data.train=1000000000000", "data.train");
+    refused("moons", "data.test=18446744073709", "data.test");
+    refused("moons", "data.validation=1000000000000", "data.validation");
+    refused("moons", "model.hidden=[[100000000, 100000000]]", "model.hidden");
+    refused("glow-cifar-small", "model.width=100000000", "model.width");
+    refused("glow-cifar-small", "model.depth=1000000000000", "model.depth");
+    refused("realnvp-cifar-small", "model.features=100000000", "model.features");
+    refused("nice-cifar-small", "model.hidden=[[100000000, 100000000]]", "model.hidden");
+    refused("glow-cifar-small", "train.batch=1000000000", "train.batch");
+    let large = ["--set", "data.set=folder", "--size", "100000", "--out", str_of(&out)];
+    assert!(error(&[&["train", "glow-cifar-small"][..], &large].concat()).contains("data.size"));
+    assert!(error(&["train", "moons", "--set", "train.batch=30000"]).contains("data.train"));
+    assert!(error(&["train", "moons", "--size", "64"]).contains("data.size"));
+    assert!(!out.exists());
+
+    json(&[&faces("train", str_of(&out))[..], &["--json"]].concat());
+    let picture = dir.path().join("s.png");
+    let draw = |n: &str, to: &Path| error(&["sample", str_of(&out), "-n", n, "--out", str_of(to)]);
+    assert!(draw("10001", &picture).contains("-n"));
+    assert!(draw("1", &dir.path().join("s.jpg")).contains(".png"));
+    assert!(draw("1", &dir.path().join("missing/s.png")).contains("no folder"));
+    assert!(draw("1", &dir.path().join("run")).contains("is a folder"));
+    assert!(!picture.exists());
+    let config = out.join("config.json");
+    let absurd = std::fs::read_to_string(&config).unwrap().replace("\"width\": 4", "\"width\": 100000000000");
+    std::fs::write(&config, absurd).unwrap();
+    assert!(draw("1", &picture).contains("config.json"));
+    assert!(error(&["eval", str_of(&config)]).contains("is a file"));
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = File::open(dir.path()).unwrap();
+    other.try_lock().unwrap();
+    let args = tiny("train", str_of(dir.path()));
+    assert!(error(&args).contains("another run is at work"));
+    drop(other);
+    ok(&args);
+}
+
+#[test]
+fn settings_that_an_evaluation_cannot_change_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(error(&tiny("train", str_of(&file))).contains("is a file"));
+    ok(&tiny("train", str_of(&out)));
+    let evaluate = |more: &[&str]| error(&[&["eval", str_of(&out)][..], more].concat());
+    assert!(evaluate(&["--set", "model.bits=8"]).contains("model.bits"));
+    assert!(evaluate(&["--set", "data.size=8"]).contains("data.size"));
+    assert!(evaluate(&["--images", "0"]).contains("--images"));
+    assert!(error(&["explain", "glow-cifar-small", "--set", "model.depth=0"]).contains("model.depth"));
+    std::fs::write(out.join("summary.json"), "{").unwrap();
+    assert!(error(&["table", str_of(&out)]).contains("delete"));
+    std::fs::write(out.join("recipe.toml"), "a = [\n\nb").unwrap();
+    let damaged = evaluate(&[]);
+    assert!(damaged.contains("line") && !damaged.contains('|'), "{damaged}");
+}
+
+#[test]
+fn the_table_marks_what_is_not_the_recipe_of_that_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("narrow");
+    let result = json(&[&tiny("reproduce", str_of(&out))[..], &["--json"]].concat());
+    let changed: Vec<&str> = result["changed"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(
+        changed.contains(&"model.hidden=[[8], [8]]") && changed.contains(&"data.train=500"),
+        "{changed:?}"
+    );
+    assert!(!changed.iter().any(|c| c.starts_with("train.updates")), "how long is a column of its own");
+    let table = ok(&["table", str_of(&out)]);
+    assert!(table.contains("moons (") && table.contains("| narrow "), "{table}");
+    // A summary of before this was recorded: the folder's recipe says it.
+    let path = out.join("summary.json");
+    let mut old: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    old.as_object_mut().unwrap().remove("changed").unwrap();
+    std::fs::write(&path, old.to_string()).unwrap();
+    assert_eq!(ok(&["table", str_of(&out)]), table);
 }

@@ -4,7 +4,7 @@
 //! row by row. `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test
 //! set; the official `cifar-10-binary.tar.gz` holds all six.
 
-use super::{Dataset, Revision, Split, Values, file_name, gunzip};
+use super::{Dataset, Revision, Split, Values, gunzip};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 use std::path::Path;
@@ -68,14 +68,15 @@ pub fn parse_batch(
     Ok(())
 }
 
-/// Puts six batches together, in the order of [`FILES`].
-fn assemble(batches: &[Vec<u8>], records: usize) -> Result<Dataset> {
+/// Puts six batches together, in the order of [`FILES`]; they come from `place`, a folder or an archive.
+fn assemble(batches: &[Vec<u8>], records: usize, place: &Path) -> Result<Dataset> {
     let mut revision = Revision::default();
     let mut split = |range: std::ops::Range<usize>| {
         let mut pixels = Vec::with_capacity(batches[range.clone()].iter().map(Vec::len).sum());
         let mut labels = Vec::new();
         for i in range {
-            parse_batch(&batches[i], records, FILES[i], &mut pixels, &mut labels)?;
+            let name = place.join(FILES[i]).display().to_string();
+            parse_batch(&batches[i], records, &name, &mut pixels, &mut labels)?;
             revision.add(FILES[i], &batches[i]);
         }
         Split::new(vec![3, 32, 32], Values::Pixels(pixels), Some(labels), None)
@@ -132,7 +133,7 @@ pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset
     for (batch, file) in batches.into_iter().zip(FILES) {
         whole.push(batch.with_context(|| format!("{name} lacks {file}: fetch the official {ARCHIVE}"))?);
     }
-    assemble(&whole, records)
+    assemble(&whole, records, Path::new(name))
 }
 
 /// Reads CIFAR-10 from the folder of its batches, the folder above it, or the official archive, given itself
@@ -148,7 +149,7 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
     let archive = |path: &Path| -> Result<Dataset> {
         let bytes = std::fs::read(path)
             .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
-        parse_archive(&bytes, records, &file_name(path))
+        parse_archive(&bytes, records, &path.display().to_string())
     };
     if dir.is_file() {
         return archive(dir);
@@ -168,7 +169,7 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
                 .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
             batches.push(bytes);
         }
-        return assemble(&batches, records);
+        return assemble(&batches, records, place);
     }
     for place in &places {
         let path = place.join(ARCHIVE);

@@ -181,6 +181,7 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
         .par_iter()
         .map(|file| {
             let path = dir.join(file);
+            let name = path.display();
             let bytes = std::fs::metadata(&path).and_then(|meta| {
                 if meta.len() > LARGEST {
                     Err(std::io::Error::other("it is too large"))
@@ -188,8 +189,8 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
                     std::fs::read(&path)
                 }
             });
-            let bytes = bytes.with_context(|| format!("{file} cannot be read: replace or remove it"))?;
-            Ok((decode(&bytes, size, file)?, Sha256::digest(&bytes).into()))
+            let bytes = bytes.with_context(|| format!("{name} cannot be read: replace or remove it"))?;
+            Ok((decode(&bytes, size, &name.to_string())?, Sha256::digest(&bytes).into()))
         })
         .collect::<Result<_>>()?;
     let mut revision = Revision::default();
@@ -201,12 +202,15 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     let labels = if table.is_file() {
         let bytes = super::read_file(&table)?;
         revision.add("labels.csv", &bytes);
-        let (names, rows) = parse_labels(&bytes, "labels.csv")?;
+        let (names, rows) = parse_labels(&bytes, &table.display().to_string())?;
         if let Some(file) = files.iter().find(|file| !rows.contains_key(*file)) {
-            bail!("labels.csv has no row for {file}: add one, or remove the file");
+            bail!("{} has no row for {file}: add one, or remove the file", table.display());
         }
         if let Some(file) = rows.keys().find(|file| files.binary_search(file).is_err()) {
-            bail!("labels.csv has a row for {file}, which is not there: add the file, or remove the row");
+            bail!(
+                "{} has a row for {file}, which is not there: add the file, or remove the row",
+                table.display()
+            );
         }
         Some((names, rows))
     } else {
@@ -222,10 +226,10 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
         bail!(
             "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or ask for one with \
              --size",
-            files[odd],
+            dir.join(&files[odd]).display(),
             loaded[odd].0.height,
             loaded[odd].0.width,
-            files[0]
+            dir.join(&files[0]).display()
         );
     }
     let channels = if loaded.iter().all(|(p, _)| p.grey) { 1 } else { 3 };
@@ -234,7 +238,13 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     for (place, file) in files.iter().enumerate() {
         let to = if explicit {
             ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder)).with_context(
-                || format!("{file} lies outside the folders train, valid and test: move it into one of them"),
+                || {
+                    let path = dir.join(file);
+                    format!(
+                        "{} lies outside the folders train, valid and test: move it into one of them",
+                        path.display()
+                    )
+                },
             )?
         } else {
             part(file)

@@ -150,7 +150,17 @@ fn fetch(client: &HFClientSync, set: HubSet, file: &'static str, offline: bool) 
 /// An error on one line, short enough to stand inside a sentence.
 fn one_line(error: &HFError) -> String {
     let words: Vec<String> = error.to_string().split_whitespace().map(str::to_owned).collect();
-    words.join(" ").chars().take(160).collect()
+    let text: String = words.join(" ").chars().take(160).collect();
+    // What the cut left open goes, so that the sentence around it reads well.
+    let mut open = Vec::new();
+    for (at, character) in text.char_indices() {
+        match character {
+            '(' => open.push(at),
+            ')' => _ = open.pop(),
+            _ => {}
+        }
+    }
+    text[..open.first().copied().unwrap_or(text.len())].trim_end().to_owned()
 }
 
 /// Compares a cached file with its SHA-256, where the cache knows that: large files lie in it under their

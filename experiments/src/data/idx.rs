@@ -5,7 +5,7 @@
 //! `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, each plain or as `.gz`.
 //! Sets in the same files (Fashion-MNIST, KMNIST) are read as well.
 
-use super::{Dataset, Revision, Split, Values, file_name, read_file};
+use super::{Dataset, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
@@ -143,7 +143,7 @@ pub fn read_folder(dir: &Path) -> Result<Dataset> {
             .with_context(|| format!("{} lacks {name} (plain or .gz): copy it there", place.display()))?;
         let bytes = read_file(&path)?;
         revision.add(name, &bytes);
-        files.push((bytes, file_name(&path)));
+        files.push((bytes, path.display().to_string()));
     }
     let pair = |i: usize| parse_pair((&files[i].0, &files[i].1), (&files[i + 1].0, &files[i + 1].1));
     let (train, test) = (pair(0)?, pair(2)?);

@@ -417,7 +417,7 @@ impl Revision {
     }
 }
 
-/// The name by which errors call a file: its last component, without the folders of somebody's machine.
+/// The last component of a path.
 pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

@@ -14,7 +14,7 @@
 //! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
-use super::{Dataset, LARGEST, Revision, Split, Values, file_name, read_file};
+use super::{Dataset, LARGEST, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -325,7 +325,7 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
                 if file.is_file() {
                     let bytes = read_file(&file)?;
                     revision.add(&key, &bytes);
-                    arrays.insert(key.clone(), parse_npy(&bytes, &file_name(&file))?);
+                    arrays.insert(key.clone(), parse_npy(&bytes, &file.display().to_string())?);
                 }
             }
         }
@@ -334,9 +334,9 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
             "{} has no train.npy: give a .npy or .npz file, or a folder of train.npy and test.npy",
             path.display()
         );
-        return assemble(arrays, &file_name(path), revision.finish("npy files"));
+        return assemble(arrays, &path.display().to_string(), revision.finish("npy files"));
     }
-    let name = file_name(path);
+    let name = path.display().to_string();
     let bytes = read_file(path)?;
     revision.add(&name, &bytes);
     let arrays = if bytes.starts_with(b"PK") {

@@ -1,0 +1,311 @@
+//! Sizes that this machine's memory cannot hold, refused before anything is allocated.
+//!
+//! What a setting needs is estimated from below, in floating point so that no product overflows: a run that is refused
+//! could not have worked; one that is not may still be too large.
+//!
+//! ```text
+//! training    4 bytes (parameters (4 + average) + batch (values that backpropagation keeps for an image))
+//! evaluation  4 bytes (parameters + batch (values of the widest layer for an image))
+//! ```
+
+use crate::recipe::Recipe;
+use anyhow::{Result, ensure};
+use flows::ModelConfig;
+use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
+use std::path::Path;
+
+/// Bytes of a value in the computation.
+const VALUE: f64 = 4.;
+
+/// Images in one picture, at most: beyond, nobody can see them and a viewer may not open it.
+pub const GRID_IMAGES: usize = 10_000;
+
+/// Bytes that a step of a flow takes, however narrow: its tensors' own records.
+const STEP: f64 = 2048.;
+
+/// What a model takes, from below.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// Trained scalars.
+    pub parameters: f64,
+    /// Values of an image that backpropagation keeps.
+    pub activations: f64,
+    /// Values of an image in the widest layer.
+    pub widest: f64,
+    /// Bytes of records.
+    records: f64,
+}
+
+impl Estimate {
+    /// A coupling's network: `parameters`, and the values of its hidden layers.
+    fn net(&mut self, parameters: f64, hidden: f64, widest: f64, times: f64) {
+        self.parameters += times * parameters;
+        self.activations += times * hidden;
+        self.widest = self.widest.max(widest);
+        self.records += times * STEP;
+    }
+
+    /// Values of an image while the widest layer is computed: what goes in is as large as what comes out, and the image
+    /// itself waits for the coupling.
+    fn layer(&self) -> f64 {
+        2. * self.widest
+    }
+
+    /// Of this model.
+    #[must_use]
+    pub fn of(config: &ModelConfig) -> Self {
+        let dims = product(config.shape());
+        let mut all = Self { widest: dims, ..Self::default() };
+        match config {
+            ModelConfig::Nice(c) => all.nice(c, dims),
+            ModelConfig::RealNvp(c) => all.realnvp(c),
+            ModelConfig::Glow(c) => all.glow(c),
+        }
+        if matches!(config.preprocess(), Preprocess::Zca { .. }) {
+            all.parameters += dims * dims;
+        }
+        all
+    }
+
+    fn nice(&mut self, c: &NiceConfig, dims: f64) {
+        let outputs = if c.law == nice::Law::Affine { dims } else { dims / 2. };
+        for hidden in &c.hidden {
+            let (mut parameters, mut before, mut widest) = (0., (dims / 2.).floor(), 0_f64);
+            for width in hidden.iter().map(|&h| h as f64) {
+                parameters += before * width + width;
+                widest = widest.max(width);
+                before = width;
+            }
+            parameters += before * outputs;
+            self.net(parameters, hidden.iter().map(|&h| h as f64).sum(), widest, 1.);
+        }
+        self.parameters += dims;
+    }
+
+    fn glow(&mut self, c: &GlowConfig) {
+        let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
+        let width = c.width as f64;
+        for _ in 0..c.levels.min(64) {
+            // Sides that are odd are refused by name when the model is built.
+            if h % 2. != 0. || w % 2. != 0. {
+                break;
+            }
+            (channels, h, w) = (4. * channels, h / 2., w / 2.);
+            let half = (channels / 2.).floor();
+            let outputs = if c.law == glow::Law::Affine { 2. * half } else { half };
+            let mixing = match c.permutation {
+                glow::Permutation::Plu | glow::Permutation::Plain => channels * channels,
+                glow::Permutation::Shuffle | glow::Permutation::Reverse => 0.,
+            };
+            let parameters = mixing + 9. * half * width + width * width + 9. * width * outputs;
+            let layer = width * h * w;
+            // Without a gradient the fused network takes a few images at a time through its hidden layers.
+            self.net(parameters, 2. * layer, 0., c.depth as f64);
+            channels = half;
+        }
+        self.parameters += c.classes.map_or(0., |n| n as f64) * channels;
+    }
+
+    fn realnvp(&mut self, c: &RealNvpConfig) {
+        let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
+        let mut features = c.features as f64;
+        let blocks = c.blocks as f64;
+        for i in 0..c.scales.min(64) {
+            let last = i + 1 == c.scales;
+            let mut couplings = |inputs: f64, outputs: f64, f: f64, area: f64, n: usize| {
+                let parameters = 9. * inputs * f + blocks * 18. * f * f + 2. * f * outputs;
+                self.net(parameters, 2. * blocks * f * area, f * area, n as f64);
+            };
+            let checkers = if last { c.last_checkerboard } else { c.checkerboard };
+            couplings(channels, channels, features, h * w, checkers);
+            if last || h % 2. != 0. || w % 2. != 0. {
+                break;
+            }
+            (channels, h, w) = (4. * channels, h / 2., w / 2.);
+            let half = (channels / 2.).floor();
+            couplings(half, half, 2. * features, h * w, c.channelwise);
+            channels = half;
+            features *= 2.;
+        }
+    }
+}
+
+fn product(shape: &[usize]) -> f64 {
+    shape.iter().map(|&n| n as f64).product()
+}
+
+/// Bytes of memory that this process can have: the machine's, or its container's share.
+fn memory() -> f64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = system.total_memory() as f64;
+    match system.cgroup_limits().map(|limits| limits.total_memory as f64) {
+        Some(share) if share > 0. && share < machine => share,
+        // A system that does not tell refuses nothing.
+        _ if machine == 0. => f64::INFINITY,
+        _ => machine,
+    }
+}
+
+/// Refuses what takes more bytes than there are: `what` begins the sentence, `remedy` ends it.
+fn fits(what: &str, bytes: f64, remedy: &str) -> Result<()> {
+    let memory = memory();
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    ensure!(
+        bytes <= memory,
+        "{what} would take at least {:.3e} GiB, and this machine has {:.1} GiB of memory: {remedy}",
+        gib(bytes),
+        gib(memory)
+    );
+    Ok(())
+}
+
+/// The keys that a model's size depends on.
+fn size_keys(config: &ModelConfig) -> &'static str {
+    match config {
+        ModelConfig::Nice(_) => "`model.hidden`",
+        ModelConfig::RealNvp(_) => "`model.features`, `model.blocks` or `model.scales`",
+        ModelConfig::Glow(_) => "`model.width`, `model.depth` or `model.levels`",
+    }
+}
+
+/// What a recipe is about to be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Its model is built; batches are of whatever size fits.
+    Explain,
+    /// Its model is trained.
+    Training,
+    /// A saved model is evaluated as it says.
+    Evaluation,
+}
+
+/// Refuses a recipe whose data or model cannot be held, or whose batches cannot where they are in the machine's own memory
+/// (`host`; an accelerator has its own).
+///
+/// # Errors
+/// At the first setting that is too large, by its key.
+pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
+    let Recipe { data, model, train, eval, .. } = recipe;
+    // A point is drawn in double precision with its component; a face is its bytes and a row of attributes.
+    let example = match data.set.as_str() {
+        "faces" => Some(3072. + 24.),
+        "moons" | "rings" | "spirals" | "checkerboard" => Some(24. + 8. + 4.),
+        _ => None,
+    };
+    if let Some(bytes) = example {
+        for (key, n) in [("train", data.train), ("validation", Some(data.validation)), ("test", data.test)] {
+            let n = n.unwrap_or(0);
+            fits(&format!("`data.{key}` = {n}"), n as f64 * bytes, &format!("lower `data.{key}`"))?;
+        }
+    }
+    let mut model = model.clone();
+    if let Some(size) = data.size {
+        fits(&format!("`data.size` = {size}"), (size as f64).powi(2), "lower `data.size` (--size)")?;
+        // One channel is the least that images may have.
+        if crate::recipe::set_shape(&data.set).is_none() {
+            model.set_shape(&[1, size, size])?;
+        }
+    }
+    let need = Estimate::of(&model);
+    let sized = match data.size {
+        Some(size) => format!(", for images of `data.size` = {size},"),
+        None => String::new(),
+    };
+    let copies = match purpose {
+        Use::Evaluation => 1.,
+        _ => 4. + f64::from(u8::from(train.ema.is_some())),
+    };
+    let parameters = need.parameters * VALUE * copies + need.records;
+    let what = format!("`model` with its {:.3e} parameters{sized}", need.parameters);
+    fits(&what, parameters, &format!("lower {}", size_keys(&model)))?;
+    if purpose == Use::Explain {
+        return Ok(());
+    }
+    if !host {
+        return samples(&model, eval.samples, "`eval.samples`", host);
+    }
+    if purpose == Use::Training {
+        let bytes = parameters + train.batch as f64 * need.activations * VALUE;
+        fits(&format!("`train.batch` = {}{sized}", train.batch), bytes, "lower `train.batch`")?;
+    }
+    // The last batch ends where the data do.
+    let most = |n: Option<usize>| n.unwrap_or(usize::MAX);
+    let examples = match example {
+        Some(_) => most(data.train).max(most(data.test)).max(data.validation),
+        None => LARGEST_SET,
+    };
+    let batch = eval.batch.min(examples.min(LARGEST_SET));
+    let bytes = need.parameters * VALUE + batch as f64 * need.layer() * VALUE;
+    fits(&format!("`eval.batch` = {}{sized}", eval.batch), bytes, "lower `eval.batch`")?;
+    samples(&model, eval.samples, "`eval.samples`", host)
+}
+
+/// Examples that a set may have; without bound an `eval.batch` that stands for the whole set would be refused.
+const LARGEST_SET: usize = 70_000;
+
+/// Refuses more samples than a picture or the memory can hold.
+///
+/// # Errors
+/// When there are too many, by the name of the setting.
+pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<()> {
+    ensure!(
+        config.shape().len() != 3 || n <= GRID_IMAGES,
+        "{key} = {n}: a picture holds at most {GRID_IMAGES} images, ask for fewer"
+    );
+    if !host {
+        return Ok(());
+    }
+    let need = Estimate::of(config);
+    let bytes = need.parameters * VALUE + n as f64 * need.layer() * VALUE;
+    fits(&format!("{key} = {n}"), bytes, "ask for fewer samples")
+}
+
+/// Refuses a saved model that cannot be held, before its tensors are made. A config that cannot be read is left to the
+/// loader, which says why.
+///
+/// # Errors
+/// When the config asks for more than there is.
+pub fn saved(dir: &Path) -> Result<()> {
+    let path = dir.join("config.json");
+    let config = std::fs::read(&path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
+        .and_then(|mut file| serde_json::from_value::<ModelConfig>(file["config"].take()).ok());
+    let Some(config) = config else { return Ok(()) };
+    let need = Estimate::of(&config);
+    let bytes = need.parameters * VALUE + need.records + need.widest * VALUE;
+    fits(
+        &format!("the model of {}", path.display()),
+        bytes,
+        "restore the file, or use a machine with more memory",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{BUILTIN, Resolved};
+    use candle_core::{DType, Device};
+    use flows::Model;
+
+    #[test]
+    fn the_estimate_is_a_bound_from_below_and_near() {
+        let small = ["glow-mnist-small", "realnvp-mnist-small", "nice-mnist-small", "moons"];
+        for (name, text) in BUILTIN.iter().filter(|(name, _)| small.contains(name)) {
+            let config = Resolved::parse(name, text, &[]).unwrap().recipe.model;
+            let need = Estimate::of(&config).parameters;
+            let count = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap().params().count() as f64;
+            assert!(need <= count && need > 0.8 * count, "{name}: {need} of {count}");
+        }
+    }
+
+    #[test]
+    fn the_built_in_recipes_are_not_refused_for_their_data_or_samples() {
+        for (name, text) in BUILTIN {
+            let recipe = Resolved::parse(name, text, &[]).unwrap().recipe;
+            samples(&recipe.model, recipe.eval.samples, "`eval.samples`", false)
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+}
