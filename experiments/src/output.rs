@@ -23,7 +23,7 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     raw(&format!("{text}\n"))
 }
 
-/// As [`line`], as it is.
+/// As [`fn@line`], without a line end of its own.
 pub fn raw(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
