@@ -230,9 +230,8 @@ impl Plane {
     }
 
     /// ln p(x), in nats; −∞ where the density is 0.
-    #[must_use]
-    #[allow(dead_code, reason = "the tests prove the entropies with it, whether or not a plot draws it")]
-    pub fn log_density(self, point: [f64; 2]) -> f64 {
+    #[cfg(test)]
+    fn log_density(self, point: [f64; 2]) -> f64 {
         match self {
             Self::Moons => moons().log_density(point),
             Self::Spirals => spirals().log_density(point),

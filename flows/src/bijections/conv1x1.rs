@@ -104,14 +104,6 @@ impl Conv1x1 {
             Form::Plu { lu, perm, sign } => plu(lu.get(grad), perm, sign),
         }
     }
-
-    /// The smallest |s| of the triangular factor: how close to singular the matrix is.
-    pub fn min_abs_s(&self) -> Result<f64> {
-        let (w, _) = self.weight(false)?;
-        let (host, n) = linalg::to_host(&w)?;
-        let f = linalg::lu(&host, n)?;
-        Ok((0..n).map(|i| f.packed[i * n + i].abs()).fold(f64::INFINITY, f64::min))
-    }
 }
 
 impl Bijection for Conv1x1 {

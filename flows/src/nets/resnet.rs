@@ -38,6 +38,8 @@ struct WeightNormConv {
     direction: Param,
     magnitude: Option<Param>,
     bias: Param,
+    /// The scale of a layer that only adds its bias.
+    ones: Tensor,
 }
 
 impl WeightNormConv {
@@ -48,13 +50,15 @@ impl WeightNormConv {
             // With weight norm the magnitude carries the zero: a zero direction has no norm to divide by.
             Start::Zero => (if norm { std } else { 0. }, 0.),
         };
+        let bias = vb.get(outputs, "bias", Init::Const(0.))?;
         Ok(Self {
             direction: vb.get((outputs, inputs, k, k), "weight", Init::Normal(std))?,
             magnitude: match norm {
                 true => Some(vb.get(outputs, "magnitude", Init::Const(gain))?),
                 false => None,
             },
-            bias: vb.get(outputs, "bias", Init::Const(0.))?,
+            ones: bias.value().ones_like()?,
+            bias,
         })
     }
 
@@ -67,7 +71,7 @@ impl WeightNormConv {
             }
             None => conv2d(x, v)?,
         };
-        channel::affine(&y, &self.bias.value().ones_like()?, self.bias.get(ctx.grad), false)
+        channel::affine(&y, &self.ones, self.bias.get(ctx.grad), false)
     }
 }
 

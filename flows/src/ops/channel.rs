@@ -591,18 +591,8 @@ impl CustomOp2 for ReluBack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Var};
-
-    fn wave(shape: &[usize], f: f64) -> Tensor {
-        let n: usize = shape.iter().product();
-        let v: Vec<f64> = (0..n).map(|i| (i as f64 * f + 0.1).sin()).collect();
-        Tensor::from_vec(v, shape, &Device::Cpu).unwrap()
-    }
-
-    fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
-        let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-        d.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
-    }
+    use crate::ops::test_tensors::{max_diff, wave};
+    use candle_core::Var;
 
     fn compare(f: impl Fn(&[Var]) -> Tensor, g: impl Fn(&[Var]) -> Tensor) -> Result<()> {
         let vars = [

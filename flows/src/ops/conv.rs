@@ -555,18 +555,8 @@ impl CustomOp1 for WithGradient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Var};
-
-    fn wave(shape: &[usize], f: f64) -> Tensor {
-        let n: usize = shape.iter().product();
-        let v: Vec<f64> = (0..n).map(|i| (i as f64 * f).sin()).collect();
-        Tensor::from_vec(v, shape, &Device::Cpu).unwrap()
-    }
-
-    fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
-        let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-        d.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
-    }
+    use crate::ops::test_tensors::{max_diff, wave};
+    use candle_core::{DType, Var};
 
     /// Against candle's own convolution and its gradients, for every branch: 1x1, few to many, many to few, equal.
     #[test]

@@ -123,17 +123,14 @@ impl CustomOp2 for Product {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use crate::ops::test_tensors::{max_diff, wave};
+    use candle_core::Var;
 
     #[test]
     fn agrees_with_matmul() -> Result<()> {
-        let wave = |s: &[usize], f: f64| {
-            let n: usize = s.iter().product();
-            let v = (0..n).map(|i| (i as f64 * f).sin()).collect::<Vec<f64>>();
-            Var::from_tensor(&Tensor::from_vec(v, s, &Device::Cpu).unwrap()).unwrap()
-        };
-        let (x, w, b) = (wave(&[5, 7], 0.3), wave(&[4, 7], 0.7), wave(&[4], 1.1));
-        let g = wave(&[5, 4], 0.9).as_tensor().detach();
+        let leaf = |shape: &[usize], f: f64| Var::from_tensor(&wave(shape, f)).unwrap();
+        let (x, w, b) = (leaf(&[5, 7], 0.3), leaf(&[4, 7], 0.7), leaf(&[4], 1.1));
+        let g = wave(&[5, 4], 0.9);
         for relu in [false, true] {
             let ours = linear(&x, &w, &b, relu)?;
             let theirs = x.matmul(&w.t()?)?.broadcast_add(&b)?;
@@ -142,7 +139,7 @@ mod tests {
             let mut pairs = vec![(ours.clone(), theirs.clone())];
             pairs.extend([&x, &w, &b].map(|v| (a.get(v).unwrap().clone(), t.get(v).unwrap().clone())));
             for (p, q) in pairs {
-                let d = (p - q)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                let d = max_diff(&p, &q);
                 assert!(d < 1e-13, "{d}");
             }
         }

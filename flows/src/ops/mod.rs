@@ -29,3 +29,22 @@ pub fn to_channel_major(x: &Tensor) -> Result<Tensor> {
 pub fn from_channel_major(x: &Tensor) -> Result<Tensor> {
     x.transpose(0, 1)?.contiguous()
 }
+
+/// What the tests of several ops compute with.
+#[cfg(test)]
+mod test_tensors {
+    use candle_core::{DType, Device, Tensor};
+
+    /// sin(f i + .1) in f64.
+    pub(super) fn wave(shape: &[usize], f: f64) -> Tensor {
+        let n: usize = shape.iter().product();
+        let v: Vec<f64> = (0..n).map(|i| (i as f64 * f + 0.1).sin()).collect();
+        Tensor::from_vec(v, shape, &Device::Cpu).unwrap()
+    }
+
+    /// max |a - b|.
+    pub(super) fn max_diff(a: &Tensor, b: &Tensor) -> f64 {
+        let d = (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        d.to_dtype(DType::F64).unwrap().to_scalar().unwrap()
+    }
+}
