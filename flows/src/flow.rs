@@ -1,9 +1,11 @@
 //! A flow: a bijection and a prior.
 
-use crate::bijection::{Bijection, Ctx, NonFinite};
+use crate::backward::{Gradients, Memory};
+use crate::bijection::{Bijection, Ctx, Drift, NonFinite};
 use crate::prior::Prior;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rand::Rng;
+use std::collections::BTreeSet;
 
 /// ```text
 /// log p(x) = log p_Z(f(x)) + log |det df/dx|
@@ -83,6 +85,54 @@ impl Flow {
         let (z, log_det) = self.bijection.forward(x, ctx)?;
         let z = z.flatten_from(1)?;
         Ok(Terms { prior: self.prior.log_prob(&z)?, log_det, z })
+    }
+
+    /// The loss of a training pass and its gradients, in the memory that `memory` says: `loss` makes a scalar of log p(x),
+    /// shape (B,), by differentiable operations. Parameters' gradients are added to `grads`; the loss is returned outside
+    /// any graph.
+    ///
+    /// ```text
+    /// d loss / d theta,     loss = loss(log p_Z(f(x)) + log |det df/dx|)
+    /// ```
+    ///
+    /// # Errors
+    /// For an x of another shape, or an error of `loss`, before any gradient is computed.
+    pub fn gradients(
+        &self,
+        x: &Tensor,
+        ctx: Ctx,
+        memory: Memory,
+        grads: &mut Gradients,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.check(x)?;
+        let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, memory)?;
+        // The end of the pass, where prior and log-det meet, is on candle's graph.
+        let (leaf_z, leaf_log_det) = (Var::from_tensor(&z.detach())?, Var::from_tensor(&log_det.detach())?);
+        let log_prob = (self.prior.log_prob(&leaf_z.flatten_from(1)?)? + leaf_log_det.as_tensor())?;
+        let value = loss(&log_prob)?;
+        let mut store = value.backward()?;
+        let mut of = |v: &Var| store.remove(v).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
+        let (gz, gld) = (of(&leaf_z)?, of(&leaf_log_det)?);
+        drop((leaf_z, leaf_log_det, log_prob));
+        self.bijection.backward(&z, saved, (&gz, &gld), ctx, grads)?;
+        Ok(value.detach())
+    }
+
+    /// How far inputs that [`Memory::Recompute`] rebuilds are from the true ones, on the batch x; nothing is written.
+    /// [`Flow::store`] takes the layers over `bound`.
+    pub fn drift(&self, x: &Tensor, ctx: Ctx, bound: f64) -> Result<Drift> {
+        self.check(x)?;
+        let ctx = ctx.replay().with_grad(false);
+        let mut drift = Drift::new(bound);
+        let (z, _) = self.bijection.forward(x, ctx)?;
+        self.bijection.probe(x, &z, ctx, &mut drift)?;
+        Ok(drift)
+    }
+
+    /// Has [`Memory::Recompute`] store the layers of these paths, and rebuild all others.
+    pub fn store(&self, paths: &BTreeSet<String>) {
+        self.bijection.store_links(paths, "");
     }
 
     /// log p(x) of each example in nats, (B,); `cond` are class labels where the model has classes.

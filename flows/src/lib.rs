@@ -1,6 +1,6 @@
 //! Flow-based generative models on candle: NICE, RealNVP and Glow from shared coupling and permutation layers.
 //!
-//! - [`bijection`]: the one abstraction, and the chain.
+//! - [`bijection`]: the one abstraction, and the chain; [`backward`]: gradients in memory that does not grow with depth.
 //! - [`bijections`]: the layers; [`nets`]: the networks inside couplings.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
@@ -11,6 +11,7 @@
 //! elementwise ops otherwise bring a second, spinning thread pool beside rayon's, which makes a training step several
 //! times slower. Threads are rayon's (`RAYON_NUM_THREADS`), and results depend on their number in the last bits.
 
+pub mod backward;
 pub mod bijection;
 pub mod bijections;
 mod flow;
@@ -23,7 +24,8 @@ pub mod params;
 mod prior;
 pub mod testing;
 
-pub use bijection::{Bijection, Chain, Ctx, Mode};
+pub use backward::{Gradients, Grads, Memory, Saved};
+pub use bijection::{Bijection, Chain, Ctx, Drift, Mode};
 pub use flow::{Flow, Terms};
 pub use models::{Model, ModelConfig, SaveOptions, load};
 pub use params::{Params, Vb};

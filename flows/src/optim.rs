@@ -3,6 +3,7 @@
 //! All updates are in place and in name order, so that a run is bit-exact when repeated on the same machine with the same
 //! number of threads.
 
+pub use crate::backward::Grads;
 use crate::ops::update::{self, Accumulate, Apply};
 use crate::params::{Param, Params};
 use candle_core::backprop::GradStore;
@@ -44,9 +45,6 @@ pub enum Rule {
         eps: f64,
     },
 }
-
-/// The gradients of the trained parameters, by name. A parameter that the loss does not depend on is absent.
-pub type Grads = BTreeMap<String, Tensor>;
 
 /// Picks the trained parameters' gradients out of candle's store.
 pub fn collect_grads(params: &Params, store: &GradStore) -> Grads {

@@ -4,9 +4,13 @@
 //! f^-1(f(x)) = x,     log_det(x) = log |det df/dx|,     d/dtheta (w . f(x) + log_det(x)) as central differences have it
 //! ```
 //!
+//! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with rebuilt inputs, in
+//! evaluation and in training.
+//!
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Shake the
 //! parameters first ([`Params::shake`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
 
+use crate::backward::{Gradients, Memory};
 use crate::bijection::{Bijection, Ctx, Mode};
 use crate::linalg;
 use crate::params::{Params, rng_for};
@@ -23,13 +27,16 @@ pub struct Deviation {
     pub log_det: f64,
     /// max |gradient - central difference| / (1 + |gradient|), over x and a sample of each parameter.
     pub gradient: f64,
+    /// max |gradient of `backward` - gradient of the graph| / (1 + max |gradient|), and the rebuilt input's distance, over
+    /// x and every parameter, both [`Memory`] modes, evaluation and training.
+    pub backward: f64,
 }
 
 impl Deviation {
     /// What single layers are held to in f64.
-    pub const LAYER: Self = Self { inverse: 1e-9, log_det: 1e-8, gradient: 1e-6 };
+    pub const LAYER: Self = Self { inverse: 1e-9, log_det: 1e-8, gradient: 1e-6, backward: 1e-9 };
     /// What whole models are held to in f64.
-    pub const MODEL: Self = Self { inverse: 1e-6, log_det: 1e-6, gradient: 1e-6 };
+    pub const MODEL: Self = Self { inverse: 1e-6, log_det: 1e-6, gradient: 1e-6, backward: 1e-9 };
 }
 
 /// The context of the law: evaluation, with a graph.
@@ -49,7 +56,7 @@ fn max_abs(t: &Tensor) -> Result<f64> {
     t.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()
 }
 
-/// Measures the three deviations on a batch x in f64, at most 64 dimensions; `params` are the trained ones.
+/// Measures the deviations on a batch x in f64, at most 64 dimensions; `params` are the trained ones.
 ///
 /// **Errors** where a deviation is above `bound` or not a number, saying which.
 pub fn check(
@@ -75,11 +82,13 @@ pub fn check(
         inverse: max_abs(&(back - x)?)? / (1. + max_abs(x)?),
         log_det: log_det_deviation(f, x, cond, &log_det.detach())?,
         gradient: gradient_deviation(f, x, cond, params)?,
+        backward: backward_deviation(f, x, cond, params)?,
     };
     for (what, got, max) in [
         ("inverse", met.inverse, bound.inverse),
         ("log-det", met.log_det, bound.log_det),
         ("gradient", met.gradient, bound.gradient),
+        ("layer's own backward", met.backward, bound.backward),
     ] {
         if got.is_nan() || got > max {
             bail!("the {what} is off by {got:e}, {max:e} is allowed");
@@ -146,6 +155,48 @@ fn gradient_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
                 bail!("the gradient of `{name}` is not a number");
             }
             worst = worst.max(off);
+        }
+    }
+    Ok(worst)
+}
+
+fn backward_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, params: &Params) -> Result<f64> {
+    let mut worst = 0f64;
+    for mode in [Mode::Eval, Mode::Replay] {
+        let ctx = Ctx { mode, cond, grad: true };
+        let leaf = Var::from_tensor(&x.copy()?)?;
+        let (z, log_det) = f.forward(leaf.as_tensor(), ctx)?;
+        let gz = normal(z.dims(), 98, x.device())?;
+        let gld = normal(log_det.dims(), 97, x.device())?;
+        let store = ((&z * &gz)?.sum_all()? + (&log_det * &gld)?.sum_all()?)?.backward()?;
+        for memory in [Memory::Store, Memory::Recompute] {
+            let mut grads = Gradients::new(params);
+            let (y, _, saved) = f.forward_saved(x, ctx, memory)?;
+            let (rebuilt, gx) = f.backward(&y, saved, (&gz, &gld), ctx, &mut grads)?;
+            let grads = grads.into_grads();
+            let mut pairs = vec![(y, z.detach()), (rebuilt, x.clone())];
+            pairs.push((gx, store.get(&leaf).cloned().map_or_else(|| leaf.zeros_like(), Ok)?));
+            for (name, p) in params.trained() {
+                match (grads.get(&name), store.get(p.var())) {
+                    (Some(a), Some(b)) => pairs.push((a.clone(), b.clone())),
+                    (None, None) => {}
+                    (a, _) => {
+                        let who = if a.is_some() { "the graph" } else { "the layer's own backward" };
+                        bail!("{who} has no gradient of `{name}` under {mode:?}, {memory:?}");
+                    }
+                }
+            }
+            for (a, b) in pairs {
+                if a.shape() != b.shape() {
+                    bail!("a gradient of shape {:?} came back as {:?}", b.shape(), a.shape());
+                }
+                let off = max_abs(&(&a - &b)?)? / (1. + max_abs(&b)?);
+                // max ignores a NaN.
+                if !crate::params::is_finite(&a)? {
+                    bail!("a gradient is not finite under {mode:?}, {memory:?}");
+                }
+                worst = worst.max(off);
+            }
         }
     }
     Ok(worst)

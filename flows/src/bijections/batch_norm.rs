@@ -1,5 +1,6 @@
 //! RealNVP's batch norm as a flow layer (section 3.7 and appendix E).
 
+use crate::backward::{self, Gradients, Graph, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
 use crate::ops::channel;
 use crate::params::{Init, Param, Vb};
@@ -57,37 +58,18 @@ impl BatchNorm {
         let var = rows.broadcast_sub(&mean)?.sqr()?.mean(1)?;
         Ok((mean.squeeze(1)?, var))
     }
-
-    fn mix(&self, running: &Param, batch: &Tensor, share: f64) -> Result<Tensor> {
-        (running.value() * (1. - share))? + (batch * share)?
-    }
 }
 
-impl Bijection for BatchNorm {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+/// What a pass with batch statistics leaves: the running averages before it wrote them, and what it normalised with.
+struct Statistics {
+    running: (Tensor, Tensor),
+    used: (Tensor, Tensor),
+}
+
+impl BatchNorm {
+    /// z and log-det from a given mean and variance of each channel.
+    fn normalise(&self, x: &Tensor, mean: &Tensor, var: &Tensor) -> Result<(Tensor, Tensor)> {
         let shape = channel_shape(x)?;
-        let (mean, var) = if ctx.mode.uses_batch_statistics() {
-            let (mean, var) = Self::of_batch(x)?;
-            let (m, v) = match self.statistics {
-                BatchStatistics::Running if ctx.mode != Mode::Init => {
-                    (self.mix(&self.mean, &mean, self.momentum)?, self.mix(&self.var, &var, self.momentum)?)
-                }
-                _ => (mean.clone(), var.clone()),
-            };
-            // The first batch sets the running statistics outright, so that evaluation makes sense from the start.
-            let share = match ctx.mode {
-                Mode::Init => 1.,
-                Mode::Train => self.momentum,
-                _ => 0.,
-            };
-            if share > 0. {
-                self.mean.set(&self.mix(&self.mean, &mean, share)?)?;
-                self.var.set(&self.mix(&self.var, &var, share)?)?;
-            }
-            (m, v)
-        } else {
-            (self.mean.value().clone(), self.var.value().clone())
-        };
         let var = (var + self.eps)?;
         let z =
             x.broadcast_sub(&mean.reshape(shape.as_slice())?)?.broadcast_div(&var.sqrt()?.reshape(shape)?)?;
@@ -95,10 +77,103 @@ impl Bijection for BatchNorm {
         Ok((z, same_per_example(&log_det, x)?))
     }
 
+    /// What a pass in `mode` normalises with, given the running averages, and the batch's own.
+    fn statistics(
+        &self,
+        x: &Tensor,
+        mode: Mode,
+        running: &(Tensor, Tensor),
+    ) -> Result<[(Tensor, Tensor); 2]> {
+        let batch = Self::of_batch(x)?;
+        let used = match self.statistics {
+            BatchStatistics::Running if mode != Mode::Init => {
+                (mix(&running.0, &batch.0, self.momentum)?, mix(&running.1, &batch.1, self.momentum)?)
+            }
+            _ => batch.clone(),
+        };
+        Ok([used, batch])
+    }
+
+    /// The running averages, and a copy that does not follow them.
+    fn running(&self) -> Result<(Tensor, Tensor)> {
+        Ok((self.mean.value().copy()?, self.var.value().copy()?))
+    }
+
+    fn run(&self, x: &Tensor, ctx: Ctx, running: (Tensor, Tensor)) -> Result<(Tensor, Tensor, Statistics)> {
+        let [used, batch] = self.statistics(x, ctx.mode, &running)?;
+        // The first batch sets the running statistics outright, so that evaluation makes sense from the start.
+        let share = match ctx.mode {
+            Mode::Init => 1.,
+            Mode::Train => self.momentum,
+            _ => 0.,
+        };
+        if share > 0. {
+            self.mean.set(&mix(&running.0, &batch.0, share)?)?;
+            self.var.set(&mix(&running.1, &batch.1, share)?)?;
+        }
+        let (z, log_det) = self.normalise(x, &used.0, &used.1)?;
+        Ok((z, log_det, Statistics { running, used: (used.0.detach(), used.1.detach()) }))
+    }
+}
+
+/// (1 - share) running + share batch.
+fn mix(running: &Tensor, batch: &Tensor, share: f64) -> Result<Tensor> {
+    (running * (1. - share))? + (batch * share)?
+}
+
+impl Bijection for BatchNorm {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        if ctx.mode.uses_batch_statistics() {
+            let (z, log_det, _) = self.run(x, ctx, self.running()?)?;
+            return Ok((z, log_det));
+        }
+        self.normalise(x, self.mean.value(), self.var.value())
+    }
+
     fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+        self.restore(z, self.mean.value(), self.var.value())
+    }
+
+    /// Under [`Memory::Recompute`] the statistics are kept: the inverse of a training pass needs the batch's.
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        if memory == Memory::Store || !ctx.mode.uses_batch_statistics() {
+            return backward::forward_saved(self, x, ctx, memory);
+        }
+        let (z, log_det, statistics) = self.run(x, ctx.with_grad(false), self.running()?)?;
+        Ok((z, log_det, Saved::new(statistics)))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        g: (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        if !saved.is::<Statistics>() {
+            return backward::backward(self, z, saved, g, ctx, grads);
+        }
+        let x = self.rebuild(z, &saved, ctx)?;
+        let running = saved.take::<Statistics>().expect("checked above").running;
+        let graph = Graph::new(&x, |x| self.run(x, ctx.replay(), running).map(|(z, l, _)| vec![z, l]))?;
+        Ok((x, graph.backward(&[g.0, g.1], grads)?))
+    }
+
+    fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+        if !saved.is::<Statistics>() {
+            return self.inverse(z, ctx.cond);
+        }
+        let (mean, var) = &saved.get::<Statistics>().expect("checked above").used;
+        self.restore(z, mean, var)
+    }
+}
+
+impl BatchNorm {
+    fn restore(&self, z: &Tensor, mean: &Tensor, var: &Tensor) -> Result<Tensor> {
         let shape = channel_shape(z)?;
-        let std = (self.var.value() + self.eps)?.sqrt()?;
-        z.broadcast_mul(&std.reshape(shape.as_slice())?)?.broadcast_add(&self.mean.value().reshape(shape)?)
+        let std = (var + self.eps)?.sqrt()?;
+        z.broadcast_mul(&std.reshape(shape.as_slice())?)?.broadcast_add(&mean.reshape(shape)?)
     }
 }
 

@@ -7,8 +7,9 @@
 //! The Jacobian is triangular, so its log-det is the sum of the logs of the diagonal of T, and the inverse needs the
 //! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
 
+use crate::backward::{Gradients, Graph, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
-use crate::ops::coupling;
+use crate::ops::coupling::{self, Law, LogScale};
 use crate::params::Param;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -19,6 +20,18 @@ use candle_core::{DType, Result, Tensor, bail};
 pub trait Net: Send + Sync {
     /// The transform's parameters.
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor>;
+
+    /// The same outside any graph, keeping what [`Net::backward`] needs. The default keeps candle's graph.
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+        let graph = Graph::new(x, |x| Ok(vec![self.forward(x, ctx.with_grad(true))?]))?;
+        let y = graph.outputs().next().expect("one output");
+        Ok((y, Saved::new(graph)))
+    }
+
+    /// The gradient of the input, from that of the output and what was kept; parameters' gradients go to `grads`.
+    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        saved.take::<Graph>().expect("kept by forward_saved").backward(&[gy], grads)
+    }
 }
 
 /// Which part is kept.
@@ -50,7 +63,7 @@ pub enum Transform {
 pub enum Scale {
     /// s = h.
     Exp,
-    /// s = gain tanh(h) with a learned gain (RealNVP section 4.1); `gain` broadcasts against h.
+    /// s = gain tanh(h) with a learned gain (RealNVP section 4.1), one number.
     Tanh {
         /// The learned gain.
         gain: Param,
@@ -129,16 +142,36 @@ impl Coupling {
         Ok(())
     }
 
-    /// The law as one fused op, where there is one: a learned gain is one more input than candle's ops take.
-    fn fused(&self) -> Option<coupling::Law> {
-        match self.transform {
-            Transform::Affine { scale: Scale::Exp, shift_first } => {
-                Some(coupling::Law { sigmoid: false, shift_first })
+    /// The law as one fused op, for a tensor of `c` channels; a mask is one of the partition's.
+    fn law(&self, c: usize) -> Result<Law<'_>> {
+        if c < 2 && matches!(self.partition, Partition::Halves { .. }) {
+            bail!("cannot halve {c} channel: a coupling needs at least two channels");
+        }
+        let (changed, mask) = match &self.partition {
+            Partition::Halves { swap: false } => (c / 2..c, None),
+            Partition::Halves { swap: true } => (0..c / 2, None),
+            Partition::Mask(mask) => (0..c, Some(mask)),
+        };
+        let scale = match &self.transform {
+            Transform::Additive => LogScale::Zero,
+            Transform::Affine { scale: Scale::Exp, .. } => LogScale::Exp,
+            Transform::Affine { scale: Scale::Sigmoid, .. } => LogScale::Sigmoid,
+            Transform::Affine { scale: Scale::Tanh { gain }, .. } => {
+                let gain = gain.value().flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+                let [gain] = gain[..] else {
+                    bail!("a coupling's learned gain is one number, got {}", gain.len())
+                };
+                LogScale::Tanh { gain }
             }
-            Transform::Affine { scale: Scale::Sigmoid, shift_first } => {
-                Some(coupling::Law { sigmoid: true, shift_first })
-            }
-            _ => None,
+        };
+        Ok(Law { scale, shift_first: self.shift_first(), changed, mask })
+    }
+
+    /// What the network sees: the kept part, or the input with its changed part zeroed.
+    fn seen(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.partition {
+            Partition::Halves { swap } => Self::split(x, *swap)?.0.contiguous(),
+            Partition::Mask(mask) => x.broadcast_mul(mask),
         }
     }
 
@@ -154,14 +187,6 @@ impl Coupling {
         }
     }
 
-    fn restore(&self, y: &Tensor, t: &Tensor, s: Option<&Tensor>) -> Result<Tensor> {
-        match s {
-            None => y - t,
-            Some(s) if self.shift_first() => (y * s.neg()?.exp()?)? - t,
-            Some(s) => (y - t)? * s.neg()?.exp()?,
-        }
-    }
-
     /// Shift and log-scale under a mask: both zero where the input is kept.
     fn masked(&self, x: &Tensor, mask: &Tensor, ctx: Ctx) -> Result<(Tensor, Option<Tensor>)> {
         let h = self.net.forward(&x.broadcast_mul(mask)?, ctx)?;
@@ -172,17 +197,23 @@ impl Coupling {
     }
 }
 
+/// What [`Memory::Store`] keeps of a pass.
+struct Kept {
+    x: Tensor,
+    h: Tensor,
+    net: Saved,
+}
+
 impl Bijection for Coupling {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        if !ctx.grad && !x.track_op() {
+            let (z, log_det, _) = self.forward_saved(x, ctx, Memory::Recompute)?;
+            return Ok((z, log_det));
+        }
         let (z, s) = match &self.partition {
             Partition::Halves { swap } => {
                 let (kept, changed) = Self::split(x, *swap)?;
                 let h = self.net.forward(&kept.contiguous()?, ctx)?;
-                if let Some(law) = self.fused() {
-                    self.check(&h, &changed)?;
-                    let (y, log_det) = coupling::affine(&changed.flatten_from(1)?, &h.flatten_from(1)?, law)?;
-                    return Ok((Self::join(&kept, &y.reshape(changed.shape())?, *swap)?, log_det));
-                }
                 let (t, s) = self.shift_scale(&h, &changed, ctx.grad)?;
                 let y = self.change(&changed, &t, s.as_ref())?;
                 (Self::join(&kept, &y, *swap)?, s)
@@ -200,19 +231,69 @@ impl Bijection for Coupling {
     }
 
     fn inverse(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        let ctx = Ctx::eval().with_cond(cond);
-        match &self.partition {
-            Partition::Halves { swap } => {
-                let (kept, changed) = Self::split(z, *swap)?;
-                let h = self.net.forward(&kept.contiguous()?, ctx)?;
-                let (t, s) = self.shift_scale(&h, &changed, false)?;
-                Self::join(&kept, &self.restore(&changed, &t, s.as_ref())?, *swap)
+        let z = z.contiguous()?;
+        let law = self.law(z.dim(1)?)?;
+        law.inverse(&z, &self.net.forward(&self.seen(&z)?, Ctx::eval().with_cond(cond))?.contiguous()?)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (x, ctx) = (x.detach().contiguous()?, ctx.with_grad(false));
+        let law = self.law(x.dim(1)?)?;
+        let seen = self.seen(&x)?;
+        let (h, net) = match memory {
+            Memory::Store => self.net.forward_saved(&seen, ctx)?,
+            Memory::Recompute => (self.net.forward(&seen, ctx)?, Saved::nothing()),
+        };
+        let h = h.contiguous()?;
+        let (z, log_det) = law.forward(&x, &h)?;
+        let saved = match memory {
+            Memory::Store => Saved::new(Kept { x, h, net }),
+            Memory::Recompute => Saved::nothing(),
+        };
+        Ok((z, log_det, saved))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        (gz, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let law = self.law(z.dim(1)?)?;
+        let Kept { x, h, net } = match saved.take() {
+            Some(kept) => kept,
+            // The network's input is the same on both sides, so one run of it gives the inverse and the gradient.
+            None => {
+                let z = z.contiguous()?;
+                let (h, net) = self.net.forward_saved(&self.seen(&z)?, ctx.replay().with_grad(false))?;
+                let h = h.contiguous()?;
+                Kept { x: law.inverse(&z, &h)?, h, net }
             }
-            Partition::Mask(mask) => {
-                let (t, s) = self.masked(z, mask, ctx)?;
-                self.restore(z, &t, s.as_ref())
-            }
+        };
+        let back = law.backward(&x, &h, gz, gld)?;
+        drop(h);
+        if let Transform::Affine { scale: Scale::Tanh { gain }, .. } = &self.transform {
+            let like = gain.value();
+            grads
+                .add(gain, Tensor::full(back.ggain, like.shape(), like.device())?.to_dtype(like.dtype())?)?;
         }
+        let of_seen = self.net.backward(net, &back.gnet, grads)?;
+        let gx = match &self.partition {
+            Partition::Halves { swap } => {
+                let start = if *swap { z.dim(1)? / 2 } else { 0 };
+                coupling::add_part(&back.gx, &of_seen, start)?
+            }
+            Partition::Mask(mask) => (back.gx + of_seen.broadcast_mul(mask)?)?,
+        };
+        Ok((x, gx))
+    }
+
+    fn rebuild(&self, z: &Tensor, _saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+        let z = z.contiguous()?;
+        let h = self.net.forward(&self.seen(&z)?, ctx.replay().with_grad(false))?;
+        self.law(z.dim(1)?)?.inverse(&z, &h.contiguous()?)
     }
 }
 

@@ -1,7 +1,9 @@
 //! The multi-scale architecture (RealNVP section 3.6): after each level half of the channels are done.
 
-use crate::bijection::{Bijection, Ctx, NonFinite, join, zeros_per_example};
+use crate::backward::{Gradients, Memory, Saved};
+use crate::bijection::{Bijection, Ctx, Drift, NonFinite, join, zeros_per_example};
 use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeSet;
 
 /// ```text
 /// h_0 = x,   (h_{i+1}, z_{i+1}) = split(f_{i+1}(h_i)),   z_L = f_L(h_{L-1}),   z = (z_1, .., z_L)
@@ -64,36 +66,113 @@ pub(crate) fn split_levels(z: &Tensor, shapes: &[[usize; 3]]) -> Result<Vec<Tens
     Ok(out)
 }
 
-impl Bijection for Multiscale {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+impl Multiscale {
+    /// z (B, D) from the levels' outputs, by `level(i, h)`.
+    fn run(&self, x: &Tensor, mut level: impl FnMut(usize, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let mut h = x.clone();
-        let mut sum = zeros_per_example(x)?;
         let mut done = Vec::new();
-        for (i, level) in self.levels.iter().enumerate() {
-            let (z, log_det) = level.forward(&h, ctx).map_err(|e| e.context(format!("level{i}")))?;
-            sum = (sum + log_det)?;
-            if i + 1 == self.levels.len() {
-                done.push(z.flatten_from(1)?);
-                break;
-            }
+        let last = self.levels.len() - 1;
+        for i in 0..last {
+            let z = level(i, &h).map_err(|e| e.context(format!("level{i}")))?;
             let c = z.dim(1)?;
             done.push(z.narrow(1, c / 2, c - c / 2)?.flatten_from(1)?);
             h = z.narrow(1, 0, c / 2)?.contiguous()?;
         }
-        Ok((Tensor::cat(&done, 1)?, sum))
+        let z = level(last, &h).map_err(|e| e.context(format!("level{last}")))?;
+        done.push(z.flatten_from(1)?);
+        Tensor::cat(&done, 1)
+    }
+
+    /// The way back: what `level(i, parts)` makes of each tensor of `flat`, all (B, D), from the last level to the first.
+    fn run_back<const N: usize>(
+        &self,
+        flat: [&Tensor; N],
+        mut level: impl FnMut(usize, [Tensor; N]) -> Result<[Tensor; N]>,
+    ) -> Result<[Tensor; N]> {
+        let parts: Vec<Vec<Tensor>> = flat.iter().map(|t| self.levels(t)).collect::<Result<_>>()?;
+        let mut h: Option<[Tensor; N]> = None;
+        for i in (0..self.levels.len()).rev() {
+            let mut z = Vec::with_capacity(N);
+            for (k, parts) in parts.iter().enumerate() {
+                z.push(match &h {
+                    None => parts[i].contiguous()?,
+                    Some(h) => Tensor::cat(&[&h[k], &parts[i]], 1)?,
+                });
+            }
+            let z = z.try_into().expect("one of each");
+            h = Some(level(i, z).map_err(|e| e.context(format!("level{i}")))?);
+        }
+        Ok(h.expect("at least one level"))
+    }
+}
+
+impl Bijection for Multiscale {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let mut sum = zeros_per_example(x)?;
+        let z = self.run(x, |i, h| {
+            let (z, log_det) = self.levels[i].forward(h, ctx)?;
+            sum = (&sum + log_det)?;
+            Ok(z)
+        })?;
+        Ok((z, sum))
     }
 
     fn inverse(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        let mut h: Option<Tensor> = None;
-        let parts = self.levels(z)?;
-        for (i, (level, part)) in self.levels.iter().zip(&parts).enumerate().rev() {
-            let z = match &h {
-                None => part.clone(),
-                Some(h) => Tensor::cat(&[h, part], 1)?,
-            };
-            h = Some(level.inverse(&z, cond).map_err(|e| e.context(format!("level{i}")))?);
+        let [x] = self.run_back([z], |i, [z]| Ok([self.levels[i].inverse(&z, cond)?]))?;
+        Ok(x)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let mut sum = zeros_per_example(x)?;
+        let mut kept = Vec::new();
+        let z = self.run(x, |i, h| {
+            let (z, log_det, saved) = self.levels[i].forward_saved(h, ctx, memory)?;
+            sum = (&sum + log_det)?;
+            kept.push(saved);
+            Ok(z)
+        })?;
+        Ok((z, sum, Saved::new(kept)))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        (gz, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut kept: Vec<Saved> = saved.take().unwrap_or_default();
+        let [x, gx] = self.run_back([z, gz], |i, [z, gz]| {
+            let saved = kept.pop().unwrap_or_default();
+            self.levels[i].backward(&z, saved, (&gz, gld), ctx, grads).map(<[Tensor; 2]>::from)
+        })?;
+        Ok((x, gx))
+    }
+
+    fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+        let Some(kept) = saved.get::<Vec<Saved>>() else { return self.inverse(z, ctx.cond) };
+        let [x] = self.run_back([z], |i, [z]| Ok([self.levels[i].rebuild(&z, &kept[i], ctx)?]))?;
+        Ok(x)
+    }
+
+    fn probe(&self, x: &Tensor, z: &Tensor, ctx: Ctx, drift: &mut Drift) -> Result<Tensor> {
+        let mut inputs = Vec::new();
+        self.run(x, |i, h| {
+            inputs.push(h.clone());
+            Ok(self.levels[i].forward(h, ctx.with_grad(false))?.0)
+        })?;
+        let [x] = self.run_back([z], |i, [z]| {
+            let name = format!("level{i}");
+            drift.within(&name, |drift| Ok([self.levels[i].probe(&inputs[i], &z, ctx, drift)?]))
+        })?;
+        Ok(x)
+    }
+
+    fn store_links(&self, paths: &BTreeSet<String>, path: &str) {
+        for (i, level) in self.levels.iter().enumerate() {
+            level.store_links(paths, &join(path, &format!("level{i}")));
         }
-        Ok(h.expect("at least one level"))
     }
 
     fn find_non_finite(&self, x: &Tensor, ctx: Ctx) -> Result<NonFinite> {

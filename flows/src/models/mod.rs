@@ -14,7 +14,8 @@ pub use nice::NiceConfig;
 pub use preprocess::Preprocess;
 pub use realnvp::RealNvpConfig;
 
-use crate::bijection::Chain;
+use crate::backward::{Gradients, Grads, Memory};
+use crate::bijection::{Chain, Ctx};
 use crate::bijections::multiscale::split_levels;
 use crate::flow::Flow;
 use crate::params::{Params, Vb, rng_for};
@@ -187,6 +188,19 @@ impl Model {
     /// The flow alone.
     pub fn flow(&self) -> &Flow {
         &self.flow
+    }
+
+    /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].
+    pub fn gradients(
+        &self,
+        x: &Tensor,
+        ctx: Ctx,
+        memory: Memory,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Grads)> {
+        let mut grads = Gradients::new(&self.params);
+        let loss = self.flow.gradients(x, ctx, memory, &mut grads, loss)?;
+        Ok((loss, grads.into_grads()))
     }
 
     /// z (B, D) as one (B, C, H, W) tensor for each level.

@@ -1,6 +1,6 @@
 //! Matrix products on host slices, over the `gemm` crate that candle uses, with its AVX-512 kernels turned on.
 
-use candle_core::{CpuStorage, DType, Layout, Result, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use gemm::Parallelism;
 
 /// What the kernels are written for: f32 and f64.
@@ -27,6 +27,8 @@ pub trait Real:
     fn exp(self) -> Self;
     /// log(1 + self), exact near 0.
     fn ln_1p(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// The slice of a storage.
@@ -35,6 +37,8 @@ pub trait Real:
     fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]>;
     /// A storage that owns `v`.
     fn storage(v: Vec<Self>) -> CpuStorage;
+    /// A tensor that owns `v`.
+    fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor>;
 }
 
 macro_rules! real {
@@ -57,6 +61,10 @@ macro_rules! real {
                 $t::ln_1p(self)
             }
             #[inline(always)]
+            fn tanh(self) -> Self {
+                $t::tanh(self)
+            }
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 $t::sqrt(self)
             }
@@ -75,11 +83,47 @@ macro_rules! real {
             fn storage(v: Vec<Self>) -> CpuStorage {
                 CpuStorage::$variant(v)
             }
+            fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor> {
+                Tensor::from_vec(v, shape, &Device::Cpu)
+            }
         }
     };
 }
 real!(f32, F32);
 real!(f64, F64);
+
+/// A contiguous tensor of the host, to read.
+pub(crate) struct View<'a> {
+    storage: Box<dyn std::ops::Deref<Target = Storage> + 'a>,
+    range: std::ops::Range<usize>,
+}
+
+impl<'a> View<'a> {
+    /// Errors where `t` is not contiguous.
+    pub(crate) fn of(op: &str, t: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = t.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{op} needs contiguous tensors, got strides {:?}", layout.stride())
+        };
+        Ok(Self { storage: Box::new(storage), range: start..end })
+    }
+
+    /// The numbers; errors where they are of another type or on another device.
+    pub(crate) fn get<T: Real>(&self, op: &str) -> Result<&[T]> {
+        match &**self.storage {
+            Storage::Cpu(s) => match T::slice(s) {
+                Some(v) => Ok(&v[self.range.clone()]),
+                None => bail!("{op}: the dtypes of its tensors differ"),
+            },
+            _ => bail!("{op} has no kernel for this device"),
+        }
+    }
+}
+
+/// A tensor that owns `v`.
+pub(crate) fn tensor<T: Real>(v: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    T::tensor(v, shape.into())
+}
 
 /// The contiguous slice that a storage and layout describe.
 pub(crate) fn contiguous<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {

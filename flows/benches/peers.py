@@ -1,0 +1,835 @@
+"""The PyTorch peers of the CPU benchmark: NICE, RealNVP, Glow and single convolutions, one case a process.
+
+This is the other side of the benchmark's ratios. The benchmark's driver starts it, tells it over stdin what to run and
+reads from stdout how long it took; a person can do the same by hand:
+
+    python -m venv env && env/bin/pip install -r flows/benches/requirements.txt
+    echo "train 3" | env/bin/python flows/benches/peers.py torch glow_L3_K8_128 --threads 2
+
+Peers
+    torch                 plain eager PyTorch, contiguous (NCHW)
+    torch-channels-last   the same with model and input in channels_last; NICE has no images inside and is not there
+    normflows             the classes of the package normflows, as its own Glow example puts them together
+
+Cases, batch 16 (NICE: 200) unless --batch says otherwise
+    glow_L2_K4_64, glow_L3_K8_128, glow_L3_K32_512    `GlowConfig::cifar_paper` with these levels, depth and width
+    realnvp_cifar                                     `RealNvpConfig::cifar_paper`
+    nice_mnist                                        `NiceConfig::mnist_paper`
+    conv:C:O:K:SIDE[:BATCH]                           KxK, C to O channels, padded to keep SIDE x SIDE
+
+Protocol: one JSON object a line. First
+
+    {"ready": true, "parameters": trained scalars, "peak_bytes": ..., "versions": {"python", "torch", "normflows"}}
+
+once model and Adam with its state exist and, where there is one, the data-dependent initialisation has run; or
+{"ready": false, "why": ...} and the end, where the peer has no such case. Then for each line of stdin
+
+    train N, eval N, sample N     models: N iterations     {"seconds": ..., "images": N x batch, "peak_bytes": ...}
+    forward N, backward N         convolutions             {"seconds": ..., "flops": of all N, "peak_bytes": ...}
+    gemm N                        convolutions: the forward pass's multiply-adds as one matrix product, O x C K^2 by
+                                  C K^2 x BATCH SIDE^2: about what the machine could give
+    check                         models: {"roundtrip": the largest |f^-1(f(x)) - x| over 256, "bits_per_dim": ...},
+                                  after a small random change of all parameters, which stays
+
+until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak_bytes is VmHWM, whose mark is reset just
+before `ready`: a command's peak less that of `ready` is what the command needed. Nothing is warmed up here: the driver
+asks for a first iteration and throws it away.
+
+How the peers are written. As the Rust models, to the parameter: each `torch` model has as many trained scalars, and log p
+is the same function of them (two things differ in training only: PyTorch's running variances are unbiased, and so is
+the order in which sums are taken not ours). What someone who wants PyTorch fast would do is done: an affine map of
+channels behind a convolution is folded into its weights, activations are changed in place where autograd allows, the
+small matrices of all steps of a Glow level are made in one batch. `torch.compile` is not used.
+"""
+
+import argparse
+import ctypes
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+import time
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("peer", choices=["torch", "torch-channels-last", "normflows"])
+    parser.add_argument("case")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch", type=int)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGS = arguments()
+    # OpenMP reads it once, when torch loads it.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(ARGS.threads)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class NotThere(Exception):
+    """This peer does not have this case; the message says why."""
+
+
+class Flow(nn.Module):
+    """x in [0, 256) and log p(x); a model says `encode(x)`, which gives z and log |det dz/dx|, and `decode(z)`."""
+
+    shape: tuple
+
+    def init(self, x):
+        """Data-dependent initialisation."""
+
+    def log_prior(self, z):
+        return -0.5 * (z.square().sum(1) + z.shape[1] * LOG_2PI)
+
+    def draw(self, n):
+        return torch.randn(n, math.prod(self.shape))
+
+    def log_prob(self, x):
+        z, log_det = self.encode(x)
+        return self.log_prior(z) + log_det
+
+    def sample(self, n):
+        return self.decode(self.draw(n))
+
+
+class Multiscale(Flow):
+    """After each level but the last the second half of the channels is done; z is all that is done, in this order."""
+
+    def __init__(self, shape, levels):
+        super().__init__()
+        self.shape, self.levels = shape, nn.ModuleList(levels)
+
+    def encode(self, x):
+        h, log_det = self.preprocess(x)
+        done = []
+        for i, level in enumerate(self.levels):
+            h, d = level.encode(h)
+            log_det = log_det + d
+            if i + 1 < len(self.levels):
+                h, out = h.chunk(2, 1)
+                done.append(out.flatten(1))
+        done.append(h.flatten(1))
+        return torch.cat(done, 1), log_det
+
+    def decode(self, z):
+        c, h, w = self.shape
+        shapes = []
+        for _ in self.levels[1:]:
+            shapes.append((2 * c, h // 2, w // 2))
+            c, h, w = shapes[-1]
+        shapes.append(self.levels[-1].out_shape(c, h, w))
+        parts = [p.unflatten(1, s) for p, s in zip(z.split([math.prod(s) for s in shapes], 1), shapes)]
+        h = self.levels[-1].decode(parts[-1].to(memory_format=self.memory_format))
+        for level, part in zip(self.levels[-2::-1], parts[-2::-1]):
+            h = level.decode(torch.cat([h, part.to(memory_format=self.memory_format)], 1))
+        return self.postprocess(h)
+
+    memory_format = torch.contiguous_format
+
+    def set_memory_format(self, memory_format):
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
+
+
+# Glow -------------------------------------------------------------------------------------------------------------
+
+
+def init_actnorm(bias, logs, x):
+    """Sets actnorm's parameters, (C,) each, so that (x + bias) exp(3 logs) has mean 0 and variance 1."""
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    bias.copy_(-mean)
+    logs.copy_(var.sqrt().clamp(min=1e-4).log() / -3)
+
+
+class ActNormConv(nn.Module):
+    """(w * x + bias) exp(3 logs), without a bias of the convolution's own: a convolution and actnorm, or a zero one.
+
+    The factor goes into the weights, which are smaller than the activations and need no second pass over them.
+    """
+
+    def __init__(self, inputs, outputs, k, std):
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(outputs, inputs, k, k))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.logs = nn.Parameter(torch.zeros(outputs))
+
+    def init(self, x):
+        init_actnorm(self.bias, self.logs, F.conv2d(x, self.weight, padding="same"))
+
+    def forward(self, x):
+        scale = torch.exp(3 * self.logs)
+        weight = self.weight * scale[:, None, None, None]
+        return F.conv2d(x, weight, self.bias * scale, padding=weight.shape[-1] // 2)
+
+
+class ConvNet(nn.Module):
+    """3x3, actnorm, relu, 1x1, actnorm, relu, 3x3 zero convolution."""
+
+    def __init__(self, inputs, width, outputs):
+        super().__init__()
+        self.hidden1 = ActNormConv(inputs, width, 3, 0.05)
+        self.hidden2 = ActNormConv(width, width, 1, 0.05)
+        self.zero = ActNormConv(width, outputs, 3, 0.0)
+
+    def init(self, x):
+        self.hidden1.init(x)
+        self.hidden2.init(F.relu_(self.hidden1(x)))
+
+    def forward(self, x):
+        return self.zero(F.relu_(self.hidden2(F.relu_(self.hidden1(x)))))
+
+
+class GlowLevel(nn.Module):
+    """Squeeze, `depth` steps of actnorm, 1x1 convolution and coupling, then the learned prior of what leaves here."""
+
+    def __init__(self, channels, depth, width, last):
+        super().__init__()
+        c = self.channels = channels
+        # One row for each step, so that the many tiny operations on C x C matrices are a few batched ones.
+        self.bias = nn.Parameter(torch.zeros(depth, c))
+        self.logs = nn.Parameter(torch.zeros(depth, c))
+        p, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(depth, c, c)).Q)
+        s = upper.diagonal(dim1=1, dim2=2)
+        # L below the diagonal, log |s| on it, U above.
+        self.lu = nn.Parameter(lower.tril(-1) + upper.triu(1) + torch.diag_embed(s.abs().log()))
+        self.register_buffer("permutation", p)
+        self.register_buffer("sign", s.sign())
+        self.register_buffer("eye", torch.eye(c))
+        self.nets = nn.ModuleList(ConvNet(c // 2, width, c) for _ in range(depth))
+        if last:
+            self.split = None
+            self.top_bias = nn.Parameter(torch.zeros(2 * c))
+            self.top_gain = nn.Parameter(torch.zeros(2 * c))
+        else:
+            self.split = ActNormConv(c // 2, c, 3, 0.0)
+
+    def out_shape(self, c, h, w):
+        return 4 * c, h // 2, w // 2
+
+    def mixing(self):
+        """Actnorm, then P L (U + diag(s)), of each step as one affine map: matrices (K, C, C), shifts (K, C), and the
+        log-det of all of them for one pixel."""
+        log_s = self.lu.diagonal(dim1=1, dim2=2)
+        upper = self.lu.triu(1) + torch.diag_embed(self.sign * log_s.exp())
+        scale = torch.exp(3 * self.logs)
+        w = self.permutation @ (self.lu.tril(-1) + self.eye) @ upper * scale[:, None]
+        b = (w @ self.bias[:, :, None]).squeeze(2)
+        return w, b, 3 * self.logs.sum() + log_s.sum()
+
+    def top(self):
+        return (self.top_bias * torch.exp(3 * self.top_gain))[:, None, None].chunk(2)
+
+    @staticmethod
+    def couple(net, x):
+        x1, x2 = x.chunk(2, 1)
+        t, h = net(x1).chunk(2, 1)
+        log_s = F.logsigmoid(h + 2)
+        return torch.cat([x1, (x2 + t) * log_s.exp()], 1), log_s
+
+    def init(self, x):
+        """Step by step: each is set from what the one before gives."""
+        x = F.pixel_unshuffle(x, 2)
+        for k, net in enumerate(self.nets):
+            init_actnorm(self.bias[k], self.logs[k], x)
+            w, b, _ = self.mixing()
+            x = F.conv2d(x, w[k, :, :, None, None], b[k])
+            net.init(x.chunk(2, 1)[0])
+            x, _ = self.couple(net, x)
+        return x
+
+    def encode(self, x):
+        x = F.pixel_unshuffle(x, 2)
+        w, b, log_det = self.mixing()
+        log_det = log_det * (x.shape[2] * x.shape[3])
+        for wk, bk, net in zip(w[..., None, None].unbind(), b.unbind(), self.nets):
+            x, log_s = self.couple(net, F.conv2d(x, wk, bk))
+            log_det = log_det + log_s.sum((1, 2, 3))
+        if self.split is not None:
+            x1, x2 = x.chunk(2, 1)
+            t, s = self.split(x1).chunk(2, 1)
+            return torch.cat([x1, (x2 + t) * s.exp()], 1), log_det + s.sum((1, 2, 3))
+        mean, logs = self.top()
+        return (x - mean) * torch.exp(-logs), log_det - logs.sum() * (x.shape[2] * x.shape[3])
+
+    def decode(self, z):
+        if self.split is not None:
+            z1, z2 = z.chunk(2, 1)
+            t, s = self.split(z1).chunk(2, 1)
+            z = torch.cat([z1, z2 * torch.exp(-s) - t], 1)
+        else:
+            mean, logs = self.top()
+            z = z * logs.exp() + mean
+        w, b, _ = self.mixing()
+        # As normflows: matrices are tiny, so their inverses can be good ones.
+        v = torch.linalg.inv(w.double()).float()
+        b = -(v @ b[:, :, None]).squeeze(2)
+        for k in range(len(self.nets) - 1, -1, -1):
+            z1, z2 = z.chunk(2, 1)
+            t, h = self.nets[k](z1).chunk(2, 1)
+            z = torch.cat([z1, z2 / torch.sigmoid(h + 2) - t], 1)
+            z = F.conv2d(z, v[k, :, :, None, None], b[k])
+        return F.pixel_shuffle(z, 2)
+
+
+class Glow(Multiscale):
+    def __init__(self, shape, levels, depth, width):
+        channels = [shape[0] * 2 ** (i + 2) for i in range(levels)]
+        super().__init__(
+            shape, [GlowLevel(c, depth, width, i + 1 == levels) for i, c in enumerate(channels)]
+        )
+
+    def preprocess(self, x):
+        return x / 256 - 0.5, -math.log(256) * math.prod(self.shape)
+
+    def postprocess(self, h):
+        return (h + 0.5) * 256
+
+    def init(self, x):
+        h, _ = self.preprocess(x)
+        for level in self.levels:
+            h = level.init(h).chunk(2, 1)[0]
+
+
+# RealNVP ----------------------------------------------------------------------------------------------------------
+
+
+def conv(inputs, outputs, k, zero=False):
+    layer = nn.Conv2d(inputs, outputs, k, padding=k // 2)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (inputs * k * k)))
+    nn.init.zeros_(layer.bias)
+    layer = weight_norm(layer)
+    nn.init.constant_(layer.parametrizations.weight.original0, 0.0 if zero else 1.0)
+    return layer
+
+
+class NormRelu(nn.BatchNorm2d):
+    """Batch norm and, in its place, relu: the former's gradient needs its input only."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-4, momentum=0.1)
+
+    def forward(self, x):
+        return F.relu_(super().forward(x))
+
+
+class Block(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.branch = nn.Sequential(NormRelu(f), conv(f, f, 3), NormRelu(f), conv(f, f, 3))
+        self.skip = conv(f, f, 1)
+
+
+class ResNet(nn.Module):
+    """Pre-activation residual blocks on [x, -x, mask], 1x1 convolutions from each of them to the output."""
+
+    def __init__(self, inputs, outputs, features, blocks):
+        super().__init__()
+        self.first = conv(inputs, features, 3)
+        self.skip = conv(features, features, 1)
+        self.blocks = nn.ModuleList(Block(features) for _ in range(blocks))
+        self.last = nn.Sequential(NormRelu(features), conv(features, outputs, 1, zero=True))
+
+    def forward(self, *inputs):
+        h = self.first(torch.cat(inputs, 1))
+        out = self.skip(h)
+        for block in self.blocks:
+            h = block.branch(h).add_(h)
+            out += block.skip(h)
+        return self.last(out)
+
+
+class FlowNorm(nn.Module):
+    """Batch norm as a flow layer: the running statistics, this batch's share already in them (appendix E)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.momentum, self.eps = 0.1, 1e-4
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+    def statistics(self, x):
+        if not self.training:
+            return self.mean, self.var
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        mean, var = self.mean.lerp(mean, self.momentum), self.var.lerp(var, self.momentum)
+        # New tensors, not in place: the graph holds the old ones.
+        self.mean, self.var = mean.detach(), var.detach()
+        return mean, var
+
+    def encode(self, x):
+        mean, var = self.statistics(x)
+        var = var + self.eps
+        log_det = -0.5 * x.shape[2] * x.shape[3] * var.log().sum()
+        return (x - mean[:, None, None]) * var.rsqrt()[:, None, None], log_det
+
+    def decode(self, z):
+        return z * (self.var + self.eps).sqrt()[:, None, None] + self.mean[:, None, None]
+
+
+class RealNvpCoupling(nn.Module):
+    """x exp(gain tanh(s)) + t, then batch norm."""
+
+    def __init__(self, channels, inputs, outputs, features, blocks):
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(1))
+        self.net = ResNet(inputs, 2 * outputs, features, blocks)
+        self.norm = FlowNorm(channels)
+
+    def shift_scale(self, *inputs):
+        t, h = self.net(*inputs).chunk(2, 1)
+        return t, self.gain * torch.tanh(h)
+
+    def encode(self, x):
+        x, s = self.couple(x, lambda x, t, s: x * s.exp() + t)
+        x, log_det = self.norm.encode(x)
+        return x, log_det + s.sum((1, 2, 3))
+
+    def decode(self, z):
+        return self.couple(self.norm.decode(z), lambda z, t, s: (z - t) * torch.exp(-s))[0]
+
+
+class Checkerboard(RealNvpCoupling):
+    def __init__(self, channels, side, features, blocks, swap):
+        super().__init__(channels, 2 * channels + 1, channels, features, blocks)
+        i = torch.arange(side)
+        kept = (i[:, None] + i + swap) % 2 == 0
+        self.register_buffer("kept", kept.float()[None, None])
+        self.register_buffer("changed", 1 - self.kept)
+
+    def couple(self, x, law):
+        kept = x * self.kept
+        t, s = self.shift_scale(kept, -kept, self.kept.expand(len(x), -1, -1, -1))
+        s = s * self.changed
+        return law(x, t * self.changed, s), s
+
+
+class Channelwise(RealNvpCoupling):
+    def __init__(self, channels, features, blocks, swap):
+        super().__init__(channels, channels, channels // 2, features, blocks)
+        self.swap = swap
+
+    def couple(self, x, law):
+        kept, changed = x.chunk(2, 1)[:: -1 if self.swap else 1]
+        t, s = self.shift_scale(kept, -kept)
+        y = law(changed, t, s)
+        return torch.cat([y, kept] if self.swap else [kept, y], 1), s
+
+
+class Squeeze(nn.Module):
+    def encode(self, x):
+        return F.pixel_unshuffle(x, 2), 0.0
+
+    def decode(self, z):
+        return F.pixel_shuffle(z, 2)
+
+
+class RealNvpLevel(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def out_shape(self, c, h, w):
+        return c, h, w
+
+    def encode(self, x):
+        log_det = 0.0
+        for layer in self.layers:
+            x, d = layer.encode(x)
+            log_det = log_det + d
+        return x, log_det
+
+    def decode(self, z):
+        for layer in reversed(self.layers):
+            z = layer.decode(z)
+        return z
+
+
+class RealNvp(Multiscale):
+    """Two scales: 3 checkerboards, 3 channel-wise couplings, 4 checkerboards."""
+
+    alpha = 0.05
+
+    def __init__(self, shape, features, blocks):
+        c, side, _ = shape
+        first = [Checkerboard(c, side, features, blocks, k % 2 == 1) for k in range(3)]
+        first += [Squeeze()] + [Channelwise(4 * c, 2 * features, blocks, k % 2 == 1) for k in range(3)]
+        last = [Checkerboard(2 * c, side // 2, 2 * features, blocks, k % 2 == 1) for k in range(4)]
+        super().__init__(shape, [RealNvpLevel(first), RealNvpLevel(last)])
+
+    def preprocess(self, x):
+        p = self.alpha + (1 - self.alpha) / 256 * x
+        lp, lq = p.log(), torch.log(1 - p)
+        log_det = -(lp + lq).sum((1, 2, 3)) + math.log((1 - self.alpha) / 256) * math.prod(self.shape)
+        return lp - lq, log_det
+
+    def postprocess(self, h):
+        return (torch.sigmoid(h) - self.alpha) * (256 / (1 - self.alpha))
+
+    def init(self, x):
+        """The first batch's statistics are the running ones at first."""
+        norms = [m for m in self.modules() if isinstance(m, FlowNorm | NormRelu)]
+        kept = [m.momentum for m in norms]
+        for m in norms:
+            m.momentum = 1.0
+        self.encode(x)
+        for m, momentum in zip(norms, kept):
+            m.momentum = momentum
+
+
+# NICE -------------------------------------------------------------------------------------------------------------
+
+
+class Nice(Flow):
+    """Additive couplings between the pixels at even and those at odd places, a learned diagonal, a logistic prior."""
+
+    def __init__(self, shape, hidden, couplings):
+        super().__init__()
+        self.shape = shape
+        half = math.prod(shape) // 2
+        self.nets = nn.ModuleList(self.mlp([half, *hidden, half]) for _ in range(couplings))
+        self.logs = nn.Parameter(torch.zeros(2 * half))
+
+    @staticmethod
+    def mlp(widths):
+        layers = []
+        for n, m in zip(widths, widths[1:]):
+            layers += [nn.Linear(n, m), nn.ReLU(inplace=True)]
+            nn.init.uniform_(layers[-2].weight, -0.01, 0.01)
+            nn.init.zeros_(layers[-2].bias)
+        return nn.Sequential(*layers[:-1])
+
+    def encode(self, x):
+        x = x.flatten(1) / 256
+        a, b = x[:, ::2].contiguous(), x[:, 1::2]
+        # The kept and the changed half take turns.
+        for net in self.nets:
+            a, b = b + net(a), a
+        if len(self.nets) % 2 == 1:
+            a, b = b, a
+        return torch.cat([a, b], 1) * self.logs.exp(), self.logs.sum() - math.log(256) * x.shape[1]
+
+    def decode(self, z):
+        a, b = (z * torch.exp(-self.logs)).chunk(2, 1)
+        if len(self.nets) % 2 == 1:
+            a, b = b, a
+        for net in reversed(self.nets):
+            a, b = b, a - net(b)
+        return torch.stack([a, b], 2).reshape(-1, *self.shape) * 256
+
+    def log_prior(self, z):
+        return (z - 2 * F.softplus(z)).sum(1)
+
+    def draw(self, n):
+        return torch.logit(torch.rand(n, math.prod(self.shape)), eps=1e-7)
+
+
+# normflows --------------------------------------------------------------------------------------------------------
+
+
+class Normflows(Flow):
+    """A model of the package: its flows run from z to x, so a density takes their inverses, the last first."""
+
+    def __init__(self, shape, net):
+        super().__init__()
+        self.shape, self.net = shape, net
+
+    def init(self, x):
+        # Actnorm sets itself from the first batch that it sees.
+        self.log_prob(x)
+
+    def encode(self, x):
+        return self.net.inverse_and_log_det(x)
+
+    def decode(self, z):
+        return self.net.forward_and_log_det(z)[0]
+
+    def log_prob(self, x):
+        return -self.net.forward(x)
+
+    def sample(self, n):
+        return self.net.sample(n)[0]
+
+
+def normflows_glow(shape, levels, depth, width):
+    """The package's Glow example with our sizes, without classes, with actnorm in the couplings' networks.
+
+    It has no prior of what leaves a level given what stays: each level has a learned mean and scale for each channel.
+    """
+    import normflows as nf
+
+    class Centered(nf.flows.Flow):
+        def forward(self, z):
+            return (z + 0.5) * 256, math.log(256) * math.prod(shape)
+
+        def inverse(self, x):
+            return x / 256 - 0.5, -math.log(256) * math.prod(shape)
+
+    c, side, _ = shape
+    bases, flows, merges = [], [], []
+    # The package counts levels from z: the first is the one with the most channels.
+    for i in range(levels, 0, -1):
+        channels = c * 2 ** (i + 1)
+        blocks = [
+            nf.flows.GlowBlock(
+                channels,
+                width,
+                scale=True,
+                scale_map="sigmoid",
+                split_mode="channel",
+                use_lu=True,
+                net_actnorm=True,
+            )
+            for _ in range(depth)
+        ]
+        flows.append([*blocks, nf.flows.Squeeze()])
+        if i < levels:
+            merges.append(nf.flows.Merge())
+            channels //= 2
+        bases.append(nf.distributions.GlowBase((channels, side >> i, side >> i)))
+    return Normflows(
+        shape, nf.MultiscaleFlow(bases, flows, merges, transform=Centered(), class_cond=False)
+    )
+
+
+def normflows_nice(shape, hidden, couplings):
+    """Couplings, networks and the diagonal are the package's; it has no logistic base, so that is written for it."""
+    import normflows as nf
+
+    d = math.prod(shape)
+
+    class Logistic(nf.distributions.BaseDistribution):
+        def forward(self, num_samples=1):
+            z = torch.logit(torch.rand(num_samples, d), eps=1e-7)
+            return z, self.log_prob(z)
+
+        def log_prob(self, z):
+            return (z - 2 * F.softplus(z)).sum(1)
+
+    class EvenOdd(nf.flows.Flow):
+        """Pixels over 256, those at even places first."""
+
+        def forward(self, z):
+            return z.view(len(z), 2, d // 2).transpose(1, 2).reshape(len(z), *shape) * 256, d * math.log(256)
+
+        def inverse(self, x):
+            x = x.view(len(x), d // 2, 2).transpose(1, 2).reshape(len(x), d)
+            return x / 256, -d * math.log(256)
+
+    flows = [nf.flows.AffineConstFlow((d,), shift=False)]
+    for i in range(couplings - 1, -1, -1):
+        net = nf.nets.MLP([d // 2, *hidden, d // 2])
+        for layer in net.net[::2]:
+            nn.init.uniform_(layer.weight, -0.01, 0.01)
+            nn.init.zeros_(layer.bias)
+        mode = "channel_inv" if i % 2 == 1 else "channel"
+        flows.append(nf.flows.AffineCouplingBlock(net, scale=False, split_mode=mode))
+    flows.append(EvenOdd())
+
+    class Net(nf.NormalizingFlow):
+        """`forward` as in the package's multi-scale flow: -log p(x)."""
+
+        def forward(self, x):
+            return -self.log_prob(x)
+
+    return Normflows(shape, Net(Logistic(), flows))
+
+
+# Cases ------------------------------------------------------------------------------------------------------------
+
+CIFAR = (3, 32, 32)
+GLOWS = {"glow_L2_K4_64": (2, 4, 64), "glow_L3_K8_128": (3, 8, 128), "glow_L3_K32_512": (3, 32, 512)}
+NICE_MNIST = ((1, 28, 28), [1000] * 5, 4)
+
+
+def build(peer, case):
+    """The model of a case."""
+    channels_last = peer == "torch-channels-last"
+    if case in GLOWS:
+        if peer == "normflows":
+            return normflows_glow(CIFAR, *GLOWS[case])
+        model = Glow(CIFAR, *GLOWS[case])
+    elif case == "realnvp_cifar":
+        if peer == "normflows":
+            raise NotThere("normflows has no RealNVP for images: no residual network, no masks of images")
+        model = RealNvp(CIFAR, 64, 8)
+    elif case == "nice_mnist":
+        if channels_last:
+            raise NotThere("NICE works on vectors, which have no memory format")
+        return normflows_nice(*NICE_MNIST) if peer == "normflows" else Nice(*NICE_MNIST)
+    else:
+        raise NotThere(f"no case is called {case}")
+    if channels_last:
+        model.set_memory_format(torch.channels_last)
+    return model
+
+
+class ModelCase:
+    def __init__(self, peer, case, batch):
+        self.batch = batch or (200 if case == "nice_mnist" else 16)
+        self.model = build(peer, case)
+        pixels = torch.randint(0, 256, (self.batch, *self.model.shape), dtype=torch.uint8)
+        self.x = pixels + torch.rand(pixels.shape)
+        if peer == "torch-channels-last":
+            self.x = self.x.to(memory_format=torch.channels_last)
+        self.params = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in self.params)
+        with torch.no_grad():
+            self.model.init(self.x)
+        self.optimizer = torch.optim.Adam(self.params, lr=1e-4, fused=True)
+        # Adam makes its state in the first step; from zero gradients that step changes nothing.
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.commands = {"train": self.train, "eval": self.eval, "sample": self.sample}
+
+    def work(self, command, n):
+        return {"images": n * self.batch}
+
+    def train(self, n):
+        self.model.train()
+        scale = -1 / (math.prod(self.model.shape) * math.log(2))
+        for _ in range(n):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.model.log_prob(self.x).mean() * scale
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
+            self.optimizer.step()
+
+    @torch.inference_mode()
+    def eval(self, n):
+        self.model.eval()
+        for _ in range(n):
+            self.model.log_prob(self.x)
+
+    @torch.inference_mode()
+    def sample(self, n):
+        self.model.eval()
+        for _ in range(n):
+            self.model.sample(self.batch)
+
+    @torch.no_grad()
+    def check(self):
+        self.model.eval()
+        for p in self.params:
+            p.add_(0.01 * torch.randn_like(p))
+        back = self.model.decode(self.model.encode(self.x)[0])
+        bits = -self.model.log_prob(self.x).mean() / (math.prod(self.model.shape) * math.log(2))
+        return {"roundtrip": ((back - self.x).abs().max() / 256).item(), "bits_per_dim": bits.item()}
+
+
+class ConvCase:
+    def __init__(self, peer, case, batch):
+        if peer == "normflows":
+            raise NotThere("normflows has no convolution of its own")
+        c, o, k, side, *given = map(int, case.split(":")[1:])
+        batch = batch or (given[0] if given else 16)
+        memory_format = torch.channels_last if peer == "torch-channels-last" else torch.contiguous_format
+        normal = lambda *shape: torch.randn(shape).to(memory_format=memory_format)  # noqa: E731
+        self.x, self.w, self.g = normal(batch, c, side, side), normal(o, c, k, k), normal(batch, o, side, side)
+        self.padding = k // 2
+        self.a, self.b = torch.randn(o, c * k * k), torch.randn(c * k * k, batch * side * side)
+        self.out = torch.empty(o, batch * side * side)
+        self.parameters = self.w.numel()
+        self.flops = 2 * c * o * k * k * side * side * batch
+        self.commands = {"forward": self.forward, "backward": self.backward, "gemm": self.gemm}
+
+    def work(self, command, n):
+        return {"flops": n * self.flops * (2 if command == "backward" else 1)}
+
+    @torch.inference_mode()
+    def forward(self, n):
+        for _ in range(n):
+            F.conv2d(self.x, self.w, padding=self.padding)
+
+    @torch.inference_mode()
+    def backward(self, n):
+        """The gradients of input and weight by the operation that autograd would call."""
+        p = [self.padding] * 2
+        for _ in range(n):
+            torch.ops.aten.convolution_backward(
+                self.g, self.x, self.w, None, [1, 1], p, [1, 1], False, [0, 0], 1, [True, True, False]
+            )
+
+    @torch.inference_mode()
+    def gemm(self, n):
+        for _ in range(n):
+            torch.mm(self.a, self.b, out=self.out)
+
+
+# Protocol ---------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM:"))
+
+
+def reset_peak():
+    """Gives freed memory back to the system and lets the high-water mark start from what is left."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+    except (AttributeError, OSError):
+        pass  # Not glibc, or not allowed: the mark then holds what building the model took.
+
+
+def versions():
+    try:
+        normflows = importlib.metadata.version("normflows")
+    except importlib.metadata.PackageNotFoundError:
+        normflows = None
+    return {"python": platform.python_version(), "torch": torch.__version__, "normflows": normflows}
+
+
+def say(**line):
+    print(json.dumps(line), flush=True)
+
+
+def answer(case, command, n):
+    if command == "check" and isinstance(case, ModelCase):
+        return case.check()
+    if command not in case.commands:
+        return {"error": f"no command is called {command} here"}
+    start = time.perf_counter()
+    case.commands[command](n)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, **case.work(command, n), "peak_bytes": peak_bytes()}
+
+
+def main():
+    torch.set_num_threads(ARGS.threads)
+    torch.set_num_interop_threads(1)
+    torch.manual_seed(0)
+    try:
+        make = ConvCase if ARGS.case.startswith("conv:") else ModelCase
+        case = make(ARGS.peer, ARGS.case, ARGS.batch)
+    except NotThere as e:
+        say(ready=False, why=str(e))
+        return
+    except ModuleNotFoundError as e:
+        say(ready=False, why=f"{e.name} is not installed")
+        return
+    reset_peak()
+    say(ready=True, parameters=case.parameters, peak_bytes=peak_bytes(), versions=versions())
+    for line in sys.stdin:
+        command, *n = line.split() or [""]
+        if command == "quit":
+            break
+        say(**answer(case, command, int(n[0]) if n else 1))
+
+
+if __name__ == "__main__":
+    main()
