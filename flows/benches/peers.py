@@ -1,45 +1,53 @@
 """The PyTorch peers of the CPU benchmark: NICE, RealNVP, Glow and single convolutions, one case a process.
 
-This is the other side of the benchmark's ratios. The benchmark's driver starts it, tells it over stdin what to run and
-reads from stdout how long it took; a person can do the same by hand:
+This is the other side of the benchmark's ratios. The benchmark's driver starts it, tells it over stdin what
+to run and reads from stdout how long it took; a person can do the same by hand:
 
     python -m venv env && env/bin/pip install -r flows/benches/requirements.txt
     echo "train 3" | env/bin/python flows/benches/peers.py torch glow_L3_K8_128 --threads 2
 
 Peers
     torch                 plain eager PyTorch, contiguous (NCHW)
-    torch-channels-last   the same with model and input in channels_last; NICE has no images inside and is not there
+    torch-channels-last   the same with model and input in channels_last; not NICE, which has vectors inside
     normflows             the classes of the package normflows, as its own Glow example puts them together
 
 Cases, batch 16 (NICE: 200) unless --batch says otherwise
-    glow_L2_K4_64, glow_L3_K8_128, glow_L3_K32_512    `GlowConfig::cifar_paper` with these levels, depth and width
-    realnvp_cifar                                     `RealNvpConfig::cifar_paper`
-    nice_mnist                                        `NiceConfig::mnist_paper`
-    conv:C:O:K:SIDE[:BATCH]                           KxK, C to O channels, padded to keep SIDE x SIDE
+    glow_L3_K8_128            `GlowConfig::cifar_paper` with these levels, depth and width, or any others
+    realnvp_cifar             `RealNvpConfig::cifar_paper`
+    nice_mnist                `NiceConfig::mnist_paper`
+    conv:C:O:K:SIDE[:BATCH]   KxK, C to O channels, padded to keep SIDE x SIDE
 
 Protocol: one JSON object a line. First
 
-    {"ready": true, "parameters": trained scalars, "peak_bytes": ..., "versions": {"python", "torch", "normflows"}}
+    {"ready": true, "parameters": trained scalars, "peak_bytes": ...,
+     "versions": {"python": ..., "torch": ..., "normflows": ...}}
 
-once model and Adam with its state exist and, where there is one, the data-dependent initialisation has run; or
+once model and Adam with its state exist and the data-dependent initialisation, if there is one, has run; or
 {"ready": false, "why": ...} and the end, where the peer has no such case. Then for each line of stdin
 
-    train N, eval N, sample N     models: N iterations     {"seconds": ..., "images": N x batch, "peak_bytes": ...}
-    forward N, backward N         convolutions             {"seconds": ..., "flops": of all N, "peak_bytes": ...}
-    gemm N                        convolutions: the forward pass's multiply-adds as one matrix product, O x C K^2 by
-                                  C K^2 x BATCH SIDE^2: about what the machine could give
-    check                         models: {"roundtrip": the largest |f^-1(f(x)) - x| over 256, "bits_per_dim": ...},
-                                  after a small random change of all parameters, which stays
+    train N, eval N, sample N   models: N iterations
+                                {"seconds": ..., "images": N x batch, "peak_bytes": ...}
+    forward N, backward N       convolutions: backward is the gradients of input and weight, without a forward
+                                {"seconds": ..., "flops": of all N, "peak_bytes": ...}
+    gemm N                      convolutions: a forward pass's flops as one torch.mm, O x C K^2 by
+                                C K^2 x BATCH SIDE^2. That is MKL, whereas convolutions are oneDNN: on some
+                                machines MKL is the slower by far
+                                {"seconds": ..., "flops": of all N, "peak_bytes": ...}
+    check                       models: changes all parameters by a little, for good, and says how well the
+                                inverse undoes the forward, the largest |f^-1(f(x)) - x| / 256; before any
+                                `train`, for Adam without a warm-up blows the deepest Glow up for some steps
+                                {"roundtrip": ..., "bits_per_dim": ...}
 
-until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak_bytes is VmHWM, whose mark is reset just
-before `ready`: a command's peak less that of `ready` is what the command needed. Nothing is warmed up here: the driver
-asks for a first iteration and throws it away.
+until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak_bytes is VmHWM, whose mark is
+reset just before `ready` and never again: it less that of `ready` is what the commands so far needed beyond
+parameters and Adam's state. Nothing is warmed up here: the driver throws a first iteration away.
 
-How the peers are written. As the Rust models, to the parameter: each `torch` model has as many trained scalars, and log p
-is the same function of them (two things differ in training only: PyTorch's running variances are unbiased, and so is
-the order in which sums are taken not ours). What someone who wants PyTorch fast would do is done: an affine map of
-channels behind a convolution is folded into its weights, activations are changed in place where autograd allows, the
-small matrices of all steps of a Glow level are made in one batch. `torch.compile` is not used.
+How the peers are written. The `torch` models are the Rust ones to the parameter: as many trained scalars, and
+log p is the same function of them (but the running variances in RealNVP's networks, which PyTorch takes
+unbiased). The package's models differ where `normflows_glow` and `normflows_nice` say. What someone who wants
+PyTorch fast would do is done: an affine map of channels behind a convolution is folded into its weights,
+activations are changed in place where autograd allows, the small matrices of a Glow level's steps are made in
+one batch, Adam is the fused one. `torch.compile` is not used.
 """
 
 import argparse
@@ -50,6 +58,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 
@@ -81,7 +90,7 @@ class NotThere(Exception):
 
 
 class Flow(nn.Module):
-    """x in [0, 256) and log p(x); a model says `encode(x)`, which gives z and log |det dz/dx|, and `decode(z)`."""
+    """log p(x) of x in [0, 256). A model says `encode(x)`, giving z and log |det dz/dx|, and `decode(z)`."""
 
     shape: tuple
 
@@ -103,7 +112,7 @@ class Flow(nn.Module):
 
 
 class Multiscale(Flow):
-    """After each level but the last the second half of the channels is done; z is all that is done, in this order."""
+    """After each level but the last the second half of the channels is done; z is what is done, in order."""
 
     def __init__(self, shape, levels):
         super().__init__()
@@ -141,7 +150,7 @@ class Multiscale(Flow):
         self.to(memory_format=memory_format)
 
 
-# Glow -------------------------------------------------------------------------------------------------------------
+# Glow -------------------------------------------------------------------------------------------------------
 
 
 def init_actnorm(bias, logs, x):
@@ -152,9 +161,9 @@ def init_actnorm(bias, logs, x):
 
 
 class ActNormConv(nn.Module):
-    """(w * x + bias) exp(3 logs), without a bias of the convolution's own: a convolution and actnorm, or a zero one.
+    """(w * x + bias) exp(3 logs): a convolution and actnorm, or the zero convolution.
 
-    The factor goes into the weights, which are smaller than the activations and need no second pass over them.
+    The factor goes into the weights: they are smaller than the activations, which need no second pass then.
     """
 
     def __init__(self, inputs, outputs, k, std):
@@ -190,7 +199,7 @@ class ConvNet(nn.Module):
 
 
 class GlowLevel(nn.Module):
-    """Squeeze, `depth` steps of actnorm, 1x1 convolution and coupling, then the learned prior of what leaves here."""
+    """Squeeze, `depth` steps of actnorm, 1x1 convolution, coupling; the learned prior of what leaves here."""
 
     def __init__(self, channels, depth, width, last):
         super().__init__()
@@ -217,8 +226,10 @@ class GlowLevel(nn.Module):
         return 4 * c, h // 2, w // 2
 
     def mixing(self):
-        """Actnorm, then P L (U + diag(s)), of each step as one affine map: matrices (K, C, C), shifts (K, C), and the
-        log-det of all of them for one pixel."""
+        """Actnorm and then P L (U + diag(s)), for each step one affine map.
+
+        Matrices (K, C, C), shifts (K, C), and the log-det of all of them for one pixel.
+        """
         log_s = self.lu.diagonal(dim1=1, dim2=2)
         upper = self.lu.triu(1) + torch.diag_embed(self.sign * log_s.exp())
         scale = torch.exp(3 * self.logs)
@@ -284,9 +295,7 @@ class GlowLevel(nn.Module):
 class Glow(Multiscale):
     def __init__(self, shape, levels, depth, width):
         channels = [shape[0] * 2 ** (i + 2) for i in range(levels)]
-        super().__init__(
-            shape, [GlowLevel(c, depth, width, i + 1 == levels) for i, c in enumerate(channels)]
-        )
+        super().__init__(shape, [GlowLevel(c, depth, width, i + 1 == levels) for i, c in enumerate(channels)])
 
     def preprocess(self, x):
         return x / 256 - 0.5, -math.log(256) * math.prod(self.shape)
@@ -300,7 +309,7 @@ class Glow(Multiscale):
             h = level.init(h).chunk(2, 1)[0]
 
 
-# RealNVP ----------------------------------------------------------------------------------------------------------
+# RealNVP ----------------------------------------------------------------------------------------------------
 
 
 def conv(inputs, outputs, k, zero=False):
@@ -486,11 +495,11 @@ class RealNvp(Multiscale):
             m.momentum = momentum
 
 
-# NICE -------------------------------------------------------------------------------------------------------------
+# NICE -------------------------------------------------------------------------------------------------------
 
 
 class Nice(Flow):
-    """Additive couplings between the pixels at even and those at odd places, a learned diagonal, a logistic prior."""
+    """Additive couplings between pixels at even and at odd places, a learned diagonal, a logistic prior."""
 
     def __init__(self, shape, hidden, couplings):
         super().__init__()
@@ -533,11 +542,11 @@ class Nice(Flow):
         return torch.logit(torch.rand(n, math.prod(self.shape)), eps=1e-7)
 
 
-# normflows --------------------------------------------------------------------------------------------------------
+# normflows --------------------------------------------------------------------------------------------------
 
 
 class Normflows(Flow):
-    """A model of the package: its flows run from z to x, so a density takes their inverses, the last first."""
+    """A model of the package: its flows run from z to x, a density takes their inverses, the last first."""
 
     def __init__(self, shape, net):
         super().__init__()
@@ -563,7 +572,7 @@ class Normflows(Flow):
 def normflows_glow(shape, levels, depth, width):
     """The package's Glow example with our sizes, without classes, with actnorm in the couplings' networks.
 
-    It has no prior of what leaves a level given what stays: each level has a learned mean and scale for each channel.
+    It has no prior of what leaves a level given what stays: a level has a mean and a scale for each channel.
     """
     import normflows as nf
 
@@ -596,13 +605,11 @@ def normflows_glow(shape, levels, depth, width):
             merges.append(nf.flows.Merge())
             channels //= 2
         bases.append(nf.distributions.GlowBase((channels, side >> i, side >> i)))
-    return Normflows(
-        shape, nf.MultiscaleFlow(bases, flows, merges, transform=Centered(), class_cond=False)
-    )
+    return Normflows(shape, nf.MultiscaleFlow(bases, flows, merges, transform=Centered(), class_cond=False))
 
 
 def normflows_nice(shape, hidden, couplings):
-    """Couplings, networks and the diagonal are the package's; it has no logistic base, so that is written for it."""
+    """Couplings, networks and the diagonal are the package's; the logistic base, which it lacks, is not."""
     import normflows as nf
 
     d = math.prod(shape)
@@ -644,20 +651,20 @@ def normflows_nice(shape, hidden, couplings):
     return Normflows(shape, Net(Logistic(), flows))
 
 
-# Cases ------------------------------------------------------------------------------------------------------------
+# Cases ------------------------------------------------------------------------------------------------------
 
 CIFAR = (3, 32, 32)
-GLOWS = {"glow_L2_K4_64": (2, 4, 64), "glow_L3_K8_128": (3, 8, 128), "glow_L3_K32_512": (3, 32, 512)}
 NICE_MNIST = ((1, 28, 28), [1000] * 5, 4)
 
 
 def build(peer, case):
     """The model of a case."""
     channels_last = peer == "torch-channels-last"
-    if case in GLOWS:
+    if glow := re.fullmatch(r"glow_L([1-5])_K(\d+)_(\d+)", case):
+        sizes = map(int, glow.groups())
         if peer == "normflows":
-            return normflows_glow(CIFAR, *GLOWS[case])
-        model = Glow(CIFAR, *GLOWS[case])
+            return normflows_glow(CIFAR, *sizes)
+        model = Glow(CIFAR, *sizes)
     elif case == "realnvp_cifar":
         if peer == "normflows":
             raise NotThere("normflows has no RealNVP for images: no residual network, no masks of images")
@@ -722,7 +729,7 @@ class ModelCase:
     def check(self):
         self.model.eval()
         for p in self.params:
-            p.add_(0.01 * torch.randn_like(p))
+            p.add_(1e-3 * torch.randn_like(p))
         back = self.model.decode(self.model.encode(self.x)[0])
         bits = -self.model.log_prob(self.x).mean() / (math.prod(self.model.shape) * math.log(2))
         return {"roundtrip": ((back - self.x).abs().max() / 256).item(), "bits_per_dim": bits.item()}
@@ -732,11 +739,21 @@ class ConvCase:
     def __init__(self, peer, case, batch):
         if peer == "normflows":
             raise NotThere("normflows has no convolution of its own")
-        c, o, k, side, *given = map(int, case.split(":")[1:])
+        try:
+            c, o, k, side, *given = map(int, case.split(":")[1:])
+        except ValueError:
+            raise NotThere("a convolution is conv:C:O:K:SIDE[:BATCH]") from None
+        if k % 2 == 0:
+            raise NotThere("an even kernel has no padding that is the same on both sides")
         batch = batch or (given[0] if given else 16)
+        keep_freed_memory()
         memory_format = torch.channels_last if peer == "torch-channels-last" else torch.contiguous_format
         normal = lambda *shape: torch.randn(shape).to(memory_format=memory_format)  # noqa: E731
-        self.x, self.w, self.g = normal(batch, c, side, side), normal(o, c, k, k), normal(batch, o, side, side)
+        self.x, self.w, self.g = (
+            normal(batch, c, side, side),
+            normal(o, c, k, k),
+            normal(batch, o, side, side),
+        )
         self.padding = k // 2
         self.a, self.b = torch.randn(o, c * k * k), torch.randn(c * k * k, batch * side * side)
         self.out = torch.empty(o, batch * side * side)
@@ -767,7 +784,7 @@ class ConvCase:
             torch.mm(self.a, self.b, out=self.out)
 
 
-# Protocol ---------------------------------------------------------------------------------------------------------
+# Protocol ---------------------------------------------------------------------------------------------------
 
 
 def peak_bytes():
@@ -784,6 +801,21 @@ def reset_peak():
             f.write("5")
     except (AttributeError, OSError):
         pass  # Not glibc, or not allowed: the mark then holds what building the model took.
+
+
+def keep_freed_memory():
+    """Lets malloc keep large blocks when they are freed.
+
+    A convolution alone would else give its output's pages back each time and fault them in anew, at half the
+    speed. Whole models, where other blocks lie around, are no faster with it and run without.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_mmap_threshold, 2**30)
+    except AttributeError:
+        pass  # Not glibc.
 
 
 def versions():
@@ -825,10 +857,13 @@ def main():
     reset_peak()
     say(ready=True, parameters=case.parameters, peak_bytes=peak_bytes(), versions=versions())
     for line in sys.stdin:
-        command, *n = line.split() or [""]
+        command, _, n = line.strip().partition(" ")
         if command == "quit":
             break
-        say(**answer(case, command, int(n[0]) if n else 1))
+        if n and not n.isdecimal():
+            say(error=f"{n!r} is no number of iterations")
+            continue
+        say(**answer(case, command, int(n or 1)))
 
 
 if __name__ == "__main__":

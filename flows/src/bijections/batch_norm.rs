@@ -3,8 +3,9 @@
 use crate::backward::{self, Gradients, Graph, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
 use crate::ops::channel;
+use crate::ops::gemm::{Real, View, tensor};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which statistics a training pass normalises with.
@@ -198,6 +199,37 @@ impl NetBatchNorm {
             eps,
             momentum,
         })
+    }
+
+    /// How a pass outside any graph normalises x (C, ...), of n numbers a channel.
+    pub(crate) fn norm<T: Real>(&self, x: &[T], n: usize, mode: Mode) -> Result<channel::Norm<T>> {
+        let (g, b) =
+            (View::of("batch_norm", self.gamma.value())?, View::of("batch_norm", self.beta.value())?);
+        let (gamma, beta) = (g.get::<T>("batch_norm")?, b.get::<T>("batch_norm")?);
+        if !mode.uses_batch_statistics() {
+            let f64s = |p: &Param| p.value().to_dtype(DType::F64)?.to_vec1::<f64>();
+            let running: Vec<_> = f64s(&self.mean)?.into_iter().zip(f64s(&self.var)?).collect();
+            return Ok(channel::Norm::new(&running, gamma, beta, self.eps, false));
+        }
+        let batch = channel::mean_vars(x, n);
+        let share = match mode {
+            Mode::Init => 1.,
+            Mode::Train => self.momentum,
+            _ => 0.,
+        };
+        if share > 0. {
+            let column = |f: fn(&(f64, f64)) -> f64| {
+                tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
+            };
+            self.mean.set(&mix(self.mean.value(), &column(|m| m.0)?, share)?)?;
+            self.var.set(&mix(self.var.value(), &column(|m| m.1)?, share)?)?;
+        }
+        Ok(channel::Norm::new(&batch, gamma, beta, self.eps, true))
+    }
+
+    /// The learned gain and shift.
+    pub(crate) fn gamma_beta(&self) -> [&Param; 2] {
+        [&self.gamma, &self.beta]
     }
 
     pub(crate) fn channel_major(&self, x: &Tensor, ctx: Ctx, relu: bool) -> Result<Tensor> {

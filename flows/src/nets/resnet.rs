@@ -1,12 +1,16 @@
 //! RealNVP's network (section 4.1): a residual network with weight norm, batch norm and skip connections.
 
+use crate::backward::{Gradients, Saved};
 use crate::bijection::Ctx;
 use crate::bijections::Net;
 use crate::bijections::batch_norm::NetBatchNorm;
-use crate::ops::conv::conv2d;
-use crate::ops::{channel, from_channel_major, to_channel_major};
+use crate::ops::channel::Norm;
+use crate::ops::conv::{Dims, conv2d};
+use crate::ops::gemm::{Real, View, dispatch, tensor};
+use crate::ops::res_net::{self, Kept, Layer, Layers, NetGrad};
+use crate::ops::{channel, from_channel_major, swap_axes, to_channel_major};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 /// Sizes and switches of a [`ResNet`].
 #[derive(Clone, Debug)]
@@ -152,8 +156,158 @@ fn norm_relu(norm: &Option<NetBatchNorm>, h: &Tensor, ctx: Ctx) -> Result<Tensor
     }
 }
 
+/// What a fused pass keeps: the effective layers and each direction's 1/|v|, in the order of `ResNet::convs`.
+struct Pass<T> {
+    layers: Layers<T>,
+    inverse: Vec<Vec<f64>>,
+    kept: Kept<T>,
+    shape: [usize; 4],
+}
+
+impl ResNet {
+    /// Every convolution in the order first, skip, (conv1, conv2, skip) of each block, last.
+    fn convs(&self) -> Vec<&WeightNormConv> {
+        let mut all = vec![&self.first];
+        all.extend(&self.skip);
+        for b in &self.blocks {
+            all.extend([&b.conv1, &b.conv2]);
+            all.extend(&b.skip);
+        }
+        all.push(&self.last);
+        all
+    }
+
+    /// Every normalisation in the order of the pass.
+    fn norms(&self) -> Vec<Option<&NetBatchNorm>> {
+        let blocks = self.blocks.iter().flat_map(|b| [b.norm1.as_ref(), b.norm2.as_ref()]);
+        blocks.chain([self.norm.as_ref()]).collect()
+    }
+
+    /// The effective layers for images of (B, _, H, W), and 1/|v| of each.
+    fn layers<T: Real>(&self, [b, _, h, w]: [usize; 4]) -> Result<(Layers<T>, Vec<Vec<f64>>)> {
+        let mut inverse = Vec::new();
+        let mut layers = Vec::new();
+        for conv in self.convs() {
+            let (o, c, k, _) = conv.direction.value().dims4()?;
+            let v = View::of("res_net", conv.direction.value())?;
+            let v = v.get::<T>("res_net")?;
+            let (kernel, inv) = match &conv.magnitude {
+                Some(g) => {
+                    let g = View::of("res_net", g.value())?;
+                    res_net::weight_norm(v, g.get::<T>("res_net")?)
+                }
+                None => (v.to_vec(), Vec::new()),
+            };
+            inverse.push(inv);
+            let bias = View::of("res_net", conv.bias.value())?;
+            let bias = bias.get::<T>("res_net")?.to_vec();
+            layers.push(Layer::new(kernel, bias, Dims { c, o, b, h, w, k }));
+        }
+        let mut next = layers.into_iter();
+        let mut take = || next.next().expect("as many as there are convolutions");
+        let first = take();
+        let skip = self.skip.is_some().then(&mut take);
+        let blocks = self
+            .blocks
+            .iter()
+            .map(|block| {
+                let (conv1, conv2) = (take(), take());
+                res_net::Block { conv1, conv2, skip: block.skip.is_some().then(&mut take) }
+            })
+            .collect();
+        let last = take();
+        Ok((Layers { first, skip, blocks, last }, inverse))
+    }
+
+    /// [x, -x, mask] channel-major.
+    fn input<T: Real>(&self, x: &[T], [b, c, h, w]: [usize; 4]) -> Result<Vec<T>> {
+        let mut u = swap_axes(x, b, c);
+        if self.cfg.signed_input {
+            u.extend_from_within(..);
+            u[b * c * h * w..].iter_mut().for_each(|v| *v = -*v);
+        }
+        if let Some(mask) = &self.mask {
+            let mask = View::of("res_net", mask)?;
+            let mask = mask.get::<T>("res_net")?;
+            for _ in 0..b {
+                u.extend_from_slice(mask);
+            }
+        }
+        Ok(u)
+    }
+
+    fn run<T: Real>(&self, x: &Tensor, ctx: Ctx, keep: bool) -> Result<(Tensor, Option<Pass<T>>)> {
+        let x = x.contiguous()?;
+        let (b, c, h, w) = x.dims4()?;
+        let inputs = self.cfg.inputs;
+        if c != inputs {
+            bail!("a residual network for {inputs} channels met {:?}", x.shape());
+        }
+        let shape = [b, c, h, w];
+        let view = View::of("res_net", &x)?;
+        let u = self.input(view.get::<T>("res_net")?, shape)?;
+        let (layers, inverse) = self.layers::<T>(shape)?;
+        let norms = self.norms();
+        let n = b * h * w;
+        let (y, kept) = layers.forward(u, keep, |i, x| match norms[i] {
+            Some(norm) => norm.norm(x, n, ctx.mode),
+            None => Ok(Norm::identity(self.cfg.features)),
+        })?;
+        let y = tensor(swap_axes(&y, self.cfg.outputs, b), (b, self.cfg.outputs, h, w))?;
+        Ok((y, kept.map(|kept| Pass { layers, inverse, kept, shape })))
+    }
+
+    fn run_back<T: Real>(&self, pass: Pass<T>, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        let Pass { layers, inverse, kept, shape: [b, c, h, w] } = pass;
+        let gy = gy.contiguous()?;
+        let view = View::of("res_net", &gy)?;
+        let gy = swap_axes(view.get::<T>("res_net")?, b, self.cfg.outputs);
+        let NetGrad { u, layers, norms } = layers.backward(kept, &gy);
+        for ((conv, mut g), inverse) in self.convs().into_iter().zip(layers).zip(&inverse) {
+            let v = conv.direction.value();
+            if let Some(magnitude) = &conv.magnitude {
+                let (vv, mv) = (View::of("res_net", v)?, View::of("res_net", magnitude.value())?);
+                let (v, m) = (vv.get::<T>("res_net")?, mv.get::<T>("res_net")?);
+                let gm = res_net::weight_norm_back(&mut g.w, v, m, inverse);
+                grads.add(magnitude, tensor(gm, magnitude.value().shape())?)?;
+            }
+            grads.add(&conv.direction, tensor(g.w, v.shape())?)?;
+            grads.add(&conv.bias, tensor(g.bias, conv.bias.value().shape())?)?;
+        }
+        for (norm, g) in self.norms().into_iter().zip(norms) {
+            if let Some(norm) = norm {
+                let [gamma, beta] = norm.gamma_beta();
+                grads.add(gamma, tensor(g.gamma, gamma.value().shape())?)?;
+                grads.add(beta, tensor(g.beta, beta.value().shape())?)?;
+            }
+        }
+        let n = b * c * h * w;
+        let mut gx = u[..n].to_vec();
+        if self.cfg.signed_input {
+            gx.iter_mut().zip(&u[n..2 * n]).for_each(|(a, &b)| *a = *a - b);
+        }
+        tensor(swap_axes(&gx, c, b), (b, c, h, w))
+    }
+}
+
 impl Net for ResNet {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+        dispatch!("res_net", x.dtype(), T => {
+            let (y, pass) = self.run::<T>(x, ctx, true)?;
+            Ok((y, Saved::new(pass.expect("kept"))))
+        })
+    }
+
+    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        dispatch!("res_net", gy.dtype(), T => {
+            self.run_back(saved.take::<Pass<T>>().expect("kept by forward_saved"), gy, grads)
+        })
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        if !ctx.grad && !x.track_op() {
+            return dispatch!("res_net", x.dtype(), T => Ok(self.run::<T>(x, ctx, false)?.0));
+        }
         let x = to_channel_major(x)?;
         let mut parts = vec![x.clone()];
         if self.cfg.signed_input {

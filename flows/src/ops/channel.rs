@@ -10,6 +10,7 @@
 //! the threads take channels, every sum runs over one row in order, and no result depends on the number of threads.
 
 use super::gemm::{Real, contiguous, dispatch, dtype};
+use super::simd::{Job, wide};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -42,10 +43,13 @@ fn check(c: usize, l: &Layout) -> Result<()> {
     Ok(())
 }
 
+/// Partial sums side by side, so that they become vectors.
+const LANES: usize = 16;
+/// Numbers that are summed in the tensor's own type before they join the sum in f64.
+const BLOCK: usize = 1024;
+
 /// The two sums that a backward needs of each row, with f64 accumulation over fixed blocks.
 fn row_sums<T: Real>(n: usize, f: impl Fn(usize) -> (T, T)) -> (f64, f64) {
-    const LANES: usize = 16;
-    const BLOCK: usize = 1024;
     let (mut s, mut q) = (0., 0.);
     for start in (0..n).step_by(BLOCK) {
         let end = (start + BLOCK).min(n);
@@ -72,16 +76,14 @@ fn row_sums<T: Real>(n: usize, f: impl Fn(usize) -> (T, T)) -> (f64, f64) {
 }
 
 fn mean_var<T: Real>(x: &[T]) -> (f64, f64) {
-    let n = x.len();
-    let nf = n.max(1) as f64;
-    let mean = row_sums(n, |i| (x[i], T::default())).0 / nf;
-    let m = T::of(mean);
-    let (r, q) = row_sums(n, |i| {
-        let d = x[i] - m;
-        (d, d * d)
-    });
+    let n = x.len().max(1) as f64;
+    let mut sums = (0., 0.);
+    wide(Sums { x, about: T::default(), sums: &mut sums });
+    let mean = sums.0 / n;
+    let mut about = (0., 0.);
+    wide(Sums { x, about: T::of(mean), sums: &mut about });
     // The rounding of the mean to T is taken out again.
-    (mean, (q / nf - (r / nf).powi(2)).max(0.))
+    (mean, (about.1 / n - (about.0 / n).powi(2)).max(0.))
 }
 
 struct Moments;
@@ -381,6 +383,194 @@ impl CustomOp3 for BatchNormBack {
             let len = out.len();
             Ok((T::storage(out), len.into()))
         })
+    }
+}
+
+/// How one pass normalises each channel of (C, ...) before its ReLU:
+///
+/// ```text
+/// r(x) = relu((x - mean) scale + shift),     scale = gamma / sqrt(var + eps),   shift = beta
+/// ```
+pub(crate) struct Norm<T> {
+    mean: Vec<T>,
+    scale: Vec<T>,
+    shift: Vec<T>,
+    /// 1 / sqrt(var + eps).
+    inverse: Vec<T>,
+    /// Whether mean and variance are x's own, so that gradients pass through them.
+    own: bool,
+}
+
+/// The gradients of gamma and beta.
+pub(crate) struct NormGrad<T> {
+    pub(crate) gamma: Vec<T>,
+    pub(crate) beta: Vec<T>,
+}
+
+impl<T: Real> Norm<T> {
+    /// r = relu alone.
+    pub(crate) fn identity(channels: usize) -> Self {
+        let v = |x| vec![T::of(x); channels];
+        Self { mean: v(0.), scale: v(1.), shift: v(0.), inverse: v(1.), own: false }
+    }
+
+    /// With given statistics; `own` if they are those of the x at hand.
+    pub(crate) fn new(mean_var: &[(f64, f64)], gamma: &[T], beta: &[T], eps: f64, own: bool) -> Self {
+        let inverse: Vec<T> = mean_var.iter().map(|m| T::of(1. / (m.1 + eps).sqrt())).collect();
+        Self {
+            mean: mean_var.iter().map(|m| T::of(m.0)).collect(),
+            scale: gamma.iter().zip(&inverse).map(|(&g, &i)| g * i).collect(),
+            shift: beta.to_vec(),
+            inverse,
+            own,
+        }
+    }
+
+    /// (mean, scale, shift) of channel c.
+    #[inline(always)]
+    pub(crate) fn of(&self, c: usize) -> (T, T, T) {
+        (self.mean[c], self.scale[c], self.shift[c])
+    }
+
+    /// r(x).
+    pub(crate) fn apply(&self, x: &[T]) -> Vec<T> {
+        let n = (x.len() / self.mean.len().max(1)).max(1);
+        let mut out = vec![T::default(); x.len()];
+        out.par_chunks_mut(n)
+            .zip(x.par_chunks(n))
+            .enumerate()
+            .for_each(|(c, (out, x))| wide(Activate { x, out, by: self.of(c) }));
+        out
+    }
+
+    /// The gradient of x in place of that of r(x).
+    pub(crate) fn backward(&self, g: &mut [T], x: &[T]) -> NormGrad<T> {
+        let n = (x.len() / self.mean.len().max(1)).max(1);
+        let sums: Vec<(f64, f64)> = g
+            .par_chunks_mut(n)
+            .zip(x.par_chunks(n))
+            .enumerate()
+            .map(|(c, (g, x))| {
+                let mut sums = (0., 0.);
+                wide(ActivateBack { x, g, norm: self, c, sums: &mut sums });
+                sums
+            })
+            .collect();
+        let column = |f: fn(&(f64, f64)) -> f64| sums.iter().map(|s| T::of(f(s))).collect();
+        NormGrad { gamma: column(|s| s.1), beta: column(|s| s.0) }
+    }
+}
+
+struct Activate<'a, T> {
+    x: &'a [T],
+    out: &'a mut [T],
+    by: (T, T, T),
+}
+
+impl<T: Real> Job for Activate<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let (m, a, b) = self.by;
+        for (o, &v) in self.out.iter_mut().zip(self.x) {
+            let u = (v - m) * a + b;
+            *o = if u > T::default() { u } else { T::default() };
+        }
+    }
+}
+
+/// One channel's way back; `sums` are sum g and sum g xhat of the gated g.
+struct ActivateBack<'a, T> {
+    x: &'a [T],
+    g: &'a mut [T],
+    norm: &'a Norm<T>,
+    c: usize,
+    sums: &'a mut (f64, f64),
+}
+
+impl<T: Real> Job for ActivateBack<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        let (m, a, b) = self.norm.of(self.c);
+        let inverse = self.norm.inverse[self.c];
+        let zero = T::default();
+        for (g, x) in self.g.chunks_mut(BLOCK).zip(self.x.chunks(BLOCK)) {
+            let (mut s, mut q) = ([zero; LANES], [zero; LANES]);
+            let (gs, g_rest) = g.as_chunks_mut::<LANES>();
+            let (xs, x_rest) = x.as_chunks::<LANES>();
+            for (g, x) in gs.iter_mut().zip(xs) {
+                for k in 0..LANES {
+                    let d = x[k] - m;
+                    let v = if d * a + b > zero { g[k] } else { zero };
+                    g[k] = v;
+                    s[k] += v;
+                    q[k] += v * (d * inverse);
+                }
+            }
+            for (g, &x) in g_rest.iter_mut().zip(x_rest) {
+                let d = x - m;
+                let v = if d * a + b > zero { *g } else { zero };
+                *g = v;
+                s[0] += v;
+                q[0] += v * (d * inverse);
+            }
+            self.sums.0 += s.iter().map(|v| v.f64()).sum::<f64>();
+            self.sums.1 += q.iter().map(|v| v.f64()).sum::<f64>();
+        }
+        if !self.norm.own {
+            self.g.iter_mut().for_each(|g| *g = a * *g);
+            return;
+        }
+        let n = self.x.len().max(1) as f64;
+        let (mg, mgx) = (T::of(self.sums.0 / n), T::of(self.sums.1 / n));
+        for (g, &x) in self.g.iter_mut().zip(self.x) {
+            *g = a * (*g - mg - (x - m) * inverse * mgx);
+        }
+    }
+}
+
+/// Mean and biased variance of each row of n.
+pub(crate) fn mean_vars<T: Real>(x: &[T], n: usize) -> Vec<(f64, f64)> {
+    x.par_chunks(n.max(1)).map(mean_var).collect()
+}
+
+/// The sum of each row of n.
+pub(crate) fn row_totals<T: Real>(x: &[T], n: usize) -> Vec<T> {
+    let sum = |x: &[T]| {
+        let mut sums = (0., 0.);
+        wide(Sums { x, about: T::default(), sums: &mut sums });
+        T::of(sums.0)
+    };
+    x.par_chunks(n.max(1)).map(sum).collect()
+}
+
+/// sum (x - about) and sum (x - about)^2.
+struct Sums<'a, T> {
+    x: &'a [T],
+    about: T,
+    sums: &'a mut (f64, f64),
+}
+
+impl<T: Real> Job for Sums<'_, T> {
+    #[inline(always)]
+    fn run(self) {
+        for x in self.x.chunks(BLOCK) {
+            let (mut s, mut q) = ([T::default(); LANES], [T::default(); LANES]);
+            let (xs, rest) = x.as_chunks::<LANES>();
+            for x in xs {
+                for k in 0..LANES {
+                    let d = x[k] - self.about;
+                    s[k] += d;
+                    q[k] += d * d;
+                }
+            }
+            for &x in rest {
+                let d = x - self.about;
+                s[0] += d;
+                q[0] += d * d;
+            }
+            self.sums.0 += s.iter().map(|v| v.f64()).sum::<f64>();
+            self.sums.1 += q.iter().map(|v| v.f64()).sum::<f64>();
+        }
     }
 }
 

@@ -20,6 +20,7 @@
 //! number of threads and on nothing else.
 
 use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -31,6 +32,13 @@ pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.apply_op2(w, Conv)
 }
 
+/// The gradients of x and of w, from that of y; see [`conv2d`].
+pub fn conv2d_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, gy) = (x.detach(), gy.detach().contiguous()?);
+    let gx = gy.apply_op2_no_bwd(&w.detach(), &ConvBackInput)?;
+    Ok((gx, x.apply_op2_no_bwd(&gy, &ConvBackWeight { k: w.dim(2)? })?))
+}
+
 /// y[b, :, p] = w x[b, :, p] for x (B, C, ...) and w (C, C): the 1x1 convolution of a flow, in the layout of its input.
 ///
 /// The channels are few, so each image is one small GEMM and nothing is transposed.
@@ -39,13 +47,13 @@ pub fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Dims {
-    pub(super) c: usize,
-    pub(super) o: usize,
-    pub(super) b: usize,
-    pub(super) h: usize,
-    pub(super) w: usize,
-    pub(super) k: usize,
+pub(crate) struct Dims {
+    pub(crate) c: usize,
+    pub(crate) o: usize,
+    pub(crate) b: usize,
+    pub(crate) h: usize,
+    pub(crate) w: usize,
+    pub(crate) k: usize,
 }
 
 impl Dims {
@@ -62,7 +70,7 @@ impl Dims {
     }
 
     /// Columns in all: one for each pixel of each image.
-    fn cols(&self) -> usize {
+    pub(super) fn cols(&self) -> usize {
         self.b * self.h * self.w
     }
 }
@@ -124,13 +132,11 @@ impl CustomOp2 for ConvBackInput {
     ) -> Result<(CpuStorage, Shape)> {
         let (o, b, h, w) = l1.shape().dims4()?;
         let (_, c, k, _) = l2.shape().dims4()?;
-        // As a forward convolution from O channels to C.
-        let d = Dims { c: o, o: c, b, h, w, k };
+        let d = Dims { c, o, b, h, w, k };
         dispatch!("conv2d", dtype(s1), T => {
             let gy = contiguous::<T>("conv2d", s1, l1)?;
             let wt = contiguous::<T>("conv2d", s2, l2)?;
-            let flipped = flip_transpose(wt, o, c, k * k);
-            Ok((T::storage(forward(gy, &flipped, d)), (c, b, h, w).into()))
+            Ok((T::storage(backward_input(gy, wt, d)), (c, b, h, w).into()))
         })
     }
 }
@@ -162,6 +168,21 @@ impl CustomOp2 for ConvBackWeight {
     }
 }
 
+/// The gradient of x from that of y = w * x; `d` is that convolution's.
+pub(super) fn backward_input<T: Real>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+    // As a convolution from O channels to C.
+    let turned = Dims { c: d.o, o: d.c, ..d };
+    if d.k == 1 {
+        return pointwise(gy, Mat::transposed(w, d.c), turned);
+    }
+    if winograd(d) {
+        let mut out = vec![T::default(); d.c * d.cols()];
+        winograd_all(&Kernel::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
+        return out;
+    }
+    forward(gy, &flip_transpose(w, d.o, d.c, 9), turned)
+}
+
 /// w[o, c, t] to w'[c, o, taps - 1 - t].
 fn flip_transpose<T: Real>(w: &[T], o: usize, c: usize, taps: usize) -> Vec<T> {
     let mut out = vec![T::default(); w.len()];
@@ -176,7 +197,7 @@ fn flip_transpose<T: Real>(w: &[T], o: usize, c: usize, taps: usize) -> Vec<T> {
 }
 
 /// A pointer that threads write disjoint parts of one result through.
-struct Shared<T> {
+pub(super) struct Shared<T> {
     ptr: *mut T,
     len: usize,
 }
@@ -185,8 +206,20 @@ struct Shared<T> {
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    fn new(v: &mut [T]) -> Self {
+    pub(super) fn new(v: &mut [T]) -> Self {
         Self { ptr: v.as_mut_ptr(), len: v.len() }
+    }
+
+    /// `len` elements from `at`.
+    ///
+    /// # Safety
+    /// No two threads may hold parts that overlap, and nobody may use the result meanwhile.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {
+        assert!(at + len <= self.len, "a part reaches past its result");
+        // SAFETY: inside the result; the caller answers for the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), len) }
     }
 }
 
@@ -206,7 +239,63 @@ fn columns_per_block(rows: usize) -> usize {
     (262_144 / rows.max(1)).clamp(192, 2048)
 }
 
-fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+/// Whether Winograd's products beat columns.
+pub(super) fn winograd(d: Dims) -> bool {
+    d.k == 3 && d.c.min(d.o) >= 16 && d.h.min(d.w) >= 2
+}
+
+/// Rows of one result that threads write, each its own.
+pub(super) struct Rows<'a, T> {
+    pub(super) out: &'a Shared<T>,
+    pub(super) t: Tiles,
+    pub(super) images: usize,
+}
+
+impl<T: Real> Sink<T> for Rows<'_, T> {
+    #[inline(always)]
+    fn row(&mut self, o: usize, image: usize, i: usize, row: &[T]) {
+        let at = ((o * self.images + image) * self.t.h + i) * self.t.w;
+        // SAFETY: this thread alone writes the rows under its tiles.
+        unsafe { self.out.part(at, row.len()) }.copy_from_slice(row);
+    }
+}
+
+/// Winograd's convolution of all images, or its way back to the input.
+fn winograd_all<T: Real>(kernel: &Kernel<T>, back: bool, x: &[T], d: Dims, out: &Shared<T>) {
+    let t = Tiles { h: d.h, w: d.w };
+    let source = Plane { x, t, images: d.b };
+    ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
+        let mut sink = Rows { out, t, images: d.b };
+        winograd::convolve(kernel, back, t, r, &mut Scratch::new(), &source, &mut sink);
+    });
+}
+
+/// y = w x for w (O, C) as `w` reads it.
+fn pointwise<T: Real>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
+    let mut out = vec![T::default(); d.o * d.cols()];
+    columns(&mut out, x, w, d, false);
+    out
+}
+
+/// y += w x.
+pub(super) fn pointwise_add<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
+    columns(y, x, w, d, true);
+}
+
+fn columns<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
+    let n = d.cols();
+    let shared = &Shared::new(y);
+    ranges(n).into_par_iter().filter(|r| !r.is_empty()).for_each(|r| {
+        // SAFETY: this thread alone writes columns `r` of every row.
+        let dst = unsafe { MatMut::raw(shared.ptr.add(r.start), shared.len - r.start, n) };
+        gemm((d.o, r.len(), d.c), w, Mat::rows(&x[r.start..], n), dst, T::of(1.), add, 1);
+    });
+}
+
+pub(super) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+    if d.k == 1 {
+        return pointwise(x, Mat::rows(w, d.c), d);
+    }
     let n = d.cols();
     let hw = d.h * d.w;
     let mut out = vec![T::default(); d.o * n];
@@ -215,23 +304,9 @@ fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     }
     let shared = Shared::new(&mut out);
     let shared = &shared;
-    if d.k == 1 {
-        ranges(n).into_par_iter().for_each(|r| {
-            if r.is_empty() {
-                return;
-            }
-            // SAFETY: this thread alone writes columns `r` of every row.
-            let dst = unsafe { MatMut::raw(shared.ptr.add(r.start), shared.len - r.start, n) };
-            gemm(
-                (d.o, r.len(), d.c),
-                Mat::rows(w, d.c),
-                Mat::rows(&x[r.start..], n),
-                dst,
-                T::of(1.),
-                false,
-                1,
-            );
-        });
+    if winograd(d) {
+        let kernel = Kernel::new(w, d.o, d.c);
+        winograd_all(&kernel, false, x, d, shared);
     } else if d.c <= d.o {
         // Units of image rows.
         let step = block(d.w, columns_per_block(9 * d.c));
@@ -276,7 +351,7 @@ fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
                 );
                 for o in 0..d.o {
                     // SAFETY: this thread alone writes the columns of its images.
-                    let dst = unsafe { std::slice::from_raw_parts_mut(shared.ptr.add(o * n + at), m) };
+                    let dst = unsafe { shared.part(o * n + at, m) };
                     for t in 0..9 {
                         let src = &y[(t * d.o + o) * m..][..m];
                         shift_add(src, dst, d, images, t);
@@ -349,8 +424,19 @@ pub(super) fn im2col<T: Real>(
 }
 
 /// gw[o, c, t] = sum_p gy[o, p] x[c, p shifted by t].
-fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+pub(super) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let n = d.cols();
+    if winograd(d) {
+        let t = Tiles { h: d.h, w: d.w };
+        let plane = |x| Plane { x, t, images: d.b };
+        let sum = |r| {
+            let mut sum = KernelGrad::new(d.o, d.c);
+            sum.add(t, r, &mut Scratch::new(), &plane(x), &plane(gy));
+            sum
+        };
+        let parts: Vec<_> = ranges(d.b * t.rows()).into_par_iter().map(sum).collect();
+        return KernelGrad::finish(&parts);
+    }
     let taps = d.k * d.k;
     let len = d.o * d.c * taps;
     let units = d.b * d.h;
@@ -568,6 +654,10 @@ mod tests {
             (3, 3, 3, 1, 1),
             (2, 3, 3, 2, 1),
             (40, 48, 3, 8, 8),
+            (16, 17, 3, 7, 5),
+            (18, 16, 3, 3, 6),
+            (64, 64, 3, 32, 32),
+            (130, 140, 3, 8, 8),
         ] {
             let b = 3;
             let x = Var::from_tensor(&wave(&[c, b, h, w], 0.37))?;

@@ -16,7 +16,10 @@ pub mod coupling;
 pub mod gemm;
 pub mod linear;
 pub mod plu;
+pub(crate) mod res_net;
+mod simd;
 pub(crate) mod update;
+mod winograd;
 
 use candle_core::{Result, Tensor};
 
@@ -28,6 +31,18 @@ pub fn to_channel_major(x: &Tensor) -> Result<Tensor> {
 /// (C, B, H, W) to (B, C, H, W), contiguous.
 pub fn from_channel_major(x: &Tensor) -> Result<Tensor> {
     x.transpose(0, 1)?.contiguous()
+}
+
+/// (A, B, n) to (B, A, n).
+pub(crate) fn swap_axes<T: gemm::Real>(x: &[T], a: usize, b: usize) -> Vec<T> {
+    let n = x.len() / (a * b).max(1);
+    let mut out = Vec::with_capacity(x.len());
+    for j in 0..b {
+        for i in 0..a {
+            out.extend_from_slice(&x[(i * b + j) * n..][..n]);
+        }
+    }
+    out
 }
 
 /// What the tests of several ops compute with.
