@@ -10,7 +10,7 @@
 //! the threads take channels, every sum runs over one row in order, and no result depends on the number of threads.
 
 use super::gemm::{Real, contiguous, dispatch, dtype};
-use super::simd::{Job, wide};
+use super::simd::{Job, Width, wide};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -469,7 +469,7 @@ struct Activate<'a, T> {
 
 impl<T: Real> Job for Activate<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let (m, a, b) = self.by;
         for (o, &v) in self.out.iter_mut().zip(self.x) {
             let u = (v - m) * a + b;
@@ -489,7 +489,7 @@ struct ActivateBack<'a, T> {
 
 impl<T: Real> Job for ActivateBack<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let (m, a, b) = self.norm.of(self.c);
         let inverse = self.norm.inverse[self.c];
         let zero = T::default();
@@ -552,7 +552,7 @@ struct Sums<'a, T> {
 
 impl<T: Real> Job for Sums<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         for x in self.x.chunks(BLOCK) {
             let (mut s, mut q) = ([T::default(); LANES], [T::default(); LANES]);
             let (xs, rest) = x.as_chunks::<LANES>();

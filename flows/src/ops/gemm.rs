@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Ten
 use gemm::Parallelism;
 
 /// What the kernels are written for: f32 and f64.
-pub trait Real:
+pub(crate) trait Real:
     Copy
     + Send
     + Sync
@@ -19,6 +19,8 @@ pub trait Real:
     + std::ops::SubAssign
     + 'static
 {
+    /// Its vectors at a width.
+    type Steps<W: super::simd::Width>: super::simd::Steps<Self>;
     /// From f64, rounded.
     fn of(v: f64) -> Self;
     /// To f64, exact.
@@ -29,8 +31,6 @@ pub trait Real:
     fn ln_1p(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
-    /// Square root.
-    fn sqrt(self) -> Self;
     /// The slice of a storage.
     fn slice(s: &CpuStorage) -> Option<&[Self]>;
     /// The mutable slice of a storage.
@@ -42,8 +42,9 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $variant:ident) => {
+    ($t:ident, $variant:ident, $w:ident => $steps:ty) => {
         impl Real for $t {
+            type Steps<$w: super::simd::Width> = $steps;
             #[inline(always)]
             fn of(v: f64) -> Self {
                 v as $t
@@ -63,10 +64,6 @@ macro_rules! real {
             #[inline(always)]
             fn tanh(self) -> Self {
                 $t::tanh(self)
-            }
-            #[inline(always)]
-            fn sqrt(self) -> Self {
-                $t::sqrt(self)
             }
             fn slice(s: &CpuStorage) -> Option<&[Self]> {
                 match s {
@@ -89,8 +86,9 @@ macro_rules! real {
         }
     };
 }
-real!(f32, F32);
-real!(f64, F64);
+real!(f32, F32, W => W::F32);
+// Tests and references: one at a time.
+real!(f64, F64, W => super::simd::One<f64>);
 
 /// A contiguous tensor of the host, to read.
 pub(crate) struct View<'a> {
@@ -162,7 +160,7 @@ pub(crate) fn dtype(s: &CpuStorage) -> DType {
 
 /// A matrix to read: a slice with a row and a column stride.
 #[derive(Clone, Copy)]
-pub struct Mat<'a, T> {
+pub(crate) struct Mat<'a, T> {
     data: &'a [T],
     row: usize,
     col: usize,
@@ -185,7 +183,7 @@ impl<'a, T> Mat<'a, T> {
 }
 
 /// A row-major matrix to write.
-pub struct MatMut<'a, T> {
+pub(crate) struct MatMut<'a, T> {
     data: *mut T,
     len: usize,
     row: usize,
@@ -211,7 +209,7 @@ impl<'a, T> MatMut<'a, T> {
 /// dst = alpha a b (+ dst if `add`), with a of m x k, b of k x n; `threads` = 1 stays on the calling thread.
 ///
 /// Panics if a slice is shorter than its matrix: the sizes come from our own callers, never from input.
-pub fn gemm<T: Real>(
+pub(crate) fn gemm<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Mat<T>,
     b: Mat<T>,

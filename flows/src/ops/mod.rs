@@ -13,7 +13,7 @@ pub mod channel;
 pub mod conv;
 pub mod conv_net;
 pub mod coupling;
-pub mod gemm;
+pub(crate) mod gemm;
 pub mod linear;
 pub mod plu;
 pub(crate) mod res_net;

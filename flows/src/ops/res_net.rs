@@ -14,6 +14,7 @@
 use super::channel::{Norm, NormGrad};
 use super::conv::{self, Dims, Shared, ranges};
 use super::gemm::{Mat, Real};
+use super::simd;
 use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Source, Tiles};
 use rayon::prelude::*;
 
@@ -142,10 +143,10 @@ impl<T: Real> Source<T> for Activated<'_, T> {
     #[inline(always)]
     fn row(&self, c: usize, image: usize, i: usize, out: &mut [T]) {
         let (m, a, b) = self.norm.of(c);
-        for (o, &v) in out.iter_mut().zip(self.plane.slice(c, image, i)) {
+        simd::map(out, self.plane.slice(c, image, i), |v| {
             let u = (v - m) * a + b;
-            *o = if u > T::default() { u } else { T::default() };
-        }
+            if u > T::default() { u } else { T::default() }
+        });
     }
 }
 
@@ -166,12 +167,8 @@ impl<T: Real> Sink<T> for Add<'_, T> {
         let out = unsafe { self.out.part(at, row.len()) };
         let b = self.bias[o];
         match self.base {
-            Some(base) => {
-                for ((o, &v), &h) in out.iter_mut().zip(row).zip(&base[at..at + row.len()]) {
-                    *o = v + b + h;
-                }
-            }
-            None => out.iter_mut().zip(row).for_each(|(o, &v)| *o = v + b),
+            Some(base) => simd::zip(out, row, &base[at..at + row.len()], |v, h| v + b + h),
+            None => simd::map(out, row, |v| v + b),
         }
     }
 }

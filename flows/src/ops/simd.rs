@@ -1,10 +1,215 @@
-//! Loops compiled for the vectors that the machine has.
+//! Loops compiled for the vectors that the machine has, and vectors where the compiler finds none.
 
 /// A piece of work whose `run` is inlined (`#[inline(always)]`) into a function compiled for the machine's vectors. A
 /// closure would not do: nothing makes the compiler inline one, and left alone it is compiled for any x86-64.
 pub(crate) trait Job {
-    /// Does it.
-    fn run(self);
+    /// Does it, with vectors of `W`.
+    fn run<W: Width>(self);
+}
+
+/// The widest vectors of an instruction set, by element.
+pub(crate) trait Width {
+    /// Of f32: 16, 8 or 4 of them, then narrower ones for what is left of a row.
+    type F32: Steps<f32>;
+}
+
+/// Vectors of falling width for rows of any length.
+pub(crate) trait Steps<T> {
+    /// The widest.
+    type Wide: Vector<T>;
+    /// Eight at most.
+    type Eight: Vector<T>;
+    /// Four at most.
+    type Four: Vector<T>;
+}
+
+/// A few numbers at once.
+pub(crate) trait Vector<T>: Copy {
+    /// How many.
+    const LANES: usize;
+    /// The first [`Vector::LANES`] numbers of `x`.
+    fn load(x: &[T]) -> Self;
+    /// To the first [`Vector::LANES`] numbers of `x`.
+    fn store(self, x: &mut [T]);
+    /// Sum.
+    fn add(self, o: Self) -> Self;
+    /// Difference.
+    fn sub(self, o: Self) -> Self;
+    /// The even and the odd ones of twice as many numbers.
+    fn split(x: &[T]) -> (Self, Self);
+    /// The inverse of [`Vector::split`].
+    fn weave(even: Self, odd: Self, x: &mut [T]);
+}
+
+/// One number: any element on any machine.
+#[derive(Clone, Copy)]
+pub(crate) struct One<T>(T);
+
+impl<T: super::gemm::Real> Vector<T> for One<T> {
+    const LANES: usize = 1;
+    #[inline(always)]
+    fn load(x: &[T]) -> Self {
+        Self(x[0])
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [T]) {
+        x[0] = self.0;
+    }
+    #[inline(always)]
+    fn add(self, o: Self) -> Self {
+        Self(self.0 + o.0)
+    }
+    #[inline(always)]
+    fn sub(self, o: Self) -> Self {
+        Self(self.0 - o.0)
+    }
+    #[inline(always)]
+    fn split(x: &[T]) -> (Self, Self) {
+        (Self(x[0]), Self(x[1]))
+    }
+    #[inline(always)]
+    fn weave(even: Self, odd: Self, x: &mut [T]) {
+        (x[0], x[1]) = (even.0, odd.0);
+    }
+}
+
+impl<T: super::gemm::Real> Steps<T> for One<T> {
+    type Wide = Self;
+    type Eight = Self;
+    type Four = Self;
+}
+
+/// What every machine has.
+pub(crate) struct Plain;
+
+impl Width for Plain {
+    #[cfg(target_arch = "x86_64")]
+    type F32 = x86::Sse;
+    #[cfg(not(target_arch = "x86_64"))]
+    type F32 = One<f32>;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Steps, Vector, Width};
+    use std::arch::x86_64::*;
+
+    /// SSE2, which any x86-64 has.
+    pub(crate) struct Sse;
+    /// AVX2.
+    pub(crate) struct Avx2;
+    /// AVX-512.
+    pub(crate) struct Avx512;
+
+    impl Steps<f32> for Sse {
+        type Wide = __m128;
+        type Eight = __m128;
+        type Four = __m128;
+    }
+    impl Steps<f32> for Avx2 {
+        type Wide = __m256;
+        type Eight = __m256;
+        type Four = __m128;
+    }
+    impl Steps<f32> for Avx512 {
+        type Wide = __m512;
+        type Eight = __m256;
+        type Four = __m128;
+    }
+    impl Width for Avx2 {
+        type F32 = Avx2;
+    }
+    impl Width for Avx512 {
+        type F32 = Avx512;
+    }
+
+    macro_rules! vector {
+        ($v:ty, $lanes:literal, $load:ident, $store:ident, $add:ident, $sub:ident, ($sa:ident, $sb:ident) => $split:expr, ($we:ident, $wo:ident) => $weave:expr) => {
+            impl Vector<f32> for $v {
+                const LANES: usize = $lanes;
+                #[inline(always)]
+                fn load(x: &[f32]) -> Self {
+                    assert!(x.len() >= $lanes);
+                    // SAFETY: the slice is long enough; only jobs run by `wide` name this type, where the processor has it.
+                    unsafe { $load(x.as_ptr()) }
+                }
+                #[inline(always)]
+                fn store(self, x: &mut [f32]) {
+                    assert!(x.len() >= $lanes);
+                    // SAFETY: as in `load`.
+                    unsafe { $store(x.as_mut_ptr(), self) }
+                }
+                #[inline(always)]
+                fn add(self, o: Self) -> Self {
+                    // SAFETY: as in `load`.
+                    unsafe { $add(self, o) }
+                }
+                #[inline(always)]
+                fn sub(self, o: Self) -> Self {
+                    // SAFETY: as in `load`.
+                    unsafe { $sub(self, o) }
+                }
+                #[inline(always)]
+                fn split(x: &[f32]) -> (Self, Self) {
+                    let ($sa, $sb) = (Self::load(x), Self::load(&x[$lanes..]));
+                    // SAFETY: as in `load`.
+                    unsafe { $split }
+                }
+                #[inline(always)]
+                fn weave($we: Self, $wo: Self, x: &mut [f32]) {
+                    // SAFETY: as in `load`.
+                    let (a, b) = unsafe { $weave };
+                    a.store(x);
+                    b.store(&mut x[$lanes..]);
+                }
+            }
+        };
+    }
+
+    vector!(
+        __m128,
+        4,
+        _mm_loadu_ps,
+        _mm_storeu_ps,
+        _mm_add_ps,
+        _mm_sub_ps,
+        (a, b) => (_mm_shuffle_ps::<0x88>(a, b), _mm_shuffle_ps::<0xdd>(a, b)),
+        (e, o) => (_mm_unpacklo_ps(e, o), _mm_unpackhi_ps(e, o))
+    );
+    vector!(
+        __m256,
+        8,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_sub_ps,
+        (a, b) => {
+            let (l, h) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            (_mm256_shuffle_ps::<0x88>(l, h), _mm256_shuffle_ps::<0xdd>(l, h))
+        },
+        (e, o) => {
+            let (l, h) = (_mm256_unpacklo_ps(e, o), _mm256_unpackhi_ps(e, o));
+            (_mm256_permute2f128_ps::<0x20>(l, h), _mm256_permute2f128_ps::<0x31>(l, h))
+        }
+    );
+    vector!(
+        __m512,
+        16,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_sub_ps,
+        (a, b) => {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+        },
+        (e, o) => {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            (_mm512_permutex2var_ps(e, low, o), _mm512_permutex2var_ps(e, high, o))
+        }
+    );
 }
 
 /// Runs `job` compiled for AVX-512 or AVX2 where the processor has them: plain loops become the compiler's own vectors,
@@ -15,11 +220,11 @@ pub(crate) fn wide<J: Job>(job: J) {
     {
         #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,bmi1,bmi2")]
         fn avx512<J: Job>(job: J) {
-            job.run();
+            job.run::<x86::Avx512>();
         }
         #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
         fn avx2<J: Job>(job: J) {
-            job.run();
+            job.run::<x86::Avx2>();
         }
         let v3 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -37,5 +242,49 @@ pub(crate) fn wide<J: Job>(job: J) {
             return unsafe { avx2(job) };
         }
     }
-    job.run();
+    job.run::<Plain>();
+}
+
+/// out = f(a, b), elementwise, in vectors: arrays by value leave no doubt that nothing overlaps, which for short rows costs
+/// more to find out than to compute.
+#[inline(always)]
+pub(crate) fn zip<T: Copy + Default>(out: &mut [T], a: &[T], b: &[T], f: impl Fn(T, T) -> T) {
+    const L: usize = 16;
+    let (os, o_rest) = out.as_chunks_mut::<L>();
+    let ((xs, x_rest), (ys, y_rest)) = (a.as_chunks::<L>(), b.as_chunks::<L>());
+    for ((o, x), y) in os.iter_mut().zip(xs).zip(ys) {
+        let (x, y) = (*x, *y);
+        let mut v = [T::default(); L];
+        for k in 0..L {
+            v[k] = f(x[k], y[k]);
+        }
+        *o = v;
+    }
+    for ((o, &x), &y) in o_rest.iter_mut().zip(x_rest).zip(y_rest) {
+        *o = f(x, y);
+    }
+}
+
+/// out = f(a), elementwise, in vectors.
+#[inline(always)]
+pub(crate) fn map<T: Copy + Default>(out: &mut [T], a: &[T], f: impl Fn(T) -> T) {
+    zip(out, a, a, |x, _| f(x));
+}
+
+/// Even and odd elements apart.
+#[inline(always)]
+pub(crate) fn split<T: super::gemm::Real, S: Steps<T>>(x: &[T], even: &mut [T], odd: &mut [T]) {
+    let n = x.len() / 2;
+    let l = S::Wide::LANES;
+    let mut at = 0;
+    while at + l <= n {
+        let (e, o) = S::Wide::split(&x[2 * at..]);
+        e.store(&mut even[at..]);
+        o.store(&mut odd[at..]);
+        at += l;
+    }
+    for at in at..n {
+        even[at] = x[2 * at];
+        odd[at] = x[2 * at + 1];
+    }
 }

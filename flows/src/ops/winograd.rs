@@ -16,7 +16,7 @@
 //! A block is a few rows of tiles, sized for a core's second-level cache; each thread has its own blocks and buffers.
 
 use super::gemm::{Mat, MatMut, Real, gemm};
-use super::simd::{Job, wide};
+use super::simd::{self, Job, One, Steps, Vector, Width, wide};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -44,21 +44,43 @@ struct KernelRow<'a, T> {
 
 impl<T: Real> Job for KernelRow<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let half = T::of(0.5);
         // G has rows (1,0,0), (1,1,1)/2, (1,-1,1)/2, (0,0,1).
         let g = |a: T, b: T, c: T| [a, (a + b + c) * half, (a - b + c) * half, c];
+        const L: usize = 16;
         let c = self.u.len() / N;
-        let mut rows = self.u.chunks_exact_mut(c);
-        let u: [&mut [T]; N] = std::array::from_fn(|_| rows.next().expect("sixteen"));
-        for (j, w) in self.w.chunks_exact(9).enumerate() {
-            let cols: [[T; 4]; 3] = std::array::from_fn(|k| g(w[k], w[3 + k], w[6 + k]));
-            for i in 0..4 {
-                let row = g(cols[0][i], cols[1][i], cols[2][i]);
-                for k in 0..4 {
-                    u[4 * i + k][j] = row[k];
+        let mut at = 0;
+        while at < c {
+            let m = L.min(c - at);
+            let mut w = [[T::default(); L]; 9];
+            for j in 0..m {
+                for t in 0..9 {
+                    w[t][j] = self.w[(at + j) * 9 + t];
                 }
             }
+            let mut cols = [[[T::default(); L]; 4]; 3];
+            for k in 0..3 {
+                for j in 0..L {
+                    let v = g(w[k][j], w[3 + k][j], w[6 + k][j]);
+                    for i in 0..4 {
+                        cols[k][i][j] = v[i];
+                    }
+                }
+            }
+            for i in 0..4 {
+                let mut rows = [[T::default(); L]; 4];
+                for j in 0..L {
+                    let v = g(cols[0][i][j], cols[1][i][j], cols[2][i][j]);
+                    for k in 0..4 {
+                        rows[k][j] = v[k];
+                    }
+                }
+                for k in 0..4 {
+                    self.u[(4 * i + k) * c + at..][..m].copy_from_slice(&rows[k][..m]);
+                }
+            }
+            at += m;
         }
     }
 }
@@ -71,17 +93,34 @@ struct KernelRowBack<'a, T> {
 
 impl<T: Real> Job for KernelRowBack<'_, T> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let half = T::of(0.5);
         let g = |a: T, b: T, c: T, d: T| [a + (b + c) * half, (b - c) * half, (b + c) * half + d];
+        const L: usize = 16;
         let c = self.u.len() / N;
-        for (j, w) in self.w.chunks_exact_mut(9).enumerate() {
-            let at = |i: usize, k: usize| self.u[(4 * i + k) * c + j];
-            let cols: [[T; 3]; 4] = std::array::from_fn(|k| g(at(0, k), at(1, k), at(2, k), at(3, k)));
-            for i in 0..3 {
-                let row = g(cols[0][i], cols[1][i], cols[2][i], cols[3][i]);
-                w[3 * i..3 * i + 3].copy_from_slice(&row);
+        let mut at = 0;
+        while at < c {
+            let m = L.min(c - at);
+            let mut u = [[T::default(); L]; N];
+            for (k, u) in u.iter_mut().enumerate() {
+                u[..m].copy_from_slice(&self.u[k * c + at..][..m]);
             }
+            let mut cols = [[[T::default(); L]; 3]; 4];
+            for k in 0..4 {
+                for j in 0..L {
+                    let v = g(u[k][j], u[4 + k][j], u[8 + k][j], u[12 + k][j]);
+                    for i in 0..3 {
+                        cols[k][i][j] = v[i];
+                    }
+                }
+            }
+            for i in 0..3 {
+                for j in 0..m {
+                    let v = g(cols[0][i][j], cols[1][i][j], cols[2][i][j], cols[3][i][j]);
+                    self.w[(at + j) * 9 + 3 * i..][..3].copy_from_slice(&v);
+                }
+            }
+            at += m;
         }
     }
 }
@@ -178,7 +217,7 @@ impl<T: Real> Scratch<T> {
         for (v, n) in [
             (&mut self.v, N * step(c, tiles)),
             (&mut self.m, N * step(o, tiles)),
-            (&mut self.rows, 2 * t.cols() + 8 * (t.cols() + 1)),
+            (&mut self.rows, 6 * (2 * tiles + 3 * t.cols()) + 4 * t.cols()),
         ] {
             if v.len() < n {
                 v.resize(n, T::default());
@@ -199,62 +238,117 @@ struct Patches<'a, T, S> {
 
 impl<T: Real, S: Source<T>> Job for Patches<'_, T, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let (t, n, per_image) = (self.t, self.t.cols(), self.t.rows());
         let tiles = self.rows.len() * n;
-        let len = n + 1;
-        let (raw, split) = self.buffer.split_at_mut(2 * n);
-        let raw = &mut raw[..t.w];
-        for c in 0..self.c {
-            for (q, r) in self.rows.clone().enumerate() {
-                let (image, y) = (r / per_image, 2 * (r % per_image));
-                // Row y - 1 + k is in place (y - 1 + k) mod 4: of four rows a row of tiles shares two with the one above.
-                let first = if q == 0 || y == 0 { 0 } else { 2 };
-                for k in first..4 {
-                    let slot = (y + k + 3) % 4;
-                    let (e, o) = split[2 * slot * len..][..2 * len].split_at_mut(len);
-                    let i = (y + k).wrapping_sub(1);
+        let step = step(self.c, tiles);
+        // Rows of pixels under these rows of tiles, one above and one below, each as its columns 2j - 1, 2j, 2j + 1, 2j + 2.
+        let most = 2 * tiles + 2 * n;
+        let (flat, split) = self.buffer.split_at_mut(2 * most + 2 * n);
+        let (a, split) = split.split_at_mut(most);
+        let (b, split) = split.split_at_mut(most);
+        let (c, d) = split.split_at_mut(most);
+        for channel in 0..self.c {
+            let mut start = self.rows.start;
+            while start < self.rows.end {
+                // As many as belong to one image.
+                let (image, first) = (start / per_image, start % per_image);
+                let rows = (self.rows.end - start).min(per_image - first);
+                let lines = 2 * rows + 2;
+                for (k, line) in flat.chunks_exact_mut(2 * n).take(lines).enumerate() {
+                    let i = (2 * first + k).wrapping_sub(1);
                     if i >= t.h {
-                        e.fill(T::default());
-                        o.fill(T::default());
-                        continue;
-                    }
-                    self.source.row(c, image, i, raw);
-                    // Even and odd columns from one before the image: e[j] = x[2j - 1], o[j] = x[2j].
-                    e[0] = T::default();
-                    for ((e, o), x) in e[1..].iter_mut().zip(o.iter_mut()).zip(raw.as_chunks::<2>().0) {
-                        *o = x[0];
-                        *e = x[1];
-                    }
-                    let pairs = t.w / 2;
-                    o[pairs..].fill(T::default());
-                    if t.w % 2 == 1 {
-                        o[pairs] = raw[t.w - 1];
-                        e[pairs + 1..].fill(T::default());
+                        line.fill(T::default());
+                    } else {
+                        line[2 * n - 1] = T::default();
+                        self.source.row(channel, image, i, &mut line[..t.w]);
                     }
                 }
-                let row = |k: usize| split[2 * ((y + k + 3) % 4) * len..][..2 * len].split_at(len);
-                for i in 0..4 {
-                    // Row i of B^T: (1,0,-1,0), (0,1,1,0), (0,-1,1,0), (0,1,0,-1).
-                    let (a, b, sign) = [(0, 2, -1.), (1, 2, 1.), (2, 1, -1.), (1, 3, -1.)][i];
-                    let ((ea, oa), (eb, ob), sign) = (row(a), row(b), T::of(sign));
-                    let step = step(self.c, tiles);
-                    let mut out = self.v[4 * i * step + c * tiles..].chunks_mut(step);
-                    let mut next = || &mut out.next().expect("four positions")[q * n..][..n];
-                    let (v0, v1, v2, v3) = (next(), next(), next(), next());
-                    let (ea, oa, eb, ob) = (&ea[..len], &oa[..len], &eb[..len], &ob[..len]);
-                    for j in 0..n {
-                        let (e0, o0) = (ea[j] + sign * eb[j], oa[j] + sign * ob[j]);
-                        let (e1, o1) = (ea[j + 1] + sign * eb[j + 1], oa[j + 1] + sign * ob[j + 1]);
-                        v0[j] = e0 - e1;
-                        v1[j] = o0 + e1;
-                        v2[j] = e1 - o0;
-                        v3[j] = o0 - o1;
+                let len = lines * n;
+                simd::split::<T, T::Steps<W>>(&flat[..2 * len], &mut b[..len], &mut c[..len]);
+                a[1..len].copy_from_slice(&c[..len - 1]);
+                d[..len - 1].copy_from_slice(&b[1..len]);
+                for line in 0..lines {
+                    a[line * n] = T::default();
+                    d[line * n + n - 1] = T::default();
+                }
+                let x = [&a[..len], &b[..len], &c[..len], &d[..len]];
+                let out = channel * tiles + (start - self.rows.start) * n;
+                for q in 0..rows {
+                    let at = 2 * q * n;
+                    let mut j = 0;
+                    while j < n {
+                        let (from, to) = (at + j, out + q * n + j);
+                        let l = n - j;
+                        j += if l >= Wide::<T, W>::LANES {
+                            patch::<T, Wide<T, W>>(&x, from, n, self.v, to, step)
+                        } else if l >= Eight::<T, W>::LANES {
+                            patch::<T, Eight<T, W>>(&x, from, n, self.v, to, step)
+                        } else if l >= Four::<T, W>::LANES {
+                            patch::<T, Four<T, W>>(&x, from, n, self.v, to, step)
+                        } else {
+                            patch::<T, One<T>>(&x, from, n, self.v, to, step)
+                        };
                     }
                 }
+                start += rows;
             }
         }
     }
+}
+
+type Wide<T, W> = <<T as Real>::Steps<W> as Steps<T>>::Wide;
+type Eight<T, W> = <<T as Real>::Steps<W> as Steps<T>>::Eight;
+type Four<T, W> = <<T as Real>::Steps<W> as Steps<T>>::Four;
+
+#[inline(always)]
+fn load<T, V: Vector<T>, const N: usize>(x: &[&[T]; N], from: usize) -> [V; N] {
+    let mut v = [V::load(&x[0][from..]); N];
+    for k in 1..N {
+        v[k] = V::load(&x[k][from..]);
+    }
+    v
+}
+
+#[inline(always)]
+fn add<T, V: Vector<T>>(a: [V; 4], b: [V; 4]) -> [V; 4] {
+    [a[0].add(b[0]), a[1].add(b[1]), a[2].add(b[2]), a[3].add(b[3])]
+}
+
+#[inline(always)]
+fn sub<T, V: Vector<T>>(a: [V; 4], b: [V; 4]) -> [V; 4] {
+    [a[0].sub(b[0]), a[1].sub(b[1]), a[2].sub(b[2]), a[3].sub(b[3])]
+}
+
+/// A^T v: A^T has rows (1,1,1,0), (0,1,-1,-1).
+#[inline(always)]
+fn ends<T, V: Vector<T>>(v: [V; 4]) -> [V; 2] {
+    [v[0].add(v[1]).add(v[2]), v[1].sub(v[2]).sub(v[3])]
+}
+
+/// B^T d B of patches side by side: columns `x` of four rows, n apart from `from`, to `v` at `to`, positions `step` apart.
+/// Returns how many.
+#[inline(always)]
+fn patch<T: Real, V: Vector<T>>(
+    x: &[&[T]; 4],
+    from: usize,
+    n: usize,
+    v: &mut [T],
+    to: usize,
+    step: usize,
+) -> usize {
+    // Functions and no closures from here on: see `Job`.
+    let [d0, d1, d2, d3]: [[V; 4]; 4] =
+        [load(x, from), load(x, from + n), load(x, from + 2 * n), load(x, from + 3 * n)];
+    // B^T has rows (1,0,-1,0), (0,1,1,0), (0,-1,1,0), (0,1,0,-1).
+    let rows = [sub(d0, d2), add(d1, d2), sub(d2, d1), sub(d1, d3)];
+    for (i, w) in rows.into_iter().enumerate() {
+        let out = [w[0].sub(w[2]), w[1].add(w[2]), w[2].sub(w[1]), w[1].sub(w[3])];
+        for (k, u) in out.into_iter().enumerate() {
+            u.store(&mut v[(4 * i + k) * step + to..]);
+        }
+    }
+    V::LANES
 }
 
 /// A g A^T of the tiles of some rows of tiles, to m (16, O, tiles).
@@ -269,50 +363,73 @@ struct Spread<'a, T, S> {
 
 impl<T: Real, S: Source<T>> Job for Spread<'_, T, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let (t, n, per_image) = (self.t, self.t.cols(), self.t.rows());
         let tiles = self.rows.len() * n;
-        let (raw, split) = self.buffer.split_at_mut(2 * n);
+        let step = step(self.o, tiles);
+        let (flat, split) = self.buffer.split_at_mut(4 * tiles);
+        let (even, odd) = split.split_at_mut(2 * tiles);
+        let odd = &mut odd[..2 * tiles];
         for o in 0..self.o {
-            for (q, r) in self.rows.clone().enumerate() {
+            for (r, lines) in self.rows.clone().zip(flat.chunks_exact_mut(4 * n)) {
                 let (image, y) = (r / per_image, 2 * (r % per_image));
-                for k in 0..2 {
-                    let (even, odd) = split[2 * k * n..][..2 * n].split_at_mut(n);
+                for (k, line) in lines.chunks_exact_mut(2 * n).enumerate() {
                     if y + k >= t.h {
-                        even.fill(T::default());
-                        odd.fill(T::default());
-                        continue;
-                    }
-                    raw[2 * n - 1] = T::default();
-                    self.source.row(o, image, y + k, &mut raw[..t.w]);
-                    for ((e, d), x) in even.iter_mut().zip(odd.iter_mut()).zip(raw.as_chunks::<2>().0) {
-                        *e = x[0];
-                        *d = x[1];
+                        line.fill(T::default());
+                    } else {
+                        line[2 * n - 1] = T::default();
+                        self.source.row(o, image, y + k, &mut line[..t.w]);
                     }
                 }
-                let (e0, rest) = split.split_at(n);
-                let (o0, rest) = rest.split_at(n);
-                let (e1, rest) = rest.split_at(n);
-                let o1 = &rest[..n];
-                for i in 0..4 {
-                    // Row i of A: (1,0), (1,1), (1,-1), (0,-1).
-                    let (p, s) = [(1., 0.), (1., 1.), (1., -1.), (0., -1.)][i];
-                    let (p, s) = (T::of(p), T::of(s));
-                    let step = step(self.o, tiles);
-                    let mut out = self.m[4 * i * step + o * tiles..].chunks_mut(step);
-                    let mut next = || &mut out.next().expect("four positions")[q * n..][..n];
-                    let (m0, m1, m2, m3) = (next(), next(), next(), next());
-                    for j in 0..n {
-                        let (e, d) = (p * e0[j] + s * e1[j], p * o0[j] + s * o1[j]);
-                        m0[j] = e;
-                        m1[j] = e + d;
-                        m2[j] = e - d;
-                        m3[j] = -d;
-                    }
+            }
+            simd::split::<T, T::Steps<W>>(flat, even, odd);
+            let x = [&even[..], &odd[..]];
+            for q in 0..self.rows.len() {
+                let mut j = 0;
+                while j < n {
+                    let (from, to) = (2 * q * n + j, o * tiles + q * n + j);
+                    let l = n - j;
+                    j += if l >= Wide::<T, W>::LANES {
+                        spread::<T, Wide<T, W>>(&x, from, n, self.m, to, step)
+                    } else if l >= Eight::<T, W>::LANES {
+                        spread::<T, Eight<T, W>>(&x, from, n, self.m, to, step)
+                    } else if l >= Four::<T, W>::LANES {
+                        spread::<T, Four<T, W>>(&x, from, n, self.m, to, step)
+                    } else {
+                        spread::<T, One<T>>(&x, from, n, self.m, to, step)
+                    };
                 }
             }
         }
     }
+}
+
+/// A g A^T of tiles side by side: columns `x` of two rows, n apart from `from`, to `m` at `to`, positions `step` apart.
+/// Returns how many.
+#[inline(always)]
+fn spread<T: Real, V: Vector<T>>(
+    x: &[&[T]; 2],
+    from: usize,
+    n: usize,
+    m: &mut [T],
+    to: usize,
+    step: usize,
+) -> usize {
+    let (a, b): ([V; 2], [V; 2]) = (load(x, from), load(x, from + n));
+    let zero = a[0].sub(a[0]);
+    // A has rows (1,0), (1,1), (1,-1), (0,-1).
+    let rows = [
+        a,
+        [a[0].add(b[0]), a[1].add(b[1])],
+        [a[0].sub(b[0]), a[1].sub(b[1])],
+        [zero.sub(b[0]), zero.sub(b[1])],
+    ];
+    for (i, [e, d]) in rows.into_iter().enumerate() {
+        for (k, u) in [e, e.add(d), e.sub(d), zero.sub(d)].into_iter().enumerate() {
+            u.store(&mut m[(4 * i + k) * step + to..]);
+        }
+    }
+    V::LANES
 }
 
 /// A^T m A of m (16, O, tiles), row by row to the sink.
@@ -327,32 +444,63 @@ struct Gather<'a, T, S> {
 
 impl<T: Real, S: Sink<T>> Job for Gather<'_, T, S> {
     #[inline(always)]
-    fn run(self) {
+    fn run<W: Width>(self) {
         let (t, n, per_image) = (self.t, self.t.cols(), self.t.rows());
         let tiles = self.rows.len() * n;
         let step = step(self.o, tiles);
-        let out = &mut self.buffer[..2 * n];
+        let out = &mut self.buffer[..4 * n];
         for o in 0..self.o {
             for (q, r) in self.rows.clone().enumerate() {
                 let (image, y) = (r / per_image, 2 * (r % per_image));
-                let m = |r: usize, c: usize| &self.m[(4 * r + c) * step + o * tiles + q * n..][..n];
-                for i in 0..2.min(t.h - y) {
-                    // Row i of A^T: (1,1,1,0), (0,1,-1,-1).
-                    let (rows, sign) = [([0, 1, 2], 1.), ([1, 2, 3], -1.)][i];
-                    let sign = T::of(sign);
-                    let a: [&[T]; 4] = std::array::from_fn(|c| m(rows[0], c));
-                    let b: [&[T]; 4] = std::array::from_fn(|c| m(rows[1], c));
-                    let d: [&[T]; 4] = std::array::from_fn(|c| m(rows[2], c));
-                    for (j, pair) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                        let s = |c: usize| a[c][j] + sign * (b[c][j] + d[c][j]);
-                        let (s0, s1, s2, s3) = (s(0), s(1), s(2), s(3));
-                        *pair = [s0 + s1 + s2, s1 - s2 - s3];
-                    }
-                    self.sink.row(o, image, y + i, &out[..t.w]);
+                let at = o * tiles + q * n;
+                let mut j = 0;
+                while j < n {
+                    let l = n - j;
+                    j += if l >= Wide::<T, W>::LANES {
+                        gather::<T, Wide<T, W>>(self.m, at + j, step, out, j, n)
+                    } else if l >= Eight::<T, W>::LANES {
+                        gather::<T, Eight<T, W>>(self.m, at + j, step, out, j, n)
+                    } else if l >= Four::<T, W>::LANES {
+                        gather::<T, Four<T, W>>(self.m, at + j, step, out, j, n)
+                    } else {
+                        gather::<T, One<T>>(self.m, at + j, step, out, j, n)
+                    };
+                }
+                let (above, below) = out.split_at(2 * n);
+                self.sink.row(o, image, y, &above[..t.w]);
+                if y + 1 < t.h {
+                    self.sink.row(o, image, y + 1, &below[..t.w]);
                 }
             }
         }
     }
+}
+
+/// A^T m A of tiles side by side from the j-th of a row, as two rows of pixels of 2n. Returns how many.
+#[inline(always)]
+fn gather<T: Real, V: Vector<T>>(
+    m: &[T],
+    at: usize,
+    step: usize,
+    out: &mut [T],
+    j: usize,
+    n: usize,
+) -> usize {
+    let mut s = [[V::load(&m[at..]); 2]; 4];
+    for (c, s) in s.iter_mut().enumerate() {
+        let at = at + c * step;
+        *s = ends([
+            V::load(&m[at..]),
+            V::load(&m[at + 4 * step..]),
+            V::load(&m[at + 8 * step..]),
+            V::load(&m[at + 12 * step..]),
+        ]);
+    }
+    for i in 0..2 {
+        let [even, odd] = ends([s[0][i], s[1][i], s[2][i], s[3][i]]);
+        V::weave(even, odd, &mut out[2 * (i * n + j)..]);
+    }
+    V::LANES
 }
 
 /// The convolution of the rows of tiles `range` (counted over all images): from C channels to O, or, with `back`, what takes
