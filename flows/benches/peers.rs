@@ -24,6 +24,8 @@ use std::time::Instant;
 /// As in the binary `flow`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// As in the binary `flow`: `mi_option_purge_delay`.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 const MODELS: [&str; 5] =
     ["glow_L2_K4_64", "glow_L3_K8_128", "glow_L3_K32_512", "realnvp_cifar", "nice_mnist"];
@@ -40,6 +42,8 @@ const CONVOLUTIONS: [&str; 6] = [
 const DEPTHS: [&str; 2] = ["glow_L3_K8_128@64", "glow_L3_K32_128@64"];
 
 fn main() {
+    // SAFETY: sets a number; no other thread exists yet.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let result = match args.first().map(String::as_str) {
         Some("worker") => worker(&args[1..]),

@@ -15,6 +15,7 @@
 //! holds each layer's own backward against it.
 
 use crate::bijection::{Bijection, Ctx};
+use crate::bijections::Net;
 use crate::params::{Param, Params};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var};
@@ -202,4 +203,26 @@ pub(crate) fn backward<B: Bijection + ?Sized>(
         }
     };
     Ok((graph.x(), graph.backward(&[gz, gld], grads)?))
+}
+
+/// [`Bijection::backward`] of a layer that only moves elements: gradients move as the elements do.
+pub(crate) fn backward_by_moving(
+    f: &impl Bijection,
+    z: &Tensor,
+    gz: &Tensor,
+    cond: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    Ok((f.inverse(z, cond)?, f.inverse(gz, cond)?))
+}
+
+/// The default of [`Net::forward_saved`].
+pub(crate) fn net_forward_saved<N: Net + ?Sized>(net: &N, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+    let graph = Graph::new(x, |x| Ok(vec![net.forward(x, ctx.with_grad(true))?]))?;
+    let y = graph.outputs().next().expect("one output");
+    Ok((y, Saved::new(graph)))
+}
+
+/// The default of [`Net::backward`].
+pub(crate) fn net_backward(saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+    saved.take::<Graph>().expect("kept by forward_saved").backward(&[gy], grads)
 }

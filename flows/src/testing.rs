@@ -12,6 +12,7 @@
 
 use crate::backward::{Gradients, Memory};
 use crate::bijection::{Bijection, Ctx, Mode};
+use crate::bijections::Net;
 use crate::linalg;
 use crate::params::{Params, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
@@ -200,4 +201,35 @@ fn backward_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
         }
     }
     Ok(worst)
+}
+
+/// A network's own backward against candle's graph of it, on a random input of `shape` in f64, in evaluation and in training
+/// (nothing is written): the output, the gradient of the input and of every parameter, each within `bound` of
+/// 1 + its largest element.
+pub fn check_net(net: &dyn Net, shape: &[usize], params: &Params, bound: f64) -> Result<()> {
+    let x = Var::from_tensor(&normal(shape, 3, params.device())?)?;
+    for mode in [Mode::Eval, Mode::Replay] {
+        let ctx = Ctx { mode, cond: None, grad: true };
+        let want = net.forward(x.as_tensor(), ctx)?;
+        let gy = normal(want.dims(), 4, params.device())?;
+        let store = (&want * &gy)?.sum_all()?.backward()?;
+        let mut grads = Gradients::new(params);
+        let (y, saved) = net.forward_saved(&x.as_tensor().detach(), ctx.with_grad(false))?;
+        let gx = net.backward(saved, &gy, &mut grads)?;
+        let mut pairs = vec![("the output".to_string(), y, want.detach())];
+        let zero = |v: &Var| v.zeros_like();
+        pairs.push(("the input's gradient".into(), gx, store.get(&x).cloned().map_or_else(|| zero(&x), Ok)?));
+        let mut grads = grads.into_grads();
+        for (name, p) in params.trained() {
+            let of = |g: Option<Tensor>| g.map_or_else(|| zero(p.var()), Ok);
+            pairs.push((name.clone(), of(grads.remove(&name))?, of(store.get(p.var()).cloned())?));
+        }
+        for (name, got, want) in pairs {
+            let off = max_abs(&(&got - &want)?)? / (1. + max_abs(&want)?);
+            if !(off <= bound) || !crate::params::is_finite(&got)? {
+                bail!("{name} is off by {off:e} under {mode:?}, {bound:e} is allowed");
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Actnorm: an affine map for each channel that sets itself from the first minibatch (Glow, section 3.1).
 
-use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
+use crate::backward::{Gradients, Memory, Saved};
+use crate::bijection::{Bijection, Ctx, Mode, positions, same_per_example};
 use crate::ops::channel;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
@@ -93,8 +94,28 @@ impl Bijection for ActNorm {
     }
 
     fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
-        let shape = channel_shape(z)?;
-        let inv = (self.logs.value() * -self.factor)?.exp()?.reshape(shape.as_slice())?;
-        z.broadcast_mul(&inv)?.broadcast_sub(&self.bias.value().reshape(shape)?)
+        channel::act_norm_inverse(z, self.bias.value(), self.logs.value(), self.factor)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+        let saved = if memory == Memory::Store { Saved::new(x.clone()) } else { Saved::nothing() };
+        Ok((z, log_det, saved))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        (gz, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let x = saved.take().map_or_else(|| self.inverse(z, ctx.cond), Ok)?;
+        let (gx, gb, gl) = channel::act_norm_backward(z, gz, self.logs.value(), self.factor)?;
+        grads.add(&self.bias, gb)?;
+        let of_log_det = (gld.sum_all()? * (self.factor * positions(z)? as f64))?;
+        grads.add(&self.logs, gl.broadcast_add(&of_log_det)?)?;
+        Ok((x, gx))
     }
 }

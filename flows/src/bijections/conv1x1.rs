@@ -1,9 +1,10 @@
 //! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
 
+use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
-use crate::ops::conv::{WithGradient, channel_mix};
-use crate::ops::plu::plu;
+use crate::ops::conv::{WithGradient, channel_mix, channel_mix_backward};
+use crate::ops::plu::{plu, plu_backward};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
@@ -119,5 +120,36 @@ impl Bijection for Conv1x1 {
         let (host, n) = linalg::to_host(&w)?;
         let inv = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
         channel_mix(z, &inv)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+        let saved = if memory == Memory::Store { Saved::new(x.clone()) } else { Saved::nothing() };
+        Ok((z, log_det, saved))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        (gz, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let x = saved.take().map_or_else(|| self.inverse(z, ctx.cond), Ok)?;
+        let (w, _) = self.weight(false)?;
+        let (gx, gw) = channel_mix_backward(&x, &w, gz)?;
+        let gld = (gld.sum_all()? * positions(z)? as f64)?;
+        match &self.form {
+            Form::Plain(p) => {
+                let (host, n) = linalg::to_host(&w)?;
+                let inv = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
+                grads.add(p, (gw + inv.t()?.broadcast_mul(&gld)?)?)?;
+            }
+            Form::Plu { lu, perm, sign } => {
+                grads.add(lu, plu_backward(lu.value(), perm, sign, &gw, &gld)?)?
+            }
+        }
+        Ok((x, gx))
     }
 }

@@ -7,7 +7,7 @@
 //! The Jacobian is triangular, so its log-det is the sum of the logs of the diagonal of T, and the inverse needs the
 //! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
 
-use crate::backward::{Gradients, Graph, Memory, Saved};
+use crate::backward::{self, Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
 use crate::ops::coupling::{self, Law, LogScale};
 use crate::params::Param;
@@ -23,14 +23,12 @@ pub trait Net: Send + Sync {
 
     /// The same outside any graph, keeping what [`Net::backward`] needs. The default keeps candle's graph.
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        let graph = Graph::new(x, |x| Ok(vec![self.forward(x, ctx.with_grad(true))?]))?;
-        let y = graph.outputs().next().expect("one output");
-        Ok((y, Saved::new(graph)))
+        backward::net_forward_saved(self, x, ctx)
     }
 
     /// The gradient of the input, from that of the output and what was kept; parameters' gradients go to `grads`.
     fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        saved.take::<Graph>().expect("kept by forward_saved").backward(&[gy], grads)
+        backward::net_backward(saved, gy, grads)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Squeeze and flatten: the shape changes, the numbers do not.
 
+use crate::backward::{self, Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, zeros_per_example};
 use candle_core::{Result, Tensor, bail};
 
@@ -33,6 +34,22 @@ impl Bijection for Squeeze {
         let x = z.reshape(&[b, c / 4, 2, 2, h, w])?.permute((0, 1, 4, 2, 5, 3))?;
         x.reshape((b, c / 4, 2 * h, 2 * w))
     }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, _memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+        Ok((z, log_det, Saved::nothing()))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        _saved: Saved,
+        (gz, _): (&Tensor, &Tensor),
+        ctx: Ctx,
+        _grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        backward::backward_by_moving(self, z, gz, ctx.cond)
+    }
 }
 
 /// (B, C, H, W) to (B, C H W), and back.
@@ -60,5 +77,21 @@ impl Bijection for Flatten {
         let mut shape = vec![z.dim(0)?];
         shape.extend(&self.shape);
         z.reshape(shape)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, _memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+        Ok((z, log_det, Saved::nothing()))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        _saved: Saved,
+        (gz, _): (&Tensor, &Tensor),
+        ctx: Ctx,
+        _grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        backward::backward_by_moving(self, z, gz, ctx.cond)
     }
 }

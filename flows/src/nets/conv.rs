@@ -1,11 +1,14 @@
 //! Glow's network (section 4 and the released code): 3x3, 1x1, 3x3, the last one zero at first.
 
+use crate::backward::{self, Gradients, Saved};
 use crate::bijection::{Ctx, Mode};
 use crate::bijections::{ActNorm, Net};
 use crate::ops::conv::{conv2d, edge_columns};
-use crate::ops::{channel, conv_net, from_channel_major, to_channel_major};
+use crate::ops::conv_net::{self, Kept, Parts, Sizes};
+use crate::ops::gemm::{Real, View, dispatch, tensor};
+use crate::ops::{channel, from_channel_major, to_channel_major};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use std::sync::Mutex;
 
 /// A 3x3 convolution with Glow's optional edge-bias channel: a channel that is 1 on the padding and 0 inside, so that the
@@ -38,20 +41,22 @@ impl Conv3x3 {
     }
 
     /// What the edge channel adds to each image, (O, H W).
-    fn edge_map(&self, (h, w): (usize, usize), x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
+    fn edge_map(&self, size: (usize, usize), x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
         let Some(edge) = &self.edge else { return Ok(None) };
-        let columns = {
-            let mut kept = self.columns.lock().unwrap();
-            match &*kept {
-                Some((kh, kw, t)) if (*kh, *kw) == (h, w) => t.clone(),
-                _ => {
-                    let t = edge_columns(h, w, x)?;
-                    *kept = Some((h, w, t.clone()));
-                    t
-                }
+        edge.get(ctx.grad).matmul(&self.columns(size, x)?).map(Some)
+    }
+
+    /// The (9, H W) indicator of the padding.
+    fn columns(&self, (h, w): (usize, usize), x: &Tensor) -> Result<Tensor> {
+        let mut kept = self.columns.lock().unwrap();
+        match &*kept {
+            Some((kh, kw, t)) if (*kh, *kw) == (h, w) => Ok(t.clone()),
+            _ => {
+                let t = edge_columns(h, w, x)?;
+                *kept = Some((h, w, t.clone()));
+                Ok(t)
             }
-        };
-        edge.get(ctx.grad).matmul(&columns).map(Some)
+        }
     }
 }
 
@@ -116,42 +121,109 @@ impl ConvNet {
     }
 }
 
+/// What a fused pass keeps.
+struct Pass<T> {
+    x: Tensor,
+    kept: Kept<T>,
+}
+
 impl ConvNet {
-    /// The whole network as one op, with all parameters as one flat tensor.
-    fn fused(&self, x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
+    /// The two convolutions of three by three where there are hidden layers.
+    fn edges(&self) -> Option<[&Conv3x3; 2]> {
+        self.hidden.as_ref().map(|(conv1, ..)| [conv1, &self.last.conv])
+    }
+
+    /// Runs `f` on the parameters of the fused network and its sizes for `x`; `None` without hidden layers.
+    fn with_parts<T: Real, R>(
+        &self,
+        x: &Tensor,
+        f: impl FnOnce(Sizes, &Parts<&[T]>) -> Result<R>,
+    ) -> Result<Option<R>> {
         let Some((conv1, norm1, conv2, norm2)) = &self.hidden else { return Ok(None) };
-        // Initialisation goes layer by layer: each actnorm is set from what the one before gives.
-        if ctx.mode == Mode::Init {
-            return Ok(None);
-        }
-        let (_, c, h, w) = x.dims4()?;
-        let (conv3, last) = (&self.last.conv, &self.last);
-        let mut parts = Vec::new();
-        for p in [&conv1.weight, norm1.bias(), norm1.logs(), conv2, norm2.bias(), norm2.logs()]
-            .into_iter()
-            .chain([&conv3.weight, &last.bias, &last.logs])
-        {
-            parts.push(p.get(ctx.grad).flatten_all()?);
-        }
+        let (b, c, h, w) = x.dims4()?;
+        let (last, conv3) = (&self.last, &self.last.conv);
+        let params = [&conv1.weight, norm1.bias(), norm1.logs(), conv2, norm2.bias(), norm2.logs()];
+        let params = params.into_iter().chain([&conv3.weight, &last.bias, &last.logs]);
+        let mut tensors: Vec<Tensor> = params.map(|p| p.value().clone()).collect();
         for conv in [conv1, conv3] {
-            if let Some(map) = conv.edge_map((h, w), x, ctx)? {
-                parts.push(map.flatten_all()?);
+            tensors.extend(conv.edge_map((h, w), x, Ctx::eval())?);
+        }
+        let views = tensors.iter().map(|t| View::of("conv_net", t)).collect::<Result<Vec<_>>>()?;
+        let mut slices = Vec::new();
+        for v in &views {
+            slices.push(v.get::<T>("conv_net")?);
+        }
+        let inputs = conv1.weight.value().dim(1)?;
+        if c != inputs {
+            bail!("a network for {inputs} channels met {:?}", x.shape());
+        }
+        let (width, outputs) = (conv2.value().dim(0)?, last.bias.value().dim(0)?);
+        let sizes = Sizes { inputs, width, outputs, images: [b, h, w] };
+        let at = |i: usize| slices.get(i).copied().unwrap_or_default();
+        let parts = Parts {
+            w1: at(0),
+            b1: at(1),
+            l1: at(2),
+            w2: at(3),
+            b2: at(4),
+            l2: at(5),
+            w3: at(6),
+            b3: at(7),
+            l3: at(8),
+            e1: at(9),
+            e3: at(10),
+        };
+        f(sizes, &parts).map(Some)
+    }
+
+    fn fused<T: Real>(&self, x: &Tensor, keep: bool) -> Result<Option<(Tensor, Option<Pass<T>>)>> {
+        let x = x.contiguous()?.detach();
+        let run = self.with_parts::<T, _>(&x, |sizes, parts| {
+            let view = View::of("conv_net", &x)?;
+            let (y, kept) = conv_net::forward(sizes, view.get::<T>("conv_net")?, parts, keep);
+            let [b, h, w] = sizes.images;
+            Ok((tensor(y, (b, sizes.outputs, h, w))?, kept))
+        })?;
+        Ok(run.map(|(y, kept)| (y, kept.map(|kept| Pass { x, kept }))))
+    }
+
+    fn fused_back<T: Real>(&self, pass: &Pass<T>, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        let x = &pass.x;
+        let gy = gy.contiguous()?;
+        let back = self.with_parts::<T, _>(x, |sizes, parts| {
+            let (vx, vg) = (View::of("conv_net", x)?, View::of("conv_net", &gy)?);
+            let (xs, gs) = (vx.get::<T>("conv_net")?, vg.get::<T>("conv_net")?);
+            Ok(conv_net::backward(sizes, xs, parts, &pass.kept, gs))
+        })?;
+        let (gx, g) = back.expect("it ran forward");
+        let (conv1, norm1, conv2, norm2) = self.hidden.as_ref().expect("it ran forward");
+        let (last, (_, _, h, w)) = (&self.last, x.dims4()?);
+        for (conv, map) in self.edges().into_iter().flatten().zip([g.e1, g.e3]) {
+            if let Some(edge) = &conv.edge {
+                let map = tensor(map, (edge.value().dim(0)?, h * w))?;
+                grads.add(edge, map.matmul(&conv.columns((h, w), x)?.t()?)?)?;
             }
         }
-        let sizes = conv_net::Sizes {
-            inputs: c,
-            width: conv2.value().dim(0)?,
-            outputs: last.bias.value().dim(0)?,
-            edge: if conv1.edge.is_some() { h * w } else { 0 },
-        };
-        let keep = ctx.grad || x.track_op();
-        conv_net::conv_net(x, &Tensor::cat(&parts, 0)?, sizes, keep).map(Some)
+        for (p, g) in [
+            (&conv1.weight, g.w1),
+            (norm1.bias(), g.b1),
+            (norm1.logs(), g.l1),
+            (conv2, g.w2),
+            (norm2.bias(), g.b2),
+            (norm2.logs(), g.l2),
+            (&last.conv.weight, g.w3),
+            (&last.bias, g.b3),
+            (&last.logs, g.l3),
+        ] {
+            grads.add(p, tensor(g, p.value().shape())?)?;
+        }
+        tensor(gx, x.shape())
     }
 }
 
 impl ConvNet {
-    /// The same network layer by layer: for initialisation, where each actnorm is set from what comes before, and for the
-    /// zero convolution alone.
+    /// The same network layer by layer, on candle's graph where it is asked for: for initialisation, and for the zero
+    /// convolution alone.
     fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let mut h = to_channel_major(x)?;
         if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
@@ -163,11 +235,32 @@ impl ConvNet {
 }
 
 impl Net for ConvNet {
+    /// Initialisation goes layer by layer: each actnorm is set from what the one before gives.
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        match self.fused(x, ctx)? {
-            Some(y) => Ok(y),
-            None => self.layered(x, ctx),
+        if ctx.grad || x.track_op() || ctx.mode == Mode::Init {
+            return self.layered(x, ctx);
         }
+        let fused = dispatch!("conv_net", x.dtype(), T => self.fused::<T>(x, false)?.map(|(y, _)| y));
+        fused.map_or_else(|| self.layered(x, ctx), Ok)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+        if self.hidden.is_none() || ctx.mode == Mode::Init {
+            return backward::net_forward_saved(self, x, ctx);
+        }
+        dispatch!("conv_net", x.dtype(), T => {
+            let (y, pass) = self.fused::<T>(x, true)?.expect("it has hidden layers");
+            Ok((y, Saved::new(pass.expect("kept"))))
+        })
+    }
+
+    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        dispatch!("conv_net", gy.dtype(), T => {
+            if saved.is::<Pass<T>>() {
+                return self.fused_back::<T>(&saved.take().expect("just asked"), gy, grads);
+            }
+        });
+        backward::net_backward(saved, gy, grads)
     }
 }
 
@@ -175,8 +268,7 @@ impl Net for ConvNet {
 mod tests {
     use super::*;
     use crate::params::Params;
-    use crate::testing::normal;
-    use candle_core::{DType, Device, Var};
+    use candle_core::{DType, Device};
 
     /// The fused op against the layers it fuses, over several blocks a thread and a ragged last one: output and the
     /// gradient of the input and of every parameter.
@@ -186,21 +278,7 @@ mod tests {
             let params = Params::seeded(1, DType::F64, &Device::Cpu);
             let net = ConvNet::new(3, width, 4, edge, &params.vb())?;
             params.shake(2, 0.1)?;
-            let x = Var::from_tensor(&normal(&[batch, 3, side, side], 3, &Device::Cpu)?)?;
-            let ctx = Ctx::eval().with_grad(true);
-            let (a, b) = (net.fused(&x, ctx)?.expect("it has hidden layers"), net.layered(&x, ctx)?);
-            let g = normal(a.dims(), 4, &Device::Cpu)?;
-            let (ga, gb) = ((&a * &g)?.sum_all()?.backward()?, (&b * &g)?.sum_all()?.backward()?);
-            let mut pairs = vec![("y".to_string(), a, b)];
-            let leaf =
-                |n: &str, v: &Var| (n.to_string(), ga.get(v).unwrap().clone(), gb.get(v).unwrap().clone());
-            pairs.push(leaf("x", &x));
-            pairs.extend(params.trained().iter().map(|(n, p)| leaf(n, p.var())));
-            for (name, a, b) in pairs {
-                let size = b.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
-                let off = (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
-                assert!(off <= 1e-12 * (1. + size), "{name} at width {width}: {off:e} of {size:e}");
-            }
+            crate::testing::check_net(&net, &[batch, 3, side, side], &params, 1e-12)?;
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! NICE's network (section 5.1): fully connected layers with ReLU.
 
+use crate::backward::{Gradients, Saved};
 use crate::bijection::Ctx;
 use crate::bijections::Net;
-use crate::ops::linear::linear;
+use crate::ops::linear::{linear, linear_backward};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
 
@@ -50,5 +51,28 @@ impl Net for Mlp {
             h = linear(&h, w.get(ctx.grad), b.get(ctx.grad), i + 1 < self.layers.len())?;
         }
         Ok(h)
+    }
+
+    /// Keeps every layer's input, and the output.
+    fn forward_saved(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Saved)> {
+        let mut kept = vec![x.detach()];
+        for (i, (w, b)) in self.layers.iter().enumerate() {
+            kept.push(linear(&kept[i], w.value(), b.value(), i + 1 < self.layers.len())?);
+        }
+        Ok((kept[self.layers.len()].clone(), Saved::new(kept)))
+    }
+
+    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        let mut kept: Vec<Tensor> = saved.take().expect("kept by forward_saved");
+        let mut y = kept.pop().expect("the output");
+        let mut g = gy.clone();
+        for (i, (w, b)) in self.layers.iter().enumerate().rev() {
+            let x = kept.pop().expect("one for each layer");
+            let (gx, gw, gb) = linear_backward(&x, w.value(), &y, &g, i + 1 < self.layers.len())?;
+            grads.add(w, gw)?;
+            grads.add(b, gb)?;
+            (g, y) = (gx, x);
+        }
+        Ok(g)
     }
 }

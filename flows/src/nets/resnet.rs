@@ -334,3 +334,43 @@ impl Net for ResNet {
         from_channel_major(&self.last.forward(&h, ctx)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bijections::checkerboard;
+    use crate::params::Params;
+    use candle_core::{DType, Device};
+
+    /// The fused network against its layers, with enough features for the fast convolution, on odd sides, with and without
+    /// each of its parts.
+    #[test]
+    fn fused_agrees_with_its_layers() -> Result<()> {
+        for (norm, skip, features, [h, w]) in [
+            (true, true, 18, [6, 8]),
+            (true, false, 17, [5, 7]),
+            (false, true, 16, [4, 4]),
+            (true, true, 5, [6, 6]),
+        ] {
+            let params = Params::seeded(1, DType::F64, &Device::Cpu);
+            let cfg = ResNetConfig {
+                inputs: 3,
+                features,
+                outputs: 4,
+                blocks: 2,
+                signed_input: norm,
+                weight_norm: norm,
+                batch_norm: norm,
+                skip,
+                eps: 1e-4,
+                momentum: 0.1,
+            };
+            let like = params.vb().get(1, "like", Init::Const(0.))?;
+            let mask = if norm { Some(checkerboard(h, w, false, &like)?) } else { None };
+            let net = ResNet::new(cfg, mask, &params.vb())?;
+            params.shake(2, 0.1)?;
+            crate::testing::check_net(&net, &[3, 3, h, w], &params, 1e-10)?;
+        }
+        Ok(())
+    }
+}

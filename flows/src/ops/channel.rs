@@ -9,7 +9,7 @@
 //! sub-expression: at width 512 these activations are the largest tensors of a Glow. A channel is a contiguous row, so
 //! the threads take channels, every sum runs over one row in order, and no result depends on the number of threads.
 
-use super::gemm::{Real, contiguous, dispatch, dtype};
+use super::gemm::{Real, View, contiguous, dispatch, dtype, tensor};
 use super::simd::{Job, Width, wide};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -579,6 +579,38 @@ pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result
     x.contiguous()?.apply_op3(bias, logs, ActNorm { factor })
 }
 
+/// x from z: the inverse of [`act_norm`].
+pub(crate) fn act_norm_inverse(z: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    let (_, c, p) = images(z.shape())?;
+    let z = z.contiguous()?;
+    dispatch!("act_norm", z.dtype(), T => {
+        let (vz, vb, vl) = (View::of("act_norm", &z)?, View::of("act_norm", bias)?, View::of("act_norm", logs)?);
+        let (zs, bias) = (vz.get::<T>("act_norm")?, vb.get::<T>("act_norm")?);
+        let scale: Vec<T> = scales(vl.get::<T>("act_norm")?, -factor);
+        if bias.len() != c {
+            bail!("an actnorm of {} channels met {:?}", bias.len(), z.shape());
+        }
+        let mut out = vec![T::default(); zs.len()];
+        for (i, (x, z)) in out.chunks_exact_mut(p.max(1)).zip(zs.chunks_exact(p.max(1))).enumerate() {
+            let (b, a) = (bias[i % c], scale[i % c]);
+            x.iter_mut().zip(z).for_each(|(x, &z)| *x = z * a - b);
+        }
+        tensor(out, z.shape())
+    })
+}
+
+/// The gradients of x, bias and logs, from z and its gradient, without the log-det's share.
+pub(crate) fn act_norm_backward(
+    z: &Tensor,
+    gz: &Tensor,
+    logs: &Tensor,
+    factor: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let (n, c) = (z.elem_count(), logs.dim(0)?);
+    let all = gz.contiguous()?.apply_op3_no_bwd(&z.contiguous()?, logs, &ActNormBack { factor })?;
+    Ok((all.narrow(0, 0, n)?.reshape(z.shape())?, all.narrow(0, n, c)?, all.narrow(0, n + c, c)?))
+}
+
 struct ActNorm {
     factor: f64,
 }
@@ -628,18 +660,14 @@ impl CustomOp3 for ActNorm {
 
     fn bwd(
         &self,
-        x: &Tensor,
-        bias: &Tensor,
+        _x: &Tensor,
+        _bias: &Tensor,
         logs: &Tensor,
         z: &Tensor,
         g: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let c = bias.dim(0)?;
-        let back = ActNormBack { factor: self.factor };
-        let all = g.contiguous()?.apply_op3_no_bwd(&z.detach(), &logs.detach(), &back)?;
-        let n = x.elem_count();
-        let gx = all.narrow(0, 0, n)?.reshape(x.shape())?;
-        Ok((Some(gx), Some(all.narrow(0, n, c)?), Some(all.narrow(0, n + c, c)?)))
+        let (gx, gb, gl) = act_norm_backward(&z.detach(), g, &logs.detach(), self.factor)?;
+        Ok((Some(gx), Some(gb), Some(gl)))
     }
 }
 

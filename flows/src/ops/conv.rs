@@ -46,6 +46,13 @@ pub fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&w.contiguous()?, ChannelMix)
 }
 
+/// The gradients of x and of w, from that of y; see [`channel_mix`].
+pub(crate) fn channel_mix_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let gy = gy.contiguous()?;
+    let gx = gy.apply_op2_no_bwd(&w.t()?.contiguous()?, &ChannelMix)?;
+    Ok((gx, gy.apply_op2_no_bwd(&x.contiguous()?, &ChannelOuter)?))
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dims {
     pub(crate) c: usize,

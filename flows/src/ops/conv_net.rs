@@ -10,85 +10,92 @@
 //! kept for the backward, which needs nothing else: for y = (u + b) exp(3 l) the gradient of l is 3 sum g y and that of b
 //! is exp(3 l) sum g.
 //!
-//! **Shapes.** x (B, C, H, W), y (B, O, H, W); the parameters are one flat tensor in the order of `Sizes::parts`.
+//! **Shapes.** x (B, C, H, W), y (B, O, H, W); f32 and f64.
 //!
 //! Threads take fixed ranges of images, and their parameter gradients are added in order.
 
-use super::conv::{Dims, add_in_order, im2col, ranges, shift_add};
-use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use super::conv::{Dims, im2col, ranges, shift_add};
+use super::gemm::{Mat, MatMut, Real, gemm};
 use rayon::prelude::*;
-use std::any::Any;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
 
-/// The sizes of a network.
+/// The sizes of a network and of its images.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// Input channels.
-    pub inputs: usize,
+    pub(crate) inputs: usize,
     /// Hidden channels.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Output channels.
-    pub outputs: usize,
-    /// H W where the edge maps are part of the parameters, else 0.
-    pub edge: usize,
+    pub(crate) outputs: usize,
+    /// Images, and their sides.
+    pub(crate) images: [usize; 3],
 }
 
-/// The flat parameters' parts.
-struct Parts {
-    w1: Range<usize>,
-    b1: Range<usize>,
-    l1: Range<usize>,
-    w2: Range<usize>,
-    b2: Range<usize>,
-    l2: Range<usize>,
-    w3: Range<usize>,
-    b3: Range<usize>,
-    l3: Range<usize>,
-    e1: Range<usize>,
-    e3: Range<usize>,
-    len: usize,
+/// The parameters; e1 (width, H W) and e3 (outputs, H W) are empty where there are no edge maps. As a result: their
+/// gradients.
+#[derive(Clone)]
+pub(crate) struct Parts<V> {
+    pub(crate) w1: V,
+    pub(crate) b1: V,
+    pub(crate) l1: V,
+    pub(crate) w2: V,
+    pub(crate) b2: V,
+    pub(crate) l2: V,
+    pub(crate) w3: V,
+    pub(crate) b3: V,
+    pub(crate) l3: V,
+    pub(crate) e1: V,
+    pub(crate) e3: V,
 }
 
-impl Sizes {
-    /// w1, b1, l1, w2, b2, l2, w3, b3, l3, then e1 (width, H W) and e3 (outputs, H W) if there are edges.
-    fn parts(&self) -> Parts {
-        let (c, n, o) = (self.inputs, self.width, self.outputs);
-        let mut at = 0;
-        let mut next = |len: usize| {
-            at += len;
-            at - len..at
-        };
-        let w1 = next(n * c * 9);
-        let (b1, l1) = (next(n), next(n));
-        let w2 = next(n * n);
-        let (b2, l2) = (next(n), next(n));
-        let w3 = next(o * n * 9);
-        let (b3, l3) = (next(o), next(o));
-        let (e1, e3) = (next(n * self.edge), next(o * self.edge));
-        Parts { w1, b1, l1, w2, b2, l2, w3, b3, l3, e1, e3, len: at }
+/// Gradients, as one thread gathers them.
+type Grads<T> = Parts<Vec<T>>;
+
+impl<T: Real> Grads<T> {
+    fn zeros(p: &Parts<&[T]>) -> Self {
+        let z = |v: &[T]| vec![T::default(); v.len()];
+        Self {
+            w1: z(p.w1),
+            b1: z(p.b1),
+            l1: z(p.l1),
+            w2: z(p.w2),
+            b2: z(p.b2),
+            l2: z(p.l2),
+            w3: z(p.w3),
+            b3: z(p.b3),
+            l3: z(p.l3),
+            e1: z(p.e1),
+            e3: z(p.e3),
+        }
+    }
+
+    fn add(&mut self, o: &Self) {
+        for (a, b) in [
+            (&mut self.w1, &o.w1),
+            (&mut self.b1, &o.b1),
+            (&mut self.l1, &o.l1),
+            (&mut self.w2, &o.w2),
+            (&mut self.b2, &o.b2),
+            (&mut self.l2, &o.l2),
+            (&mut self.w3, &o.w3),
+            (&mut self.b3, &o.b3),
+            (&mut self.l3, &o.l3),
+            (&mut self.e1, &o.e1),
+            (&mut self.e3, &o.e3),
+        ] {
+            a.par_chunks_mut(1 << 15).zip(b.par_chunks(1 << 15)).for_each(|(a, b)| {
+                a.iter_mut().zip(b).for_each(|(a, &b)| *a += b);
+            });
+        }
     }
 }
 
-/// y = net(x; params). `keep` holds the hidden activations for a backward; without it a backward recomputes them.
-pub fn conv_net(x: &Tensor, params: &Tensor, sizes: Sizes, keep: bool) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(params, Net { sizes, keep, kept: Arc::default() })
-}
-
 /// What a forward leaves for its backward: h1 and h2 in blocks of images, and y.
-struct Kept<T> {
+pub(crate) struct Kept<T> {
     h1: Vec<T>,
     h2: Vec<T>,
     y: Vec<T>,
-}
-
-type Slot = Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>;
-
-struct Net {
-    sizes: Sizes,
-    keep: bool,
-    kept: Slot,
 }
 
 #[derive(Clone, Copy)]
@@ -102,15 +109,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(x: &Shape, params: &Shape, s: Sizes) -> Result<Self> {
-        let (b, c, h, w) = x.dims4()?;
-        if c != s.inputs || params.dims() != [s.parts().len] || (s.edge != 0 && s.edge != h * w) {
-            bail!("a conv net of {s:?} met an input of {x:?} and parameters of {params:?}");
-        }
+    fn new(s: Sizes) -> Self {
+        let [b, h, w] = s.images;
         // The hidden activations of a block fill about half a megabyte: a core's second-level cache.
         let cols = (131_072 / s.width.max(1)).clamp(128, 2048);
         let share = b.div_ceil(rayon::current_num_threads()).max(1);
-        Ok(Self { s, b, h, w, step: (cols / (h * w).max(1)).clamp(1, share) })
+        Self { s, b, h, w, step: (cols / (h * w).max(1)).clamp(1, share) }
     }
 
     fn hw(&self) -> usize {
@@ -219,32 +223,31 @@ fn by_tap_transposed<T: Real>(w: &[T], o: usize, c: usize) -> Vec<T> {
 fn forward_block<T: Real>(
     p: &Plan,
     x: &[T],
-    params: &[T],
+    params: &Parts<&[T]>,
     w3_taps: &[T],
     r: &Range<usize>,
     s: &mut Scratch<T>,
     (h1, h2): (&mut [T], &mut [T]),
 ) {
-    let (parts, hw) = (p.s.parts(), p.hw());
+    let hw = p.hw();
     let (c, n, o) = (p.s.inputs, p.s.width, p.s.outputs);
     let m = r.len() * hw;
-    let get = |r: &Range<usize>| &params[r.clone()];
     let one = T::of(1.);
     gather(x, c, hw, r, &mut s.x);
     let d = p.dims(r.len(), c, n);
     im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
     gemm(
         (n, m, 9 * c),
-        Mat::rows(get(&parts.w1), 9 * c),
+        Mat::rows(params.w1, 9 * c),
         Mat::rows(&s.cols, m),
         MatMut::rows(h1, m),
         one,
         false,
         1,
     );
-    affine(h1, m, get(&parts.b1), get(&parts.l1), get(&parts.e1), hw, true);
-    gemm((n, m, n), Mat::rows(get(&parts.w2), n), Mat::rows(h1, m), MatMut::rows(h2, m), one, false, 1);
-    affine(h2, m, get(&parts.b2), get(&parts.l2), &[], hw, true);
+    affine(h1, m, params.b1, params.l1, params.e1, hw, true);
+    gemm((n, m, n), Mat::rows(params.w2, n), Mat::rows(h1, m), MatMut::rows(h2, m), one, false, 1);
+    affine(h2, m, params.b2, params.l2, &[], hw, true);
     gemm((9 * o, m, n), Mat::rows(w3_taps, n), Mat::rows(h2, m), MatMut::rows(&mut s.taps, m), one, false, 1);
     let y = &mut s.y[..o * m];
     y.fill(T::default());
@@ -254,7 +257,7 @@ fn forward_block<T: Real>(
             shift_add(&s.taps[(t * o + ch) * m..][..m], &mut y[ch * m..][..m], d, r.len(), t);
         }
     }
-    affine(y, m, get(&parts.b3), get(&parts.l3), get(&parts.e3), hw, false);
+    affine(y, m, params.b3, params.l3, params.e3, hw, false);
 }
 
 /// Cuts `v` into one piece for each block, `unit` elements an image.
@@ -272,9 +275,16 @@ fn cut<'a, T>(mut v: &'a mut [T], blocks: &[Vec<Range<usize>>], unit: usize) -> 
     out
 }
 
-fn forward<T: Real>(p: &Plan, x: &[T], params: &[T], keep: bool) -> (Vec<T>, Vec<T>, Vec<T>) {
+/// y (B, O, H, W), and what a backward needs if `keep`.
+pub(crate) fn forward<T: Real>(
+    s: Sizes,
+    x: &[T],
+    params: &Parts<&[T]>,
+    keep: bool,
+) -> (Vec<T>, Option<Kept<T>>) {
+    let p = &Plan::new(s);
     let (n, o, hw) = (p.s.width, p.s.outputs, p.hw());
-    let w3 = by_tap(&params[p.s.parts().w3], o, n);
+    let w3 = by_tap(params.w3, o, n);
     let zeros = |len: usize| vec![T::default(); len];
     let mut y = zeros(p.b * o * hw);
     let kept = if keep { p.b * n * hw } else { 0 };
@@ -298,7 +308,8 @@ fn forward<T: Real>(p: &Plan, x: &[T], params: &[T], keep: bool) -> (Vec<T>, Vec
             scatter(&s.y, o, hw, r.len(), out);
         }
     });
-    (y, h1, h2)
+    let kept = keep.then(|| Kept { h1, h2, y: y.clone() });
+    (y, kept)
 }
 
 /// The gradient through (u + b) exp(3 l) with y at hand: gl += 3 sum g y, gb += exp(3 l) sum g, and g becomes that of u.
@@ -351,30 +362,35 @@ fn affine_back<T: Real>(
     }
 }
 
-/// The gradients of x (B, C, H, W) and of the flat parameters.
-fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) -> (Vec<T>, Vec<T>) {
+/// The gradients of x (B, C, H, W) and of the parameters.
+pub(crate) fn backward<T: Real>(
+    s: Sizes,
+    x: &[T],
+    params: &Parts<&[T]>,
+    kept: &Kept<T>,
+    gy: &[T],
+) -> (Vec<T>, Parts<Vec<T>>) {
+    let p = &Plan::new(s);
     let (c, n, o, hw) = (p.s.inputs, p.s.width, p.s.outputs, p.hw());
-    let parts = p.s.parts();
-    let get = |r: &Range<usize>| &params[r.clone()];
     // w3[o, c, t] as (c, (o, t)): the transposed convolution from columns of the gradient.
-    let w3 = get(&parts.w3);
+    let w3 = params.w3;
     let mut w3_back = vec![T::default(); w3.len()];
     for i in 0..o {
         for j in 0..n {
             w3_back[j * 9 * o + i * 9..][..9].copy_from_slice(&w3[(i * n + j) * 9..][..9]);
         }
     }
-    let w1_back = by_tap_transposed(get(&parts.w1), n, c);
+    let w1_back = by_tap_transposed(params.w1, n, c);
     let mut gx = vec![T::default(); p.b * c * hw];
     let blocks = p.blocks();
     let gxs = cut(&mut gx, &blocks, c * hw);
     let one = T::of(1.);
-    let grads: Vec<Vec<T>> = blocks
+    let grads: Vec<Grads<T>> = blocks
         .par_iter()
         .zip(gxs)
         .map(|(blocks, gxs)| {
             let mut s = Scratch::new(p);
-            let mut acc = vec![T::default(); parts.len];
+            let mut acc = Grads::zeros(params);
             // gw3 is gathered as ((o, t), c) and put in order at the end.
             let mut gw3 = vec![T::default(); w3.len()];
             for (r, gx) in blocks.iter().zip(gxs) {
@@ -387,8 +403,8 @@ fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) 
                 gather(gy, o, hw, r, &mut g);
                 gather(&kept.y, o, hw, r, &mut y);
                 {
-                    let (gb, gl, ge) = three(&mut acc, &parts.b3, &parts.l3, &parts.e3);
-                    affine_back(&mut g[..o * m], &y[..o * m], m, get(&parts.l3), (gb, gl, ge), hw, false);
+                    let (gb, gl, ge) = (&mut acc.b3[..], &mut acc.l3[..], &mut acc.e3[..]);
+                    affine_back(&mut g[..o * m], &y[..o * m], m, params.l3, (gb, gl, ge), hw, false);
                 }
                 let d = p.dims(r.len(), o, n);
                 im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
@@ -398,22 +414,22 @@ fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) 
                 let dst = MatMut::rows(&mut g2, m);
                 gemm((n, m, 9 * o), Mat::rows(&w3_back, 9 * o), cols, dst, one, false, 1);
                 {
-                    let (gb, gl, _) = three(&mut acc, &parts.b2, &parts.l2, &(0..0));
-                    affine_back(&mut g2[..n * m], h2, m, get(&parts.l2), (gb, gl, &mut []), hw, true);
+                    let (gb, gl) = (&mut acc.b2[..], &mut acc.l2[..]);
+                    affine_back(&mut g2[..n * m], h2, m, params.l2, (gb, gl, &mut []), hw, true);
                 }
-                let dst = MatMut::rows(&mut acc[parts.w2.clone()], n);
+                let dst = MatMut::rows(&mut acc.w2, n);
                 gemm((n, n, m), Mat::rows(&g2, m), Mat::transposed(h1, m), dst, one, true, 1);
                 let mut g1 = std::mem::take(&mut s.h1);
                 let dst = MatMut::rows(&mut g1, m);
-                gemm((n, m, n), Mat::transposed(get(&parts.w2), n), Mat::rows(&g2, m), dst, one, false, 1);
+                gemm((n, m, n), Mat::transposed(params.w2, n), Mat::rows(&g2, m), dst, one, false, 1);
                 {
-                    let (gb, gl, ge) = three(&mut acc, &parts.b1, &parts.l1, &parts.e1);
-                    affine_back(&mut g1[..n * m], h1, m, get(&parts.l1), (gb, gl, ge), hw, true);
+                    let (gb, gl, ge) = (&mut acc.b1[..], &mut acc.l1[..], &mut acc.e1[..]);
+                    affine_back(&mut g1[..n * m], h1, m, params.l1, (gb, gl, ge), hw, true);
                 }
                 gather(x, c, hw, r, &mut s.x);
                 let d = p.dims(r.len(), c, n);
                 im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
-                let dst = MatMut::rows(&mut acc[parts.w1.clone()], 9 * c);
+                let dst = MatMut::rows(&mut acc.w1, 9 * c);
                 gemm((n, 9 * c, m), Mat::rows(&g1, m), Mat::transposed(&s.cols, m), dst, one, true, 1);
                 let dst = MatMut::rows(&mut y, m);
                 gemm((9 * c, m, n), Mat::rows(&w1_back, n), Mat::rows(&g1, m), dst, one, false, 1);
@@ -427,7 +443,7 @@ fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) 
                 scatter(gxc, c, hw, r.len(), gx);
                 (s.y, s.taps, s.h1, s.h2) = (g, y, g1, g2);
             }
-            let dst = &mut acc[parts.w3.clone()];
+            let dst = &mut acc.w3;
             for i in 0..o {
                 for t in 0..9 {
                     for j in 0..n {
@@ -438,99 +454,8 @@ fn backward<T: Real>(p: &Plan, x: &[T], params: &[T], kept: &Kept<T>, gy: &[T]) 
             acc
         })
         .collect();
-    (gx, add_in_order(grads, parts.len))
-}
-
-/// Three disjoint parts of the gradient, in rising order.
-fn three<'a, T>(
-    v: &'a mut [T],
-    a: &Range<usize>,
-    b: &Range<usize>,
-    c: &Range<usize>,
-) -> (&'a mut [T], &'a mut [T], &'a mut [T]) {
-    let (head, tail) = v.split_at_mut(b.end);
-    let (x, y) = head.split_at_mut(b.start);
-    let z = if c.is_empty() { &mut tail[..0] } else { &mut tail[c.start - b.end..c.end - b.end] };
-    (&mut x[a.clone()], y, z)
-}
-
-impl CustomOp2 for Net {
-    fn name(&self) -> &'static str {
-        "conv_net"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let p = Plan::new(l1.shape(), l2.shape(), self.sizes)?;
-        dispatch!("conv_net", dtype(s1), T => {
-            let x = contiguous::<T>("conv_net", s1, l1)?;
-            let params = contiguous::<T>("conv_net", s2, l2)?;
-            let (y, h1, h2) = forward(&p, x, params, self.keep);
-            if self.keep {
-                let kept = Kept { h1, h2, y: y.clone() };
-                *self.kept.lock().unwrap() = Some(Arc::new(kept));
-            }
-            Ok((T::storage(y), (p.b, p.s.outputs, p.h, p.w).into()))
-        })
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        params: &Tensor,
-        _y: &Tensor,
-        gy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let back = NetBack { sizes: self.sizes, kept: self.kept.clone() };
-        let all = x.detach().apply_op3_no_bwd(&params.detach(), &gy.contiguous()?, &back)?;
-        let n = x.elem_count();
-        let gx = all.narrow(0, 0, n)?.reshape(x.shape())?;
-        Ok((Some(gx), Some(all.narrow(0, n, params.elem_count())?)))
-    }
-}
-
-/// One flat result: the gradient of x, then that of the parameters.
-struct NetBack {
-    sizes: Sizes,
-    kept: Slot,
-}
-
-impl CustomOp3 for NetBack {
-    fn name(&self) -> &'static str {
-        "conv_net_back"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let p = Plan::new(l1.shape(), l2.shape(), self.sizes)?;
-        dispatch!("conv_net", dtype(s1), T => {
-            let x = contiguous::<T>("conv_net", s1, l1)?;
-            let params = contiguous::<T>("conv_net", s2, l2)?;
-            let gy = contiguous::<T>("conv_net", s3, l3)?;
-            let kept = self.kept.lock().unwrap().clone();
-            let kept = match kept.and_then(|k| k.downcast::<Kept<T>>().ok()) {
-                Some(k) => k,
-                None => {
-                    let (y, h1, h2) = forward(&p, x, params, true);
-                    Arc::new(Kept { h1, h2, y })
-                }
-            };
-            let (mut all, gp) = backward(&p, x, params, &kept, gy);
-            all.extend(gp);
-            let len = all.len();
-            Ok((T::storage(all), len.into()))
-        })
-    }
+    let mut grads = grads.into_iter();
+    let mut sum = grads.next().unwrap_or_else(|| Grads::zeros(params));
+    grads.for_each(|g| sum.add(&g));
+    (gx, sum)
 }

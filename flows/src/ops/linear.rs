@@ -9,13 +9,37 @@
 //!
 //! **Shapes.** x (B, I), W (O, I), b (O,), y (B, O), contiguous; f32 and f64.
 
-use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use super::gemm::{Mat, MatMut, Real, View, contiguous, dispatch, dtype, gemm, tensor};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// y = act(x W^T + b); errors if the sizes differ.
 pub fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<Tensor> {
     x.contiguous()?.apply_op3(w, b, Linear { relu })
+}
+
+/// The gradients of x, W and b, from y and its gradient.
+pub(crate) fn linear_backward(
+    x: &Tensor,
+    w: &Tensor,
+    y: &Tensor,
+    gy: &Tensor,
+    relu: bool,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let g = gy.contiguous()?;
+    let g = if relu { g.apply_op2_no_bwd(y, &super::channel::ReluBack)? } else { g };
+    let gx = g.apply_op2_no_bwd(w, &Product { of_batch: false })?;
+    let gw = g.apply_op2_no_bwd(&x.contiguous()?, &Product { of_batch: true })?;
+    let gb = dispatch!("linear", g.dtype(), T => {
+        let view = View::of("linear", &g)?;
+        let n = g.dim(1)?;
+        let mut sum = vec![T::default(); n];
+        for row in view.get::<T>("linear")?.chunks_exact(n.max(1)) {
+            sum.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
+        }
+        tensor(sum, n)?
+    });
+    Ok((gx, gw, gb))
 }
 
 struct Linear {

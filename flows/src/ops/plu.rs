@@ -20,6 +20,18 @@ pub fn plu(packed: &Tensor, perm: &[u32], sign: &[f64]) -> Result<(Tensor, Tenso
     Ok((flat.narrow(0, 0, n * n)?.reshape((n, n))?, flat.narrow(0, n * n, 1)?.reshape(())?))
 }
 
+/// The gradient of `packed`, from that of W (C, C) and that of the log-det.
+pub(crate) fn plu_backward(
+    packed: &Tensor,
+    perm: &[u32],
+    sign: &[f64],
+    gw: &Tensor,
+    gld: &Tensor,
+) -> Result<Tensor> {
+    let g = Tensor::cat(&[&gw.flatten_all()?, &gld.reshape(1)?], 0)?;
+    packed.apply_op2_no_bwd(&g, &PluBack(Plu { perm: perm.to_vec(), sign: sign.to_vec() }))
+}
+
 #[derive(Clone)]
 struct Plu {
     perm: Vec<u32>,
