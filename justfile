@@ -15,9 +15,10 @@ test:
 ci:
     bash .ci/run
 
-# Images/s of a training step of each part and model
+# What a step is made of, then whole steps beside PyTorch (FLOWS_PYTHON: see flows/benches/requirements.txt)
 bench *args:
-    cargo bench --workspace --bench step -- {{args}}
+    CANDLE_NUM_THREADS=1 cargo bench --workspace --bench parts
+    cargo bench --workspace --bench peers -- {{args}}
 
 # All runs against the papers
 table *args:

@@ -16,7 +16,7 @@ use flows::optim::{Ema, Optimizer};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -85,6 +85,12 @@ pub struct Position {
     pub window: Window,
     /// Mean training bits/dim of the last complete window.
     pub last_window: Option<Measured>,
+    /// The update before which drift was last measured.
+    #[serde(default)]
+    pub probed: Option<u64>,
+    /// The layers that are stored although the recipe rebuilds.
+    #[serde(default)]
+    pub stored: BTreeSet<String>,
 }
 
 /// Every bit of an f64 as text: a decimal that is read back may differ in the last place, and a resumed run must not.

@@ -17,7 +17,7 @@ use crate::recipe::{Recipe, Resolved};
 use crate::{limits, output};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use flows::optim::{Ema, Optimizer, collect_grads, global_norm};
+use flows::optim::{Ema, Optimizer, global_norm};
 use flows::params::rng_for;
 use flows::{Ctx, Model};
 use rand::Rng;
@@ -165,9 +165,8 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     let mut update = |size: usize| -> Result<Duration> {
         let batch = batch(size)?;
         let start = Instant::now();
-        let loss =
-            model.terms(&batch.x, Ctx::train().with_cond(batch.cond()))?.log_prob()?.mean_all()?.neg()?;
-        let grads = collect_grads(model.params(), &loss.backward()?);
+        let ctx = Ctx::train().with_cond(batch.cond());
+        let (_, grads) = model.gradients(&batch.x, ctx, recipe.train.memory, |p| p.mean_all()?.neg())?;
         // A rate of zero: the cost is that of an update, and random pixels do not spoil the next one.
         let clip = 1. / global_norm(&grads)?.max(1.);
         optimizer.step(&grads, 0., clip)?;

@@ -5,13 +5,14 @@
 //!
 //! ```text
 //! training    4 bytes (parameters (4 + average) + batch (values that backpropagation keeps for an image))
+//!             of all layers, or, with `train.memory = "recompute"`, of the largest
 //! evaluation  4 bytes (parameters + batch (values of the widest layer for an image))
 //! ```
 
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Train};
 use anyhow::{Result, ensure};
-use flows::ModelConfig;
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
+use flows::{Memory, ModelConfig};
 use std::path::Path;
 
 /// Bytes of a value in the computation.
@@ -28,8 +29,10 @@ const STEP: f64 = 2048.;
 pub struct Estimate {
     /// Trained scalars.
     pub parameters: f64,
-    /// Values of an image that backpropagation keeps.
+    /// Values of an image that backpropagation keeps when it stores them.
     pub activations: f64,
+    /// Those of the largest layer, which it keeps in any case.
+    pub largest: f64,
     /// Values of an image in the widest layer.
     pub widest: f64,
     /// Bytes of records.
@@ -41,6 +44,9 @@ impl Estimate {
     fn net(&mut self, parameters: f64, hidden: f64, widest: f64, times: f64) {
         self.parameters += times * parameters;
         self.activations += times * hidden;
+        if times > 0. {
+            self.largest = self.largest.max(hidden);
+        }
         self.widest = self.widest.max(widest);
         self.records += times * STEP;
     }
@@ -49,6 +55,18 @@ impl Estimate {
     /// itself waits for the coupling.
     fn layer(&self) -> f64 {
         2. * self.widest
+    }
+
+    /// Bytes that training this model takes: parameters with gradients, the optimiser and the average, and what an update
+    /// keeps of its batch.
+    #[must_use]
+    pub fn training(&self, train: &Train, memory: Memory) -> f64 {
+        let copies = 4. + f64::from(u8::from(train.ema.is_some()));
+        let kept = match memory {
+            Memory::Store => self.activations,
+            Memory::Recompute => self.largest,
+        };
+        (self.parameters * copies + train.batch as f64 * kept) * VALUE + self.records
     }
 
     /// Of this model.
@@ -226,8 +244,17 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         return samples(&model, eval.samples, "`eval.samples`", host);
     }
     if purpose == Use::Training {
-        let bytes = parameters + train.batch as f64 * need.activations * VALUE;
-        fits(&format!("`train.batch` = {}{sized}", train.batch), bytes, "lower `train.batch`")?;
+        let bytes = need.training(train, train.memory);
+        let less = need.training(train, Memory::Recompute);
+        let remedy = match less <= self::memory() && train.memory == Memory::Store {
+            true => format!(
+                "rebuild activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
+                 lower `train.batch`",
+                less / f64::from(1 << 30)
+            ),
+            false => "lower `train.batch`".to_string(),
+        };
+        fits(&format!("`train.batch` = {}{sized}", train.batch), bytes, &remedy)?;
     }
     // The last batch ends where the data do.
     let most = |n: Option<usize>| n.unwrap_or(usize::MAX);
@@ -239,6 +266,23 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     let bytes = need.parameters * VALUE + batch as f64 * need.layer() * VALUE;
     fits(&format!("`eval.batch` = {}{sized}", eval.batch), bytes, "lower `eval.batch`")?;
     samples(&model, eval.samples, "`eval.samples`", host)
+}
+
+/// The least that training takes, in a line.
+#[must_use]
+pub fn announce(recipe: &Recipe) -> String {
+    let need = Estimate::of(&recipe.model);
+    let gib = |memory| need.training(&recipe.train, memory) / f64::from(1 << 30);
+    match recipe.train.memory {
+        Memory::Store => format!(
+            "memory: at least {:.2} GiB; {:.2} with --set train.memory=recompute",
+            gib(Memory::Store),
+            gib(Memory::Recompute)
+        ),
+        Memory::Recompute => {
+            format!("memory: at least {:.2} GiB, activations are rebuilt", gib(Memory::Recompute))
+        }
+    }
 }
 
 /// Examples that a set may have; without bound an `eval.batch` that stands for the whole set would be refused.

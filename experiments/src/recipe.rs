@@ -8,9 +8,9 @@
 
 use crate::data;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flows::ModelConfig;
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
 use flows::optim::Rule;
+use flows::{Memory, ModelConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -92,6 +92,13 @@ pub struct Train {
     /// Weight of the L2 penalty on weight-norm scales (`.magnitude`, `.gain`).
     #[serde(default)]
     pub l2: f64,
+    /// Whether an update stores its activations or rebuilds them on the way back.
+    #[serde(default)]
+    pub memory: Memory,
+    /// With `memory = "recompute"`: how far rebuilt inputs drift is measured every so many updates, and layers beyond the
+    /// bound are stored from then on.
+    #[serde(default = "default_probe")]
+    pub probe_every: u64,
     /// Images of the batch that actnorm (batch norm, whitening) is initialised from.
     #[serde(default = "default_init")]
     pub init_images: usize,
@@ -119,6 +126,10 @@ pub struct Train {
 
 fn default_init() -> usize {
     256
+}
+
+fn default_probe() -> u64 {
+    1000
 }
 
 fn default_log() -> u64 {

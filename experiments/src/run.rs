@@ -73,6 +73,7 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
         None => Lock::take(&out)?,
     };
 
+    tracing::info!("{}", limits::announce(recipe));
     let on_begin = || summary::write_recipe(&out, &resolved);
     let mut progress = progress::Training::new(&recipe.name, on_begin);
     let outcome = train::train(recipe, &data, &device, &out, &mut progress, &progress::STOP)?;

@@ -19,12 +19,15 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
 use flows::optim::{self, Ema, Grads, Optimizer};
 use flows::params::{is_finite, rng_for};
-use flows::{Ctx, Mode, Model, SaveOptions};
+use flows::{Ctx, Drift, Memory, Mode, Model, SaveOptions};
 use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// Training images that drift is measured on.
+const PROBED: usize = 16;
 
 /// Validation images that the reconstruction error is measured on.
 const RECONSTRUCTED: usize = 16;
@@ -91,6 +94,17 @@ struct Line {
     training: Option<TrainingLine>,
     #[serde(flatten)]
     validation: Option<ValidationLine>,
+    #[serde(flatten)]
+    drift: Option<DriftLine>,
+}
+
+/// How far rebuilt inputs are from the true ones.
+#[derive(Serialize)]
+struct DriftLine {
+    /// The largest, of the layers that are rebuilt.
+    drift: f64,
+    /// How many layers are stored for drifting further.
+    stored_layers: usize,
 }
 
 /// Means over the updates since the last such line.
@@ -145,6 +159,7 @@ fn check(t: &Train, data: &Dataset) -> Result<()> {
         ("checkpoint_every", t.checkpoint_every),
         ("log_every", t.log_every),
         ("init_images", t.init_images as u64),
+        ("probe_every", t.probe_every),
     ] {
         ensure!(value > 0, "`train.{key}` must be at least 1");
     }
@@ -283,6 +298,7 @@ impl Run<'_> {
             // Averages start at the initialised values, not at those before.
             self.ema = average(&self.model)?;
         }
+        self.model.store(&self.position.stored);
         self.session.wall_before = self.position.wall_seconds;
         self.session.first_update = self.position.update;
         self.metrics = Some(Metrics::open(self.out, self.position.update)?);
@@ -314,8 +330,38 @@ impl Run<'_> {
             if stop {
                 return Ok(self.outcome(StoppedBy::Interrupt));
             }
+            if t.memory == Memory::Recompute
+                && update.is_multiple_of(t.probe_every)
+                && self.position.probed != Some(update)
+            {
+                self.probe()?;
+            }
             self.step(next()?)?;
         }
+    }
+
+    /// Measures how far rebuilt inputs drift on a few training images, and stores the layers that drift too far. Once
+    /// stored a layer stays so: it was over the bound with weights not far from those to come.
+    fn probe(&mut self) -> Result<()> {
+        let batch = self.feed.examples.batch(self.feed.initial(PROBED), self.device)?;
+        let drift = self.model.drift(&batch.x, Ctx::train().with_cond(batch.cond()), Drift::BOUND)?;
+        let over: Vec<String> = drift.over().difference(&self.position.stored).cloned().collect();
+        if self.position.probed.is_none() || !over.is_empty() {
+            let stored = match over.len() {
+                0 => "no layer has to be stored".to_string(),
+                n => format!("{n} beyond {:.0e} will be stored: {}", Drift::BOUND, over.join(", ")),
+            };
+            let layers = drift.layers().len();
+            self.progress.message(&format!(
+                "rebuilt inputs of {layers} layers drift by up to {:.1e}; {stored}",
+                drift.largest()
+            ));
+        }
+        self.position.stored.extend(over);
+        self.position.probed = Some(self.position.update);
+        self.model.store(&self.position.stored);
+        let line = DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() };
+        self.log(Line { drift: Some(line), ..Line::default() })
     }
 
     fn wall_seconds(&self) -> f64 {
@@ -343,18 +389,25 @@ impl Run<'_> {
             LossUnit::BitsPerDim => to_bits,
             LossUnit::Nats => 1.,
         };
-        let mean =
-            self.model.terms(&batch.x, Ctx::train().with_cond(batch.cond()))?.log_prob()?.mean_all()?;
-        let bits = -to_bits * f64::from(mean.to_scalar::<f32>()?);
-        if !bits.is_finite() {
-            return Err(self.not_finite("the loss", &batch, &Grads::new()));
-        }
-        let loss = (mean * -factor)?;
-        let store = loss.backward()?;
-        // The graph holds every activation: it goes before the optimiser needs memory.
-        drop(loss);
-        let mut grads = optim::collect_grads(self.model.params(), &store);
-        drop(store);
+        let (mut measured, ctx) = (None, Ctx::train().with_cond(batch.cond()));
+        let result = self.model.gradients(&batch.x, ctx, t.memory, |log_prob| {
+            let mean = log_prob.mean_all()?;
+            let bits = -to_bits * f64::from(mean.to_scalar::<f32>()?);
+            measured = Some(bits);
+            // Before the way back: its error would be about a layer, and not about the loss.
+            if !bits.is_finite() {
+                candle_core::bail!("the loss is not finite");
+            }
+            mean * -factor
+        });
+        let (bits, mut grads) = match (result, measured) {
+            (Ok((_, grads)), Some(bits)) => (bits, grads),
+            (Err(_), Some(bits)) if !bits.is_finite() => {
+                return Err(self.not_finite("the loss", &batch, &Grads::new()));
+            }
+            (Err(e), _) => return Err(e.into()),
+            (Ok(_), None) => unreachable!("a pass that succeeds has computed its loss"),
+        };
         if t.l2 > 0. {
             let scales = |name: &str| name.ends_with(".magnitude") || name.ends_with(".gain");
             optim::add_l2(&mut grads, self.model.params(), t.l2, scales)?;
@@ -632,6 +685,8 @@ mod tests {
                 loss: LossUnit::BitsPerDim,
                 ema: Some(0.9),
                 l2: 1e-5,
+                memory: Memory::Store,
+                probe_every: 4,
                 init_images: 16,
                 hflip: true,
                 shift: 0.25,
@@ -789,18 +844,22 @@ mod tests {
 
     #[test]
     fn an_interrupted_run_ends_with_the_same_bits() -> Result<()> {
-        let (straight, broken) = (tempfile::tempdir()?, tempfile::tempdir()?);
-        let whole = run(&recipe(), straight.path())?;
-        for stop in [1, 5, 6, 11] {
-            let (outcome, show) = run_until(&recipe(), broken.path(), stop)?;
-            assert!(!outcome.finished && outcome.stopped_by == StoppedBy::Interrupt);
-            assert_eq!((outcome.updates, show.steps.last()), (stop, Some(&stop)));
+        for memory in [Memory::Store, Memory::Recompute] {
+            let mut recipe = recipe();
+            recipe.train.memory = memory;
+            let (straight, broken) = (tempfile::tempdir()?, tempfile::tempdir()?);
+            let whole = run(&recipe, straight.path())?;
+            for stop in [1, 5, 6, 11] {
+                let (outcome, show) = run_until(&recipe, broken.path(), stop)?;
+                assert!(!outcome.finished && outcome.stopped_by == StoppedBy::Interrupt);
+                assert_eq!((outcome.updates, show.steps.last()), (stop, Some(&stop)));
+            }
+            let resumed = run(&recipe, broken.path())?;
+            assert_eq!(resumed.best_validation, whole.best_validation);
+            assert_eq!(resumed.train_bits_per_dim, whole.train_bits_per_dim);
+            assert_eq!(updates_in(broken.path()), updates_in(straight.path()));
+            same(straight.path(), broken.path());
         }
-        let resumed = run(&recipe(), broken.path())?;
-        assert_eq!(resumed.best_validation, whole.best_validation);
-        assert_eq!(resumed.train_bits_per_dim, whole.train_bits_per_dim);
-        assert_eq!(updates_in(broken.path()), updates_in(straight.path()));
-        same(straight.path(), broken.path());
         Ok(())
     }
 

@@ -5,9 +5,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use flows::bijections::{ActNorm, Coupling, Partition, Scale, Transform};
 use flows::nets::{Mlp, Start};
-use flows::optim::{Optimizer, Rule, collect_grads};
+use flows::optim::{Optimizer, Rule};
 use flows::params::{Init, rng_for};
-use flows::{Chain, Ctx, Flow, Params, Prior};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, Params, Prior};
 use rand::Rng;
 
 /// `n` points of two interleaved half circles with noise of .1.
@@ -44,9 +44,9 @@ fn main() -> Result<()> {
     let mut opt = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, &params)?;
     for step in 0..2000 {
         let x = moons(256, 100 + step)?;
-        let loss = flow.terms(&x, Ctx::train())?.log_prob()?.mean_all()?.neg()?;
-        let grads = collect_grads(&params, &loss.backward()?);
-        opt.step(&grads, 2e-3 * (1. - step as f64 / 2000.), 1.)?;
+        let mut grads = Gradients::new(&params);
+        let loss = flow.gradients(&x, Ctx::train(), Memory::Store, &mut grads, |p| p.mean_all()?.neg())?;
+        opt.step(&grads.into_grads(), 2e-3 * (1. - step as f64 / 2000.), 1.)?;
         if step % 500 == 0 {
             println!("step {step:4}: {:.3} nats", loss.to_scalar::<f32>()?);
         }

@@ -181,12 +181,12 @@ impl Drift {
 
     /// The layers over the bound: those to store. A drift that is not a number is over any bound.
     pub fn over(&self) -> BTreeSet<String> {
-        self.layers.iter().filter(|(_, d)| !(*d <= self.bound)).map(|(n, _)| n.clone()).collect()
+        self.layers.iter().filter(|(_, d)| beyond(*d, self.bound)).map(|(n, _)| n.clone()).collect()
     }
 
     /// The largest drift within the bound.
     pub fn largest(&self) -> f64 {
-        self.layers.iter().map(|l| l.1).filter(|d| *d <= self.bound).fold(0., f64::max)
+        self.layers.iter().map(|l| l.1).filter(|d| !beyond(*d, self.bound)).fold(0., f64::max)
     }
 
     /// Runs `f` with `name` appended to the path.
@@ -197,6 +197,11 @@ impl Drift {
         self.path = outer;
         r
     }
+}
+
+/// Whether a drift is over the bound, as one that is not a number is.
+fn beyond(drift: f64, bound: f64) -> bool {
+    drift.is_nan() || drift > bound
 }
 
 fn drift_of(rebuilt: &Tensor, x: &Tensor) -> Result<f64> {
@@ -323,7 +328,7 @@ impl Bijection for Chain {
                 let path = drift.within(&link.name, |drift| drift.path.clone());
                 drift.layers.push((path, d));
             }
-            if !(d <= drift.bound) {
+            if beyond(d, drift.bound) || link.stored.load(Ordering::Relaxed) {
                 h = x.clone();
             }
         }

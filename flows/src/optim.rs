@@ -6,7 +6,6 @@
 pub use crate::backward::Grads;
 use crate::ops::update::{self, Accumulate, Apply};
 use crate::params::{Param, Params};
-use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -44,12 +43,6 @@ pub enum Rule {
         /// Added under the root.
         eps: f64,
     },
-}
-
-/// Picks the trained parameters' gradients out of candle's store.
-pub fn collect_grads(params: &Params, store: &GradStore) -> Grads {
-    let find = |(name, p): (String, Param)| store.get(p.var()).map(|g| (name, g.clone()));
-    params.trained().into_iter().filter_map(find).collect()
 }
 
 /// The global norm sqrt(sum g^2), in f64, in name order.

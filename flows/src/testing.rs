@@ -226,7 +226,7 @@ pub fn check_net(net: &dyn Net, shape: &[usize], params: &Params, bound: f64) ->
         }
         for (name, got, want) in pairs {
             let off = max_abs(&(&got - &want)?)? / (1. + max_abs(&want)?);
-            if !(off <= bound) || !crate::params::is_finite(&got)? {
+            if off.is_nan() || off > bound || !crate::params::is_finite(&got)? {
                 bail!("{name} is off by {off:e} under {mode:?}, {bound:e} is allowed");
             }
         }

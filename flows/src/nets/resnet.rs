@@ -284,7 +284,7 @@ impl ResNet {
         let n = b * c * h * w;
         let mut gx = u[..n].to_vec();
         if self.cfg.signed_input {
-            gx.iter_mut().zip(&u[n..2 * n]).for_each(|(a, &b)| *a = *a - b);
+            gx.iter_mut().zip(&u[n..2 * n]).for_each(|(a, &b)| *a -= b);
         }
         tensor(swap_axes(&gx, c, b), (b, c, h, w))
     }

@@ -15,6 +15,9 @@
 //!
 //! A block is a few rows of tiles, sized for a core's second-level cache; each thread has its own blocks and buffers.
 
+// Small arrays of vectors share their indices.
+#![allow(clippy::needless_range_loop)]
+
 use super::gemm::{Mat, MatMut, Real, gemm};
 use super::simd::{self, Job, One, Steps, Vector, Width, wide};
 use rayon::prelude::*;

@@ -1,0 +1,128 @@
+//! What a training step is made of, each part alone (criterion); whole steps beside PyTorch are in peers.rs.
+//!
+//! Absolute figures of a shared machine say little; compare two runs of one afternoon, or ratios within one run.
+
+use candle_core::{DType, Device, Tensor};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use flows::bijections::{ActNorm, Conv1x1, Coupling, Net, Partition, Scale, Transform, Weight};
+use flows::nets::{ConvNet, ResNet, ResNetConfig};
+use flows::ops::conv::{conv2d, conv2d_backward};
+use flows::optim::{Grads, Optimizer, Rule};
+use flows::params::Init;
+use flows::testing::normal;
+use flows::{Bijection, Ctx, Gradients, Memory, Params};
+
+fn f32s(shape: &[usize]) -> Tensor {
+    normal(shape, 1, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+/// Batch 16: floating-point operations a second, of the forward and of both gradients.
+fn convolutions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("convolution");
+    for (i, o, k, side) in
+        [(64, 64, 3, 32), (512, 512, 3, 8), (512, 512, 1, 16), (6, 512, 3, 16), (512, 12, 3, 16)]
+    {
+        let (x, w) = (f32s(&[i, 16, side, side]), f32s(&[o, i, k, k]));
+        let gy = f32s(&[o, 16, side, side]);
+        let flops = (2 * i * o * k * k * side * side * 16) as u64;
+        let name = format!("{i}to{o}_{k}x{k}_{side}");
+        group.throughput(Throughput::Elements(flops));
+        group.bench_function(BenchmarkId::new("forward", &name), |b| b.iter(|| conv2d(&x, &w).unwrap()));
+        group.throughput(Throughput::Elements(2 * flops));
+        group.bench_function(BenchmarkId::new("backward", &name), |b| {
+            b.iter(|| conv2d_backward(&x, &w, &gy).unwrap())
+        });
+    }
+    group.finish();
+}
+
+/// The networks of Glow and RealNVP, forward and backward, images a second.
+fn nets(c: &mut Criterion) {
+    let mut group = c.benchmark_group("net");
+    let batch = 16;
+    group.throughput(Throughput::Elements(batch));
+    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let conv = ConvNet::new(6, 512, 12, false, &params.vb().pp("conv")).unwrap();
+    let cfg = ResNetConfig {
+        inputs: 3,
+        features: 64,
+        outputs: 6,
+        blocks: 8,
+        signed_input: true,
+        weight_norm: true,
+        batch_norm: true,
+        skip: true,
+        eps: 1e-4,
+        momentum: 0.1,
+    };
+    let res = ResNet::new(cfg, None, &params.vb().pp("res")).unwrap();
+    let nets: [(&str, &dyn Net, usize, usize); 2] = [("conv_512", &conv, 6, 16), ("res_64", &res, 3, 32)];
+    for (name, net, channels, side) in nets {
+        let x = f32s(&[batch as usize, channels, side, side]);
+        group.bench_function(BenchmarkId::new("forward", name), |b| {
+            b.iter(|| net.forward(&x, Ctx::eval()).unwrap())
+        });
+        group.bench_function(BenchmarkId::new("both", name), |b| {
+            b.iter(|| {
+                let (y, saved) = net.forward_saved(&x, Ctx::train()).unwrap();
+                net.backward(saved, &y, &mut Gradients::new(&params)).unwrap()
+            })
+        });
+    }
+    group.finish();
+}
+
+/// The layers between networks, forward and backward, on (16, 12, 16, 16), images a second.
+fn layers(c: &mut Criterion) {
+    let mut group = c.benchmark_group("layer");
+    group.throughput(Throughput::Elements(16));
+    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let vb = params.vb();
+    let layers: [(&str, Box<dyn Bijection>); 3] = [
+        ("actnorm", Box::new(ActNorm::new(12, 3., &vb.pp("actnorm")).unwrap())),
+        ("conv1x1", Box::new(Conv1x1::new(12, Weight::Plu, &vb.pp("conv1x1")).unwrap())),
+        (
+            "coupling",
+            Box::new(Coupling {
+                partition: Partition::Halves { swap: false },
+                net: Box::new(ConvNet::new(6, 8, 12, false, &vb.pp("net")).unwrap()),
+                transform: Transform::Affine { scale: Scale::Sigmoid, shift_first: true },
+            }),
+        ),
+    ];
+    let x = f32s(&[16, 12, 16, 16]);
+    for (name, layer) in &layers {
+        for memory in [Memory::Store, Memory::Recompute] {
+            group.bench_function(BenchmarkId::new(*name, format!("{memory:?}")), |b| {
+                b.iter(|| {
+                    let ctx = Ctx::train();
+                    let (z, log_det, saved) = layer.forward_saved(&x, ctx, memory).unwrap();
+                    let mut grads = Gradients::new(&params);
+                    layer.backward(&z, saved, (&z, &log_det), ctx, &mut grads).unwrap()
+                })
+            });
+        }
+    }
+    group.finish();
+}
+
+/// One step of each rule on ten million numbers.
+fn optimisers(c: &mut Criterion) {
+    let mut group = c.benchmark_group("optimiser");
+    let n = 10_000_000;
+    group.throughput(Throughput::Elements(n as u64));
+    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    params.vb().get(n, "p", Init::Const(0.)).unwrap();
+    let grads = Grads::from([("p".to_string(), Tensor::ones(n, DType::F32, &Device::Cpu).unwrap())]);
+    for (name, rule) in [
+        ("adam", Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }),
+        ("adamax", Rule::Adamax { b1: 0.9, b2: 0.999, eps: 1e-8, adam_correction: true }),
+    ] {
+        let mut opt = Optimizer::new(rule, &params).unwrap();
+        group.bench_function(name, |b| b.iter(|| opt.step(&grads, 1e-6, 1.).unwrap()));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, convolutions, nets, layers, optimisers);
+criterion_main!(benches);
