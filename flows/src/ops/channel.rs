@@ -606,9 +606,69 @@ pub(crate) fn act_norm_backward(
     logs: &Tensor,
     factor: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let (n, c) = (z.elem_count(), logs.dim(0)?);
-    let all = gz.contiguous()?.apply_op3_no_bwd(&z.contiguous()?, logs, &ActNormBack { factor })?;
-    Ok((all.narrow(0, 0, n)?.reshape(z.shape())?, all.narrow(0, n, c)?, all.narrow(0, n + c, c)?))
+    let (b, c, p) = images(z.shape())?;
+    let (z, gz) = (z.contiguous()?, gz.contiguous()?);
+    dispatch!("act_norm", z.dtype(), T => {
+        let (vz, vg, vl) = (View::of("act_norm", &z)?, View::of("act_norm", &gz)?, View::of("act_norm", logs)?);
+        let (zs, g) = (vz.get::<T>("act_norm")?, vg.get::<T>("act_norm")?);
+        let scale: Vec<T> = scales(vl.get::<T>("act_norm")?, factor);
+        if scale.len() != c || g.len() != zs.len() {
+            bail!("an actnorm of {} channels met {:?}", scale.len(), z.shape());
+        }
+        let n = c * p;
+        let mut gx = vec![T::default(); b * n];
+        // The sums of each image, added over images in order: the same for any number of threads.
+        let sums: Vec<Vec<(f64, f64)>> = gx
+            .par_chunks_mut(n.max(1))
+            .enumerate()
+            .with_min_len(1 + (1 << 14) / n.max(1))
+            .map(|(i, gx)| {
+                let (g, z) = (&g[i * n..][..n], &zs[i * n..][..n]);
+                let mut sums = vec![(0., 0.); c];
+                wide(ActNormBack { g, z, gx, scale: &scale, sums: &mut sums });
+                sums
+            })
+            .collect();
+        let total = |ch: usize| sums.iter().fold((0., 0.), |a, v| (a.0 + v[ch].0, a.1 + v[ch].1));
+        let gb = (0..c).map(|ch| scale[ch] * T::of(total(ch).0)).collect::<Vec<T>>();
+        let gl = (0..c).map(|ch| T::of(factor * total(ch).1)).collect::<Vec<T>>();
+        Ok((tensor(gx, z.shape())?, tensor(gb, c)?, tensor(gl, c)?))
+    })
+}
+
+/// One image's way back: g exp(k l), and for each channel sum g and sum g z.
+struct ActNormBack<'a, T> {
+    g: &'a [T],
+    z: &'a [T],
+    gx: &'a mut [T],
+    scale: &'a [T],
+    sums: &'a mut [(f64, f64)],
+}
+
+impl<T: Real> Job for ActNormBack<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let p = (self.g.len() / self.scale.len().max(1)).max(1);
+        let rows = self.g.chunks_exact(p).zip(self.z.chunks_exact(p)).zip(self.gx.chunks_exact_mut(p));
+        for ((((g, z), gx), sums), &a) in rows.zip(self.sums).zip(self.scale) {
+            let (mut s, mut q) = ([T::default(); LANES], [T::default(); LANES]);
+            let ((gs, g_rest), (zs, z_rest)) = (g.as_chunks::<LANES>(), z.as_chunks::<LANES>());
+            let (os, o_rest) = gx.as_chunks_mut::<LANES>();
+            for ((g, z), o) in gs.iter().zip(zs).zip(os) {
+                for k in 0..LANES {
+                    s[k] += g[k];
+                    q[k] += g[k] * z[k];
+                    o[k] = a * g[k];
+                }
+            }
+            for ((&g, &z), o) in g_rest.iter().zip(z_rest).zip(o_rest) {
+                s[0] += g;
+                q[0] += g * z;
+                *o = a * g;
+            }
+            *sums = (s.iter().map(|v| v.f64()).sum(), q.iter().map(|v| v.f64()).sum());
+        }
+    }
 }
 
 struct ActNorm {
@@ -673,62 +733,6 @@ impl CustomOp3 for ActNorm {
 
 fn scales<T: Real>(logs: &[T], factor: f64) -> Vec<T> {
     logs.iter().map(|&l| (T::of(factor) * l).exp()).collect()
-}
-
-/// One flat result: the gradient of x, then of the bias, exp(k l) sum g, then of logs, k sum g z.
-struct ActNormBack {
-    factor: f64,
-}
-
-impl CustomOp3 for ActNormBack {
-    fn name(&self) -> &'static str {
-        "act_norm_back"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (b, c, p) = images(l1.shape())?;
-        dispatch!("act_norm", dtype(s1), T => {
-            let g = contiguous::<T>("act_norm", s1, l1)?;
-            let z = contiguous::<T>("act_norm", s2, l2)?;
-            let scale: Vec<T> = scales(contiguous::<T>("act_norm", s3, l3)?, self.factor);
-            let n = c * p;
-            let mut out = vec![T::default(); b * n + 2 * c];
-            let (gx, gp) = out.split_at_mut(b * n);
-            // The sums of each image, added over images in order: the same for any number of threads.
-            let sums: Vec<Vec<(f64, f64)>> = gx
-                .par_chunks_mut(n.max(1))
-                .enumerate()
-                .with_min_len(1 + (1 << 14) / n.max(1))
-                .map(|(i, gx)| {
-                    let (g, z) = (&g[i * n..][..n], &z[i * n..][..n]);
-                    (0..c)
-                        .map(|ch| {
-                            let (g, z) = (&g[ch * p..][..p], &z[ch * p..][..p]);
-                            for (o, &g) in gx[ch * p..][..p].iter_mut().zip(g) {
-                                *o = scale[ch] * g;
-                            }
-                            row_sums(p, |k| (g[k], g[k] * z[k]))
-                        })
-                        .collect()
-                })
-                .collect();
-            for ch in 0..c {
-                let (s, q) = sums.iter().fold((0., 0.), |a, v| (a.0 + v[ch].0, a.1 + v[ch].1));
-                gp[ch] = scale[ch] * T::of(s);
-                gp[c + ch] = T::of(self.factor * q);
-            }
-            let len = out.len();
-            Ok((T::storage(out), len.into()))
-        })
-    }
 }
 
 /// Broadcasts one value per channel over (C, B, P): y = x + e[c, p]; used for the edge-bias channel, where the
