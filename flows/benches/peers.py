@@ -692,7 +692,7 @@ class ModelCase:
         self.parameters = sum(p.numel() for p in self.params)
         with torch.no_grad():
             self.model.init(self.x)
-        self.optimizer = torch.optim.Adam(self.params, lr=1e-4, fused=True)
+        self.optimizer = torch.optim.Adam(self.params, lr=1e-6, fused=True)
         # Adam makes its state in the first step; from zero gradients that step changes nothing.
         for p in self.params:
             p.grad = torch.zeros_like(p)

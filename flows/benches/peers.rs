@@ -146,7 +146,7 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
                         let loss = |lp: &Tensor| lp.mean_all()? * (-1. / (model.dims() as f64 * 2f64.ln()));
                         let (_, grads) = model.gradients(&x, Ctx::train(), memory, loss)?;
                         let norm = global_norm(&grads)?;
-                        opt.step(&grads, 1e-4, 1f64.min(1. / norm))?;
+                        opt.step(&grads, 1e-6, 1f64.min(1. / norm))?;
                     }
                     "eval" => drop(model.log_prob(&x, None)?),
                     "sample" => {

@@ -20,6 +20,7 @@
 //! number of threads and on nothing else.
 
 use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use super::simd::{Job, Width, wide};
 use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -372,19 +373,35 @@ pub(super) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
 
 /// dst[i, j] += src[i + u - 1, j + v - 1] for each image, tap t = 3 u + v.
 pub(super) fn shift_add<T: Real>(src: &[T], dst: &mut [T], d: Dims, images: usize, t: usize) {
-    let (dy, dx) = (t as isize / 3 - 1, t as isize % 3 - 1);
-    let (j0, j1) = valid(d.w, dx);
-    for b in 0..images {
-        for i in 0..d.h {
-            let si = i as isize + dy;
-            if si < 0 || si >= d.h as isize || j0 >= j1 {
-                continue;
-            }
-            let s = &src[(b * d.h + si as usize) * d.w..][..d.w];
-            let q = &mut dst[(b * d.h + i) * d.w..][..d.w];
-            let from = (j0 as isize + dx) as usize;
-            for (a, v) in q[j0..j1].iter_mut().zip(&s[from..from + (j1 - j0)]) {
-                *a += *v;
+    wide(ShiftAdd { src, dst, d, images, t });
+}
+
+struct ShiftAdd<'a, T> {
+    src: &'a [T],
+    dst: &'a mut [T],
+    d: Dims,
+    images: usize,
+    t: usize,
+}
+
+impl<T: Real> Job for ShiftAdd<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { src, dst, d, images, t } = self;
+        let (dy, dx) = (t as isize / 3 - 1, t as isize % 3 - 1);
+        let (j0, j1) = valid(d.w, dx);
+        for b in 0..images {
+            for i in 0..d.h {
+                let si = i as isize + dy;
+                if si < 0 || si >= d.h as isize || j0 >= j1 {
+                    continue;
+                }
+                let s = &src[(b * d.h + si as usize) * d.w..][..d.w];
+                let q = &mut dst[(b * d.h + i) * d.w..][..d.w];
+                let from = (j0 as isize + dx) as usize;
+                for (a, v) in q[j0..j1].iter_mut().zip(&s[from..from + (j1 - j0)]) {
+                    *a += *v;
+                }
             }
         }
     }

@@ -16,6 +16,7 @@
 
 use super::conv::{Dims, im2col, ranges, shift_add};
 use super::gemm::{Mat, MatMut, Real, gemm};
+use super::simd::{Job, Width, wide};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -155,22 +156,40 @@ fn scatter<T: Real>(src: &[T], c: usize, hw: usize, images: usize, out: &mut [T]
 }
 
 /// v = act((v + e + b) exp(3 l)) in place, rows of m.
-fn affine<T: Real>(v: &mut [T], m: usize, b: &[T], l: &[T], e: &[T], hw: usize, relu: bool) {
-    let zero = T::default();
-    for (ch, row) in v.chunks_exact_mut(m).enumerate() {
-        let (b, a) = (b[ch], (T::of(3.) * l[ch]).exp());
-        if !e.is_empty() {
-            for image in row.chunks_exact_mut(hw) {
-                for (v, &e) in image.iter_mut().zip(&e[ch * hw..][..hw]) {
-                    *v += e;
+struct Affine<'a, T> {
+    v: &'a mut [T],
+    m: usize,
+    b: &'a [T],
+    l: &'a [T],
+    e: &'a [T],
+    hw: usize,
+    relu: bool,
+}
+
+impl<T: Real> Job for Affine<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { v, m, b, l, e, hw, relu } = self;
+        let zero = T::default();
+        for (ch, row) in v.chunks_exact_mut(m).enumerate() {
+            let (b, a) = (b[ch], (T::of(3.) * l[ch]).exp());
+            if !e.is_empty() {
+                for image in row.chunks_exact_mut(hw) {
+                    for (v, &e) in image.iter_mut().zip(&e[ch * hw..][..hw]) {
+                        *v += e;
+                    }
                 }
             }
-        }
-        for v in row {
-            let u = (*v + b) * a;
-            *v = if relu && u < zero { zero } else { u };
+            for v in row {
+                let u = (*v + b) * a;
+                *v = if relu && u < zero { zero } else { u };
+            }
         }
     }
+}
+
+fn affine<T: Real>(v: &mut [T], m: usize, b: &[T], l: &[T], e: &[T], hw: usize, relu: bool) {
+    wide(Affine { v, m, b, l, e, hw, relu });
 }
 
 /// Scratch of one thread, sized for the largest block.
@@ -313,6 +332,63 @@ pub(crate) fn forward<T: Real>(
 }
 
 /// The gradient through (u + b) exp(3 l) with y at hand: gl += 3 sum g y, gb += exp(3 l) sum g, and g becomes that of u.
+struct AffineBack<'a, T> {
+    g: &'a mut [T],
+    y: &'a [T],
+    m: usize,
+    l: &'a [T],
+    gb: &'a mut [T],
+    gl: &'a mut [T],
+    ge: &'a mut [T],
+    hw: usize,
+    relu: bool,
+}
+
+impl<T: Real> Job for AffineBack<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { g, y, m, l, gb, gl, ge, hw, relu } = self;
+        let zero = T::default();
+        for (ch, (g, y)) in g.chunks_exact_mut(m).zip(y.chunks_exact(m)).enumerate() {
+            let a = (T::of(3.) * l[ch]).exp();
+            const LANES: usize = 16;
+            let (mut sg, mut sgy) = ([zero; LANES], [zero; LANES]);
+            // Whole arrays at a time, without branches: this is what the compiler makes vectors of.
+            let (gs, g_rest) = g.as_chunks_mut::<LANES>();
+            let (ys, y_rest) = y.as_chunks::<LANES>();
+            for (g, y) in gs.iter_mut().zip(ys) {
+                let mut v = *g;
+                if relu {
+                    for k in 0..LANES {
+                        v[k] = if y[k] > zero { v[k] } else { zero };
+                    }
+                }
+                for k in 0..LANES {
+                    sg[k] += v[k];
+                    sgy[k] += v[k] * y[k];
+                    g[k] = v[k] * a;
+                }
+            }
+            for (g, &y) in g_rest.iter_mut().zip(y_rest) {
+                let v = if relu && y <= zero { zero } else { *g };
+                sg[0] += v;
+                sgy[0] += v * y;
+                *g = v * a;
+            }
+            let sum = |v: [T; LANES]| v.iter().map(|v| v.f64()).sum::<f64>();
+            gb[ch] += a * T::of(sum(sg));
+            gl[ch] += T::of(3. * sum(sgy));
+            if !ge.is_empty() {
+                for image in g.chunks_exact(hw) {
+                    for (e, &g) in ge[ch * hw..][..hw].iter_mut().zip(image) {
+                        *e += g;
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn affine_back<T: Real>(
     g: &mut [T],
     y: &[T],
@@ -322,44 +398,7 @@ fn affine_back<T: Real>(
     hw: usize,
     relu: bool,
 ) {
-    let zero = T::default();
-    for (ch, (g, y)) in g.chunks_exact_mut(m).zip(y.chunks_exact(m)).enumerate() {
-        let a = (T::of(3.) * l[ch]).exp();
-        const LANES: usize = 16;
-        let (mut sg, mut sgy) = ([zero; LANES], [zero; LANES]);
-        // Whole arrays at a time, without branches: this is what the compiler makes vectors of.
-        let (gs, g_rest) = g.as_chunks_mut::<LANES>();
-        let (ys, y_rest) = y.as_chunks::<LANES>();
-        for (g, y) in gs.iter_mut().zip(ys) {
-            let mut v = *g;
-            if relu {
-                for k in 0..LANES {
-                    v[k] = if y[k] > zero { v[k] } else { zero };
-                }
-            }
-            for k in 0..LANES {
-                sg[k] += v[k];
-                sgy[k] += v[k] * y[k];
-                g[k] = v[k] * a;
-            }
-        }
-        for (g, &y) in g_rest.iter_mut().zip(y_rest) {
-            let v = if relu && y <= zero { zero } else { *g };
-            sg[0] += v;
-            sgy[0] += v * y;
-            *g = v * a;
-        }
-        let sum = |v: [T; LANES]| v.iter().map(|v| v.f64()).sum::<f64>();
-        gb[ch] += a * T::of(sum(sg));
-        gl[ch] += T::of(3. * sum(sgy));
-        if !ge.is_empty() {
-            for image in g.chunks_exact(hw) {
-                for (e, &g) in ge[ch * hw..][..hw].iter_mut().zip(image) {
-                    *e += g;
-                }
-            }
-        }
-    }
+    wide(AffineBack { g, y, m, l, gb, gl, ge, hw, relu });
 }
 
 /// The gradients of x (B, C, H, W) and of the parameters.

@@ -13,6 +13,7 @@
 //! example. All contiguous, f32 and f64; log-dets are summed in f64.
 
 use super::gemm::{Real, View, dispatch, tensor};
+use super::simd::{Job, Width, wide};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -56,23 +57,204 @@ pub struct Back {
     pub ggain: f64,
 }
 
-/// s, and ds/dh.
+/// s, e^s and ds/dh of the network's raw output.
 #[inline(always)]
-fn log_scale<T: Real>(h: T, scale: LogScale) -> (T, T) {
+fn scale<T: Real>(h: T, scale: LogScale) -> (T, T, T) {
     let (zero, one) = (T::default(), T::of(1.));
     match scale {
-        LogScale::Zero => (zero, zero),
-        LogScale::Exp => (h, one),
+        LogScale::Zero => (zero, one, zero),
+        LogScale::Exp => (h, h.exp_in_loop(), one),
         LogScale::Sigmoid => {
             // log sigmoid(a) = min(a, 0) - log(1 + e^-|a|), and its derivative is 1 - sigmoid(a) = sigmoid(-a).
             let a = h + T::of(2.);
-            let e = (if a > zero { -a } else { a }).exp();
-            let s = (if a < zero { a } else { zero }) - e.ln_1p();
-            (s, if a > zero { e / (one + e) } else { one / (one + e) })
+            let positive = a > zero;
+            let e = (if positive { -a } else { a }).exp_in_loop();
+            let s = (if positive { zero } else { a }) - e.ln_1p_in_loop();
+            let (large, small) = (one / (one + e), e / (one + e));
+            if positive { (s, large, small) } else { (s, small, large) }
         }
         LogScale::Tanh { gain } => {
             let (t, g) = (h.tanh(), T::of(gain));
-            (g * t, g * (one - t * t))
+            (g * t, (g * t).exp_in_loop(), g * (one - t * t))
+        }
+    }
+}
+
+/// Elements that are taken at once: their s are summed in vectors before they join the sum in f64.
+const BLOCK: usize = 256;
+
+/// One example's changed part, as the jobs below read it; `h` is empty for [`LogScale::Zero`], `mask` where there is none.
+struct Example<'a, T> {
+    law: &'a Law<'a>,
+    x: &'a [T],
+    t: &'a [T],
+    h: &'a [T],
+    mask: &'a [T],
+}
+
+impl<'a, T: Real> Example<'a, T> {
+    /// The blocks: (x, t, h, 1 where changed).
+    #[inline(always)]
+    fn blocks(&self) -> impl Iterator<Item = (&'a [T], &'a [T], &'a [T], &'a [T])> + use<'a, T> {
+        let (x, t, h, mask) = (self.x, self.t, self.h, self.mask);
+        let part = |v: &'a [T], start: usize, n: usize| if v.is_empty() { v } else { &v[start..start + n] };
+        (0..x.len()).step_by(BLOCK).map(move |start| {
+            let n = BLOCK.min(x.len() - start);
+            (part(x, start, n), part(t, start, n), part(h, start, n), part(mask, start, n))
+        })
+    }
+}
+
+/// y, and the sum of s.
+struct Forward<'a, T> {
+    e: Example<'a, T>,
+    y: &'a mut [T],
+    sum: &'a mut f64,
+}
+
+/// x from y, which `e.x` holds.
+struct Inverse<'a, T> {
+    e: Example<'a, T>,
+    x: &'a mut [T],
+}
+
+/// The gradients of x (in place of that of y), t, h; the sum for that of the gain.
+struct Backward<'a, T> {
+    e: Example<'a, T>,
+    g: &'a mut [T],
+    gt: &'a mut [T],
+    gh: &'a mut [T],
+    gld: T,
+    ggain: &'a mut f64,
+}
+
+/// Runs `$body` with `$k` a compile-time constant copy of the scale's kind, so that each loop holds one of them only.
+macro_rules! by_kind {
+    ($scale:expr, $k:ident => $body:expr) => {
+        match $scale {
+            LogScale::Zero => {
+                let $k = LogScale::Zero;
+                $body
+            }
+            LogScale::Exp => {
+                let $k = LogScale::Exp;
+                $body
+            }
+            LogScale::Sigmoid => {
+                let $k = LogScale::Sigmoid;
+                $body
+            }
+            LogScale::Tanh { gain } => {
+                let $k = LogScale::Tanh { gain };
+                $body
+            }
+        }
+    };
+}
+
+/// h's element, or 0 where the network gives shifts alone.
+#[inline(always)]
+fn at<T: Real>(h: &[T], k: usize) -> T {
+    if h.is_empty() { T::default() } else { h[k] }
+}
+
+#[inline(always)]
+fn total<T: Real>(v: &[T]) -> f64 {
+    let mut lanes = [T::default(); 16];
+    let (chunks, rest) = v.as_chunks::<16>();
+    for c in chunks {
+        for k in 0..16 {
+            lanes[k] += c[k];
+        }
+    }
+    lanes.iter().chain(rest).map(|v| v.f64()).sum()
+}
+
+impl<T: Real> Job for Forward<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let mut s = [T::default(); BLOCK];
+        let first = self.e.law.shift_first;
+        for ((x, t, h, mask), y) in self.e.blocks().zip(self.y.chunks_mut(BLOCK)) {
+            let (n, s) = (x.len(), &mut s[..x.len()]);
+            let (t, y) = (&t[..n], &mut y[..n]);
+            by_kind!(self.e.law.scale, kind => for k in 0..n {
+                let (log, e, _) = scale(at(h, k), kind);
+                s[k] = log;
+                y[k] = if first { (x[k] + t[k]) * e } else { x[k] * e + t[k] };
+            });
+            for k in 0..mask.len() {
+                if mask[k] != T::default() {
+                    (s[k], y[k]) = (T::default(), x[k]);
+                }
+            }
+            *self.sum += total(s);
+        }
+    }
+}
+
+impl<T: Real> Job for Inverse<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let first = self.e.law.shift_first;
+        for ((y, t, h, mask), x) in self.e.blocks().zip(self.x.chunks_mut(BLOCK)) {
+            let n = y.len();
+            let (t, x) = (&t[..n], &mut x[..n]);
+            by_kind!(self.e.law.scale, kind => for k in 0..n {
+                let (_, e, _) = scale(at(h, k), kind);
+                x[k] = if first { y[k] / e - t[k] } else { (y[k] - t[k]) / e };
+            });
+            for k in 0..mask.len() {
+                if mask[k] != T::default() {
+                    x[k] = y[k];
+                }
+            }
+        }
+    }
+}
+
+impl<T: Real> Job for Backward<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let (first, gld) = (self.e.law.shift_first, self.gld);
+        let outs = self.g.chunks_mut(BLOCK).zip(self.gt.chunks_mut(BLOCK)).enumerate();
+        for ((x, t, h, mask), (b, (g, gt))) in self.e.blocks().zip(outs) {
+            let n = x.len();
+            let (t, g, gt) = (&t[..n], &mut g[..n], &mut gt[..n]);
+            let gh = match self.gh.is_empty() {
+                true => &mut [],
+                false => &mut self.gh[b * BLOCK..][..n],
+            };
+            let mut before = [T::default(); BLOCK];
+            before[..n].copy_from_slice(g);
+            by_kind!(self.e.law.scale, kind => for k in 0..n {
+                let (_, e, ds) = scale(at(h, k), kind);
+                let ge = g[k] * e;
+                gt[k] = if first { ge } else { g[k] };
+                if !gh.is_empty() {
+                    let inner = if first { x[k] + t[k] } else { x[k] };
+                    gh[k] = (ge * inner + gld) * ds;
+                }
+                g[k] = ge;
+            });
+            for k in 0..mask.len() {
+                if mask[k] != T::default() {
+                    (g[k], gt[k]) = (before[k], T::default());
+                    if !gh.is_empty() {
+                        gh[k] = T::default();
+                    }
+                }
+            }
+            if let LogScale::Tanh { .. } = self.e.law.scale {
+                // gh = gs gain (1 - tanh^2): the gain's gradient needs gs tanh, masked as gh is.
+                for k in 0..n {
+                    if mask.is_empty() || mask[k] == T::default() {
+                        let inner = if first { x[k] + t[k] } else { x[k] };
+                        let gs = g[k] * inner + gld;
+                        *self.ggain += (gs * h[k].tanh()).f64();
+                    }
+                }
+            }
         }
     }
 }
@@ -104,23 +286,22 @@ impl Law<'_> {
         Ok(Plan { batch: *batch, example: c * p, start: self.changed.start * p, len, net: times * len })
     }
 
-    /// One number for each changed element of an example.
-    fn mask<T: Real>(&self, x: &Tensor) -> Result<Option<Vec<T>>> {
-        let Some(mask) = self.mask else { return Ok(None) };
+    /// One number for each changed element of an example; none without a mask.
+    fn mask<T: Real>(&self, x: &Tensor) -> Result<Vec<T>> {
+        let Some(mask) = self.mask else { return Ok(Vec::new()) };
         let shape = &x.dims()[1..];
         let mask = mask.squeeze(0)?.broadcast_as(shape)?.narrow(0, self.changed.start, self.changed.len())?;
         let mask = mask.contiguous()?;
         let view = View::of("coupling", &mask)?;
-        Ok(Some(view.get::<T>("coupling")?.to_vec()))
+        Ok(view.get::<T>("coupling")?.to_vec())
     }
 
-    /// Runs `each(example, (out, x, t, h, mask))` over the changed parts; what is kept is copied. `h` is empty for
-    /// [`LogScale::Zero`].
+    /// A copy of x whose changed parts `each` writes, with a number for each example.
     fn map<T: Real>(
         &self,
         x: &Tensor,
         net: &Tensor,
-        each: impl Fn(&mut [T], &[T], &[T], &[T], Option<&[T]>) -> f64 + Sync,
+        each: impl Fn(Example<T>, &mut [T], &mut f64) + Sync,
     ) -> Result<(Tensor, Vec<f64>)> {
         let p = self.plan(x, net)?;
         let (vx, vn) = (View::of("coupling", x)?, View::of("coupling", net)?);
@@ -135,7 +316,7 @@ impl Law<'_> {
             .for_each(|(i, (out, sum))| {
                 let x = &xs[i * p.example + p.start..][..p.len];
                 let (t, h) = ns[i * p.net..][..p.net].split_at(p.len);
-                *sum = each(&mut out[p.start..p.start + p.len], x, t, h, mask.as_deref());
+                each(Example { law: self, x, t, h, mask: &mask }, &mut out[p.start..p.start + p.len], sum);
             });
         Ok((tensor(out, x.shape())?, sums))
     }
@@ -143,19 +324,7 @@ impl Law<'_> {
     /// y, and log-dets (B,).
     pub fn forward(&self, x: &Tensor, net: &Tensor) -> Result<(Tensor, Tensor)> {
         dispatch!("coupling", x.dtype(), T => {
-            let (y, sums) = self.map::<T>(x, net, |y, x, t, h, mask| {
-                let mut sum = 0.;
-                for k in 0..y.len() {
-                    if kept(mask, k) {
-                        continue;
-                    }
-                    let (s, _) = log_scale(raw(h, k), self.scale);
-                    let e = s.exp();
-                    y[k] = if self.shift_first { (x[k] + t[k]) * e } else { x[k] * e + t[k] };
-                    sum += s.f64();
-                }
-                sum
-            })?;
+            let (y, sums) = self.map::<T>(x, net, |e, y, sum| wide(Forward { e, y, sum }))?;
             let sums: Vec<T> = sums.into_iter().map(T::of).collect();
             let b = sums.len();
             Ok((y, tensor(sums, b)?))
@@ -165,17 +334,7 @@ impl Law<'_> {
     /// x from y and the network's output.
     pub fn inverse(&self, y: &Tensor, net: &Tensor) -> Result<Tensor> {
         dispatch!("coupling", y.dtype(), T => {
-            let (x, _) = self.map::<T>(y, net, |x, y, t, h, mask| {
-                for k in 0..x.len() {
-                    if kept(mask, k) {
-                        continue;
-                    }
-                    let e = (-log_scale(raw(h, k), self.scale).0).exp();
-                    x[k] = if self.shift_first { y[k] * e - t[k] } else { (y[k] - t[k]) * e };
-                }
-                0.
-            })?;
-            Ok(x)
+            Ok(self.map::<T>(y, net, |e, x, _| wide(Inverse { e, x }))?.0)
         })
     }
 
@@ -202,25 +361,9 @@ impl Law<'_> {
                     let x = &xs[i * p.example + p.start..][..p.len];
                     let (t, h) = ns[i * p.net..][..p.net].split_at(p.len);
                     let (gt, gh) = gnet.split_at_mut(p.len);
-                    let gx = &mut gx[p.start..p.start + p.len];
-                    for k in 0..p.len {
-                        if kept(mask.as_deref(), k) {
-                            continue;
-                        }
-                        let (s, ds) = log_scale(raw(h, k), self.scale);
-                        let g = gx[k];
-                        let ge = g * s.exp();
-                        gx[k] = ge;
-                        gt[k] = if self.shift_first { ge } else { g };
-                        if !gh.is_empty() {
-                            let inner = if self.shift_first { x[k] + t[k] } else { x[k] };
-                            let gs = ge * inner + glds[i];
-                            gh[k] = gs * ds;
-                            if let LogScale::Tanh { .. } = self.scale {
-                                *ggain += (gs * h[k].tanh()).f64();
-                            }
-                        }
-                    }
+                    let e = Example { law: self, x, t, h, mask: &mask };
+                    let g = &mut gx[p.start..p.start + p.len];
+                    wide(Backward { e, g, gt, gh, gld: glds[i], ggain });
                 });
             Ok(Back {
                 gx: tensor(gx, x.shape())?,
@@ -229,17 +372,6 @@ impl Law<'_> {
             })
         })
     }
-}
-
-#[inline(always)]
-fn kept<T: Real>(mask: Option<&[T]>, k: usize) -> bool {
-    mask.is_some_and(|m| m[k] != T::default())
-}
-
-/// h's element, or 0 where the network gives shifts alone.
-#[inline(always)]
-fn raw<T: Real>(h: &[T], k: usize) -> T {
-    if h.is_empty() { T::default() } else { h[k] }
 }
 
 /// Adds `part` (B, C', ...) to the channels from `start` of `whole` (B, C, ...), or, with a mask, `part` where the mask is 1.
