@@ -19,7 +19,7 @@
 //! Columns are split over the threads in fixed ranges and partial sums are added in order, so a result depends on the
 //! number of threads and on nothing else.
 
-use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm};
+use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm, gemm_abt};
 use super::simd::{Job, Width, wide};
 use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -469,7 +469,7 @@ pub(super) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let parts: Vec<Vec<T>> = ranges(units)
         .into_par_iter()
         .map(|r| {
-            let mut acc = vec![T::default(); len];
+            let (mut acc, mut turned) = (vec![T::default(); len], Vec::new());
             // A longer block reads and writes the accumulator less often.
             let want = if d.k == 1 { n.max(1) } else { columns_per_block(9 * few).max(d.o.min(d.c)) };
             let step = block(d.w, want).min(r.len().max(1));
@@ -478,18 +478,14 @@ pub(super) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
                 let rows = start..(start + step).min(r.end);
                 let m = rows.len() * d.w;
                 let at = start * d.w;
-                let dst = |acc, stride| MatMut::rows(acc, stride);
                 if d.k == 1 {
-                    let (a, b) = (Mat::rows(&gy[at..], n), Mat::transposed(&x[at..], n));
-                    gemm((d.o, d.c, m), a, b, dst(&mut acc, d.c), T::of(1.), true, 1);
+                    gemm_abt((d.o, d.c, m), (&gy[at..], n), (&x[at..], n), (&mut acc, d.c), &mut turned);
                 } else if by_gradient {
                     im2col(gy, d.o, d, rows, &mut cols, m, true);
-                    let (a, b) = (Mat::rows(&cols, m), Mat::transposed(&x[at..], n));
-                    gemm((9 * d.o, d.c, m), a, b, dst(&mut acc, d.c), T::of(1.), true, 1);
+                    gemm_abt((9 * d.o, d.c, m), (&cols, m), (&x[at..], n), (&mut acc, d.c), &mut turned);
                 } else {
                     im2col(x, d.c, d, rows, &mut cols, m, false);
-                    let (a, b) = (Mat::rows(&gy[at..], n), Mat::transposed(&cols, m));
-                    gemm((d.o, 9 * d.c, m), a, b, dst(&mut acc, 9 * d.c), T::of(1.), true, 1);
+                    gemm_abt((d.o, 9 * d.c, m), (&gy[at..], n), (&cols, m), (&mut acc, 9 * d.c), &mut turned);
                 }
             }
             acc

@@ -15,7 +15,7 @@
 //! Threads take fixed ranges of images, and their parameter gradients are added in order.
 
 use super::conv::{Dims, im2col, ranges, shift_add};
-use super::gemm::{Mat, MatMut, Real, gemm};
+use super::gemm::{Mat, MatMut, Real, gemm, gemm_abt};
 use super::simd::{Job, Width, wide};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -200,6 +200,7 @@ struct Scratch<T> {
     y: Vec<T>,
     h1: Vec<T>,
     h2: Vec<T>,
+    turned: Vec<T>,
 }
 
 impl<T: Real> Scratch<T> {
@@ -208,7 +209,15 @@ impl<T: Real> Scratch<T> {
         let (c, o) = (p.s.inputs, p.s.outputs);
         let v = |n: usize| vec![T::default(); n * m];
         let n = p.s.width;
-        Self { x: v(c), cols: v(9 * c.max(o)), taps: v(9 * c.max(o)), y: v(o), h1: v(n), h2: v(n) }
+        Self {
+            x: v(c),
+            cols: v(9 * c.max(o)),
+            taps: v(9 * c.max(o)),
+            y: v(o),
+            h1: v(n),
+            h2: v(n),
+            turned: Vec::new(),
+        }
     }
 }
 
@@ -447,8 +456,8 @@ pub(crate) fn backward<T: Real>(
                 }
                 let d = p.dims(r.len(), o, n);
                 im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
-                let (cols, h2t) = (Mat::rows(&s.cols, m), Mat::transposed(h2, m));
-                gemm((9 * o, n, m), cols, h2t, MatMut::rows(&mut gw3, n), one, true, 1);
+                gemm_abt((9 * o, n, m), (&s.cols, m), (h2, m), (&mut gw3, n), &mut s.turned);
+                let cols = Mat::rows(&s.cols, m);
                 let mut g2 = std::mem::take(&mut s.h2);
                 let dst = MatMut::rows(&mut g2, m);
                 gemm((n, m, 9 * o), Mat::rows(&w3_back, 9 * o), cols, dst, one, false, 1);
@@ -456,8 +465,7 @@ pub(crate) fn backward<T: Real>(
                     let (gb, gl) = (&mut acc.b2[..], &mut acc.l2[..]);
                     affine_back(&mut g2[..n * m], h2, m, params.l2, (gb, gl, &mut []), hw, true);
                 }
-                let dst = MatMut::rows(&mut acc.w2, n);
-                gemm((n, n, m), Mat::rows(&g2, m), Mat::transposed(h1, m), dst, one, true, 1);
+                gemm_abt((n, n, m), (&g2, m), (h1, m), (&mut acc.w2, n), &mut s.turned);
                 let mut g1 = std::mem::take(&mut s.h1);
                 let dst = MatMut::rows(&mut g1, m);
                 gemm((n, m, n), Mat::transposed(params.w2, n), Mat::rows(&g2, m), dst, one, false, 1);
@@ -468,8 +476,7 @@ pub(crate) fn backward<T: Real>(
                 gather(x, c, hw, r, &mut s.x);
                 let d = p.dims(r.len(), c, n);
                 im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
-                let dst = MatMut::rows(&mut acc.w1, 9 * c);
-                gemm((n, 9 * c, m), Mat::rows(&g1, m), Mat::transposed(&s.cols, m), dst, one, true, 1);
+                gemm_abt((n, 9 * c, m), (&g1, m), (&s.cols, m), (&mut acc.w1, 9 * c), &mut s.turned);
                 let dst = MatMut::rows(&mut y, m);
                 gemm((9 * c, m, n), Mat::rows(&w1_back, n), Mat::rows(&g1, m), dst, one, false, 1);
                 let gxc = &mut s.x[..c * m];

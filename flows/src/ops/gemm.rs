@@ -1,5 +1,6 @@
 //! Matrix products on host slices, over the `gemm` crate that candle uses, with its AVX-512 kernels turned on.
 
+use super::simd::{Transpose, wide};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use gemm::Parallelism;
 
@@ -296,6 +297,30 @@ pub(crate) fn gemm<T: Real>(
     }
 }
 
+/// dst += a b^T on the calling thread: a (m, k) and b (n, k), both row-major with their strides.
+///
+/// The `gemm` crate would pack b element by element, which costs as much as half the product; b is turned in squares of
+/// vectors instead, as many columns at a time as the second-level cache holds.
+pub(crate) fn gemm_abt<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    (a, a_stride): (&[T], usize),
+    (b, b_stride): (&[T], usize),
+    (dst, stride): (&mut [T], usize),
+    scratch: &mut Vec<T>,
+) {
+    let step = (98_304 / n.max(1)).clamp(64, 4096).min(k.max(1));
+    if scratch.len() < step * n {
+        scratch.resize(step * n, T::default());
+    }
+    for at in (0..k).step_by(step) {
+        let len = step.min(k - at);
+        let turned = &mut scratch[..len * n];
+        wide(Transpose { x: &b[at..], stride: b_stride, rows: n, cols: len, out: turned });
+        let (a, b) = (Mat::rows(&a[at..], a_stride), Mat::rows(turned, n));
+        gemm((m, n, len), a, b, MatMut::rows(dst, stride), T::of(1.), true, 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +363,11 @@ mod tests {
             for (x, y) in c.iter().zip(&want) {
                 assert!((x - y).abs() < 1e-12);
             }
+        }
+        let mut c = vec![0.5; m * n];
+        gemm_abt((m, n, k), (&a, k), (&bt, k), (&mut c, n), &mut Vec::new());
+        for (x, y) in c.iter().zip(&want) {
+            assert!((x - 0.5 - (y - 1.) / 2.).abs() < 1e-12);
         }
     }
 }

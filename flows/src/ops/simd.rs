@@ -37,8 +37,15 @@ pub(crate) trait Vector<T>: Copy {
     fn sub(self, o: Self) -> Self;
     /// The even and the odd ones of twice as many numbers.
     fn split(x: &[T]) -> (Self, Self);
+    /// (a0, b0, a1, b1, ..), in two vectors.
+    fn interleave(a: Self, b: Self) -> (Self, Self);
     /// The inverse of [`Vector::split`].
-    fn weave(even: Self, odd: Self, x: &mut [T]);
+    #[inline(always)]
+    fn weave(even: Self, odd: Self, x: &mut [T]) {
+        let (a, b) = Self::interleave(even, odd);
+        a.store(x);
+        b.store(&mut x[Self::LANES..]);
+    }
 }
 
 /// One number: any element on any machine.
@@ -68,8 +75,8 @@ impl<T: super::gemm::Real> Vector<T> for One<T> {
         (Self(x[0]), Self(x[1]))
     }
     #[inline(always)]
-    fn weave(even: Self, odd: Self, x: &mut [T]) {
-        (x[0], x[1]) = (even.0, odd.0);
+    fn interleave(a: Self, b: Self) -> (Self, Self) {
+        (a, b)
     }
 }
 
@@ -156,11 +163,9 @@ mod x86 {
                     unsafe { $split }
                 }
                 #[inline(always)]
-                fn weave($we: Self, $wo: Self, x: &mut [f32]) {
+                fn interleave($we: Self, $wo: Self) -> (Self, Self) {
                     // SAFETY: as in `load`.
-                    let (a, b) = unsafe { $weave };
-                    a.store(x);
-                    b.store(&mut x[$lanes..]);
+                    unsafe { $weave }
                 }
             }
         };
@@ -286,5 +291,82 @@ pub(crate) fn split<T: super::gemm::Real, S: Steps<T>>(x: &[T], even: &mut [T], 
     for at in at..n {
         even[at] = x[2 * at];
         odd[at] = x[2 * at + 1];
+    }
+}
+
+/// The transpose of `rows` rows of `x`, `stride` apart, `cols` of each: `out` is (cols, rows).
+///
+/// A square of L x L turns by log2 L rounds of interleaving row i with row i + L / 2.
+pub(crate) struct Transpose<'a, T> {
+    pub(crate) x: &'a [T],
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) out: &'a mut [T],
+}
+
+impl<T: super::gemm::Real> Job for Transpose<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { x, stride, rows, cols, out } = self;
+        let l = <T::Steps<W> as Steps<T>>::Wide::LANES;
+        let (r, c) = (rows / l * l, cols / l * l);
+        for i in (0..r).step_by(l) {
+            for j in (0..c).step_by(l) {
+                square::<T, <T::Steps<W> as Steps<T>>::Wide>(
+                    &x[i * stride + j..],
+                    stride,
+                    &mut out[j * rows + i..],
+                    rows,
+                );
+            }
+        }
+        for i in 0..rows {
+            for j in if i < r { c } else { 0 }..cols {
+                out[j * rows + i] = x[i * stride + j];
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn square<T, V: Vector<T>>(x: &[T], stride: usize, out: &mut [T], to: usize) {
+    let mut v = [V::load(x); 16];
+    for (i, v) in v.iter_mut().enumerate().take(V::LANES) {
+        *v = V::load(&x[i * stride..]);
+    }
+    let mut rounds = V::LANES;
+    while rounds > 1 {
+        let before = v;
+        for i in 0..V::LANES / 2 {
+            (v[2 * i], v[2 * i + 1]) = V::interleave(before[i], before[i + V::LANES / 2]);
+        }
+        rounds /= 2;
+    }
+    for (i, v) in v.into_iter().enumerate().take(V::LANES) {
+        v.store(&mut out[i * to..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transpose_turns_ragged_edges_too() {
+        for (rows, cols, stride) in [(16, 16, 16), (33, 50, 61), (7, 3, 3), (1, 40, 40), (48, 20, 20)] {
+            let x: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
+            let mut out = vec![0.; rows * cols];
+            wide(Transpose { x: &x, stride, rows, cols, out: &mut out });
+            let y: Vec<f64> = x.iter().map(|&v| f64::from(v)).collect();
+            let mut wide_out = vec![0.; rows * cols];
+            wide(Transpose { x: &y, stride, rows, cols, out: &mut wide_out });
+            for i in 0..rows {
+                for j in 0..cols {
+                    assert_eq!(out[j * rows + i], x[i * stride + j]);
+                    assert_eq!(wide_out[j * rows + i], y[i * stride + j]);
+                }
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@
 // Small arrays of vectors share their indices.
 #![allow(clippy::needless_range_loop)]
 
-use super::gemm::{Mat, MatMut, Real, gemm};
+use super::gemm::{Mat, MatMut, Real, gemm, gemm_abt};
 use super::simd::{self, Job, One, Steps, Vector, Width, wide};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -208,12 +208,13 @@ pub(super) struct Scratch<T> {
     v: Vec<T>,
     m: Vec<T>,
     rows: Vec<T>,
+    turned: Vec<T>,
 }
 
 impl<T: Real> Scratch<T> {
     /// Empty; they grow to what is asked of them.
     pub(super) fn new() -> Self {
-        Self { v: Vec::new(), m: Vec::new(), rows: Vec::new() }
+        Self { v: Vec::new(), m: Vec::new(), rows: Vec::new(), turned: Vec::new() }
     }
 
     fn grow(&mut self, t: Tiles, c: usize, o: usize, tiles: usize) {
@@ -582,14 +583,12 @@ impl<T: Real> KernelGrad<T> {
             wide(Patches { t, c, rows: rows.clone(), source: input, buffer: &mut s.rows, v });
             wide(Spread { t, o, rows: rows.clone(), source: grad, buffer: &mut s.rows, m });
             for p in 0..N {
-                gemm(
+                gemm_abt(
                     (o, c, tiles),
-                    Mat::rows(&m[p * step(o, tiles)..][..o * tiles], tiles),
-                    Mat::transposed(&v[p * step(c, tiles)..][..c * tiles], tiles),
-                    MatMut::rows(&mut self.u[p * c..], N * c),
-                    T::of(1.),
-                    true,
-                    1,
+                    (&m[p * step(o, tiles)..], tiles),
+                    (&v[p * step(c, tiles)..], tiles),
+                    (&mut self.u[p * c..], N * c),
+                    &mut s.turned,
                 );
             }
             start = rows.end;
