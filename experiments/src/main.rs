@@ -28,13 +28,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-fn main() -> ExitCode {
-    // Never give memory back: what one update frees the next one needs, and RealNVP's update spends a third of its time
-    // getting its pages again otherwise. The environment's MIMALLOC_PURGE_DELAY has the last word.
+/// Gives no memory back from now on: what one update frees the next one needs, and RealNVP's update spends a third of its
+/// time getting its pages again otherwise. Not for updates that rebuild their activations: they are there to need little.
+/// The environment's MIMALLOC_PURGE_DELAY has the last word.
+fn keep_memory() {
     if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
-        // SAFETY: sets a number; no other thread exists yet.
+        // SAFETY: sets a number.
         unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     }
+}
+
+fn main() -> ExitCode {
     // candle's elementwise ops have a thread pool of their own, whose workers and callers spin while they wait and so take
     // the cores from the pool that does the work: without it a training step is three to four times faster. candle reads
     // the variable once, at the pool's first use.
