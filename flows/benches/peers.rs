@@ -113,10 +113,6 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
         return convolution(case);
     }
     let memory = if memory == "recompute" { Memory::Recompute } else { Memory::Store };
-    if memory == Memory::Store {
-        // SAFETY: sets a number.
-        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
-    }
     let (config, batch) = config(case)?;
     let model = Model::new(config, 0, DType::F32, &Device::Cpu)?;
     let mut shape = vec![batch];
@@ -132,6 +128,8 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
     // What is free goes back to the system, so that it is not mistaken for something held.
     // SAFETY: it may be called at any time.
     unsafe { libmimalloc_sys::mi_collect(true) };
+    // SAFETY: sets a number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
     std::fs::write("/proc/self/clear_refs", "5").ok();
     let ready = json!({"ready": true, "parameters": model.params().count(), "peak_bytes": high_water()});
@@ -168,6 +166,8 @@ fn convolution(case: &str) -> anyhow::Result<()> {
     let x = f32s(&[c, 16, side, side])?;
     let w = f32s(&[o, c, k, k])?;
     let gy = f32s(&[o, 16, side, side])?;
+    // SAFETY: sets a number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     let flops = (2 * c * o * k * k * side * side * 16) as f64;
     rayon::scope(|_| {
         serve(
