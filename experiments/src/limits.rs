@@ -171,8 +171,8 @@ fn fits(what: &str, bytes: f64, remedy: &str) -> Result<()> {
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
     ensure!(
         bytes <= memory,
-        "{what} would take at least {:.3e} GiB, and this machine has {:.1} GiB of memory: {remedy}",
-        gib(bytes),
+        "{what} would take at least {} GiB, and this machine has {:.1} GiB of memory: {remedy}",
+        if gib(bytes) < 1e4 { format!("{:.1}", gib(bytes)) } else { format!("{:.3e}", gib(bytes)) },
         gib(memory)
     );
     Ok(())

@@ -77,7 +77,14 @@ if __name__ == "__main__":
     # OpenMP reads it once, when torch loads it.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(ARGS.threads)
 
-import torch  # noqa: E402
+try:
+    import torch  # noqa: E402
+except ImportError as e:
+    # The driver leaves this peer out, with the reason.
+    import json
+
+    print(json.dumps({"ready": False, "why": f"{e}: pip install -r flows/benches/requirements.txt"}))
+    sys.exit(0)
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402

@@ -198,6 +198,12 @@ impl Options {
         let mut o = Self { rounds: 7, seconds: 1., threads, cases: None, out: None };
         let mut args = args.iter();
         while let Some(key) = args.next() {
+            let known = ["--rounds", "--seconds", "--threads", "--cases", "--out"];
+            anyhow::ensure!(
+                known.contains(&key.as_str()),
+                "there is no argument `{key}`; there are {}",
+                known.join(", ")
+            );
             let value = args.next().ok_or_else(|| anyhow::anyhow!("`{key}` needs a value"))?;
             match key.as_str() {
                 "--rounds" => o.rounds = value.parse()?,
@@ -205,10 +211,26 @@ impl Options {
                 "--threads" => o.threads = value.parse()?,
                 "--cases" => o.cases = Some(value.split(',').map(str::to_string).collect()),
                 "--out" => o.out = Some(value.clone()),
-                _ => anyhow::bail!("there is no argument `{key}`; see the head of flows/benches/peers.rs"),
+                _ => unreachable!("known, as just checked"),
             }
         }
         anyhow::ensure!(o.rounds > 0, "`--rounds` must be at least 1");
+        let all: Vec<&str> = MODELS.iter().chain(&DEPTHS).chain(&CONVOLUTIONS).copied().collect();
+        for case in o.cases.iter().flatten() {
+            anyhow::ensure!(
+                all.contains(&case.as_str()),
+                "there is no case `{case}`; there are {}",
+                all.join(", ")
+            );
+        }
+        if let Some(path) = &o.out {
+            // Before an hour of measuring, not after.
+            let parent = std::path::Path::new(path).parent().filter(|p| !p.as_os_str().is_empty());
+            anyhow::ensure!(
+                parent.is_none_or(std::path::Path::is_dir),
+                "`--out {path}`: there is no such folder"
+            );
+        }
         Ok(o)
     }
 }
@@ -264,7 +286,10 @@ impl Contender {
             .stdout(Stdio::piped());
         let mut child = match command.spawn() {
             Ok(child) => child,
-            Err(e) => return Ok(Err(format!("{e}"))),
+            Err(e) => {
+                let program = command.get_program().to_string_lossy().into_owned();
+                return Ok(Err(format!("{program} (FLOWS_PYTHON): {e}")));
+            }
         };
         let ask = child.stdin.take().expect("piped");
         let mut answer = BufReader::new(child.stdout.take().expect("piped"));
@@ -360,7 +385,9 @@ fn drive(args: &[String]) -> anyhow::Result<()> {
             "machine": machine, "rounds": o.rounds, "seconds": o.seconds, "commit": commit(),
             "flows": env!("CARGO_PKG_VERSION"), "cases": raw, "ratios": result
         });
-        std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")?;
+        let written = std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n");
+        println!("{result}");
+        return written.map_err(|e| anyhow::anyhow!("cannot write {path}: {e}"));
     }
     println!("{result}");
     Ok(())

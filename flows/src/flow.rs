@@ -156,6 +156,9 @@ impl Flow {
         if d != self.dims() {
             bail!("this model's latent has {} dimensions, got {d}", self.dims());
         }
+        if b == 0 {
+            bail!("there is no latent to decode: give at least one");
+        }
         let x = self.bijection.inverse(z, cond)?;
         let mut shape = vec![b];
         shape.extend(&self.shape);
@@ -198,6 +201,9 @@ impl Flow {
     fn check(&self, x: &Tensor) -> Result<()> {
         if x.rank() != self.shape.len() + 1 || x.dims()[1..] != self.shape {
             bail!("this model takes (B, {:?}), got {:?}", self.shape, x.shape());
+        }
+        if x.dim(0)? == 0 {
+            bail!("a batch of no examples has no log-likelihood: give at least one");
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 //! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with rebuilt inputs, in
 //! evaluation and in training.
 //!
+//! [`check_net`] holds a network's own backward to candle's graph in the same way.
+//!
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Shake the
 //! parameters first ([`Params::shake`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
 
@@ -203,9 +205,9 @@ fn backward_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
     Ok(worst)
 }
 
-/// A network's own backward against candle's graph of it, on a random input of `shape` in f64, in evaluation and in training
-/// (nothing is written): the output, the gradient of the input and of every parameter, each within `bound` of
-/// 1 + its largest element.
+/// A network's own backward against candle's graph of it, on a random input of `shape` in f64, without class labels, in
+/// evaluation and in training (nothing is written): the output, the gradient of the input and of every parameter, each within
+/// `bound` of 1 + its largest element. A gradient that is missing counts as zero. Shake the parameters first.
 pub fn check_net(net: &dyn Net, shape: &[usize], params: &Params, bound: f64) -> Result<()> {
     let x = Var::from_tensor(&normal(shape, 3, params.device())?)?;
     for mode in [Mode::Eval, Mode::Replay] {

@@ -5,9 +5,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use flows::bijections::*;
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
 use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
+use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::testing::{Deviation, check, normal};
-use flows::{Bijection, Ctx, Flow, Mode, Model, ModelConfig, Params, Prior, Vb};
+use flows::{Bijection, Ctx, Flow, Memory, Mode, Model, ModelConfig, Params, Prior, Vb};
 
 fn params() -> Params {
     Params::seeded(3, DType::F64, &Device::Cpu)
@@ -508,5 +509,30 @@ fn wrong_sizes_are_said() -> Result<()> {
     let odd = GlowConfig { shape: [3, 6, 6], ..small_glow() };
     let e = Model::new(ModelConfig::Glow(odd), 0, DType::F64, &Device::Cpu).unwrap_err().to_string();
     assert!(e.contains("cannot squeeze 3x3"), "{e}");
+    for config in [ModelConfig::Glow(small_glow()), ModelConfig::RealNvp(small_realnvp())] {
+        let m = Model::new(config, 0, DType::F64, &Device::Cpu)?;
+        let mut shape = vec![0];
+        shape.extend(m.shape());
+        let none = Tensor::zeros(shape, DType::F64, &Device::Cpu)?;
+        for memory in [Memory::Store, Memory::Recompute] {
+            let e = m.gradients(&none, Ctx::train(), memory, |lp| lp.mean_all()).unwrap_err().to_string();
+            assert!(e.contains("at least one"), "{e}");
+        }
+        let e = m.log_prob(&none, None).unwrap_err().to_string();
+        assert!(e.contains("at least one"), "{e}");
+        let e = m.sample(0, 1., 1, None).unwrap_err().to_string();
+        assert!(e.contains("at least one"), "{e}");
+    }
+    let (x, w) = (gaussian(&[16, 2, 4, 4]), gaussian(&[16, 16, 3, 3]));
+    let e = conv2d_backward(&x, &w, &gaussian(&[16, 2, 8, 8])).unwrap_err().to_string();
+    assert!(e.contains("[16, 2, 4, 4]") && e.contains("[16, 2, 8, 8]"), "{e}");
+    let vb = params().vb();
+    let gain = vb.get(2, "gain", Init::Const(0.5))?;
+    let transform = Transform::Affine { scale: Scale::Tanh { gain }, shift_first: false };
+    let two = mlp_coupling(&vb, 4, false, transform)?;
+    for ctx in [Ctx::eval(), Ctx::train()] {
+        let e = two.forward(&gaussian(&[3, 4]), ctx).unwrap_err().to_string();
+        assert!(e.contains("gain is one number"), "{e}");
+    }
     Ok(())
 }

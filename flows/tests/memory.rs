@@ -172,7 +172,7 @@ fn an_ill_conditioned_layer_is_stored() -> Result<()> {
     Ok(())
 }
 
-/// What a pass keeps: a chain that rebuilds holds nothing of its layers but batch statistics.
+/// Measuring drift changes no parameter and no running statistic, and names layers by their paths.
 #[test]
 fn a_probe_writes_nothing() -> Result<()> {
     let (_, config) = models().swap_remove(1);

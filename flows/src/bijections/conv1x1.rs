@@ -3,7 +3,7 @@
 use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
-use crate::ops::conv::{WithGradient, channel_mix, channel_mix_backward};
+use crate::ops::conv::{channel_mix, channel_mix_backward};
 use crate::ops::plu::{plu, plu_backward};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
@@ -99,8 +99,9 @@ impl Conv1x1 {
                 let (host, n) = linalg::to_host(w)?;
                 let f = linalg::lu(&host, n)?;
                 let inv = linalg::from_host(f.inverse(), n, w)?;
-                let host_fn = WithGradient { value: f.log_abs_det(), grad: inv.t()?.contiguous()? };
-                Ok((w.clone(), w.apply_op1(host_fn)?))
+                // The host's value with the host's gradient: W^-T . W is subtracted from itself.
+                let carrier = (w * inv.t()?)?.sum_all()?;
+                Ok((w.clone(), ((&carrier - carrier.detach())? + f.log_abs_det())?))
             }
             Form::Plu { lu, perm, sign } => plu(lu.get(grad), perm, sign),
         }

@@ -74,7 +74,9 @@ impl Scale {
     fn log_scale(&self, h: &Tensor, grad: bool) -> Result<Tensor> {
         match self {
             Scale::Exp => Ok(h.clone()),
-            Scale::Tanh { gain } => h.tanh()?.broadcast_mul(gain.get(grad)),
+            Scale::Tanh { gain } => h.tanh()?.broadcast_mul(&gain.get(grad).reshape(1).map_err(|e| {
+                e.context(format!("a coupling's learned gain is one number, got {:?}", gain.value().shape()))
+            })?),
             Scale::Sigmoid => log_sigmoid(&(h + 2.)?),
         }
     }

@@ -237,7 +237,7 @@ impl ConvNet {
 impl Net for ConvNet {
     /// Initialisation goes layer by layer: each actnorm is set from what the one before gives.
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if ctx.grad || x.track_op() || ctx.mode == Mode::Init {
+        if ctx.grad || x.track_op() || ctx.mode == Mode::Init || !x.device().is_cpu() {
             return self.layered(x, ctx);
         }
         let fused = dispatch!("conv_net", x.dtype(), T => self.fused::<T>(x, false)?.map(|(y, _)| y));
@@ -245,7 +245,7 @@ impl Net for ConvNet {
     }
 
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        if self.hidden.is_none() || ctx.mode == Mode::Init {
+        if self.hidden.is_none() || ctx.mode == Mode::Init || !x.device().is_cpu() {
             return backward::net_forward_saved(self, x, ctx);
         }
         dispatch!("conv_net", x.dtype(), T => {

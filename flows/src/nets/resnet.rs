@@ -1,6 +1,6 @@
 //! RealNVP's network (section 4.1): a residual network with weight norm, batch norm and skip connections.
 
-use crate::backward::{Gradients, Saved};
+use crate::backward::{self, Gradients, Saved};
 use crate::bijection::Ctx;
 use crate::bijections::Net;
 use crate::bijections::batch_norm::NetBatchNorm;
@@ -292,6 +292,9 @@ impl ResNet {
 
 impl Net for ResNet {
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+        if !x.device().is_cpu() {
+            return backward::net_forward_saved(self, x, ctx);
+        }
         dispatch!("res_net", x.dtype(), T => {
             let (y, pass) = self.run::<T>(x, ctx, true)?;
             Ok((y, Saved::new(pass.expect("kept"))))
@@ -299,13 +302,16 @@ impl Net for ResNet {
     }
 
     fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        if !gy.device().is_cpu() {
+            return backward::net_backward(saved, gy, grads);
+        }
         dispatch!("res_net", gy.dtype(), T => {
             self.run_back(saved.take::<Pass<T>>().expect("kept by forward_saved"), gy, grads)
         })
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if !ctx.grad && !x.track_op() {
+        if !ctx.grad && !x.track_op() && x.device().is_cpu() {
             return dispatch!("res_net", x.dtype(), T => Ok(self.run::<T>(x, ctx, false)?.0));
         }
         let x = to_channel_major(x)?;
@@ -341,6 +347,35 @@ mod tests {
     use crate::bijections::checkerboard;
     use crate::params::Params;
     use candle_core::{DType, Device};
+
+    /// Damaged weights must not look like good ones: a NaN passes every ReLU.
+    #[test]
+    fn a_nan_reaches_the_output() -> Result<()> {
+        let params = Params::seeded(1, DType::F32, &Device::Cpu);
+        let cfg = ResNetConfig {
+            inputs: 3,
+            features: 16,
+            outputs: 2,
+            blocks: 1,
+            signed_input: false,
+            weight_norm: false,
+            batch_norm: false,
+            skip: false,
+            eps: 1e-4,
+            momentum: 0.1,
+        };
+        let net = ResNet::new(cfg, None, &params.vb())?;
+        params.shake(2, 0.1)?;
+        let x = crate::testing::normal(&[2, 3, 4, 4], 3, &Device::Cpu)?.to_dtype(DType::F32)?;
+        for (name, p) in params.trained() {
+            let good = p.value().copy()?;
+            p.set(&(p.value() * f64::NAN)?)?;
+            let y = net.forward(&x, Ctx::eval())?.flatten_all()?.to_vec1::<f32>()?;
+            assert!(y.iter().any(|v| v.is_nan()), "a NaN in {name} is hidden");
+            p.set(&good)?;
+        }
+        Ok(())
+    }
 
     /// The fused network against its layers, with enough features for the fast convolution, on odd sides, with and without
     /// each of its parts.

@@ -10,22 +10,32 @@
 //! the threads take channels, every sum runs over one row in order, and no result depends on the number of threads.
 
 use super::gemm::{Real, View, contiguous, dispatch, dtype, tensor};
+use super::reference;
 use super::simd::{Job, Width, wide};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// y = act(scale_c x + shift_c); x (C, ...), scale and shift (C,).
 pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, relu: bool) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::affine(x, scale, shift, relu);
+    }
     x.apply_op3(scale, shift, Affine { relu })
 }
 
 /// Batch norm with the batch's own statistics; x (C, ...), gamma and beta (C,).
 pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64, relu: bool) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::batch_norm(x, gamma, beta, eps, relu);
+    }
     x.apply_op3(gamma, beta, BatchNorm { eps, relu })
 }
 
 /// Mean and biased variance of each channel, (2, C), outside any graph; x (C, ...).
 pub fn moments(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::moments(x);
+    }
     x.detach().contiguous()?.apply_op1_no_bwd(&Moments)
 }
 
@@ -168,7 +178,7 @@ fn map_rows<'a, T: Real, F: Fn(T) -> T>(
         if relu {
             for (y, &v) in y.iter_mut().zip(x) {
                 let u = g(v);
-                *y = if u > T::default() { u } else { T::default() };
+                *y = if u < T::default() { T::default() } else { u };
             }
         } else {
             for (y, &v) in y.iter_mut().zip(x) {
@@ -473,7 +483,7 @@ impl<T: Real> Job for Activate<'_, T> {
         let (m, a, b) = self.by;
         for (o, &v) in self.out.iter_mut().zip(self.x) {
             let u = (v - m) * a + b;
-            *o = if u > T::default() { u } else { T::default() };
+            *o = if u < T::default() { T::default() } else { u };
         }
     }
 }
@@ -576,11 +586,17 @@ impl<T: Real> Job for Sums<'_, T> {
 
 /// Actnorm on (B, C, ...): z = (x + b_c) exp(k l_c), bias and logs (C,).
 pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::act_norm(x, bias, logs, factor);
+    }
     x.contiguous()?.apply_op3(bias, logs, ActNorm { factor })
 }
 
 /// x from z: the inverse of [`act_norm`].
 pub(crate) fn act_norm_inverse(z: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    if !z.device().is_cpu() {
+        return reference::act_norm_inverse(z, bias, logs, factor);
+    }
     let (_, c, p) = images(z.shape())?;
     let z = z.contiguous()?;
     dispatch!("act_norm", z.dtype(), T => {
@@ -606,6 +622,13 @@ pub(crate) fn act_norm_backward(
     logs: &Tensor,
     factor: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    if !z.device().is_cpu() {
+        let scale = (logs * factor)?.exp()?;
+        let gb = sum_but_channels(gz)?;
+        let gl = (sum_but_channels(&(gz * z)?)? * factor)?;
+        let gx = reference::act_norm(gz, &scale.zeros_like()?, logs, factor)?;
+        return Ok((gx, (gb * scale)?, gl));
+    }
     let (b, c, p) = images(z.shape())?;
     let (z, gz) = (z.contiguous()?, gz.contiguous()?);
     dispatch!("act_norm", z.dtype(), T => {
@@ -634,6 +657,11 @@ pub(crate) fn act_norm_backward(
         let gl = (0..c).map(|ch| T::of(factor * total(ch).1)).collect::<Vec<T>>();
         Ok((tensor(gx, z.shape())?, tensor(gb, c)?, tensor(gl, c)?))
     })
+}
+
+/// The sum over everything but the channels of (B, C, ...).
+fn sum_but_channels(x: &Tensor) -> Result<Tensor> {
+    x.transpose(0, 1)?.flatten_from(1)?.sum(1)
 }
 
 /// One image's way back: g exp(k l), and for each channel sum g and sum g z.
@@ -749,8 +777,11 @@ pub fn gain(w: &Tensor, g: &Tensor) -> Result<Tensor> {
     w.broadcast_mul(&g.reshape(shape)?)
 }
 
-/// ReLU, y = max(x, 0), threaded, with a backward that reads only y.
+/// ReLU, y = max(x, 0), a NaN passing through, threaded, with a backward that reads only y.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.relu();
+    }
     x.apply_op1(Relu)
 }
 
@@ -767,7 +798,7 @@ impl CustomOp1 for Relu {
             let mut out = vec![T::default(); x.len()];
             out.par_chunks_mut(1 << 15).zip(x.par_chunks(1 << 15)).for_each(|(o, x)| {
                 for (o, &v) in o.iter_mut().zip(x) {
-                    *o = if v > T::default() { v } else { T::default() };
+                    *o = if v < T::default() { T::default() } else { v };
                 }
             });
             Ok((T::storage(out), l.shape().clone()))

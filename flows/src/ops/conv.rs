@@ -6,7 +6,8 @@
 //!
 //! **Shapes.** x (C, B, H, W), w (O, C, k, k), y (O, B, H, W), all contiguous; f32 and f64.
 //!
-//! Everything is one GEMM a block of columns, and the nine shifted copies that a 3x3 kernel needs ("im2col") are always
+//! Where both sides have channels enough, 3x3 kernels go the way of the module `winograd`. Everything else is one GEMM a
+//! block of columns, and the nine shifted copies that a 3x3 kernel needs ("im2col") are always
 //! made of the side with *fewer* channels:
 //!
 //! - C <= O: columns of x (9 C rows), multiplied by w.
@@ -20,9 +21,10 @@
 //! number of threads and on nothing else.
 
 use super::gemm::{Mat, MatMut, Real, contiguous, dispatch, dtype, gemm, gemm_abt};
+use super::reference;
 use super::simd::{Job, Width, wide};
 use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -30,11 +32,23 @@ use std::ops::Range;
 ///
 /// Errors if the kernel is neither 1x1 nor 3x3, or if the channels differ.
 pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::conv2d(x, w);
+    }
     x.apply_op2(w, Conv)
 }
 
 /// The gradients of x and of w, from that of y; see [`conv2d`].
 pub fn conv2d_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let d = Dims::of(x.shape(), w.shape())?;
+    if gy.dims() != [d.o, d.b, d.h, d.w] {
+        bail!("conv2d: the gradient of an output {:?} was given as {:?}", [d.o, d.b, d.h, d.w], gy.shape());
+    }
+    if !x.device().is_cpu() {
+        let mut g = reference::gradients(&[x, w], &[gy], |v| Ok(vec![reference::conv2d(&v[0], &v[1])?]))?;
+        let gw = g.pop().expect("two");
+        return Ok((g.pop().expect("two"), gw));
+    }
     let (x, gy) = (x.detach(), gy.detach().contiguous()?);
     let gx = gy.apply_op2_no_bwd(&w.detach(), &ConvBackInput)?;
     Ok((gx, x.apply_op2_no_bwd(&gy, &ConvBackWeight { k: w.dim(2)? })?))
@@ -44,11 +58,20 @@ pub fn conv2d_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, T
 ///
 /// The channels are few, so each image is one small GEMM and nothing is transposed.
 pub fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::channel_mix(x, w);
+    }
     x.contiguous()?.apply_op2(&w.contiguous()?, ChannelMix)
 }
 
 /// The gradients of x and of w, from that of y; see [`channel_mix`].
 pub(crate) fn channel_mix_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !x.device().is_cpu() {
+        let mut g =
+            reference::gradients(&[x, w], &[gy], |v| Ok(vec![reference::channel_mix(&v[0], &v[1])?]))?;
+        let gw = g.pop().expect("two");
+        return Ok((g.pop().expect("two"), gw));
+    }
     let gy = gy.contiguous()?;
     let gx = gy.apply_op2_no_bwd(&w.t()?.contiguous()?, &ChannelMix)?;
     Ok((gx, gy.apply_op2_no_bwd(&x.contiguous()?, &ChannelOuter)?))
@@ -73,6 +96,9 @@ impl Dims {
         }
         if wc != c {
             bail!("conv2d: the input has {c} channels, the kernel takes {wc}");
+        }
+        if c * o * b * h * w == 0 {
+            bail!("conv2d: an input {x:?} or a kernel {weight:?} is empty");
         }
         Ok(Self { c, o, b, h, w, k })
     }
@@ -631,31 +657,6 @@ pub fn edge_columns(h: usize, w: usize, like: &Tensor) -> Result<Tensor> {
         }
     }
     Tensor::from_vec(v, (9, h * w), like.device())?.to_dtype(like.dtype())
-}
-
-/// Passes its input through and hands `grad` to whoever differentiates: the gradient of a scalar function whose value and
-/// derivative were computed on the host.
-pub(crate) struct WithGradient {
-    /// The value.
-    pub value: f64,
-    /// d value / d input, of the input's shape.
-    pub grad: Tensor,
-}
-
-impl CustomOp1 for WithGradient {
-    fn name(&self) -> &'static str {
-        "host_function"
-    }
-
-    fn cpu_fwd(&self, s: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        dispatch!("host_function", dtype(s), T => {
-            Ok((T::storage(vec![T::of(self.value)]), ().into()))
-        })
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(self.grad.broadcast_mul(g)?))
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! example. All contiguous, f32 and f64; log-dets are summed in f64.
 
 use super::gemm::{Real, View, dispatch, tensor};
+use super::reference;
 use super::simd::{Job, Width, wide};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -323,6 +324,10 @@ impl Law<'_> {
 
     /// y, and log-dets (B,).
     pub fn forward(&self, x: &Tensor, net: &Tensor) -> Result<(Tensor, Tensor)> {
+        if !x.device().is_cpu() {
+            self.plan(x, net)?;
+            return reference::coupling(self, x, net);
+        }
         dispatch!("coupling", x.dtype(), T => {
             let (y, sums) = self.map::<T>(x, net, |e, y, sum| wide(Forward { e, y, sum }))?;
             let sums: Vec<T> = sums.into_iter().map(T::of).collect();
@@ -333,6 +338,10 @@ impl Law<'_> {
 
     /// x from y and the network's output.
     pub fn inverse(&self, y: &Tensor, net: &Tensor) -> Result<Tensor> {
+        if !y.device().is_cpu() {
+            self.plan(y, net)?;
+            return reference::coupling_inverse(self, y, net);
+        }
         dispatch!("coupling", y.dtype(), T => {
             Ok(self.map::<T>(y, net, |e, x, _| wide(Inverse { e, x }))?.0)
         })
@@ -341,6 +350,9 @@ impl Law<'_> {
     /// The gradients of x, of the network's output and of the gain, from those of y and of the log-dets.
     pub fn backward(&self, x: &Tensor, net: &Tensor, gy: &Tensor, gld: &Tensor) -> Result<Back> {
         let p = self.plan(x, net)?;
+        if !x.device().is_cpu() {
+            return reference::coupling_backward(self, x, net, gy, gld);
+        }
         dispatch!("coupling", x.dtype(), T => {
             let (vx, vn) = (View::of("coupling", x)?, View::of("coupling", net)?);
             let gy = gy.contiguous()?;
@@ -376,6 +388,18 @@ impl Law<'_> {
 
 /// Adds `part` (B, C', ...) to the channels from `start` of `whole` (B, C, ...), or, with a mask, `part` where the mask is 1.
 pub fn add_part(whole: &Tensor, part: &Tensor, start: usize) -> Result<Tensor> {
+    if !whole.device().is_cpu() {
+        let (n, end) = (whole.dim(1)?, start + part.dim(1)?);
+        let mut parts = Vec::new();
+        if start > 0 {
+            parts.push(whole.narrow(1, 0, start)?);
+        }
+        parts.push((whole.narrow(1, start, end - start)? + part)?);
+        if end < n {
+            parts.push(whole.narrow(1, end, n - end)?);
+        }
+        return Tensor::cat(&parts, 1);
+    }
     dispatch!("coupling", whole.dtype(), T => {
         let part = part.contiguous()?;
         let (vw, vp) = (View::of("coupling", whole)?, View::of("coupling", &part)?);

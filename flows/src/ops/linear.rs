@@ -10,11 +10,15 @@
 //! **Shapes.** x (B, I), W (O, I), b (O,), y (B, O), contiguous; f32 and f64.
 
 use super::gemm::{Mat, MatMut, Real, View, contiguous, dispatch, dtype, gemm, tensor};
+use super::reference;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// y = act(x W^T + b); errors if the sizes differ.
 pub fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return reference::linear(x, w, b, relu);
+    }
     x.contiguous()?.apply_op3(w, b, Linear { relu })
 }
 
@@ -26,6 +30,10 @@ pub(crate) fn linear_backward(
     gy: &Tensor,
     relu: bool,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    if !x.device().is_cpu() {
+        let g = if relu { (gy * y.gt(0.)?.to_dtype(gy.dtype())?)? } else { gy.clone() };
+        return Ok((g.matmul(w)?, g.t()?.matmul(x)?, g.sum(0)?));
+    }
     let g = gy.contiguous()?;
     let g = if relu { g.apply_op2_no_bwd(y, &super::channel::ReluBack)? } else { g };
     let gx = g.apply_op2_no_bwd(w, &Product { of_batch: false })?;

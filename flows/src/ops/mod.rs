@@ -30,6 +30,7 @@ pub mod coupling;
 pub(crate) mod gemm;
 pub mod linear;
 pub mod plu;
+pub(crate) mod reference;
 pub(crate) mod res_net;
 mod simd;
 pub(crate) mod update;

@@ -11,10 +11,14 @@
 //! **Shapes.** packed (C, C); the result is flat: W row-major, then log|det W|. f32 and f64.
 
 use super::gemm::{Real, contiguous, dispatch, dtype};
+use super::reference;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// W (C, C) and log |det W| (a scalar) of `packed`; row r of W is row `perm[r]` of L U.
 pub fn plu(packed: &Tensor, perm: &[u32], sign: &[f64]) -> Result<(Tensor, Tensor)> {
+    if !packed.device().is_cpu() {
+        return reference::plu(packed, perm, sign);
+    }
     let n = packed.dim(0)?;
     let flat = packed.apply_op1(Plu { perm: perm.to_vec(), sign: sign.to_vec() })?;
     Ok((flat.narrow(0, 0, n * n)?.reshape((n, n))?, flat.narrow(0, n * n, 1)?.reshape(())?))
@@ -28,6 +32,13 @@ pub(crate) fn plu_backward(
     gw: &Tensor,
     gld: &Tensor,
 ) -> Result<Tensor> {
+    if !packed.device().is_cpu() {
+        let mut g = reference::gradients(&[packed], &[gw, gld], |v| {
+            let (w, log_det) = reference::plu(&v[0], perm, sign)?;
+            Ok(vec![w, log_det])
+        })?;
+        return Ok(g.pop().expect("one"));
+    }
     let g = Tensor::cat(&[&gw.flatten_all()?, &gld.reshape(1)?], 0)?;
     packed.apply_op2_no_bwd(&g, &PluBack(Plu { perm: perm.to_vec(), sign: sign.to_vec() }))
 }

@@ -145,7 +145,8 @@ impl<T: Real> Source<T> for Activated<'_, T> {
         let (m, a, b) = self.norm.of(c);
         simd::map(out, self.plane.slice(c, image, i), |v| {
             let u = (v - m) * a + b;
-            if u > T::default() { u } else { T::default() }
+            // Written so that a NaN passes: damaged weights must not look like good ones.
+            if u < T::default() { T::default() } else { u }
         });
     }
 }

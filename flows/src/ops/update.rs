@@ -4,6 +4,7 @@
 //! candle's in-place ops write one tensor and read one.
 
 use super::gemm::{Real, contiguous, dispatch, dtype};
+use super::reference;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -163,16 +164,25 @@ pub fn accumulate(state: &Tensor, g: &Tensor, clip: f64, rule: Accumulate) -> Re
     if state.elem_count() != 2 * g.elem_count() {
         bail!("optimiser state of {} numbers met a gradient of {}", state.elem_count(), g.elem_count());
     }
+    if !state.device().is_cpu() {
+        return reference::accumulate(state, g, clip, rule);
+    }
     state.inplace_op2(&g.contiguous()?, &State { rule, clip })
 }
 
 /// Moves the parameter `p` by its `state`.
 pub fn apply(p: &Tensor, state: &Tensor, rule: Apply) -> Result<()> {
+    if !p.device().is_cpu() {
+        return reference::apply(p, state, rule);
+    }
     p.inplace_op2(state, &rule)
 }
 
 /// e <- decay e + (1 - decay) p.
 pub fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
+    if !e.device().is_cpu() {
+        return reference::average(e, p, decay);
+    }
     e.inplace_op2(p, &Average(decay))
 }
 
