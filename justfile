@@ -11,6 +11,14 @@ reproduce recipe *args:
 test:
     cargo test --workspace
 
+# The tests that compute, on the first GPU; fails where there is none
+test-cuda:
+    FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda
+
+# A folder of stripped CUDA binaries for a machine without a compiler
+dist-cuda *args:
+    tools/dist-cuda.sh {{args}}
+
 # What is checked before anything lands
 ci:
     bash .ci/run

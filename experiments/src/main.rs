@@ -29,7 +29,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// Gives no memory back from now on: what one update frees the next one needs, and RealNVP's update spends a third of its
-/// time getting its pages again otherwise. The environment's MIMALLOC_PURGE_DELAY has the last word.
+/// time getting its pages again otherwise. Not for updates that rebuild their activations: they are there to need little.
+/// The environment's MIMALLOC_PURGE_DELAY has the last word.
 fn keep_memory() {
     if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
         // SAFETY: sets a number.

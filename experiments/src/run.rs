@@ -16,7 +16,7 @@ use crate::summary::{self, Beside, Codecs, Gaussian, Summary};
 use crate::{codecs, limits, output, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use flows::Model;
+use flows::{Memory, Model};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -74,7 +74,9 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     };
 
     tracing::info!("{}", limits::announce(recipe));
-    crate::keep_memory();
+    if recipe.train.memory == Memory::Store {
+        crate::keep_memory();
+    }
     let on_begin = || summary::write_recipe(&out, &resolved);
     let mut progress = progress::Training::new(&recipe.name, on_begin);
     let outcome = train::train(recipe, &data, &device, &out, &mut progress, &progress::STOP)?;

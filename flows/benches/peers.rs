@@ -128,8 +128,10 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
     // What is free goes back to the system, so that it is not mistaken for something held.
     // SAFETY: it may be called at any time.
     unsafe { libmimalloc_sys::mi_collect(true) };
-    // SAFETY: sets a number.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    if memory == Memory::Store {
+        // SAFETY: sets a number.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    }
     // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
     std::fs::write("/proc/self/clear_refs", "5").ok();
     let ready = json!({"ready": true, "parameters": model.params().count(), "peak_bytes": high_water()});
@@ -359,6 +361,8 @@ impl Contender {
 
 fn drive(args: &[String]) -> anyhow::Result<()> {
     let o = Options::parse(args)?;
+    // Now, not at the end: the tree may have moved on by then.
+    let commit = commit();
     let mut raw = Map::new();
     let mut ratios: Map<String, Value> =
         ["train_ratio", "eval_ratio", "sample_ratio", "conv_ratio", "memory_ratio", "recompute_ratio"]
@@ -382,7 +386,7 @@ fn drive(args: &[String]) -> anyhow::Result<()> {
     let result = Value::Object(ratios.clone());
     if let Some(path) = &o.out {
         let all = json!({
-            "machine": machine, "rounds": o.rounds, "seconds": o.seconds, "commit": commit(),
+            "machine": machine, "rounds": o.rounds, "seconds": o.seconds, "commit": commit,
             "flows": env!("CARGO_PKG_VERSION"), "cases": raw, "ratios": result
         });
         let written = std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n");

@@ -129,7 +129,9 @@ impl Optimizer {
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
         for (name, state) in &mut self.state {
             match saved.get(name) {
-                Some(t) if t.shape() == state.shape() => *state = t.to_dtype(state.dtype())?.copy()?,
+                Some(t) if t.shape() == state.shape() => {
+                    *state = t.to_device(state.device())?.to_dtype(state.dtype())?.copy()?
+                }
                 Some(t) => {
                     bail!("optimiser state of `{name}` has shape {:?}, not {:?}", t.shape(), state.shape())
                 }
@@ -189,7 +191,9 @@ impl Ema {
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
         for (name, e) in &mut self.average {
             match saved.get(name) {
-                Some(t) if t.shape() == e.shape() => *e = t.to_dtype(e.dtype())?.copy()?,
+                Some(t) if t.shape() == e.shape() => {
+                    *e = t.to_device(e.device())?.to_dtype(e.dtype())?.copy()?
+                }
                 _ => bail!("the checkpoint has no average of `{name}` with shape {:?}", e.shape()),
             }
         }

@@ -1,4 +1,4 @@
-//! The layers: one file each, one row each in `tests/laws.rs`.
+//! The layers: one file each, one row each in `tests/all/laws.rs`.
 
 mod act_norm;
 mod affine;

@@ -5,7 +5,7 @@
     env/bin/python flows/tests/golden/make.py FOLDER    # golden.safetensors for a model that the library saved
 
 The committed values were made with torch 2.15.0, numpy 2.4.6 and safetensors 0.8.0 on Python 3.11, on a CPU in
-f64. flows/tests/golden.rs compares the library with them.
+f64. flows/tests/all/golden.rs compares the library with them.
 
 For each model of `CONFIGS` there is a folder as the library saves one (config.json, model.safetensors) and
 golden.safetensors with

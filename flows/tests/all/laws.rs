@@ -1,7 +1,8 @@
 //! One table over every bijection and every model: inverse, log-det against the autodiff Jacobian, gradients against
 //! central differences; f64, evaluation, at most 64 dimensions, parameters shaken by N(0, .1^2). A new layer is a row.
 
-use candle_core::{DType, Device, Result, Tensor};
+use crate::device;
+use candle_core::{DType, Result, Tensor};
 use flows::bijections::*;
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
 use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
@@ -11,11 +12,11 @@ use flows::testing::{Deviation, check, normal};
 use flows::{Bijection, Ctx, Flow, Memory, Mode, Model, ModelConfig, Params, Prior, Vb};
 
 fn params() -> Params {
-    Params::seeded(3, DType::F64, &Device::Cpu)
+    Params::seeded(3, DType::F64, &device())
 }
 
 fn gaussian(shape: &[usize]) -> Tensor {
-    normal(shape, 1, &Device::Cpu).unwrap()
+    normal(shape, 1, &device()).unwrap()
 }
 
 /// Numbers in (0, 1).
@@ -94,7 +95,7 @@ fn rows() -> Vec<(&'static str, Build, Tensor)> {
             "whitening",
             layer(|vb| {
                 let w = Whiten::new(6, 1e-3, vb)?;
-                w.fit(&gaussian(&[40, 6]).matmul(&normal(&[6, 6], 8, &Device::Cpu)?)?)?;
+                w.fit(&gaussian(&[40, 6]).matmul(&normal(&[6, 6], 8, &device())?)?)?;
                 Ok(w)
             }),
             gaussian(&[3, 6]),
@@ -176,22 +177,24 @@ fn rows() -> Vec<(&'static str, Build, Tensor)> {
     ]
 }
 
-#[test]
-fn every_bijection_obeys_the_law() {
-    let mut failed = vec![];
-    for (name, build, x) in rows() {
-        let p = params();
-        let run = || -> Result<Deviation> {
-            let b = build(&p.vb())?;
-            p.shake(11, 0.1)?;
-            check(b.as_ref(), &x, None, &p, Deviation::LAYER)
-        };
-        match run() {
-            Ok(d) => println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient),
-            Err(e) => failed.push(format!("{name}: {e}")),
+twins! {
+    fn every_bijection_obeys_the_law() {
+        let mut failed = vec![];
+        for (name, build, x) in rows() {
+            let p = params();
+            let run = || -> Result<Deviation> {
+                let b = build(&p.vb())?;
+                p.shake(11, 0.1)?;
+                check(b.as_ref(), &x, None, &p, Deviation::LAYER)
+            };
+            match run() {
+                Ok(d) => println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient),
+                Err(e) => failed.push(format!("{name}: {e}")),
+            }
         }
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+        Ok(())
     }
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 fn small_nice() -> NiceConfig {
@@ -289,192 +292,188 @@ fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
     }
 }
 
-#[test]
-fn every_model_obeys_the_law() -> Result<()> {
-    for (name, config) in models() {
-        let m = Model::new(config, 3, DType::F64, &Device::Cpu)?;
-        let labels = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0], &Device::Cpu)?;
-        // Shaken first: actnorm then normalises what the shaken couplings give, as it does in training. The other way
-        // round three levels of unnormalised networks compound to scales beyond f64.
-        m.params().shake(11, 0.1)?;
-        m.init(&input(m.config(), 16)?, Some(&labels))?;
-        let cond = labels.narrow(0, 1, 2)?;
-        let x = input(m.config(), 2)?;
-        let d = check(m.bijection(), &x, Some(&cond), m.params(), Deviation::MODEL)
-            .map_err(|e| e.context(name))?;
-        println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient);
-        // decode is the inverse of encode, and bits/dim is log p and nothing else.
-        let back = m.decode(&m.encode(&x, Some(&cond))?, Some(&cond))?;
-        let off = (back - &x)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
-        assert!(off < 1e-6 * 257., "{name}: decode is off by {off}");
-        let lp = m.log_prob(&x, Some(&cond))?.to_vec1::<f64>()?;
-        let bpd = m.bits_per_dim(&x, Some(&cond))?.to_vec1::<f64>()?;
-        for (l, b) in lp.iter().zip(bpd) {
-            assert!((b + l / (m.dims() as f64 * 2f64.ln())).abs() < 1e-12);
+twins! {
+    fn every_model_obeys_the_law() {
+        for (name, config) in models() {
+            let m = Model::new(config, 3, DType::F64, &device())?;
+            let labels = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0], &device())?;
+            // Shaken first: actnorm then normalises what the shaken couplings give, as it does in training. The other way
+            // round three levels of unnormalised networks compound to scales beyond f64.
+            m.params().shake(11, 0.1)?;
+            m.init(&input(m.config(), 16)?, Some(&labels))?;
+            let cond = labels.narrow(0, 1, 2)?;
+            let x = input(m.config(), 2)?;
+            let d = check(m.bijection(), &x, Some(&cond), m.params(), Deviation::MODEL)
+                .map_err(|e| e.context(name))?;
+            println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient);
+            // decode is the inverse of encode, and bits/dim is log p and nothing else.
+            let back = m.decode(&m.encode(&x, Some(&cond))?, Some(&cond))?;
+            let off = (back - &x)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+            assert!(off < 1e-6 * 257., "{name}: decode is off by {off}");
+            let lp = m.log_prob(&x, Some(&cond))?.to_vec1::<f64>()?;
+            let bpd = m.bits_per_dim(&x, Some(&cond))?.to_vec1::<f64>()?;
+            for (l, b) in lp.iter().zip(bpd) {
+                assert!((b + l / (m.dims() as f64 * 2f64.ln())).abs() < 1e-12);
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Training-mode batch norm: its own law, since the batch shares its statistics. The output has mean 0 and variance 1,
-/// the gradient agrees with central differences, and the running statistics move by the momentum (only in `Train`).
-#[test]
-fn batch_norm_in_training() -> Result<()> {
-    let x = gaussian(&[5, 2, 3, 2]);
-    let rows = |t: &Tensor| t.transpose(0, 1)?.contiguous()?.flatten_from(1);
-    for statistics in [BatchStatistics::Batch, BatchStatistics::Running] {
-        let p = params();
-        let bn = BatchNorm::new(2, 1e-4, 0.25, statistics, &p.vb())?;
-        let replay = Ctx { mode: Mode::Replay, cond: None, grad: true };
-        let leaf = candle_core::Var::from_tensor(&x)?;
-        let w = normal(&[5, 2, 3, 2], 4, &Device::Cpu)?;
-        let objective = || -> Result<Tensor> {
-            let (z, ld) = bn.forward(leaf.as_tensor(), replay)?;
-            (z * &w)?.sum_all()? + ld.sum_all()?
-        };
-        let g = objective()?.backward()?.get(&leaf).unwrap().flatten_all()?.to_vec1::<f64>()?;
-        let v = x.flatten_all()?.to_vec1::<f64>()?;
-        for (i, g) in g.iter().enumerate() {
-            let at = |h: f64| -> Result<f64> {
-                let mut m = v.clone();
-                m[i] += h;
-                leaf.set(&Tensor::from_vec(m, x.shape(), x.device())?)?;
-                objective()?.detach().to_scalar()
+    /// Training-mode batch norm: its own law, since the batch shares its statistics. The output has mean 0 and variance 1,
+    /// the gradient agrees with central differences, and the running statistics move by the momentum (only in `Train`).
+    fn batch_norm_in_training() {
+        let x = gaussian(&[5, 2, 3, 2]);
+        let rows = |t: &Tensor| t.transpose(0, 1)?.contiguous()?.flatten_from(1);
+        for statistics in [BatchStatistics::Batch, BatchStatistics::Running] {
+            let p = params();
+            let bn = BatchNorm::new(2, 1e-4, 0.25, statistics, &p.vb())?;
+            let replay = Ctx { mode: Mode::Replay, cond: None, grad: true };
+            let leaf = candle_core::Var::from_tensor(&x)?;
+            let w = normal(&[5, 2, 3, 2], 4, &device())?;
+            let objective = || -> Result<Tensor> {
+                let (z, ld) = bn.forward(leaf.as_tensor(), replay)?;
+                (z * &w)?.sum_all()? + ld.sum_all()?
             };
-            let d = (at(1e-5)? - at(-1e-5)?) / 2e-5;
-            at(0.)?;
-            assert!((d - g).abs() < 1e-6 * (1. + g.abs()), "{statistics:?} {i}: {d} {g}");
+            let g = objective()?.backward()?.get(&leaf).unwrap().flatten_all()?.to_vec1::<f64>()?;
+            let v = x.flatten_all()?.to_vec1::<f64>()?;
+            for (i, g) in g.iter().enumerate() {
+                let at = |h: f64| -> Result<f64> {
+                    let mut m = v.clone();
+                    m[i] += h;
+                    leaf.set(&Tensor::from_vec(m, x.shape(), x.device())?)?;
+                    objective()?.detach().to_scalar()
+                };
+                let d = (at(1e-5)? - at(-1e-5)?) / 2e-5;
+                at(0.)?;
+                assert!((d - g).abs() < 1e-6 * (1. + g.abs()), "{statistics:?} {i}: {d} {g}");
+            }
+            // Replay wrote nothing.
+            let stat = |n: usize| p.all()[n].1.value().to_vec1::<f64>();
+            assert_eq!((stat(0)?, stat(1)?), (vec![0.; 2], vec![1.; 2]));
+            let (z, ld) = bn.forward(&x, Ctx::train())?;
+            let mean = rows(&x)?.mean(1)?.to_vec1::<f64>()?;
+            let var: Vec<f64> =
+                rows(&x)?.broadcast_sub(&rows(&x)?.mean_keepdim(1)?)?.sqr()?.mean(1)?.to_vec1()?;
+            for c in 0..2 {
+                assert!((stat(0)?[c] - 0.25 * mean[c]).abs() < 1e-14);
+                assert!((stat(1)?[c] - (0.75 + 0.25 * var[c])).abs() < 1e-14);
+            }
+            let (used_mean, used_var) = match statistics {
+                BatchStatistics::Batch => (mean, var),
+                BatchStatistics::Running => (stat(0)?, stat(1)?),
+            };
+            let want: f64 = used_var.iter().map(|v| -0.5 * 6. * (v + 1e-4).ln()).sum();
+            assert!((ld.to_vec1::<f64>()?[0] - want).abs() < 1e-12);
+            let (x0, z0) = (rows(&x)?.to_vec2::<f64>()?, rows(&z)?.to_vec2::<f64>()?);
+            for c in 0..2 {
+                let want = (x0[c][0] - used_mean[c]) / (used_var[c] + 1e-4).sqrt();
+                assert!((z0[c][0] - want).abs() < 1e-12);
+            }
         }
-        // Replay wrote nothing.
-        let stat = |n: usize| p.all()[n].1.value().to_vec1::<f64>();
-        assert_eq!((stat(0)?, stat(1)?), (vec![0.; 2], vec![1.; 2]));
-        let (z, ld) = bn.forward(&x, Ctx::train())?;
-        let mean = rows(&x)?.mean(1)?.to_vec1::<f64>()?;
-        let var: Vec<f64> =
-            rows(&x)?.broadcast_sub(&rows(&x)?.mean_keepdim(1)?)?.sqr()?.mean(1)?.to_vec1()?;
-        for c in 0..2 {
-            assert!((stat(0)?[c] - 0.25 * mean[c]).abs() < 1e-14);
-            assert!((stat(1)?[c] - (0.75 + 0.25 * var[c])).abs() < 1e-14);
+        Ok(())
+    }
+
+    /// One- and two-dimensional densities integrate to 1.
+    fn densities_integrate_to_one() {
+        // One dimension: logistic and Gaussian after a learned diagonal and a shift.
+        for prior in [Prior::Logistic, Prior::Gaussian] {
+            let p = params();
+            let mut chain = flows::Chain::new();
+            chain.push("diagonal", Diagonal::new(1, &p.vb().pp("d"))?);
+            chain.push("actnorm", ActNorm::new(1, 3., &p.vb().pp("a"))?);
+            p.shake(2, 0.2)?;
+            let flow = Flow::new(chain, prior, &[1]);
+            let (n, lo, hi) = (40_000, -60., 60.);
+            let h = (hi - lo) / n as f64;
+            let x: Vec<f64> = (0..n).map(|i| lo + (i as f64 + 0.5) * h).collect();
+            let lp = flow.log_prob(&Tensor::from_vec(x, (n, 1), &device())?, None)?;
+            let mass = (lp.exp()?.sum_all()?.to_scalar::<f64>()?) * h;
+            assert!((mass - 1.).abs() < 1e-9, "{prior:?}: {mass}");
         }
-        let (used_mean, used_var) = match statistics {
-            BatchStatistics::Batch => (mean, var),
-            BatchStatistics::Running => (stat(0)?, stat(1)?),
+        // Two dimensions: an affine NICE with shaken networks.
+        let config = NiceConfig {
+            shape: vec![2],
+            preprocess: Preprocess::None {},
+            law: nice::Law::Affine,
+            prior: Prior::Gaussian,
+            init: 0.5,
+            ..small_nice()
         };
-        let want: f64 = used_var.iter().map(|v| -0.5 * 6. * (v + 1e-4).ln()).sum();
-        assert!((ld.to_vec1::<f64>()?[0] - want).abs() < 1e-12);
-        let (x0, z0) = (rows(&x)?.to_vec2::<f64>()?, rows(&z)?.to_vec2::<f64>()?);
-        for c in 0..2 {
-            let want = (x0[c][0] - used_mean[c]) / (used_var[c] + 1e-4).sqrt();
-            assert!((z0[c][0] - want).abs() < 1e-12);
-        }
-    }
-    Ok(())
-}
-
-/// One- and two-dimensional densities integrate to 1.
-#[test]
-fn densities_integrate_to_one() -> Result<()> {
-    // One dimension: logistic and Gaussian after a learned diagonal and a shift.
-    for prior in [Prior::Logistic, Prior::Gaussian] {
-        let p = params();
-        let mut chain = flows::Chain::new();
-        chain.push("diagonal", Diagonal::new(1, &p.vb().pp("d"))?);
-        chain.push("actnorm", ActNorm::new(1, 3., &p.vb().pp("a"))?);
-        p.shake(2, 0.2)?;
-        let flow = Flow::new(chain, prior, &[1]);
-        let (n, lo, hi) = (40_000, -60., 60.);
+        let m = Model::new(ModelConfig::Nice(config), 4, DType::F64, &device())?;
+        m.params().shake(5, 0.1)?;
+        let (n, lo, hi) = (600, -15., 15.);
         let h = (hi - lo) / n as f64;
-        let x: Vec<f64> = (0..n).map(|i| lo + (i as f64 + 0.5) * h).collect();
-        let lp = flow.log_prob(&Tensor::from_vec(x, (n, 1), &Device::Cpu)?, None)?;
-        let mass = (lp.exp()?.sum_all()?.to_scalar::<f64>()?) * h;
-        assert!((mass - 1.).abs() < 1e-9, "{prior:?}: {mass}");
+        let at = |i: usize| lo + (i as f64 + 0.5) * h;
+        let x: Vec<f64> = (0..n * n).flat_map(|k| [at(k / n), at(k % n)]).collect();
+        let lp = m.log_prob(&Tensor::from_vec(x, (n * n, 2), &device())?, None)?;
+        let mass = lp.exp()?.sum_all()?.to_scalar::<f64>()? * h * h;
+        assert!((mass - 1.).abs() < 1e-3, "{mass}");
+        Ok(())
     }
-    // Two dimensions: an affine NICE with shaken networks.
-    let config = NiceConfig {
-        shape: vec![2],
-        preprocess: Preprocess::None {},
-        law: nice::Law::Affine,
-        prior: Prior::Gaussian,
-        init: 0.5,
-        ..small_nice()
-    };
-    let m = Model::new(ModelConfig::Nice(config), 4, DType::F64, &Device::Cpu)?;
-    m.params().shake(5, 0.1)?;
-    let (n, lo, hi) = (600, -15., 15.);
-    let h = (hi - lo) / n as f64;
-    let at = |i: usize| lo + (i as f64 + 0.5) * h;
-    let x: Vec<f64> = (0..n * n).flat_map(|k| [at(k / n), at(k % n)]).collect();
-    let lp = m.log_prob(&Tensor::from_vec(x, (n * n, 2), &Device::Cpu)?, None)?;
-    let mass = lp.exp()?.sum_all()?.to_scalar::<f64>()? * h * h;
-    assert!((mass - 1.).abs() < 1e-3, "{mass}");
-    Ok(())
-}
 
-/// The constants of the papers, to the digits in which they are known.
-#[test]
-fn constants() -> Result<()> {
-    let at = |v: f64| Tensor::new(&[[v]], &Device::Cpu);
-    let prior = |p: Prior| -> Result<f64> { p.log_prob(&at(0.)?)?.squeeze(0)?.to_scalar() };
-    assert!((prior(Prior::Logistic)? + 1.38629436).abs() < 1e-8);
-    assert!((prior(Prior::Gaussian)? + 0.91893853).abs() < 1e-8);
-    let logit = Logit::new(0.05, LogitScale::Code)?;
-    for (x, z, ld) in [(0., -2.94443898, 2.94166505), (0.1, -1.81528997, 2.01157523), (0.5, 0., 1.28093385)] {
-        let (got, det) = logit.forward(&at(x)?, Ctx::eval())?;
-        assert!((got.flatten_all()?.to_vec1::<f64>()?[0] - z).abs() < 1e-8, "logit({x})");
-        assert!((det.to_vec1::<f64>()?[0] - ld).abs() < 1e-8, "log-det at {x}");
+    /// The constants of the papers, to the digits in which they are known.
+    fn constants() {
+        let at = |v: f64| Tensor::new(&[[v]], &device());
+        let prior = |p: Prior| -> Result<f64> { p.log_prob(&at(0.)?)?.squeeze(0)?.to_scalar() };
+        assert!((prior(Prior::Logistic)? + 1.38629436).abs() < 1e-8);
+        assert!((prior(Prior::Gaussian)? + 0.91893853).abs() < 1e-8);
+        let logit = Logit::new(0.05, LogitScale::Code)?;
+        for (x, z, ld) in [(0., -2.94443898, 2.94166505), (0.1, -1.81528997, 2.01157523), (0.5, 0., 1.28093385)] {
+            let (got, det) = logit.forward(&at(x)?, Ctx::eval())?;
+            assert!((got.flatten_all()?.to_vec1::<f64>()?[0] - z).abs() < 1e-8, "logit({x})");
+            assert!((det.to_vec1::<f64>()?[0] - ld).abs() < 1e-8, "log-det at {x}");
+        }
+        // bits/dim of z = 0 under N(0, 1) at 8 bits, where x / 256 is the latent.
+        let flow = Flow::new(Rescale::new(1. / 256., 0.)?, Prior::Gaussian, &[1]);
+        let bpd = flow.bits_per_dim(&at(0.)?, None)?.to_vec1::<f64>()?[0];
+        assert!((bpd - 9.32574806).abs() < 1e-8, "{bpd}");
+        // Glow's coupling at a zero network scales by sigmoid(2).
+        let p = params();
+        let net = Box::new(ConvNet::new(1, 0, 2, false, &p.vb())?);
+        let transform = Transform::Affine { scale: Scale::Sigmoid, shift_first: true };
+        let glow = Coupling { partition: Partition::Halves { swap: false }, net, transform };
+        let (_, ld) = glow.forward(&gaussian(&[1, 2, 1, 1]), Ctx::eval())?;
+        assert!((ld.to_vec1::<f64>()?[0] + 0.12692801).abs() < 1e-8);
+        // Squeeze, nflows's order.
+        let x = Tensor::arange(1f64, 17., &device())?.reshape((1, 1, 4, 4))?;
+        let z = Squeeze.forward(&x, Ctx::eval())?.0.squeeze(0)?.to_vec3::<f64>()?;
+        let want =
+            [[[1., 3.], [9., 11.]], [[2., 4.], [10., 12.]], [[5., 7.], [13., 15.]], [[6., 8.], [14., 16.]]];
+        assert_eq!(z, want.map(|m| m.map(|r| r.to_vec()).to_vec()).to_vec());
+        Ok(())
     }
-    // bits/dim of z = 0 under N(0, 1) at 8 bits, where x / 256 is the latent.
-    let flow = Flow::new(Rescale::new(1. / 256., 0.)?, Prior::Gaussian, &[1]);
-    let bpd = flow.bits_per_dim(&at(0.)?, None)?.to_vec1::<f64>()?[0];
-    assert!((bpd - 9.32574806).abs() < 1e-8, "{bpd}");
-    // Glow's coupling at a zero network scales by sigmoid(2).
-    let p = params();
-    let net = Box::new(ConvNet::new(1, 0, 2, false, &p.vb())?);
-    let transform = Transform::Affine { scale: Scale::Sigmoid, shift_first: true };
-    let glow = Coupling { partition: Partition::Halves { swap: false }, net, transform };
-    let (_, ld) = glow.forward(&gaussian(&[1, 2, 1, 1]), Ctx::eval())?;
-    assert!((ld.to_vec1::<f64>()?[0] + 0.12692801).abs() < 1e-8);
-    // Squeeze, nflows's order.
-    let x = Tensor::arange(1f64, 17., &Device::Cpu)?.reshape((1, 1, 4, 4))?;
-    let z = Squeeze.forward(&x, Ctx::eval())?.0.squeeze(0)?.to_vec3::<f64>()?;
-    let want =
-        [[[1., 3.], [9., 11.]], [[2., 4.], [10., 12.]], [[5., 7.], [13., 15.]], [[6., 8.], [14., 16.]]];
-    assert_eq!(z, want.map(|m| m.map(|r| r.to_vec()).to_vec()).to_vec());
-    Ok(())
-}
 
-/// A uniform density costs exactly `bits`: dequantised data under x / 2^bits and U(0, 1).
-#[test]
-fn uniform_density_costs_its_bits() -> Result<()> {
-    for bits in [8u8, 5] {
-        let n = f64::from(1u32 << bits);
-        let x = gaussian(&[2, 3]);
-        let (_, ld) = Rescale::new(1. / n, 0.)?.forward(&x, Ctx::eval())?;
-        // log p_U = 0, so -log p / (D ln 2) is the log-det alone.
-        let bpd = -ld.to_vec1::<f64>()?[0] / (3. * 2f64.ln());
-        assert!((bpd - f64::from(bits)).abs() < 1e-12);
+    /// A uniform density costs exactly `bits`: dequantised data under x / 2^bits and U(0, 1).
+    fn uniform_density_costs_its_bits() {
+        for bits in [8u8, 5] {
+            let n = f64::from(1u32 << bits);
+            let x = gaussian(&[2, 3]);
+            let (_, ld) = Rescale::new(1. / n, 0.)?.forward(&x, Ctx::eval())?;
+            // log p_U = 0, so -log p / (D ln 2) is the log-det alone.
+            let bpd = -ld.to_vec1::<f64>()?[0] / (3. * 2f64.ln());
+            assert!((bpd - f64::from(bits)).abs() < 1e-12);
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Actnorm gives mean 0 and variance 1 on the batch that sets it, and warns about a constant channel without infinities.
-#[test]
-fn actnorm_is_set_by_the_first_batch() -> Result<()> {
-    let p = params();
-    let norm = ActNorm::new(3, 3., &p.vb())?;
-    let x = ((gaussian(&[8, 3, 2, 2]) * 3.)? + 5.)?;
-    let constant = Tensor::full(7f64, (8, 1, 2, 2), &Device::Cpu)?;
-    let x = Tensor::cat(&[&x.narrow(1, 0, 2)?, &constant], 1)?;
-    let (z, ld) = norm.forward(&x, Ctx::init())?;
-    let rows = z.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
-    let mean = rows.mean(1)?.to_vec1::<f64>()?;
-    let var = rows.sqr()?.mean(1)?.to_vec1::<f64>()?;
-    for c in 0..2 {
-        assert!(mean[c].abs() < 1e-12 && (var[c] - 1.).abs() < 1e-12);
+    /// Actnorm gives mean 0 and variance 1 on the batch that sets it, and warns about a constant channel without infinities.
+    fn actnorm_is_set_by_the_first_batch() {
+        let p = params();
+        let norm = ActNorm::new(3, 3., &p.vb())?;
+        let x = ((gaussian(&[8, 3, 2, 2]) * 3.)? + 5.)?;
+        let constant = Tensor::full(7f64, (8, 1, 2, 2), &device())?;
+        let x = Tensor::cat(&[&x.narrow(1, 0, 2)?, &constant], 1)?;
+        let (z, ld) = norm.forward(&x, Ctx::init())?;
+        let rows = z.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
+        let mean = rows.mean(1)?.to_vec1::<f64>()?;
+        let var = rows.sqr()?.mean(1)?.to_vec1::<f64>()?;
+        for c in 0..2 {
+            assert!(mean[c].abs() < 1e-12 && (var[c] - 1.).abs() < 1e-12);
+        }
+        assert_eq!((mean[2], var[2]), (0., 0.));
+        assert!(ld.to_vec1::<f64>()?.iter().all(|v| v.is_finite()));
+        Ok(())
     }
-    assert_eq!((mean[2], var[2]), (0., 0.));
-    assert!(ld.to_vec1::<f64>()?.iter().all(|v| v.is_finite()));
-    Ok(())
 }
 
 /// The parameter counts of the released code's models; 9 (2C)^2 is the top prior's kernel over zeros, which we leave out
@@ -482,7 +481,7 @@ fn actnorm_is_set_by_the_first_batch() -> Result<()> {
 #[test]
 fn parameter_counts() -> Result<()> {
     let count = |g: GlowConfig| -> Result<usize> {
-        Ok(Model::new(ModelConfig::Glow(g), 0, DType::F32, &Device::Cpu)?.params().count())
+        Ok(Model::new(ModelConfig::Glow(g), 0, DType::F32, &device())?.params().count())
     };
     let cifar = GlowConfig::cifar_paper();
     let top = 9 * 96 * 96;
@@ -495,7 +494,7 @@ fn parameter_counts() -> Result<()> {
     let grey = GlowConfig { shape: [1, 32, 32], ..cifar };
     assert_eq!(count(grey)? + 9 * 32 * 32, 31_579_584);
     // NICE on MNIST: 4 couplings of 392-1000^5-392 and the diagonal.
-    let nice = Model::new(ModelConfig::Nice(NiceConfig::mnist_paper()), 0, DType::F32, &Device::Cpu)?;
+    let nice = Model::new(ModelConfig::Nice(NiceConfig::mnist_paper()), 0, DType::F32, &device())?;
     let coupling = 392 * 1000 + 1000 + 4 * (1000 * 1000 + 1000) + 1000 * 392 + 392;
     assert_eq!(nice.params().count(), 4 * coupling + 784);
     Ok(())
@@ -503,17 +502,17 @@ fn parameter_counts() -> Result<()> {
 
 #[test]
 fn wrong_sizes_are_said() -> Result<()> {
-    let m = Model::new(ModelConfig::Glow(small_glow()), 0, DType::F64, &Device::Cpu)?;
+    let m = Model::new(ModelConfig::Glow(small_glow()), 0, DType::F64, &device())?;
     let e = m.log_prob(&gaussian(&[2, 3, 4, 6]), None).unwrap_err().to_string();
     assert!(e.contains("[3, 4, 4]"), "{e}");
     let odd = GlowConfig { shape: [3, 6, 6], ..small_glow() };
-    let e = Model::new(ModelConfig::Glow(odd), 0, DType::F64, &Device::Cpu).unwrap_err().to_string();
+    let e = Model::new(ModelConfig::Glow(odd), 0, DType::F64, &device()).unwrap_err().to_string();
     assert!(e.contains("cannot squeeze 3x3"), "{e}");
     for config in [ModelConfig::Glow(small_glow()), ModelConfig::RealNvp(small_realnvp())] {
-        let m = Model::new(config, 0, DType::F64, &Device::Cpu)?;
+        let m = Model::new(config, 0, DType::F64, &device())?;
         let mut shape = vec![0];
         shape.extend(m.shape());
-        let none = Tensor::zeros(shape, DType::F64, &Device::Cpu)?;
+        let none = Tensor::zeros(shape, DType::F64, &device())?;
         for memory in [Memory::Store, Memory::Recompute] {
             let e = m.gradients(&none, Ctx::train(), memory, |lp| lp.mean_all()).unwrap_err().to_string();
             assert!(e.contains("at least one"), "{e}");

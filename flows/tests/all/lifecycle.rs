@@ -1,6 +1,7 @@
 //! A model's life: built, initialised, saved, loaded in a new process, sharded, refused when damaged.
 
-use candle_core::{DType, Device, Result, Tensor};
+use crate::device;
+use candle_core::{DType, Result, Tensor};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::testing::normal;
 use flows::{Ctx, Model, ModelConfig, SaveOptions};
@@ -32,16 +33,16 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
 fn pixels(config: &ModelConfig, n: usize) -> Result<Tensor> {
     let mut shape = vec![n];
     shape.extend(config.shape());
-    (((normal(&shape, 1, &Device::Cpu)?.tanh()? / 2.2)? + 0.5)? * 256.)?.to_dtype(DType::F32)
+    (((normal(&shape, 1, &device())?.tanh()? / 2.2)? + 0.5)? * 256.)?.to_dtype(DType::F32)
 }
 
 fn labels(n: usize) -> Result<Tensor> {
-    Tensor::from_vec((0..n as u32).map(|i| i % 2).collect::<Vec<_>>(), n, &Device::Cpu)
+    Tensor::from_vec((0..n as u32).map(|i| i % 2).collect::<Vec<_>>(), n, &device())
 }
 
 /// Initialised from data, moved by a training pass (running statistics) and shaken.
 fn lived(config: ModelConfig) -> Result<Model> {
-    let m = Model::new(config, 5, DType::F32, &Device::Cpu)?;
+    let m = Model::new(config, 5, DType::F32, &device())?;
     let (x, y) = (pixels(m.config(), 24)?, labels(24)?);
     m.init(&x, Some(&y))?;
     m.terms(&x, Ctx::train().with_cond(Some(&y)))?;
@@ -59,7 +60,7 @@ fn bits(m: &Model) -> Result<Vec<u32>> {
 #[test]
 fn child_prints_log_prob() -> Result<()> {
     let Ok(dir) = std::env::var("FLOWS_LOAD") else { return Ok(()) };
-    println!("bits={:?}", bits(&Model::load(dir, &Device::Cpu)?)?);
+    println!("bits={:?}", bits(&Model::load(dir, &device())?)?);
     Ok(())
 }
 
@@ -70,7 +71,7 @@ fn a_new_process_gives_bit_equal_log_prob() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         m.save(dir.path(), &SaveOptions::default())?;
         let out = Command::new(std::env::current_exe()?)
-            .args(["--exact", "child_prints_log_prob", "--nocapture"])
+            .args(["--exact", "lifecycle::child_prints_log_prob", "--nocapture"])
             .env("FLOWS_LOAD", dir.path())
             .output()?;
         let text = String::from_utf8_lossy(&out.stdout);
@@ -79,42 +80,42 @@ fn a_new_process_gives_bit_equal_log_prob() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[test]
-fn shards_hold_the_same_model() -> anyhow::Result<()> {
-    let m = lived(configs().remove(3).1)?;
-    let dir = tempfile::tempdir()?;
-    m.save(dir.path(), &SaveOptions { max_shard_size: 4000, dtype: None })?;
-    let shards = std::fs::read_dir(dir.path())?
-        .filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().starts_with("model-0"))
-        .count();
-    assert!(shards > 1 && dir.path().join("model.safetensors.index.json").exists());
-    assert_eq!(bits(&Model::load(dir.path(), &Device::Cpu)?)?, bits(&m)?);
-    // A later unsharded save in the same folder is the one that is read.
-    m.params().shake(9, 0.1)?;
-    m.save(dir.path(), &SaveOptions::default())?;
-    assert_eq!(bits(&Model::load(dir.path(), &Device::Cpu)?)?, bits(&m)?);
-    Ok(())
-}
-
-#[test]
-fn half_precision_files_are_computed_in_single() -> anyhow::Result<()> {
-    let m = lived(configs().remove(3).1)?;
-    let x = pixels(m.config(), 4)?;
-    let want = m.bits_per_dim(&x, None)?.to_vec1::<f32>()?;
-    for dtype in [DType::F16, DType::BF16] {
+twins! {
+    fn shards_hold_the_same_model() {
+        let m = lived(configs().remove(3).1)?;
         let dir = tempfile::tempdir()?;
-        m.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() })?;
-        let loaded = Model::load(dir.path(), &Device::Cpu)?;
-        assert_eq!(loaded.params().dtype(), DType::F32);
-        for (a, b) in loaded.bits_per_dim(&x, None)?.to_vec1::<f32>()?.iter().zip(&want) {
-            assert!((a - b).abs() < 0.05, "{a} {b}");
-        }
+        m.save(dir.path(), &SaveOptions { max_shard_size: 4000, dtype: None })?;
+        let shards = std::fs::read_dir(dir.path())?
+            .filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().starts_with("model-0"))
+            .count();
+        assert!(shards > 1 && dir.path().join("model.safetensors.index.json").exists());
+        assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
+        // A later unsharded save in the same folder is the one that is read.
+        m.params().shake(9, 0.1)?;
+        m.save(dir.path(), &SaveOptions::default())?;
+        assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
+        Ok(())
     }
-    Ok(())
+
+    fn half_precision_files_are_computed_in_single() {
+        let m = lived(configs().remove(3).1)?;
+        let x = pixels(m.config(), 4)?;
+        let want = m.bits_per_dim(&x, None)?.to_vec1::<f32>()?;
+        for dtype in [DType::F16, DType::BF16] {
+            let dir = tempfile::tempdir()?;
+            m.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() })?;
+            let loaded = Model::load(dir.path(), &device())?;
+            assert_eq!(loaded.params().dtype(), DType::F32);
+            for (a, b) in loaded.bits_per_dim(&x, None)?.to_vec1::<f32>()?.iter().zip(&want) {
+                assert!((a - b).abs() < 0.05, "{a} {b}");
+            }
+        }
+        Ok(())
+    }
 }
 
 fn refusal(dir: &Path) -> String {
-    match Model::load(dir, &Device::Cpu) {
+    match Model::load(dir, &device()) {
         Ok(_) => "loaded".to_string(),
         Err(e) => e.to_string(),
     }
@@ -147,10 +148,10 @@ fn damage_is_named() -> anyhow::Result<()> {
     }
     // A NaN in the weights; indices that are no permutation; a sign that is none.
     std::fs::write(&weights, &bytes)?;
-    let tensors = candle_core::safetensors::load(&weights, &Device::Cpu)?;
-    let nan = Tensor::full(f32::NAN, 6, &Device::Cpu)?;
-    let twice = Tensor::zeros(12, DType::U32, &Device::Cpu)?;
-    let half = Tensor::full(0.5f32, 12, &Device::Cpu)?;
+    let tensors = candle_core::safetensors::load(&weights, &device())?;
+    let nan = Tensor::full(f32::NAN, 6, &device())?;
+    let twice = Tensor::zeros(12, DType::U32, &device())?;
+    let half = Tensor::full(0.5f32, 12, &device())?;
     for (name, t, say) in [
         ("level0.step0.net.norm1.bias", nan, "NaN"),
         ("level0.step0.permutation.perm", twice, "no permutation"),
@@ -167,23 +168,24 @@ fn damage_is_named() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sampling is reproducible, honours the temperature and wants class labels where there are classes.
-#[test]
-fn samples() -> Result<()> {
-    let m = lived(configs().remove(4).1)?;
-    let y = labels(3)?;
-    let draw = |t: f64, seed: u64| -> Result<Vec<f32>> {
-        m.sample(3, t, seed, Some(&y))?.flatten_all()?.to_vec1::<f32>()
-    };
-    assert_eq!(draw(0.7, 1)?, draw(0.7, 1)?);
-    assert_ne!(draw(0.7, 1)?, draw(0.7, 2)?);
-    // At temperature 0 two samples of one class are the same image.
-    let cold = m.sample(3, 0., 1, Some(&y))?;
-    let same = (cold.get(0)? - cold.get(2)?)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-    assert_eq!(same, 0.);
-    assert!(m.sample(3, 0.7, 1, None).unwrap_err().to_string().contains("class"));
-    let far = Tensor::new(&[0u32, 9, 0], &Device::Cpu)?;
-    assert!(m.sample(3, 0.7, 1, Some(&far)).unwrap_err().to_string().contains("class 9"));
-    assert!(m.sample(3, -1., 1, Some(&y)).is_err());
-    Ok(())
+twins! {
+    /// Sampling is reproducible, honours the temperature and wants class labels where there are classes.
+    fn samples() {
+        let m = lived(configs().remove(4).1)?;
+        let y = labels(3)?;
+        let draw = |t: f64, seed: u64| -> Result<Vec<f32>> {
+            m.sample(3, t, seed, Some(&y))?.flatten_all()?.to_vec1::<f32>()
+        };
+        assert_eq!(draw(0.7, 1)?, draw(0.7, 1)?);
+        assert_ne!(draw(0.7, 1)?, draw(0.7, 2)?);
+        // At temperature 0 two samples of one class are the same image.
+        let cold = m.sample(3, 0., 1, Some(&y))?;
+        let same = (cold.get(0)? - cold.get(2)?)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+        assert_eq!(same, 0.);
+        assert!(m.sample(3, 0.7, 1, None).unwrap_err().to_string().contains("class"));
+        let far = Tensor::new(&[0u32, 9, 0], &device())?;
+        assert!(m.sample(3, 0.7, 1, Some(&far)).unwrap_err().to_string().contains("class 9"));
+        assert!(m.sample(3, -1., 1, Some(&y)).is_err());
+        Ok(())
+    }
 }

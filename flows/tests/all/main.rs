@@ -1,0 +1,65 @@
+//! Every test of the library that computes, each on the CPU and on a GPU: one binary, so that it can be taken to a machine
+//! that has a GPU and no compiler.
+//!
+//! A test's second half, `cuda`, is skipped with a message where there is no GPU; with the variable `FLOWS_NEED_CUDA` set it
+//! fails instead (`just test-cuda`). Both halves hold the same numbers to the same bounds, most of them in f64.
+
+use candle_core::Device;
+use std::cell::RefCell;
+use std::sync::OnceLock;
+
+thread_local! {
+    static DEVICE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
+}
+
+/// The device that the test at hand runs on.
+fn device() -> Device {
+    DEVICE.with_borrow(Clone::clone)
+}
+
+/// Runs a test on `device`.
+fn on(device: Device, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    DEVICE.set(device);
+    test()
+}
+
+/// The first GPU, or `None` after a message.
+fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+    GPU.get_or_init(|| match Device::new_cuda(0) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            assert!(std::env::var_os("FLOWS_NEED_CUDA").is_none(), "no GPU can be opened: {e}");
+            println!("skipped: no GPU can be opened ({e})");
+            None
+        }
+    })
+    .clone()
+}
+
+/// A test with its twin: `name::cpu` and `name::cuda`.
+macro_rules! twins {
+    ($($(#[$doc:meta])* fn $name:ident() $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            fn run() -> anyhow::Result<()> $body
+
+            #[test]
+            fn cpu() -> anyhow::Result<()> {
+                crate::on(candle_core::Device::Cpu, run)
+            }
+
+            #[test]
+            fn cuda() -> anyhow::Result<()> {
+                crate::gpu().map_or(Ok(()), |gpu| crate::on(gpu, run))
+            }
+        }
+    )*};
+}
+
+mod golden;
+mod laws;
+mod lifecycle;
+mod memory;
