@@ -205,15 +205,32 @@ pub(crate) fn backward<B: Bijection + ?Sized>(
     Ok((graph.x(), graph.backward(&[gz, gld], grads)?))
 }
 
-/// [`Bijection::backward`] of a layer that only moves elements: gradients move as the elements do.
-pub(crate) fn backward_by_moving(
-    f: &impl Bijection,
-    z: &Tensor,
-    gz: &Tensor,
-    cond: Option<&Tensor>,
-) -> Result<(Tensor, Tensor)> {
-    Ok((f.inverse(z, cond)?, f.inverse(gz, cond)?))
+/// The way back of a layer that only moves elements: nothing is kept, and gradients move as the elements do.
+macro_rules! moves_elements {
+    () => {
+        fn forward_saved(
+            &self,
+            x: &candle_core::Tensor,
+            ctx: $crate::Ctx,
+            _memory: $crate::Memory,
+        ) -> candle_core::Result<(candle_core::Tensor, candle_core::Tensor, $crate::Saved)> {
+            let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+            Ok((z, log_det, $crate::Saved::nothing()))
+        }
+
+        fn backward(
+            &self,
+            z: &candle_core::Tensor,
+            _saved: $crate::Saved,
+            (gz, _): (&candle_core::Tensor, &candle_core::Tensor),
+            ctx: $crate::Ctx,
+            _grads: &mut $crate::Gradients,
+        ) -> candle_core::Result<(candle_core::Tensor, candle_core::Tensor)> {
+            Ok((self.inverse(z, ctx.cond)?, self.inverse(gz, ctx.cond)?))
+        }
+    };
 }
+pub(crate) use moves_elements;
 
 /// The default of [`Net::forward_saved`].
 pub(crate) fn net_forward_saved<N: Net + ?Sized>(net: &N, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {

@@ -1,6 +1,6 @@
 //! Fixed permutations of features or channels: even/odd and reverse (NICE), shuffle (Glow's ablation).
 
-use crate::backward::{self, Gradients, Memory, Saved};
+use crate::backward::moves_elements;
 use crate::bijection::{Bijection, Ctx, zeros_per_example};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
@@ -78,19 +78,5 @@ impl Bijection for Permute {
         z.contiguous()?.index_select(&self.inverse, 1)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, _memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
-        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-        Ok((z, log_det, Saved::nothing()))
-    }
-
-    fn backward(
-        &self,
-        z: &Tensor,
-        _saved: Saved,
-        (gz, _): (&Tensor, &Tensor),
-        ctx: Ctx,
-        _grads: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
-        backward::backward_by_moving(self, z, gz, ctx.cond)
-    }
+    moves_elements!();
 }

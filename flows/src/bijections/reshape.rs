@@ -1,6 +1,6 @@
 //! Squeeze and flatten: the shape changes, the numbers do not.
 
-use crate::backward::{self, Gradients, Memory, Saved};
+use crate::backward::moves_elements;
 use crate::bijection::{Bijection, Ctx, zeros_per_example};
 use candle_core::{Result, Tensor, bail};
 
@@ -35,21 +35,7 @@ impl Bijection for Squeeze {
         x.reshape((b, c / 4, 2 * h, 2 * w))
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, _memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
-        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-        Ok((z, log_det, Saved::nothing()))
-    }
-
-    fn backward(
-        &self,
-        z: &Tensor,
-        _saved: Saved,
-        (gz, _): (&Tensor, &Tensor),
-        ctx: Ctx,
-        _grads: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
-        backward::backward_by_moving(self, z, gz, ctx.cond)
-    }
+    moves_elements!();
 }
 
 /// (B, C, H, W) to (B, C H W), and back.
@@ -79,19 +65,5 @@ impl Bijection for Flatten {
         z.reshape(shape)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, _memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
-        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-        Ok((z, log_det, Saved::nothing()))
-    }
-
-    fn backward(
-        &self,
-        z: &Tensor,
-        _saved: Saved,
-        (gz, _): (&Tensor, &Tensor),
-        ctx: Ctx,
-        _grads: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
-        backward::backward_by_moving(self, z, gz, ctx.cond)
-    }
+    moves_elements!();
 }
