@@ -15,6 +15,10 @@ test:
 test-cuda:
     FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda
 
+# Steps of training, evaluation and sampling on a GPU beside PyTorch, eager and compiled
+bench-cuda *args:
+    cargo bench --workspace --features experiments/cudnn --bench peers -- --device cuda:0 {{args}}
+
 # A folder of stripped CUDA binaries for a machine without a compiler
 dist-cuda *args:
     tools/dist-cuda.sh {{args}}

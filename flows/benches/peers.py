@@ -1,4 +1,4 @@
-"""The PyTorch peers of the CPU benchmark: NICE, RealNVP, Glow and single convolutions, one case a process.
+"""The PyTorch peers of the benchmark: NICE, RealNVP, Glow and single convolutions, one case a process.
 
 This is the other side of the benchmark's ratios. The benchmark's driver starts it, tells it over stdin what
 to run and reads from stdout how long it took; a person can do the same by hand:
@@ -9,6 +9,7 @@ to run and reads from stdout how long it took; a person can do the same by hand:
 Peers
     torch                 plain eager PyTorch, contiguous (NCHW)
     torch-channels-last   the same with model and input in channels_last; not NICE, which has vectors inside
+    torch-compile         `torch` with log_prob through torch.compile, default mode; sampling stays eager
     normflows             the classes of the package normflows, as its own Glow example puts them together
 
 Cases, batch 16 (NICE: 200) unless --batch says otherwise
@@ -39,6 +40,7 @@ once model and Adam with its state exist and the data-dependent initialisation, 
                                 {"roundtrip": ..., "bits_per_dim": ...}
 
 until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak_bytes is VmHWM, whose mark is
+(with --device cuda:N PyTorch's own peak of what it allocated there)
 reset just before `ready` and never again: it less that of `ready` is what the commands so far needed beyond
 parameters and Adam's state. Nothing is warmed up here: the driver throws a first iteration away.
 
@@ -47,7 +49,7 @@ log p is the same function of them (but the running variances in RealNVP's netwo
 unbiased). The package's models differ where `normflows_glow` and `normflows_nice` say. What someone who wants
 PyTorch fast would do is done: an affine map of channels behind a convolution is folded into its weights,
 activations are changed in place where autograd allows, the small matrices of a Glow level's steps are made in
-one batch, Adam is the fused one. `torch.compile` is not used.
+one batch, Adam is the fused one. With --device cuda:N everything is made there, and --tf32 lets products round.
 """
 
 import argparse
@@ -65,10 +67,12 @@ import time
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("peer", choices=["torch", "torch-channels-last", "normflows"])
+    parser.add_argument("peer", choices=["torch", "torch-channels-last", "torch-compile", "normflows"])
     parser.add_argument("case")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tf32", action="store_true")
     return parser.parse_args()
 
 
@@ -695,6 +699,7 @@ class ModelCase:
         self.x = pixels + torch.rand(pixels.shape)
         if peer == "torch-channels-last":
             self.x = self.x.to(memory_format=torch.channels_last)
+        self.log_prob = torch.compile(self.model.log_prob) if peer == "torch-compile" else self.model.log_prob
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in self.params)
         with torch.no_grad():
@@ -715,7 +720,7 @@ class ModelCase:
         scale = -1 / (math.prod(self.model.shape) * math.log(2))
         for _ in range(n):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.model.log_prob(self.x).mean() * scale
+            loss = self.log_prob(self.x).mean() * scale
             loss.backward()
             nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
             self.optimizer.step()
@@ -724,7 +729,7 @@ class ModelCase:
     def eval(self, n):
         self.model.eval()
         for _ in range(n):
-            self.model.log_prob(self.x)
+            self.log_prob(self.x)
 
     @torch.inference_mode()
     def sample(self, n):
@@ -795,6 +800,8 @@ class ConvCase:
 
 
 def peak_bytes():
+    if ARGS.device != "cpu":
+        return torch.cuda.max_memory_allocated()
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM:"))
 
@@ -802,6 +809,9 @@ def peak_bytes():
 def reset_peak():
     """Gives freed memory back to the system and lets the high-water mark start from what is left."""
     gc.collect()
+    if ARGS.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return
     try:
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as f:
@@ -844,6 +854,8 @@ def answer(case, command, n):
         return {"error": f"no command is called {command} here"}
     start = time.perf_counter()
     case.commands[command](n)
+    if ARGS.device != "cpu":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     return {"seconds": seconds, **case.work(command, n), "peak_bytes": peak_bytes()}
 
@@ -852,6 +864,10 @@ def main():
     torch.set_num_threads(ARGS.threads)
     torch.set_num_interop_threads(1)
     torch.manual_seed(0)
+    if ARGS.device != "cpu":
+        torch.set_default_device(ARGS.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = ARGS.tf32
+        torch.backends.cudnn.benchmark = True
     try:
         make = ConvCase if ARGS.case.startswith("conv:") else ModelCase
         case = make(ARGS.peer, ARGS.case, ARGS.batch)

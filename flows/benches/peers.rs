@@ -10,7 +10,8 @@
 //!
 //! `FLOWS_PYTHON` names a Python with requirements.txt installed (default `python3`); without torch the peers are left out
 //! and said to be. Arguments: `--rounds N`, `--seconds S` (the least that a round takes), `--threads N`, `--cases A,B`,
-//! `--out FILE` (raw results).
+//! `--out FILE` (raw results), `--device cuda:N` (`just bench-cuda`: PyTorch eager and compiled instead of two memory
+//! formats), `--tf32 true` (both sides round products to TF32).
 
 use candle_core::{DType, Device, Tensor};
 use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
@@ -42,6 +43,17 @@ const CONVOLUTIONS: [&str; 6] = [
 ];
 /// What recomputing is measured on: memory must not grow from one to the other.
 const DEPTHS: [&str; 2] = ["glow_L3_K8_128@64", "glow_L3_K32_128@64"];
+
+/// What a GPU is measured on.
+const ON_GPU: [&str; 4] =
+    ["realnvp_cifar@64", "realnvp_cifar@512", "glow_L3_K32_512@64", "glow_L3_K32_512@512"];
+
+fn cases(device: &str) -> Vec<&'static str> {
+    match device {
+        "cpu" => MODELS.iter().chain(&DEPTHS).chain(&CONVOLUTIONS).copied().collect(),
+        _ => ON_GPU.to_vec(),
+    }
+}
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -78,19 +90,43 @@ fn config(case: &str) -> anyhow::Result<(ModelConfig, usize)> {
     Ok((config, batch.unwrap_or(16)))
 }
 
-fn f32s(shape: &[usize]) -> candle_core::Result<Tensor> {
-    normal(shape, 1, &Device::Cpu)?.to_dtype(DType::F32)
+fn f32s(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+    normal(shape, 1, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)
+}
+
+/// `cpu` or `cuda:N`.
+fn open(device: &str) -> anyhow::Result<Device> {
+    match device.strip_prefix("cuda:") {
+        Some(n) => Ok(Device::new_cuda(n.parse()?)?),
+        None => Ok(Device::Cpu),
+    }
+}
+
+/// The most memory in use so far on the device, in bytes. A GPU's pool keeps what it once had.
+fn high_water(device: &Device) -> u64 {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let (free, total) = candle_core::cuda::cudarc::driver::result::mem_get_info().unwrap_or((0, 0));
+        return (total - free) as u64;
+    }
+    debug_assert!(device.is_cpu());
+    high_water_of_process()
 }
 
 /// The process's high-water mark of memory in bytes, or 0 where the system does not tell.
-fn high_water() -> u64 {
+fn high_water_of_process() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
 /// Answers each line of `train N`, `eval N`, `sample N` (or `forward N`, `backward N`) with one line of JSON.
-fn serve(ready: Value, mut run: impl FnMut(&str) -> anyhow::Result<f64>, unit: &str) -> anyhow::Result<()> {
+fn serve(
+    device: &Device,
+    ready: Value,
+    mut run: impl FnMut(&str) -> anyhow::Result<f64>,
+    unit: &str,
+) -> anyhow::Result<()> {
     println!("{ready}");
     for line in std::io::stdin().lines() {
         let line = line?;
@@ -101,25 +137,32 @@ fn serve(ready: Value, mut run: impl FnMut(&str) -> anyhow::Result<f64>, unit: &
         for _ in 0..n {
             units += run(what)?;
         }
+        device.synchronize()?;
         println!(
             "{}",
-            json!({"seconds": clock.elapsed().as_secs_f64(), unit: units, "peak_bytes": high_water()})
+            json!({"seconds": clock.elapsed().as_secs_f64(), unit: units, "peak_bytes": high_water(device)})
         );
     }
     Ok(())
 }
 
 fn worker(args: &[String]) -> anyhow::Result<()> {
-    let [memory, case] = args else { anyhow::bail!("usage: worker store|recompute CASE") };
+    let [memory, case, device, tf32] = args else {
+        anyhow::bail!("usage: worker store|recompute CASE DEVICE TF32")
+    };
+    let device = &open(device)?;
+    #[cfg(feature = "cuda")]
+    candle_core::cuda::set_gemm_reduced_precision_f32(tf32 == "true");
+    anyhow::ensure!(device.is_cuda() || tf32 == "false", "`--tf32` is for GPUs");
     if case.starts_with("conv:") {
-        return convolution(case);
+        return convolution(case, device);
     }
     let memory = if memory == "recompute" { Memory::Recompute } else { Memory::Store };
     let (config, batch) = config(case)?;
-    let model = Model::new(config, 0, DType::F32, &Device::Cpu)?;
+    let model = Model::new(config, 0, DType::F32, device)?;
     let mut shape = vec![batch];
     shape.extend(model.shape());
-    let x = (((f32s(&shape)?.tanh()? / 2.2)? + 0.5)? * 256.)?;
+    let x = (((f32s(&shape, device)?.tanh()? / 2.2)? + 0.5)? * 256.)?;
     model.init(&x.narrow(0, 0, batch.min(16))?, None)?;
     let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
     let mut opt = Optimizer::new(rule, model.params())?;
@@ -136,11 +179,13 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
     }
     // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
     std::fs::write("/proc/self/clear_refs", "5").ok();
-    let ready = json!({"ready": true, "parameters": model.params().count(), "peak_bytes": high_water()});
+    let ready =
+        json!({"ready": true, "parameters": model.params().count(), "peak_bytes": high_water(device)});
     let mut seed = 0;
     // In the pool, as training runs: from outside each parallel op wakes a worker and sleeps until it is done.
     rayon::scope(|_| {
         serve(
+            device,
             ready,
             |what| {
                 match what {
@@ -164,18 +209,19 @@ fn worker(args: &[String]) -> anyhow::Result<()> {
     })
 }
 
-fn convolution(case: &str) -> anyhow::Result<()> {
+fn convolution(case: &str, device: &Device) -> anyhow::Result<()> {
     let n: Vec<usize> = case.split(':').skip(1).map(str::parse).collect::<Result<_, _>>()?;
     let [c, o, k, side] = n[..] else { anyhow::bail!("conv:C:O:K:SIDE") };
-    let x = f32s(&[c, 16, side, side])?;
-    let w = f32s(&[o, c, k, k])?;
-    let gy = f32s(&[o, 16, side, side])?;
+    let x = f32s(&[c, 16, side, side], device)?;
+    let w = f32s(&[o, c, k, k], device)?;
+    let gy = f32s(&[o, 16, side, side], device)?;
     // SAFETY: sets a number.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
     let flops = (2 * c * o * k * k * side * side * 16) as f64;
     rayon::scope(|_| {
         serve(
-            json!({"ready": true, "peak_bytes": high_water()}),
+            device,
+            json!({"ready": true, "peak_bytes": high_water(device)}),
             |what| match what {
                 "forward" => conv2d(&x, &w).map(|_| flops).map_err(Into::into),
                 "backward" => conv2d_backward(&x, &w, &gy).map(|_| 2. * flops).map_err(Into::into),
@@ -194,15 +240,25 @@ struct Options {
     threads: usize,
     cases: Option<Vec<String>>,
     out: Option<String>,
+    device: String,
+    tf32: bool,
 }
 
 impl Options {
     fn parse(args: &[String]) -> anyhow::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut o = Self { rounds: 7, seconds: 1., threads, cases: None, out: None };
+        let mut o = Self {
+            rounds: 7,
+            seconds: 1.,
+            threads,
+            cases: None,
+            out: None,
+            device: "cpu".into(),
+            tf32: false,
+        };
         let mut args = args.iter();
         while let Some(key) = args.next() {
-            let known = ["--rounds", "--seconds", "--threads", "--cases", "--out"];
+            let known = ["--rounds", "--seconds", "--threads", "--cases", "--out", "--device", "--tf32"];
             anyhow::ensure!(
                 known.contains(&key.as_str()),
                 "there is no argument `{key}`; there are {}",
@@ -215,11 +271,13 @@ impl Options {
                 "--threads" => o.threads = value.parse()?,
                 "--cases" => o.cases = Some(value.split(',').map(str::to_string).collect()),
                 "--out" => o.out = Some(value.clone()),
+                "--device" => o.device.clone_from(value),
+                "--tf32" => o.tf32 = value.parse()?,
                 _ => unreachable!("known, as just checked"),
             }
         }
         anyhow::ensure!(o.rounds > 0, "`--rounds` must be at least 1");
-        let all: Vec<&str> = MODELS.iter().chain(&DEPTHS).chain(&CONVOLUTIONS).copied().collect();
+        let all = cases(&o.device);
         for case in o.cases.iter().flatten() {
             anyhow::ensure!(
                 all.contains(&case.as_str()),
@@ -264,20 +322,27 @@ impl Drop for Contender {
 
 impl Contender {
     /// Starts it; `None`, with the reason, if it does not have the case.
-    fn start(name: &'static str, case: &str, threads: usize) -> anyhow::Result<Result<Self, String>> {
+    fn start(name: &'static str, case: &str, o: &Options) -> anyhow::Result<Result<Self, String>> {
+        let threads = o.threads;
         let ours = name.starts_with("flows");
         let mut command = if ours {
             let mut c = Command::new(std::env::current_exe()?);
-            c.args(["worker", if name == "flows" { "store" } else { "recompute" }, case]);
+            let memory = if name == "flows" { "store" } else { "recompute" };
+            c.args(["worker", memory, case, &o.device, &o.tf32.to_string()]);
             c
         } else {
-            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers.py");
+            // Where the binary was taken to another machine, the script went with it.
+            let here = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers.py");
+            let script = &std::env::var("FLOWS_PEERS").unwrap_or_else(|_| here.into());
             let mut c = Command::new(std::env::var("FLOWS_PYTHON").unwrap_or_else(|_| "python3".into()));
             let (plain, batch) = match case.split_once('@') {
                 Some((plain, batch)) => (plain, Some(batch)),
                 None => (case, None),
             };
-            c.args([script, name, plain, "--threads", &threads.to_string()]);
+            c.args([script.as_str(), name, plain, "--threads", &threads.to_string(), "--device", &o.device]);
+            if o.tf32 {
+                c.arg("--tf32");
+            }
             if let Some(batch) = batch {
                 c.args(["--batch", batch]);
             }
@@ -386,11 +451,11 @@ fn drive(args: &[String]) -> anyhow::Result<()> {
         "{:<20} {:<9} {:<22} {:>26} {:>10}  ours over the best peer",
         "case", "task", "who", "rate", "memory"
     );
-    for case in MODELS.iter().chain(&DEPTHS).chain(&CONVOLUTIONS) {
+    for case in cases(&o.device) {
         if o.cases.as_ref().is_some_and(|c| !c.iter().any(|c| c == case)) {
             continue;
         }
-        raw.insert((*case).to_string(), one_case(case, &o, &mut ratios)?);
+        raw.insert(case.to_string(), one_case(case, &o, &mut ratios)?);
     }
     let result = Value::Object(ratios.clone());
     if let Some(path) = &o.out {
@@ -418,8 +483,13 @@ fn commit() -> String {
 
 fn one_case(case: &str, o: &Options, ratios: &mut Map<String, Value>) -> anyhow::Result<Value> {
     let conv = case.starts_with("conv:");
-    let depth = case.contains('@');
+    let gpu = o.device != "cpu";
+    let depth = case.contains('@') && !gpu;
     let names: &[&'static str] = match (conv, depth) {
+        _ if gpu && case.starts_with("glow") => {
+            &["flows", "flows-recompute", "torch", "torch-compile", "normflows"]
+        }
+        _ if gpu => &["flows", "flows-recompute", "torch", "torch-compile"],
         (true, _) => &["flows", "torch", "torch-channels-last"],
         (_, true) => &["flows", "flows-recompute", "torch"],
         _ if case.starts_with("glow") => {
@@ -434,7 +504,7 @@ fn one_case(case: &str, o: &Options, ratios: &mut Map<String, Value>) -> anyhow:
     };
     let mut all = Vec::new();
     for name in names {
-        match Contender::start(name, case, o.threads)? {
+        match Contender::start(name, case, o)? {
             Ok(c) => all.push(c),
             Err(why) => println!("{case:<20} {:<9} {name:<22} left out: {why}", ""),
         }

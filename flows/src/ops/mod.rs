@@ -27,6 +27,8 @@ pub mod channel;
 pub mod conv;
 pub mod conv_net;
 pub mod coupling;
+#[cfg(feature = "cudnn")]
+mod cudnn;
 pub(crate) mod gemm;
 pub mod linear;
 pub mod plu;

@@ -27,8 +27,17 @@ pub(crate) fn gradients(
 
 /// [`super::conv::conv2d`].
 pub(crate) fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let y = x.transpose(0, 1)?.contiguous()?.conv2d(w, w.dim(2)? / 2, 1, 1, 1)?;
-    y.transpose(0, 1)?.contiguous()
+    conv_nchw(&x.transpose(0, 1)?.contiguous()?, w)?.transpose(0, 1)?.contiguous()
+}
+
+/// y (B, O, H, W) = w * x for x (B, C, H, W).
+fn conv_nchw(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    // candle's own gradients of a convolution on a GPU are those of its naive transposed convolution, with cuDNN, too.
+    #[cfg(feature = "cudnn")]
+    if x.device().is_cuda() {
+        return super::cudnn::conv2d(x, w);
+    }
+    x.conv2d(w, w.dim(2)? / 2, 1, 1, 1)
 }
 
 /// [`super::conv::channel_mix`].
