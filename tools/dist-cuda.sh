@@ -4,6 +4,7 @@
 #   flow      the command line
 #   tests     every test of the library that computes: FLOWS_NEED_CUDA=1 FLOWS_GOLDEN=./golden ./tests cuda
 #   golden    the numbers that they compare with
+#   gpu-run.sh  tests, bench and training in that order
 #   bench     FLOWS_PEERS=./peers.py ./bench --device cuda:0
 #
 # With nvcc on PATH the ordinary build serves; without one, build-cuda.sh beside this script brings the compiler.
@@ -32,7 +33,7 @@ cp "$target/release/flow" "$out/flow"
 cp "$tests" "$out/tests"
 cp "$bench" "$out/bench"
 strip "$out/flow" "$out/tests" "$out/bench"
-cp flows/benches/peers.py "$out/"
+cp flows/benches/peers.py tools/gpu-run.sh "$out/"
 rm -rf "$out/golden" && cp -r flows/tests/golden "$out/golden" && rm -f "$out/golden/make.py"
 # It starts where there is no GPU, and says so.
 "$out/flow" list > /dev/null
