@@ -331,6 +331,33 @@ fn a_closed_output_is_no_error_and_a_full_one_is_a_sentence() {
 }
 
 #[test]
+fn activations_that_do_not_fit_can_be_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    // Tens of terabytes to store, a few gigabytes to rebuild.
+    let mut deep = vec!["train", "glow-cifar-small", "--out", str_of(&out)];
+    for set in ["model.depth=10000", "model.width=4", "train.batch=200000"] {
+        deep.extend(["--set", set]);
+    }
+    let refused = error(&deep);
+    assert!(refused.contains("train.batch") && refused.contains("train.memory=recompute"), "{refused}");
+    assert!(!out.exists());
+
+    let mut args = faces("train", str_of(&out));
+    args.extend(["--set", "train.memory=recompute"]);
+    let output = flow(&args);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("rebuilt inputs") && said.contains("activations are rebuilt"), "{said}");
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let drift: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let drift = drift.iter().find_map(|l| l["drift"].as_f64()).expect("a line with the drift");
+    assert!((0. ..1e-3).contains(&drift), "{drift}");
+    let unknown = error(&["train", "moons", "--set", "train.memory=forget"]);
+    assert!(unknown.contains("train.memory") || unknown.contains("recompute"), "{unknown}");
+}
+
+#[test]
 fn what_the_memory_cannot_hold_is_refused_before_it_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
