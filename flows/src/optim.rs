@@ -116,6 +116,7 @@ impl Optimizer {
             let state = &self.state[name];
             update::accumulate(state, g, clip, accumulate)?;
             update::apply(p.value(), state, apply)?;
+            p.changed();
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How a parameter starts.
@@ -37,13 +38,15 @@ pub enum Init<'a> {
 pub struct Param {
     var: Var,
     frozen: Tensor,
+    /// Changes of the values so far, for what is computed from them once a change.
+    version: Arc<AtomicU64>,
 }
 
 impl Param {
     fn new(t: &Tensor) -> Result<Self> {
         let var = Var::from_tensor(t)?;
         let frozen = var.as_tensor().detach();
-        Ok(Self { var, frozen })
+        Ok(Self { var, frozen, version: Arc::default() })
     }
 
     /// The tensor as a leaf of the graph (`grad`), or the same storage outside any graph.
@@ -63,7 +66,20 @@ impl Param {
 
     /// Overwrites the values in place; shape and dtype must agree.
     pub fn set(&self, t: &Tensor) -> Result<()> {
-        self.var.set(&t.detach())
+        self.var.set(&t.detach())?;
+        self.changed();
+        Ok(())
+    }
+
+    /// To be called by whoever changes the values in place without [`Param::set`], as optimisers do: a layer may keep what
+    /// it computed from them (the inverse of a 1x1 convolution).
+    pub fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often the values have changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 }
 

@@ -10,6 +10,7 @@ use candle_core::{Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::cell::LazyCell;
+use std::sync::Mutex;
 
 /// How the matrix is parameterised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ enum Form {
 /// [`Weight::Plu`], an f64 factorisation on the host for [`Weight::Plain`], whose gradient is W^-T.
 pub struct Conv1x1 {
     form: Form,
+    /// W^-1 and the version of the parameter that it belongs to: sampling would factor every W for every batch.
+    inverse: Mutex<Option<(u64, Tensor)>>,
 }
 
 /// The factors of a random rotation: `lu`, `perm` and `sign` start as the parts of one matrix.
@@ -88,7 +91,7 @@ impl Conv1x1 {
                 Form::Plu { lu, perm, sign }
             }
         };
-        Ok(Self { form })
+        Ok(Self { form, inverse: Mutex::default() })
     }
 
     /// W and log |det W|, in the graph if `grad`.
@@ -108,6 +111,23 @@ impl Conv1x1 {
     }
 }
 
+impl Conv1x1 {
+    /// W^-1, computed once for each change of W.
+    fn inverse_weight(&self) -> Result<Tensor> {
+        let (Form::Plain(p) | Form::Plu { lu: p, .. }) = &self.form;
+        let version = p.version();
+        let mut kept = self.inverse.lock().unwrap();
+        if let Some((_, inverse)) = kept.as_ref().filter(|(v, _)| *v == version) {
+            return Ok(inverse.clone());
+        }
+        let (w, _) = self.weight(false)?;
+        let (host, n) = linalg::to_host(&w)?;
+        let inverse = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
+        *kept = Some((version, inverse.clone()));
+        Ok(inverse)
+    }
+}
+
 impl Bijection for Conv1x1 {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let (w, log_det) = self.weight(ctx.grad)?;
@@ -117,10 +137,7 @@ impl Bijection for Conv1x1 {
     }
 
     fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
-        let (w, _) = self.weight(false)?;
-        let (host, n) = linalg::to_host(&w)?;
-        let inv = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
-        channel_mix(z, &inv)
+        channel_mix(z, &self.inverse_weight()?)
     }
 
     fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
@@ -143,9 +160,7 @@ impl Bijection for Conv1x1 {
         let gld = (gld.sum_all()? * positions(z)? as f64)?;
         match &self.form {
             Form::Plain(p) => {
-                let (host, n) = linalg::to_host(&w)?;
-                let inv = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
-                grads.add(p, (gw + inv.t()?.broadcast_mul(&gld)?)?)?;
+                grads.add(p, (gw + self.inverse_weight()?.t()?.broadcast_mul(&gld)?)?)?;
             }
             Form::Plu { lu, perm, sign } => {
                 grads.add(lu, plu_backward(lu.value(), perm, sign, &gw, &gld)?)?

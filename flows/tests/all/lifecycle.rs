@@ -3,8 +3,9 @@
 use crate::device;
 use candle_core::{DType, Result, Tensor};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
+use flows::optim::{Optimizer, Rule};
 use flows::testing::normal;
-use flows::{Ctx, Model, ModelConfig, SaveOptions};
+use flows::{Ctx, Memory, Model, ModelConfig, SaveOptions};
 use std::path::Path;
 use std::process::Command;
 
@@ -169,6 +170,25 @@ fn damage_is_named() -> anyhow::Result<()> {
 }
 
 twins! {
+    /// What is kept from one inverse to the next follows the weights: changed by hand, by an optimiser, and back.
+    fn inverses_follow_the_weights() {
+        let m = lived(configs().remove(3).1)?;
+        let x = pixels(m.config(), 4)?;
+        let error = || -> Result<f32> {
+            let back = m.decode(&m.encode(&x, None)?, None)?;
+            (back - &x)?.abs()?.flatten_all()?.max(0)?.to_scalar()
+        };
+        let before = error()?;
+        assert!(before < 0.5, "{before}");
+        m.params().shake(12, 0.05)?;
+        assert!(error()? < 1., "after a change by hand: {}", error()?);
+        let mut opt = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, m.params())?;
+        let (_, grads) = m.gradients(&x, Ctx::train(), Memory::Store, |lp| lp.mean_all()? * -1e-3)?;
+        opt.step(&grads, 0.02, 1.)?;
+        assert!(error()? < 1., "after a step: {}", error()?);
+        Ok(())
+    }
+
     /// Sampling is reproducible, honours the temperature and wants class labels where there are classes.
     fn samples() {
         let m = lived(configs().remove(4).1)?;
