@@ -369,4 +369,47 @@ mod tests {
             }
         }
     }
+
+    /// Every width that this machine can run, not only the widest, which is all that `wide` takes.
+    #[test]
+    fn every_width_computes_alike() {
+        fn one<V: Vector<f32>>() {
+            let l = V::LANES;
+            let x: Vec<f32> = (0..2 * l).map(|i| (i * i) as f32 + 0.5).collect();
+            let (even, odd) = V::split(&x);
+            let mut y = vec![0.; 2 * l];
+            V::weave(even, odd, &mut y);
+            assert_eq!(x, y);
+            let (mut e, mut o) = (vec![0.; l], vec![0.; l]);
+            even.store(&mut e);
+            odd.store(&mut o);
+            let (mut sum, mut difference) = (vec![0.; l], vec![0.; l]);
+            even.add(odd).store(&mut sum);
+            even.sub(odd).store(&mut difference);
+            for k in 0..l {
+                assert_eq!((e[k], o[k]), (x[2 * k], x[2 * k + 1]));
+                assert_eq!((sum[k], difference[k]), (e[k] + o[k], e[k] - o[k]));
+            }
+        }
+        fn all<W: Width>() {
+            one::<<W::F32 as Steps<f32>>::Wide>();
+            one::<<W::F32 as Steps<f32>>::Eight>();
+            one::<<W::F32 as Steps<f32>>::Four>();
+            one::<One<f32>>();
+            let x: Vec<f32> = (0..33 * 50).map(|i| i as f32).collect();
+            let mut out = vec![0.; x.len()];
+            Transpose { x: &x, stride: 50, rows: 33, cols: 50, out: &mut out }.run::<W>();
+            assert!((0..x.len()).all(|i| out[(i % 50) * 33 + i / 50] == x[i]));
+        }
+        all::<Plain>();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                all::<x86::Avx2>();
+            }
+            if is_x86_feature_detected!("avx512f") {
+                all::<x86::Avx512>();
+            }
+        }
+    }
 }
