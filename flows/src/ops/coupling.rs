@@ -227,7 +227,9 @@ impl<T: Real> Job for Backward<'_, T> {
                 false => &mut self.gh[b * BLOCK..][..n],
             };
             let mut before = [T::default(); BLOCK];
-            before[..n].copy_from_slice(g);
+            if !mask.is_empty() {
+                before[..n].copy_from_slice(g);
+            }
             by_kind!(self.e.law.scale, kind => for k in 0..n {
                 let (_, e, ds) = scale(at(h, k), kind);
                 let ge = g[k] * e;

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 /// y = w * x.
 pub(crate) fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&w.contiguous()?, Conv)
+    x.contiguous()?.apply_op2(&w.contiguous()?, Op { pass: Pass::Forward, k: w.dim(2)? })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,34 +170,41 @@ where
     Ok(CudaStorage::wrap_cuda_slice(out, device))
 }
 
-fn dispatch(
+/// One pass as candle's op: (x, w), (g_y, w) or (x, g_y). The kernel's side is told to the pass that makes its gradient.
+struct Op {
     pass: Pass,
-    d: Dims,
-    a: (&CudaStorage, &Layout),
-    b: (&CudaStorage, &Layout),
-    shape: impl Into<Shape>,
-) -> Result<(CudaStorage, Shape)> {
-    let out = match a.0.dtype() {
-        DType::F32 => run::<f32>(pass, d, a, b, (1., 0.))?,
-        DType::F64 => run::<f64>(pass, d, a, b, (1., 0.))?,
-        other => bail!("conv2d works in f32 and f64, not {other:?}"),
-    };
-    Ok((out, shape.into()))
+    k: usize,
 }
 
-fn on_cpu() -> Result<(CpuStorage, Shape)> {
-    bail!("cuDNN's convolution met a tensor of the CPU")
+impl Op {
+    /// The convolution's sizes, from the shapes of the operands, and the result's shape.
+    fn sizes(&self, l1: &Layout, l2: &Layout) -> Result<(Dims, Shape)> {
+        let ((b, c1, h, w), (n2, c2, k, k2)) = (l1.shape().dims4()?, l2.shape().dims4()?);
+        Ok(match self.pass {
+            Pass::Forward if c2 != c1 || k != k2 || k % 2 == 0 => {
+                bail!("conv2d: a kernel {:?} met an input {:?}", l2.shape(), l1.shape())
+            }
+            Pass::Forward => (Dims { b, c: c1, o: n2, h, w, k }, (b, n2, h, w).into()),
+            Pass::Input => (Dims { b, c: c2, o: c1, h, w, k }, (b, c2, h, w).into()),
+            Pass::Weight => {
+                let k = self.k;
+                (Dims { b, c: c1, o: c2, h, w, k }, (c2, c1, k, k).into())
+            }
+        })
+    }
 }
 
-struct Conv;
-
-impl CustomOp2 for Conv {
+impl CustomOp2 for Op {
     fn name(&self) -> &'static str {
-        "conv2d_cudnn"
+        match self.pass {
+            Pass::Forward => "conv2d_cudnn",
+            Pass::Input => "conv2d_cudnn_back_input",
+            Pass::Weight => "conv2d_cudnn_back_weight",
+        }
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        on_cpu()
+        bail!("cuDNN's convolution met a tensor of the CPU")
     }
 
     fn cuda_fwd(
@@ -207,14 +214,16 @@ impl CustomOp2 for Conv {
         s2: &CudaStorage,
         l2: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let (b, c, h, w) = l1.shape().dims4()?;
-        let (o, wc, k, k2) = l2.shape().dims4()?;
-        if wc != c || k != k2 || k % 2 == 0 {
-            bail!("conv2d: a kernel {:?} met an input {:?}", l2.shape(), l1.shape());
-        }
-        dispatch(Pass::Forward, Dims { b, c, o, h, w, k }, (s1, l1), (s2, l2), (b, o, h, w))
+        let (d, shape) = self.sizes(l1, l2)?;
+        let out = match s1.dtype() {
+            DType::F32 => run::<f32>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
+            DType::F64 => run::<f64>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
+            other => bail!("conv2d works in f32 and f64, not {other:?}"),
+        };
+        Ok((out, shape))
     }
 
+    /// Of the forward pass: the others run outside any graph.
     fn bwd(
         &self,
         x: &Tensor,
@@ -222,66 +231,15 @@ impl CustomOp2 for Conv {
         _y: &Tensor,
         gy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gy = gy.contiguous()?;
+        let (gy, k) = (gy.contiguous()?, w.dim(2)?);
         let gx = match x.track_op() {
-            true => Some(gy.apply_op2_no_bwd(&w.detach(), &BackInput)?),
+            true => Some(gy.apply_op2_no_bwd(&w.detach(), &Op { pass: Pass::Input, k })?),
             false => None,
         };
         let gw = match w.track_op() {
-            true => Some(x.detach().apply_op2_no_bwd(&gy, &BackWeight { k: w.dim(2)? })?),
+            true => Some(x.detach().apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k })?),
             false => None,
         };
         Ok((gx, gw))
-    }
-}
-
-struct BackInput;
-
-impl CustomOp2 for BackInput {
-    fn name(&self) -> &'static str {
-        "conv2d_cudnn_back_input"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        on_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        s1: &CudaStorage,
-        l1: &Layout,
-        s2: &CudaStorage,
-        l2: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let (b, o, h, w) = l1.shape().dims4()?;
-        let (_, c, k, _) = l2.shape().dims4()?;
-        dispatch(Pass::Input, Dims { b, c, o, h, w, k }, (s1, l1), (s2, l2), (b, c, h, w))
-    }
-}
-
-struct BackWeight {
-    k: usize,
-}
-
-impl CustomOp2 for BackWeight {
-    fn name(&self) -> &'static str {
-        "conv2d_cudnn_back_weight"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        on_cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        s1: &CudaStorage,
-        l1: &Layout,
-        s2: &CudaStorage,
-        l2: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let (b, c, h, w) = l1.shape().dims4()?;
-        let (_, o, ..) = l2.shape().dims4()?;
-        let k = self.k;
-        dispatch(Pass::Weight, Dims { b, c, o, h, w, k }, (s1, l1), (s2, l2), (o, c, k, k))
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! - candle's own convolution: 16.
 //! - GEMM on packed columns, over the `gemm` crate with its AVX-512 kernels: 346. It remains for few channels.
-//! - Winograd's F(2x2, 3x3) with transforms left to the compiler: 170 as closures, which are compiled for any x86-64; 290 as
+//! - Winograd's F(2x2, 3x3) with transforms left to the compiler: 170 (beside other work) as closures, which are compiled for any x86-64; 290 as
 //!   arrays, which it spills; 406 as loops over slices.
 //! - The same with the transforms in vectors, and streams that are not a power of two apart: 620. This is what runs.
 //! - The product with a transposed factor, which every gradient of weights is: the `gemm` crate packs that factor element by
