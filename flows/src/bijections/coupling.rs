@@ -152,19 +152,13 @@ impl Coupling {
             Partition::Halves { swap: true } => (0..c / 2, None),
             Partition::Mask(mask) => (0..c, Some(mask)),
         };
-        let scale = match &self.transform {
-            Transform::Additive => LogScale::Zero,
-            Transform::Affine { scale: Scale::Exp, .. } => LogScale::Exp,
-            Transform::Affine { scale: Scale::Sigmoid, .. } => LogScale::Sigmoid,
-            Transform::Affine { scale: Scale::Tanh { gain }, .. } => {
-                let gain = gain.value().flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-                let [gain] = gain[..] else {
-                    bail!("a coupling's learned gain is one number, got {}", gain.len())
-                };
-                LogScale::Tanh { gain }
-            }
+        let (scale, gain) = match &self.transform {
+            Transform::Additive => (LogScale::Zero, None),
+            Transform::Affine { scale: Scale::Exp, .. } => (LogScale::Exp, None),
+            Transform::Affine { scale: Scale::Sigmoid, .. } => (LogScale::Sigmoid, None),
+            Transform::Affine { scale: Scale::Tanh { gain }, .. } => (LogScale::Tanh, Some(gain.value())),
         };
-        Ok(Law { scale, shift_first: self.shift_first(), changed, mask })
+        Ok(Law { scale, gain, shift_first: self.shift_first(), changed, mask })
     }
 
     /// What the network sees: the kept part, or the input with its changed part zeroed.
@@ -274,10 +268,10 @@ impl Bijection for Coupling {
         };
         let back = law.backward(&x, &h, gz, gld)?;
         drop(h);
-        if let Transform::Affine { scale: Scale::Tanh { gain }, .. } = &self.transform {
-            let like = gain.value();
-            grads
-                .add(gain, Tensor::full(back.ggain, like.shape(), like.device())?.to_dtype(like.dtype())?)?;
+        if let (Transform::Affine { scale: Scale::Tanh { gain }, .. }, Some(g)) =
+            (&self.transform, back.ggain)
+        {
+            grads.add(gain, g.reshape(gain.value().shape())?)?;
         }
         let of_seen = self.net.backward(net, &back.gnet, grads)?;
         let gx = match &self.partition {

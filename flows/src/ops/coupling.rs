@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// The log-scale s of the network's output h.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogScale {
     /// s = 0: the network gives shifts alone.
     Zero,
@@ -29,10 +29,7 @@ pub enum LogScale {
     /// s = log sigmoid(h + 2).
     Sigmoid,
     /// s = gain tanh(h).
-    Tanh {
-        /// The learned gain.
-        gain: f64,
-    },
+    Tanh,
 }
 
 /// The law and the part that it changes.
@@ -40,6 +37,9 @@ pub enum LogScale {
 pub struct Law<'a> {
     /// s.
     pub scale: LogScale,
+    /// The learned gain of [`LogScale::Tanh`]: a tensor of one number, because on a GPU reading it would make the processor
+    /// wait for all that was launched before.
+    pub gain: Option<&'a Tensor>,
     /// (x + t) e^s instead of x e^s + t.
     pub shift_first: bool,
     /// The channels that are changed.
@@ -54,18 +54,27 @@ pub struct Back {
     pub gx: Tensor,
     /// That of the network's output.
     pub gnet: Tensor,
-    /// That of the gain of [`LogScale::Tanh`]; 0 otherwise.
-    pub ggain: f64,
+    /// That of the gain, (1,), where there is one.
+    pub ggain: Option<Tensor>,
+}
+
+/// [`LogScale`] with the gain's value.
+#[derive(Clone, Copy)]
+enum Kind {
+    Zero,
+    Exp,
+    Sigmoid,
+    Tanh { gain: f64 },
 }
 
 /// s, e^s and ds/dh of the network's raw output.
 #[inline(always)]
-fn scale<T: Real>(h: T, scale: LogScale) -> (T, T, T) {
+fn scale<T: Real>(h: T, kind: Kind) -> (T, T, T) {
     let (zero, one) = (T::default(), T::of(1.));
-    match scale {
-        LogScale::Zero => (zero, one, zero),
-        LogScale::Exp => (h, h.exp_in_loop(), one),
-        LogScale::Sigmoid => {
+    match kind {
+        Kind::Zero => (zero, one, zero),
+        Kind::Exp => (h, h.exp_in_loop(), one),
+        Kind::Sigmoid => {
             // log sigmoid(a) = min(a, 0) - log(1 + e^-|a|), and its derivative is 1 - sigmoid(a) = sigmoid(-a).
             let a = h + T::of(2.);
             let positive = a > zero;
@@ -74,7 +83,7 @@ fn scale<T: Real>(h: T, scale: LogScale) -> (T, T, T) {
             let (large, small) = (one / (one + e), e / (one + e));
             if positive { (s, large, small) } else { (s, small, large) }
         }
-        LogScale::Tanh { gain } => {
+        Kind::Tanh { gain } => {
             let (t, g) = (h.tanh(), T::of(gain));
             (g * t, (g * t).exp_in_loop(), g * (one - t * t))
         }
@@ -84,9 +93,10 @@ fn scale<T: Real>(h: T, scale: LogScale) -> (T, T, T) {
 /// Elements that are taken at once: their s are summed in vectors before they join the sum in f64.
 const BLOCK: usize = 256;
 
-/// One example's changed part, as the jobs below read it; `h` is empty for [`LogScale::Zero`], `mask` where there is none.
+/// One example's changed part, as the jobs below read it; `h` is empty for [`Kind::Zero`], `mask` where there is none.
 struct Example<'a, T> {
-    law: &'a Law<'a>,
+    kind: Kind,
+    shift_first: bool,
     x: &'a [T],
     t: &'a [T],
     h: &'a [T],
@@ -133,20 +143,20 @@ struct Backward<'a, T> {
 macro_rules! by_kind {
     ($scale:expr, $k:ident => $body:expr) => {
         match $scale {
-            LogScale::Zero => {
-                let $k = LogScale::Zero;
+            Kind::Zero => {
+                let $k = Kind::Zero;
                 $body
             }
-            LogScale::Exp => {
-                let $k = LogScale::Exp;
+            Kind::Exp => {
+                let $k = Kind::Exp;
                 $body
             }
-            LogScale::Sigmoid => {
-                let $k = LogScale::Sigmoid;
+            Kind::Sigmoid => {
+                let $k = Kind::Sigmoid;
                 $body
             }
-            LogScale::Tanh { gain } => {
-                let $k = LogScale::Tanh { gain };
+            Kind::Tanh { gain } => {
+                let $k = Kind::Tanh { gain };
                 $body
             }
         }
@@ -175,11 +185,11 @@ impl<T: Real> Job for Forward<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let mut s = [T::default(); BLOCK];
-        let first = self.e.law.shift_first;
+        let first = self.e.shift_first;
         for ((x, t, h, mask), y) in self.e.blocks().zip(self.y.chunks_mut(BLOCK)) {
             let (n, s) = (x.len(), &mut s[..x.len()]);
             let (t, y) = (&t[..n], &mut y[..n]);
-            by_kind!(self.e.law.scale, kind => for k in 0..n {
+            by_kind!(self.e.kind, kind => for k in 0..n {
                 let (log, e, _) = scale(at(h, k), kind);
                 s[k] = log;
                 y[k] = if first { (x[k] + t[k]) * e } else { x[k] * e + t[k] };
@@ -197,11 +207,11 @@ impl<T: Real> Job for Forward<'_, T> {
 impl<T: Real> Job for Inverse<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
-        let first = self.e.law.shift_first;
+        let first = self.e.shift_first;
         for ((y, t, h, mask), x) in self.e.blocks().zip(self.x.chunks_mut(BLOCK)) {
             let n = y.len();
             let (t, x) = (&t[..n], &mut x[..n]);
-            by_kind!(self.e.law.scale, kind => for k in 0..n {
+            by_kind!(self.e.kind, kind => for k in 0..n {
                 let (_, e, _) = scale(at(h, k), kind);
                 x[k] = if first { y[k] / e - t[k] } else { (y[k] - t[k]) / e };
             });
@@ -217,7 +227,7 @@ impl<T: Real> Job for Inverse<'_, T> {
 impl<T: Real> Job for Backward<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
-        let (first, gld) = (self.e.law.shift_first, self.gld);
+        let (first, gld) = (self.e.shift_first, self.gld);
         let outs = self.g.chunks_mut(BLOCK).zip(self.gt.chunks_mut(BLOCK)).enumerate();
         for ((x, t, h, mask), (b, (g, gt))) in self.e.blocks().zip(outs) {
             let n = x.len();
@@ -230,7 +240,7 @@ impl<T: Real> Job for Backward<'_, T> {
             if !mask.is_empty() {
                 before[..n].copy_from_slice(g);
             }
-            by_kind!(self.e.law.scale, kind => for k in 0..n {
+            by_kind!(self.e.kind, kind => for k in 0..n {
                 let (_, e, ds) = scale(at(h, k), kind);
                 let ge = g[k] * e;
                 gt[k] = if first { ge } else { g[k] };
@@ -248,7 +258,7 @@ impl<T: Real> Job for Backward<'_, T> {
                     }
                 }
             }
-            if let LogScale::Tanh { .. } = self.e.law.scale {
+            if let Kind::Tanh { .. } = self.e.kind {
                 // gh = gs gain (1 - tanh^2): the gain's gradient needs gs tanh, masked as gh is.
                 for k in 0..n {
                     if mask.is_empty() || mask[k] == T::default() {
@@ -289,6 +299,21 @@ impl Law<'_> {
         Ok(Plan { batch: *batch, example: c * p, start: self.changed.start * p, len, net: times * len })
     }
 
+    fn kind(&self) -> Result<Kind> {
+        Ok(match (self.scale, self.gain) {
+            (LogScale::Zero, _) => Kind::Zero,
+            (LogScale::Exp, _) => Kind::Exp,
+            (LogScale::Sigmoid, _) => Kind::Sigmoid,
+            (LogScale::Tanh, Some(gain)) if gain.elem_count() == 1 => {
+                let gain = gain.flatten_all()?.to_dtype(candle_core::DType::F64)?;
+                Kind::Tanh { gain: gain.squeeze(0)?.to_scalar()? }
+            }
+            (LogScale::Tanh, gain) => {
+                bail!("a coupling's learned gain is one number, got {:?}", gain.map(Tensor::shape))
+            }
+        })
+    }
+
     /// One number for each changed element of an example; none without a mask.
     fn mask<T: Real>(&self, x: &Tensor) -> Result<Vec<T>> {
         let Some(mask) = self.mask else { return Ok(Vec::new()) };
@@ -309,6 +334,7 @@ impl Law<'_> {
         let p = self.plan(x, net)?;
         let (vx, vn) = (View::of("coupling", x)?, View::of("coupling", net)?);
         let (xs, ns) = (vx.get::<T>("coupling")?, vn.get::<T>("coupling")?);
+        let (kind, shift_first) = (self.kind()?, self.shift_first);
         let mask = self.mask::<T>(x)?;
         let mut out = xs.to_vec();
         let mut sums = vec![0.; p.batch];
@@ -319,7 +345,11 @@ impl Law<'_> {
             .for_each(|(i, (out, sum))| {
                 let x = &xs[i * p.example + p.start..][..p.len];
                 let (t, h) = ns[i * p.net..][..p.net].split_at(p.len);
-                each(Example { law: self, x, t, h, mask: &mask }, &mut out[p.start..p.start + p.len], sum);
+                each(
+                    Example { kind, shift_first, x, t, h, mask: &mask },
+                    &mut out[p.start..p.start + p.len],
+                    sum,
+                );
             });
         Ok((tensor(out, x.shape())?, sums))
     }
@@ -362,6 +392,7 @@ impl Law<'_> {
             let (vg, vl) = (View::of("coupling", &gy)?, View::of("coupling", &gld)?);
             let (xs, ns) = (vx.get::<T>("coupling")?, vn.get::<T>("coupling")?);
             let (gys, glds) = (vg.get::<T>("coupling")?, vl.get::<T>("coupling")?);
+            let (kind, shift_first) = (self.kind()?, self.shift_first);
             let mask = self.mask::<T>(x)?;
             let mut gx = gys.to_vec();
             let mut gnet = vec![T::default(); p.batch * p.net];
@@ -375,14 +406,17 @@ impl Law<'_> {
                     let x = &xs[i * p.example + p.start..][..p.len];
                     let (t, h) = ns[i * p.net..][..p.net].split_at(p.len);
                     let (gt, gh) = gnet.split_at_mut(p.len);
-                    let e = Example { law: self, x, t, h, mask: &mask };
+                    let e = Example { kind, shift_first, x, t, h, mask: &mask };
                     let g = &mut gx[p.start..p.start + p.len];
                     wide(Backward { e, g, gt, gh, gld: glds[i], ggain });
                 });
             Ok(Back {
                 gx: tensor(gx, x.shape())?,
                 gnet: tensor(gnet, net.shape())?,
-                ggain: ggain.into_iter().sum(),
+                ggain: match self.scale {
+                    LogScale::Tanh => Some(tensor(vec![T::of(ggain.into_iter().sum())], 1)?),
+                    _ => None,
+                },
             })
         })
     }

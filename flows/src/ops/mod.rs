@@ -30,6 +30,8 @@ pub mod coupling;
 #[cfg(feature = "cudnn")]
 mod cudnn;
 pub(crate) mod gemm;
+#[cfg(kernels)]
+pub mod kernels;
 pub mod linear;
 pub mod plu;
 pub(crate) mod reference;

@@ -4,7 +4,7 @@
 use super::coupling::{Back, Law, LogScale};
 use super::update::{Accumulate, Apply};
 use crate::bijections::coupling::log_sigmoid;
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var, bail};
 
 /// The gradients of `inputs` through `f`, given those of its outputs.
 pub(crate) fn gradients(
@@ -136,10 +136,10 @@ fn law(
     let s = match (l.scale, h) {
         (LogScale::Exp, Some(h)) => Some(h),
         (LogScale::Sigmoid, Some(h)) => Some(log_sigmoid(&(h + 2.)?)?),
-        (LogScale::Tanh { gain: value }, Some(h)) => Some(match gain {
-            Some(gain) => h.tanh()?.broadcast_mul(gain)?,
-            None => (h.tanh()? * value)?,
-        }),
+        (LogScale::Tanh, Some(h)) => {
+            let Some(gain) = gain else { bail!("a coupling's learned gain is missing") };
+            Some(h.tanh()?.broadcast_mul(&gain.reshape(1)?)?)
+        }
         _ => None,
     };
     let keep = |v: Tensor| match l.mask {
@@ -178,12 +178,12 @@ fn law_forward(l: &Law, x: &Tensor, net: &Tensor, gain: Option<&Tensor>) -> Resu
 
 /// [`Law::forward`].
 pub(crate) fn coupling(l: &Law, x: &Tensor, net: &Tensor) -> Result<(Tensor, Tensor)> {
-    law_forward(l, x, net, None)
+    law_forward(l, x, net, l.gain)
 }
 
 /// [`Law::inverse`].
 pub(crate) fn coupling_inverse(l: &Law, y: &Tensor, net: &Tensor) -> Result<Tensor> {
-    Ok(law(l, y, net, None, true)?.0)
+    Ok(law(l, y, net, l.gain, true)?.0)
 }
 
 /// [`Law::backward`].
@@ -194,14 +194,16 @@ pub(crate) fn coupling_backward(
     gy: &Tensor,
     gld: &Tensor,
 ) -> Result<Back> {
-    let value = if let LogScale::Tanh { gain } = l.scale { gain } else { 0. };
-    let gain = Tensor::full(value, 1, x.device())?.to_dtype(x.dtype())?;
-    let mut g = gradients(&[x, net, &gain], &[gy, gld], |v| {
-        let (y, log_det) = law_forward(l, &v[0], &v[1], Some(&v[2]))?;
+    let learned: Vec<&Tensor> = l.gain.into_iter().collect();
+    let mut g = gradients(&[&[x, net], learned.as_slice()].concat(), &[gy, gld], |v| {
+        let (y, log_det) = law_forward(l, &v[0], &v[1], v.get(2).map(Var::as_tensor))?;
         Ok(vec![y, log_det])
     })?;
-    let ggain = g.pop().expect("three").to_dtype(DType::F64)?.squeeze(0)?.to_scalar()?;
-    let (gnet, gx) = (g.pop().expect("three"), g.pop().expect("three"));
+    let ggain = match l.gain {
+        Some(_) => Some(g.pop().expect("three").reshape(1)?),
+        None => None,
+    };
+    let (gnet, gx) = (g.pop().expect("two"), g.pop().expect("two"));
     Ok(Back { gx, gnet, ggain })
 }
 
@@ -251,7 +253,7 @@ mod tests {
     use super::*;
     use crate::ops::test_tensors::{max_diff, wave};
     use crate::ops::{channel, conv, coupling, linear, plu, update};
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     fn near(what: &str, a: &Tensor, b: &Tensor) {
         assert_eq!(a.shape(), b.shape(), "{what}");
@@ -263,12 +265,14 @@ mod tests {
     fn coupling_laws() -> Result<()> {
         let checkers = wave(&[1, 1, 3, 5], 3.).gt(0.)?.to_dtype(DType::F64)?;
         let x = wave(&[2, 4, 3, 5], 0.37);
-        for scale in [LogScale::Zero, LogScale::Exp, LogScale::Sigmoid, LogScale::Tanh { gain: 0.7 }] {
+        let gain = Tensor::new(&[0.7], &Device::Cpu)?;
+        for scale in [LogScale::Zero, LogScale::Exp, LogScale::Sigmoid, LogScale::Tanh] {
+            let gain = (scale == LogScale::Tanh).then_some(&gain);
             for (changed, mask) in [(0..2, None), (1..4, None), (0..4, Some(&checkers))] {
                 for shift_first in [false, true] {
                     let times = if scale == LogScale::Zero { 1 } else { 2 };
                     let net = wave(&[2, times * changed.len(), 3, 5], 0.91);
-                    let law = Law { scale, shift_first, changed: changed.clone(), mask };
+                    let law = Law { scale, gain, shift_first, changed: changed.clone(), mask };
                     let (y, log_det) = law.forward(&x, &net)?;
                     let (want, want_log_det) = coupling(&law, &x, &net)?;
                     near("y", &y, &want);
@@ -280,7 +284,10 @@ mod tests {
                         (law.backward(&x, &net, &gy, &gld)?, coupling_backward(&law, &x, &net, &gy, &gld)?);
                     near("gx", &a.gx, &b.gx);
                     near("gnet", &a.gnet, &b.gnet);
-                    assert!((a.ggain - b.ggain).abs() < 1e-12);
+                    for (a, b) in a.ggain.iter().zip(&b.ggain) {
+                        near("ggain", a, b);
+                    }
+                    assert_eq!(a.ggain.is_some(), gain.is_some());
                 }
             }
         }

@@ -1,0 +1,345 @@
+// The layers of a flow and the parts of its networks that are not convolutions; R is f32 or f64.
+
+// What a coupling changes: `len` numbers from `start` of each example of `example`, `positions` to a channel. A mask is 1
+// where a number is kept all the same; it may be constant along channels or positions (a stride of 0).
+typedef struct {
+    const R *mask;
+    unsigned start, len, example, positions, mask_channel, mask_position;
+} NAME(Part);
+
+DEVICE R NAME(mask_at)(NAME(Part) p, unsigned j) {
+    return p.mask ? p.mask[j / p.positions * p.mask_channel + j % p.positions * p.mask_position] : 0;
+}
+
+enum { NAME(ZERO), NAME(EXP), NAME(SIGMOID), NAME(TANH) };
+
+// The log-scale s of the network's h, e^s and ds/dh.
+DEVICE void NAME(log_scale)(unsigned kind, R h, R gain, R *s, R *e, R *slope) {
+    if (kind == NAME(EXP)) {
+        *s = h;
+        *e = FN(exp)(h);
+        *slope = 1;
+    } else if (kind == NAME(SIGMOID)) {
+        // log sigmoid(u) = min(u, 0) - log(1 + e^-|u|), and its derivative is sigmoid(-u).
+        R u = h + 2, t = FN(exp)(-FN(fabs)(u)), large = 1 / (1 + t), small = t / (1 + t);
+        *s = (u > 0 ? 0 : u) - FN(log1p)(t);
+        *e = u > 0 ? large : small;
+        *slope = u > 0 ? small : large;
+    } else if (kind == NAME(TANH)) {
+        R t = FN(tanh)(h);
+        *s = gain * t;
+        *e = FN(exp)(gain * t);
+        *slope = gain * (1 - t * t);
+    } else {
+        *s = 0;
+        *e = 1;
+        *slope = 0;
+    }
+}
+
+// y = (x + t) e^s or x e^s + t, or x from y, and log-det_b = sum s. One block an example.
+typedef struct {
+    const R *x, *net, *gain;
+    R *out, *log_det;
+    NAME(Part) part;
+    unsigned kind, shift_first, inverse;
+} NAME(Coupling);
+
+KERNEL(NAME(coupling), NAME(Coupling)) {
+    NAME(Part) p = a.part;
+    unsigned b = BLOCK;
+    const R *x = a.x + (unsigned long long)b * p.example;
+    const R *net = a.net + (unsigned long long)b * p.len * (a.kind ? 2 : 1);
+    R *out = a.out + (unsigned long long)b * p.example, gain = a.gain ? *a.gain : 0;
+    double sum = 0;
+    for OF_BLOCK(i, p.example) {
+        unsigned j = i - p.start;
+        R v = x[i];
+        // Below `start`, j wraps around to a large number.
+        if (j < p.len && NAME(mask_at)(p, j) == 0) {
+            R t = net[j], s, e, slope;
+            NAME(log_scale)(a.kind, a.kind ? net[p.len + j] : 0, gain, &s, &e, &slope);
+            if (a.inverse) {
+                // e^-s, and not 1 / e^s: the same as the processor's code.
+                R d = a.kind ? FN(exp)(-s) : 1;
+                v = a.shift_first ? v * d - t : (v - t) * d;
+            } else {
+                v = a.shift_first ? (v + t) * e : v * e + t;
+            }
+            sum += s;
+        }
+        out[i] = v;
+    }
+    if (a.log_det) {
+        sum = block_sum(sum);
+        if (THREAD == 0) a.log_det[b] = (R)sum;
+    }
+}
+
+// From x, the network's output and the gradients of y and log-det: those of x (without the network's share), of the
+// network's output, and of the gain, one number an example.
+typedef struct {
+    const R *x, *net, *gain, *gy, *gld;
+    R *gx, *gnet, *ggain;
+    NAME(Part) part;
+    unsigned kind, shift_first;
+} NAME(CouplingBack);
+
+KERNEL(NAME(coupling_back), NAME(CouplingBack)) {
+    NAME(Part) p = a.part;
+    unsigned b = BLOCK;
+    unsigned long long at = (unsigned long long)b * p.example, of_net = (unsigned long long)b * p.len * (a.kind ? 2 : 1);
+    const R *x = a.x + at, *gy = a.gy + at, *net = a.net + of_net;
+    R *gx = a.gx + at, *gnet = a.gnet + of_net, gain = a.gain ? *a.gain : 0, gld = a.gld[b];
+    double sum = 0;
+    for OF_BLOCK(i, p.example) {
+        unsigned j = i - p.start;
+        R g = gy[i];
+        if (j < p.len) {
+            R gt = 0, gh = 0;
+            if (NAME(mask_at)(p, j) == 0) {
+                R t = net[j], h = a.kind ? net[p.len + j] : 0, s, e, slope;
+                NAME(log_scale)(a.kind, h, gain, &s, &e, &slope);
+                R gs = g * e * (a.shift_first ? x[i] + t : x[i]) + gld;
+                gh = gs * slope;
+                gt = a.shift_first ? g * e : g;
+                if (a.ggain) sum += gs * FN(tanh)(h);
+                g *= e;
+            }
+            gnet[j] = gt;
+            if (a.kind) gnet[p.len + j] = gh;
+        }
+        gx[i] = g;
+    }
+    if (a.ggain) {
+        sum = block_sum(sum);
+        if (THREAD == 0) a.ggain[b] = (R)sum;
+    }
+}
+
+// The changed part of each example by itself, (B, len); with a mask, all of it where the mask is 1.
+typedef struct {
+    const R *x;
+    R *out;
+    NAME(Part) part;
+    unsigned total;
+} NAME(Take);
+
+KERNEL(NAME(take_part), NAME(Take)) {
+    NAME(Part) p = a.part;
+    for EACH(i, a.total) {
+        unsigned j = i % p.len;
+        R v = a.x[(unsigned long long)(i / p.len) * p.example + p.start + j];
+        a.out[i] = p.mask ? v * NAME(mask_at)(p, j) : v;
+    }
+}
+
+// out = x with `part` (B, len) added to its part, where the mask is 1 if there is one.
+typedef struct {
+    const R *x, *add;
+    R *out;
+    NAME(Part) part;
+    unsigned total;
+} NAME(AddPart);
+
+KERNEL(NAME(add_part), NAME(AddPart)) {
+    NAME(Part) p = a.part;
+    for EACH(i, a.total) {
+        unsigned j = i % p.example - p.start;
+        R v = a.x[i];
+        if (j < p.len) {
+            R d = a.add[(unsigned long long)(i / p.example) * p.len + j];
+            v += p.mask ? d * NAME(mask_at)(p, j) : d;
+        }
+        a.out[i] = v;
+    }
+}
+
+// z[4 c + 2 u + v, i, j] = x[c, 2 i + u, 2 j + v], and back; h and w are those of z.
+typedef struct {
+    const R *x;
+    R *out;
+    unsigned channels, h, w, total, inverse;
+} NAME(Squeeze);
+
+KERNEL(NAME(squeeze), NAME(Squeeze)) {
+    for EACH(i, a.total) {
+        // i counts the elements of z: (b, 4 c + 2 u + v, y, x).
+        unsigned x = i % a.w, y = i / a.w % a.h, k = i / (a.w * a.h) % (4 * a.channels);
+        unsigned b = i / (a.w * a.h * 4 * a.channels);
+        unsigned j = ((b * a.channels + k / 4) * 2 * a.h + 2 * y + k / 2 % 2) * 2 * a.w + 2 * x + k % 2;
+        if (a.inverse) a.out[j] = a.x[i];
+        else a.out[i] = a.x[j];
+    }
+}
+
+// y[b, o, p] = sum_c w[o, c] x[b, c, p], or with w transposed. Always in full precision: the inverse must undo it.
+typedef struct {
+    const R *x, *w;
+    R *out;
+    unsigned channels, positions, total, transpose;
+} NAME(Mix);
+
+KERNEL(NAME(channel_mix), NAME(Mix)) {
+    unsigned n = a.channels;
+    for EACH(i, a.total) {
+        unsigned p = i % a.positions, o = i / a.positions % n;
+        const R *x = a.x + (i - p - o * a.positions) + p;
+        const R *w = a.transpose ? a.w + o : a.w + o * n;
+        unsigned step = a.transpose ? n : 1;
+        R sum = 0;
+        for (unsigned c = 0; c < n; c++) sum += w[c * step] * x[c * a.positions];
+        a.out[i] = sum;
+    }
+}
+
+// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p]. One block an element.
+typedef struct {
+    const R *x, *gy;
+    R *gw;
+    unsigned batch, channels, positions;
+} NAME(Outer);
+
+KERNEL(NAME(channel_outer), NAME(Outer)) {
+    unsigned o = BLOCK / a.channels, c = BLOCK % a.channels;
+    double sum = 0;
+    for OF_BLOCK(k, a.batch * a.positions) {
+        unsigned at = k / a.positions * a.channels, p = k % a.positions;
+        sum += (double)a.gy[(at + o) * a.positions + p] * a.x[(at + c) * a.positions + p];
+    }
+    sum = block_sum(sum);
+    if (THREAD == 0) a.gw[BLOCK] = (R)sum;
+}
+
+// W = P L (U + diag(sign exp(log s))) and log|det W| = sum log s, from one matrix that packs the three.
+typedef struct {
+    const R *packed, *sign;
+    const unsigned *perm;
+    R *w, *log_det;
+    unsigned n;
+} NAME(Plu);
+
+// U[i, j] with its diagonal.
+DEVICE double NAME(upper)(const R *packed, const R *sign, unsigned n, unsigned i, unsigned j) {
+    if (i > j) return 0;
+    return i == j ? (double)sign[i] * exp((double)packed[i * n + i]) : (double)packed[i * n + j];
+}
+
+KERNEL(NAME(plu), NAME(Plu)) {
+    unsigned n = a.n;
+    for EACH(e, n * n) {
+        unsigned i = a.perm[e / n], j = e % n;
+        double sum = NAME(upper)(a.packed, a.sign, n, i, j);
+        for (unsigned k = 0; k < i && k <= j; k++) {
+            sum += (double)a.packed[i * n + k] * NAME(upper)(a.packed, a.sign, n, k, j);
+        }
+        a.w[e] = (R)sum;
+    }
+    if (BLOCK == 0) {
+        double logs = 0;
+        for OF_BLOCK(i, n) logs += a.packed[i * n + i];
+        logs = block_sum(logs);
+        if (THREAD == 0) *a.log_det = (R)logs;
+    }
+}
+
+// With G the gradient of L U (that of W, rows permuted back): that of L is G U^T below the diagonal, that of U is L^T G on
+// and above it, and a diagonal element of U is sign exp(log s).
+typedef struct {
+    const R *packed, *sign, *gw, *gld;
+    const unsigned *place;
+    R *out;
+    unsigned n;
+} NAME(PluBack);
+
+// `place` is the inverse of the permutation: row i of L U is row place[i] of W.
+KERNEL(NAME(plu_back), NAME(PluBack)) {
+    unsigned n = a.n;
+    for EACH(e, n * n) {
+        unsigned i = e / n, j = e % n;
+        double sum = 0;
+        if (j < i) {
+            for (unsigned k = j; k < n; k++) {
+                sum += (double)a.gw[a.place[i] * n + k] * NAME(upper)(a.packed, a.sign, n, j, k);
+            }
+        } else {
+            sum = a.gw[a.place[i] * n + j];
+            for (unsigned k = i + 1; k < n; k++) {
+                sum += (double)a.packed[k * n + i] * a.gw[a.place[k] * n + j];
+            }
+            if (i == j) sum = sum * NAME(upper)(a.packed, a.sign, n, i, i) + *a.gld;
+        }
+        a.out[e] = (R)sum;
+    }
+}
+
+// w = g v / |v| for each output channel, and 1/|v|. One block a channel.
+typedef struct {
+    const R *v, *g;
+    R *w;
+    double *inverse;
+    unsigned n;
+} NAME(WeightNorm);
+
+KERNEL(NAME(weight_norm), NAME(WeightNorm)) {
+    const R *v = a.v + BLOCK * a.n;
+    double q = 0;
+    for OF_BLOCK(i, a.n) q += (double)v[i] * v[i];
+    // A direction of zeros has no norm to divide by.
+    double inverse = 1 / sqrt(block_sum(q) + 1e-12);
+    R scale = (R)(a.g[BLOCK] * inverse);
+    for OF_BLOCK(i, a.n) a.w[BLOCK * a.n + i] = v[i] * scale;
+    if (THREAD == 0) a.inverse[BLOCK] = inverse;
+}
+
+// g_g = g_w . v / |v|,  g_v = g / |v| (g_w - (g_w . v / |v|) v / |v|).
+typedef struct {
+    const R *gw, *v, *g;
+    const double *inverse;
+    R *gv, *gg;
+    unsigned n;
+} NAME(WeightNormBack);
+
+KERNEL(NAME(weight_norm_back), NAME(WeightNormBack)) {
+    const R *gw = a.gw + BLOCK * a.n, *v = a.v + BLOCK * a.n;
+    double dot = 0, inverse = a.inverse[BLOCK];
+    for OF_BLOCK(i, a.n) dot += (double)gw[i] * v[i];
+    double along = block_sum(dot) * inverse;
+    R scale = (R)(a.g[BLOCK] * inverse), back = (R)(along * inverse);
+    for OF_BLOCK(i, a.n) a.gv[BLOCK * a.n + i] = scale * (gw[i] - back * v[i]);
+    if (THREAD == 0) a.gg[BLOCK] = (R)along;
+}
+
+// [x, -x, mask] along the channels, from x (B, C, positions): the input of RealNVP's network. `signs` is 2 with -x, else 1.
+typedef struct {
+    const R *x, *mask;
+    R *out;
+    unsigned channels, positions, total, signs;
+} NAME(Signed);
+
+KERNEL(NAME(signed_input), NAME(Signed)) {
+    unsigned rows = a.signs * a.channels + (a.mask ? 1 : 0);
+    for EACH(i, a.total) {
+        unsigned p = i % a.positions, k = i / a.positions % rows, b = i / (a.positions * rows);
+        R v;
+        if (k < a.channels) v = a.x[(b * a.channels + k) * a.positions + p];
+        else if (k < a.signs * a.channels) v = -a.x[(b * a.channels + k - a.channels) * a.positions + p];
+        else v = a.mask[p];
+        a.out[i] = v;
+    }
+}
+
+// The gradient of x from that of [x, -x, mask].
+typedef struct {
+    const R *gu;
+    R *gx;
+    unsigned channels, positions, total, signs, rows;
+} NAME(SignedBack);
+
+KERNEL(NAME(signed_input_back), NAME(SignedBack)) {
+    for EACH(i, a.total) {
+        unsigned p = i % a.positions, k = i / a.positions % a.channels, b = i / (a.positions * a.channels);
+        const R *g = a.gu + (b * a.rows + k) * a.positions + p;
+        a.gx[i] = a.signs == 2 ? g[0] - g[a.channels * a.positions] : g[0];
+    }
+}

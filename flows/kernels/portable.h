@@ -1,0 +1,68 @@
+// What the kernels are written in: CUDA, or plain C on one processor.
+//
+// Every kernel takes one struct by value and runs blocks of THREADS threads on a one-dimensional grid. Compiled by nvcc it is
+// a CUDA kernel; compiled by a C compiler (emulate.c) it is the same code with each thread a coroutine, so that its
+// arithmetic, its indices and its launch are tested where there is no GPU. The subset is C: no templates, no overloads.
+#define THREADS 256
+
+#ifdef __CUDACC__
+#define DEVICE static __device__ __forceinline__
+#define SHARED __shared__
+#define THREAD threadIdx.x
+#define BLOCK blockIdx.x
+#define BLOCKS gridDim.x
+#define SYNC() __syncthreads()
+// The struct stays in constant memory, however large: it is read in place.
+#define KERNEL(name, Args) extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ Args a)
+#else
+#include <math.h>
+#include <stdint.h>
+#define DEVICE static inline
+#define SHARED static
+#define THREAD emulated_thread
+#define BLOCK emulated_block
+#define BLOCKS emulated_blocks
+#define SYNC() emulated_sync()
+// The names are expanded before they are pasted.
+#define KERNEL(name, Args) KERNEL_OF(name, Args)
+#define KERNEL_OF(name, Args)                                                                                          \
+    static void name##_body(const Args a);                                                                             \
+    void name(const void *args) { name##_body(*(const Args *)args); }                                                  \
+    static void name##_body(const Args a)
+extern unsigned emulated_thread, emulated_block, emulated_blocks;
+void emulated_sync(void);
+#endif
+
+// This thread's elements of 0..n over the whole grid.
+#define EACH(i, n) (unsigned i = BLOCK * THREADS + THREAD; i < (n); i += BLOCKS * THREADS)
+// This thread's elements of 0..n within its block.
+#define OF_BLOCK(i, n) (unsigned i = THREAD; i < (n); i += THREADS)
+
+// The sum over the block's threads, known to all of them, always in the same order.
+DEVICE double block_sum(double v) {
+    SHARED double part[THREADS];
+    part[THREAD] = v;
+    SYNC();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (THREAD < half) part[THREAD] += part[THREAD + half];
+        SYNC();
+    }
+    double s = part[0];
+    SYNC();
+    return s;
+}
+
+// bf16 is stored as its sixteen bits.
+DEVICE float of_bf16(unsigned short v) {
+    union { unsigned u; float f; } b;
+    b.u = (unsigned)v << 16;
+    return b.f;
+}
+
+// To nearest, ties to even; a NaN stays one.
+DEVICE unsigned short to_bf16(float v) {
+    union { unsigned u; float f; } b;
+    b.f = v;
+    if (v != v) return 0x7fc0;
+    return (unsigned short)((b.u + 0x7fff + ((b.u >> 16) & 1)) >> 16);
+}
