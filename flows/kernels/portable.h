@@ -3,9 +3,9 @@
 // Every kernel takes one struct by value and runs blocks of THREADS threads on a one-dimensional grid. Compiled by nvcc it is
 // a CUDA kernel; compiled by a C compiler (emulate.c) it is the same code with each thread a coroutine, so that its
 // arithmetic, its indices and its launch are tested where there is no GPU. The subset is C: no templates, no overloads.
-#define THREADS 256
-
 #ifdef __CUDACC__
+// As in ops/kernels.
+#define THREADS 256
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define THREAD threadIdx.x
@@ -16,7 +16,8 @@
 #define KERNEL(name, Args) extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ Args a)
 #else
 #include <math.h>
-#include <stdint.h>
+// Nothing depends on their number, and coroutines are slow.
+#define THREADS 8
 #define DEVICE static inline
 #define SHARED static
 #define THREAD emulated_thread

@@ -227,6 +227,30 @@ impl NetBatchNorm {
         Ok(channel::Norm::new(&batch, gamma, beta, self.eps, true))
     }
 
+    /// How a pass outside any graph normalises x (B, C, H, W) on a GPU.
+    #[cfg(kernels)]
+    pub(crate) fn on_gpu(&self, x: &Tensor, mode: Mode) -> Result<crate::ops::kernels::Norm> {
+        let own = mode.uses_batch_statistics();
+        let (mean, var) = if own {
+            let m = crate::ops::kernels::moments(x)?;
+            let share = match mode {
+                Mode::Init => 1.,
+                Mode::Train => self.momentum,
+                _ => 0.,
+            };
+            let batch = (m.get(0)?, m.get(1)?);
+            if share > 0. {
+                self.mean.set(&mix(self.mean.value(), &batch.0, share)?)?;
+                self.var.set(&mix(self.var.value(), &batch.1, share)?)?;
+            }
+            batch
+        } else {
+            (self.mean.value().clone(), self.var.value().clone())
+        };
+        let (gamma, beta) = (self.gamma.value().clone(), self.beta.value().clone());
+        Ok(crate::ops::kernels::Norm { mean, var, gamma, beta, eps: self.eps, own })
+    }
+
     /// The learned gain and shift.
     pub(crate) fn gamma_beta(&self) -> [&Param; 2] {
         [&self.gamma, &self.beta]

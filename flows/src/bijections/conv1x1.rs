@@ -4,7 +4,7 @@ use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
 use crate::ops::conv::{channel_mix, channel_mix_backward};
-use crate::ops::plu::{plu, plu_backward};
+use crate::ops::plu::{Rows, plu, plu_backward};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
@@ -26,8 +26,7 @@ enum Form {
     /// `lu` packs strict L below the diagonal, log|s| on it and strict U above: as many numbers as W.
     Plu {
         lu: Param,
-        perm: Vec<u32>,
-        sign: Vec<f64>,
+        rows: Rows,
     },
     Plain(Param),
 }
@@ -88,7 +87,8 @@ impl Conv1x1 {
                 if sign.iter().any(|s| s.abs() != 1.) {
                     bail!("`{}.sign` holds a number other than 1 and -1", vb.path());
                 }
-                Form::Plu { lu, perm, sign }
+                let rows = Rows::new(perm, sign, lu.value())?;
+                Form::Plu { lu, rows }
             }
         };
         Ok(Self { form, inverse: Mutex::default() })
@@ -106,7 +106,7 @@ impl Conv1x1 {
                 let carrier = (w * inv.t()?)?.sum_all()?;
                 Ok((w.clone(), ((&carrier - carrier.detach())? + f.log_abs_det())?))
             }
-            Form::Plu { lu, perm, sign } => plu(lu.get(grad), perm, sign),
+            Form::Plu { lu, rows } => plu(lu.get(grad), rows),
         }
     }
 }
@@ -162,9 +162,7 @@ impl Bijection for Conv1x1 {
             Form::Plain(p) => {
                 grads.add(p, (gw + self.inverse_weight()?.t()?.broadcast_mul(&gld)?)?)?;
             }
-            Form::Plu { lu, perm, sign } => {
-                grads.add(lu, plu_backward(lu.value(), perm, sign, &gw, &gld)?)?
-            }
+            Form::Plu { lu, rows } => grads.add(lu, plu_backward(lu.value(), rows, &gw, &gld)?)?,
         }
         Ok((x, gx))
     }

@@ -164,8 +164,12 @@ impl Coupling {
     /// What the network sees: the kept part, or the input with its changed part zeroed.
     fn seen(&self, x: &Tensor) -> Result<Tensor> {
         match &self.partition {
-            Partition::Halves { swap } => Self::split(x, *swap)?.0.contiguous(),
-            Partition::Mask(mask) => x.broadcast_mul(mask),
+            Partition::Halves { swap } => {
+                let c = x.dim(1)?;
+                let (start, n) = if *swap { (c / 2, c - c / 2) } else { (0, c / 2) };
+                coupling::take_part(x, start, n)
+            }
+            Partition::Mask(mask) => coupling::masked(x, mask),
         }
     }
 
@@ -279,7 +283,7 @@ impl Bijection for Coupling {
                 let start = if *swap { z.dim(1)? / 2 } else { 0 };
                 coupling::add_part(&back.gx, &of_seen, start)?
             }
-            Partition::Mask(mask) => (back.gx + of_seen.broadcast_mul(mask)?)?,
+            Partition::Mask(mask) => coupling::add_masked(&back.gx, &of_seen, mask)?,
         };
         Ok((x, gx))
     }

@@ -2,6 +2,7 @@
 
 use crate::backward::moves_elements;
 use crate::bijection::{Bijection, Ctx, zeros_per_example};
+use crate::ops::squeeze::{squeeze, unsqueeze};
 use candle_core::{Result, Tensor, bail};
 
 /// Space to channels, 2x2 (RealNVP section 3.6): (B, C, H, W) to (B, 4 C, H/2, W/2),
@@ -16,23 +17,21 @@ pub struct Squeeze;
 
 impl Bijection for Squeeze {
     fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        let (b, c, h, w) = x.dims4()?;
+        let (_, _, h, w) = x.dims4()?;
         if h % 2 != 0 || w % 2 != 0 {
             bail!(
                 "cannot squeeze {h}x{w}: both sides must be even; crop or resize the images, or use fewer levels"
             );
         }
-        let z = x.reshape(&[b, c, h / 2, 2, w / 2, 2])?.permute((0, 1, 3, 5, 2, 4))?;
-        Ok((z.reshape((b, 4 * c, h / 2, w / 2))?, zeros_per_example(x)?))
+        Ok((squeeze(x)?, zeros_per_example(x)?))
     }
 
     fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
-        let (b, c, h, w) = z.dims4()?;
+        let (_, c, _, _) = z.dims4()?;
         if c % 4 != 0 {
             bail!("cannot undo a squeeze of {c} channels: their number must be a multiple of 4");
         }
-        let x = z.reshape(&[b, c / 4, 2, 2, h, w])?.permute((0, 1, 4, 2, 5, 3))?;
-        x.reshape((b, c / 4, 2 * h, 2 * w))
+        unsqueeze(z)
     }
 
     moves_elements!();

@@ -11,6 +11,9 @@ use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use std::sync::Mutex;
 
+#[cfg(kernels)]
+mod gpu;
+
 /// A 3x3 convolution with Glow's optional edge-bias channel: a channel that is 1 on the padding and 0 inside, so that the
 /// network can tell the border from a zero. Its contribution is the same for every image, so the kernel's share is kept
 /// apart (`edge`, (O, 9)) and added as one (O, H W) map.
@@ -237,7 +240,14 @@ impl ConvNet {
 impl Net for ConvNet {
     /// Initialisation goes layer by layer: each actnorm is set from what the one before gives.
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if ctx.grad || x.track_op() || ctx.mode == Mode::Init || !x.device().is_cpu() {
+        if ctx.grad || x.track_op() || ctx.mode == Mode::Init {
+            return self.layered(x, ctx);
+        }
+        #[cfg(kernels)]
+        if crate::ops::kernels::take(&[x]) {
+            return Ok(self.on_gpu(x)?.0);
+        }
+        if !crate::ops::on_cpu(x) {
             return self.layered(x, ctx);
         }
         let fused = dispatch!("conv_net", x.dtype(), T => self.fused::<T>(x, false)?.map(|(y, _)| y));
@@ -245,7 +255,12 @@ impl Net for ConvNet {
     }
 
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        if self.hidden.is_none() || ctx.mode == Mode::Init || !x.device().is_cpu() {
+        #[cfg(kernels)]
+        if ctx.mode != Mode::Init && crate::ops::kernels::take(&[&x.detach()]) {
+            let (y, pass) = self.on_gpu(x)?;
+            return Ok((y, Saved::new(pass)));
+        }
+        if self.hidden.is_none() || ctx.mode == Mode::Init || !crate::ops::on_cpu(x) {
             return backward::net_forward_saved(self, x, ctx);
         }
         dispatch!("conv_net", x.dtype(), T => {
@@ -255,6 +270,10 @@ impl Net for ConvNet {
     }
 
     fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        #[cfg(kernels)]
+        if saved.is::<gpu::Pass>() {
+            return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
+        }
         dispatch!("conv_net", gy.dtype(), T => {
             if saved.is::<Pass<T>>() {
                 return self.fused_back::<T>(&saved.take().expect("just asked"), gy, grads);

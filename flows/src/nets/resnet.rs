@@ -12,6 +12,9 @@ use crate::ops::{channel, from_channel_major, swap_axes, to_channel_major};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 
+#[cfg(kernels)]
+mod gpu;
+
 /// Sizes and switches of a [`ResNet`].
 #[derive(Clone, Debug)]
 pub struct ResNetConfig {
@@ -292,7 +295,12 @@ impl ResNet {
 
 impl Net for ResNet {
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        if !x.device().is_cpu() {
+        #[cfg(kernels)]
+        if crate::ops::kernels::take(&[&x.detach()]) {
+            let (y, pass) = self.on_gpu(x, ctx)?;
+            return Ok((y, Saved::new(pass)));
+        }
+        if !crate::ops::on_cpu(x) {
             return backward::net_forward_saved(self, x, ctx);
         }
         dispatch!("res_net", x.dtype(), T => {
@@ -302,7 +310,11 @@ impl Net for ResNet {
     }
 
     fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        if !gy.device().is_cpu() {
+        #[cfg(kernels)]
+        if saved.is::<gpu::Pass>() {
+            return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
+        }
+        if !crate::ops::on_cpu(gy) {
             return backward::net_backward(saved, gy, grads);
         }
         dispatch!("res_net", gy.dtype(), T => {
@@ -311,7 +323,11 @@ impl Net for ResNet {
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if !ctx.grad && !x.track_op() && x.device().is_cpu() {
+        #[cfg(kernels)]
+        if !ctx.grad && crate::ops::kernels::take(&[x]) {
+            return Ok(self.on_gpu(x, ctx)?.0);
+        }
+        if !ctx.grad && !x.track_op() && crate::ops::on_cpu(x) {
             return dispatch!("res_net", x.dtype(), T => Ok(self.run::<T>(x, ctx, false)?.0));
         }
         let x = to_channel_major(x)?;

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 /// y = act(scale_c x + shift_c); x (C, ...), scale and shift (C,).
 pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, relu: bool) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !crate::ops::on_cpu(x) {
         return reference::affine(x, scale, shift, relu);
     }
     x.apply_op3(scale, shift, Affine { relu })
@@ -25,7 +25,7 @@ pub fn affine(x: &Tensor, scale: &Tensor, shift: &Tensor, relu: bool) -> Result<
 
 /// Batch norm with the batch's own statistics; x (C, ...), gamma and beta (C,).
 pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64, relu: bool) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !crate::ops::on_cpu(x) {
         return reference::batch_norm(x, gamma, beta, eps, relu);
     }
     x.apply_op3(gamma, beta, BatchNorm { eps, relu })
@@ -33,7 +33,7 @@ pub fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64, relu: boo
 
 /// Mean and biased variance of each channel, (2, C), outside any graph; x (C, ...).
 pub fn moments(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !crate::ops::on_cpu(x) {
         return reference::moments(x);
     }
     x.detach().contiguous()?.apply_op1_no_bwd(&Moments)
@@ -586,7 +586,7 @@ impl<T: Real> Job for Sums<'_, T> {
 
 /// Actnorm on (B, C, ...): z = (x + b_c) exp(k l_c), bias and logs (C,).
 pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !crate::ops::on_cpu(x) {
         return reference::act_norm(x, bias, logs, factor);
     }
     x.contiguous()?.apply_op3(bias, logs, ActNorm { factor })
@@ -594,7 +594,7 @@ pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result
 
 /// x from z: the inverse of [`act_norm`].
 pub(crate) fn act_norm_inverse(z: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
-    if !z.device().is_cpu() {
+    if !crate::ops::on_cpu(z) {
         return reference::act_norm_inverse(z, bias, logs, factor);
     }
     let (_, c, p) = images(z.shape())?;
@@ -622,12 +622,8 @@ pub(crate) fn act_norm_backward(
     logs: &Tensor,
     factor: f64,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    if !z.device().is_cpu() {
-        let scale = (logs * factor)?.exp()?;
-        let gb = sum_but_channels(gz)?;
-        let gl = (sum_but_channels(&(gz * z)?)? * factor)?;
-        let gx = reference::act_norm(gz, &scale.zeros_like()?, logs, factor)?;
-        return Ok((gx, (gb * scale)?, gl));
+    if !crate::ops::on_cpu(z) {
+        return reference::act_norm_backward(z, gz, logs, factor);
     }
     let (b, c, p) = images(z.shape())?;
     let (z, gz) = (z.contiguous()?, gz.contiguous()?);
@@ -657,11 +653,6 @@ pub(crate) fn act_norm_backward(
         let gl = (0..c).map(|ch| T::of(factor * total(ch).1)).collect::<Vec<T>>();
         Ok((tensor(gx, z.shape())?, tensor(gb, c)?, tensor(gl, c)?))
     })
-}
-
-/// The sum over everything but the channels of (B, C, ...).
-fn sum_but_channels(x: &Tensor) -> Result<Tensor> {
-    x.transpose(0, 1)?.flatten_from(1)?.sum(1)
 }
 
 /// One image's way back: g exp(k l), and for each channel sum g and sum g z.
@@ -779,7 +770,7 @@ pub fn gain(w: &Tensor, g: &Tensor) -> Result<Tensor> {
 
 /// ReLU, y = max(x, 0), a NaN passing through, threaded, with a backward that reads only y.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+    if !crate::ops::on_cpu(x) {
         return x.relu();
     }
     x.apply_op1(Relu)

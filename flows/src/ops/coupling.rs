@@ -356,7 +356,7 @@ impl Law<'_> {
 
     /// y, and log-dets (B,).
     pub fn forward(&self, x: &Tensor, net: &Tensor) -> Result<(Tensor, Tensor)> {
-        if !x.device().is_cpu() {
+        if !crate::ops::on_cpu(x) {
             self.plan(x, net)?;
             return reference::coupling(self, x, net);
         }
@@ -370,7 +370,7 @@ impl Law<'_> {
 
     /// x from y and the network's output.
     pub fn inverse(&self, y: &Tensor, net: &Tensor) -> Result<Tensor> {
-        if !y.device().is_cpu() {
+        if !crate::ops::on_cpu(y) {
             self.plan(y, net)?;
             return reference::coupling_inverse(self, y, net);
         }
@@ -382,7 +382,7 @@ impl Law<'_> {
     /// The gradients of x, of the network's output and of the gain, from those of y and of the log-dets.
     pub fn backward(&self, x: &Tensor, net: &Tensor, gy: &Tensor, gld: &Tensor) -> Result<Back> {
         let p = self.plan(x, net)?;
-        if !x.device().is_cpu() {
+        if !crate::ops::on_cpu(x) {
             return reference::coupling_backward(self, x, net, gy, gld);
         }
         dispatch!("coupling", x.dtype(), T => {
@@ -422,19 +422,28 @@ impl Law<'_> {
     }
 }
 
+/// `n` channels from `start` of x (B, C, ...), contiguous.
+pub(crate) fn take_part(x: &Tensor, start: usize, n: usize) -> Result<Tensor> {
+    reference::kernel!([x], super::kernels::take_part(x, start, n, None));
+    x.narrow(1, start, n)?.contiguous()
+}
+
+/// x with 0 where the mask is 0.
+pub(crate) fn masked(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    reference::kernel!([x, mask], super::kernels::take_part(x, 0, x.dim(1)?, Some(mask)));
+    x.broadcast_mul(mask)
+}
+
+/// x + part where the mask is 1, x elsewhere.
+pub(crate) fn add_masked(x: &Tensor, part: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    reference::kernel!([x, part, mask], super::kernels::add_part(x, part, 0, Some(mask)));
+    x + part.broadcast_mul(mask)?
+}
+
 /// Adds `part` (B, C', ...) to the channels from `start` of `whole` (B, C, ...), or, with a mask, `part` where the mask is 1.
 pub fn add_part(whole: &Tensor, part: &Tensor, start: usize) -> Result<Tensor> {
-    if !whole.device().is_cpu() {
-        let (n, end) = (whole.dim(1)?, start + part.dim(1)?);
-        let mut parts = Vec::new();
-        if start > 0 {
-            parts.push(whole.narrow(1, 0, start)?);
-        }
-        parts.push((whole.narrow(1, start, end - start)? + part)?);
-        if end < n {
-            parts.push(whole.narrow(1, end, n - end)?);
-        }
-        return Tensor::cat(&parts, 1);
+    if !crate::ops::on_cpu(whole) {
+        return reference::add_part(whole, part, start);
     }
     dispatch!("coupling", whole.dtype(), T => {
         let part = part.contiguous()?;

@@ -4,7 +4,8 @@
 //! y = w * x,     g_x = w^T * g_y,     g_w = g_y * x
 //! ```
 //!
-//! **Shapes.** x (B, C, H, W), w (O, C, k, k), y (B, O, H, W), contiguous, stride 1, same padding; f32 and f64.
+//! **Shapes.** x (B, C, H, W), w (O, C, k, k), y (B, O, H, W), contiguous, stride 1, same padding; f32, f64, and bf16 with
+//! sums in f32.
 //!
 //! cuDNN is asked once a shape which algorithm is best, and how much scratch it takes; both are kept for the thread, since a
 //! training step meets the same few shapes thousands of times. Products of f32 are rounded to TF32 where candle's switch for
@@ -24,6 +25,13 @@ use std::sync::Arc;
 /// y = w * x.
 pub(crate) fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&w.contiguous()?, Op { pass: Pass::Forward, k: w.dim(2)? })
+}
+
+/// The gradients of x and w, outside any graph.
+pub(crate) fn conv2d_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, w, gy, k) = (x.contiguous()?, w.contiguous()?, gy.contiguous()?, w.dim(2)?);
+    let gx = gy.apply_op2_no_bwd(&w, &Op { pass: Pass::Input, k })?;
+    Ok((gx, x.apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k })?))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +93,7 @@ fn advice(
 }
 
 /// Runs one pass: the two operands as the pass has them, and the result's storage.
-fn run<T>(
+fn run<T, Sum: CudnnDataType>(
     pass: Pass,
     d: Dims,
     (s1, l1): (&CudaStorage, &Layout),
@@ -106,9 +114,9 @@ where
     let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
     let pad = (d.k / 2) as i32;
     let mut conv = cudnn
-        .create_conv2d::<T>([pad; 2], [1; 2], [1; 2], sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION)
+        .create_conv2d::<Sum>([pad; 2], [1; 2], [1; 2], sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION)
         .map_err(wrap)?;
-    let math = match reduced {
+    let math = match reduced || T::DTYPE == DType::BF16 {
         true => sys::cudnnMathType_t::CUDNN_DEFAULT_MATH,
         false => sys::cudnnMathType_t::CUDNN_FMA_MATH,
     };
@@ -216,9 +224,13 @@ impl CustomOp2 for Op {
     ) -> Result<(CudaStorage, Shape)> {
         let (d, shape) = self.sizes(l1, l2)?;
         let out = match s1.dtype() {
-            DType::F32 => run::<f32>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
-            DType::F64 => run::<f64>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
-            other => bail!("conv2d works in f32 and f64, not {other:?}"),
+            DType::F32 => run::<f32, f32>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
+            DType::F64 => run::<f64, f64>(self.pass, d, (s1, l1), (s2, l2), (1., 0.))?,
+            DType::BF16 => {
+                let scale = (half::bf16::ONE, half::bf16::ZERO);
+                run::<half::bf16, f32>(self.pass, d, (s1, l1), (s2, l2), scale)?
+            }
+            other => bail!("conv2d works in f32, f64 and bf16, not {other:?}"),
         };
         Ok((out, shape))
     }

@@ -34,13 +34,24 @@ pub(crate) mod gemm;
 pub mod kernels;
 pub mod linear;
 pub mod plu;
+pub mod precision;
 pub(crate) mod reference;
 pub(crate) mod res_net;
 mod simd;
+pub(crate) mod squeeze;
 pub(crate) mod update;
 mod winograd;
 
 use candle_core::{Result, Tensor};
+
+/// Whether the ops written for the processor take `t`: the others run candle's operations or the kernels for GPUs.
+pub(crate) fn on_cpu(t: &Tensor) -> bool {
+    #[cfg(feature = "emulate")]
+    if kernels::emulating() {
+        return false;
+    }
+    t.device().is_cpu()
+}
 
 /// (B, C, H, W) to (C, B, H, W), contiguous.
 pub fn to_channel_major(x: &Tensor) -> Result<Tensor> {

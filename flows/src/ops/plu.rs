@@ -12,35 +12,77 @@
 
 use super::gemm::{Real, contiguous, dispatch, dtype};
 use super::reference;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-/// W (C, C) and log |det W| (a scalar) of `packed`; row r of W is row `perm[r]` of L U.
-pub fn plu(packed: &Tensor, perm: &[u32], sign: &[f64]) -> Result<(Tensor, Tensor)> {
-    if !packed.device().is_cpu() {
-        return reference::plu(packed, perm, sign);
+/// The parts that are not trained: the order of the rows and the signs of U's diagonal.
+pub struct Rows {
+    perm: Vec<u32>,
+    sign: Vec<f64>,
+    /// The permutation, its inverse and the signs where kernels find them.
+    #[cfg(kernels)]
+    there: [Tensor; 3],
+}
+
+impl Rows {
+    /// Row r of W is row `perm[r]` of L U; `like` says where W is and in which dtype.
+    ///
+    /// # Errors
+    /// If `perm` is no permutation, or there are more or fewer signs.
+    pub fn new(perm: Vec<u32>, sign: Vec<f64>, like: &Tensor) -> Result<Self> {
+        let mut place = vec![u32::MAX; perm.len()];
+        for (r, &i) in perm.iter().enumerate() {
+            match place.get_mut(i as usize) {
+                Some(p) if *p == u32::MAX => *p = r as u32,
+                _ => bail!("{perm:?} is no permutation"),
+            }
+        }
+        if sign.len() != perm.len() {
+            bail!("{} rows have {} signs", perm.len(), sign.len());
+        }
+        #[cfg(kernels)]
+        let there = {
+            let to = like.device();
+            let signs = Tensor::new(sign.as_slice(), to)?.to_dtype(like.dtype())?;
+            [Tensor::new(perm.as_slice(), to)?, Tensor::new(place, to)?, signs]
+        };
+        #[cfg(not(kernels))]
+        let _ = like;
+        Ok(Self {
+            perm,
+            sign,
+            #[cfg(kernels)]
+            there,
+        })
+    }
+}
+
+/// W (C, C) and log |det W| (a scalar) of `packed`.
+pub fn plu(packed: &Tensor, rows: &Rows) -> Result<(Tensor, Tensor)> {
+    if !super::on_cpu(packed) {
+        reference::kernel!([packed], super::kernels::plu(packed, &rows.there[0], &rows.there[2]));
+        return reference::plu(packed, &rows.perm, &rows.sign);
     }
     let n = packed.dim(0)?;
-    let flat = packed.apply_op1(Plu { perm: perm.to_vec(), sign: sign.to_vec() })?;
+    let flat = packed.apply_op1(Plu { perm: rows.perm.clone(), sign: rows.sign.clone() })?;
     Ok((flat.narrow(0, 0, n * n)?.reshape((n, n))?, flat.narrow(0, n * n, 1)?.reshape(())?))
 }
 
 /// The gradient of `packed`, from that of W (C, C) and that of the log-det.
-pub(crate) fn plu_backward(
-    packed: &Tensor,
-    perm: &[u32],
-    sign: &[f64],
-    gw: &Tensor,
-    gld: &Tensor,
-) -> Result<Tensor> {
-    if !packed.device().is_cpu() {
+pub(crate) fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, gld: &Tensor) -> Result<Tensor> {
+    if !super::on_cpu(packed) {
+        reference::kernel!(
+            [packed, gw, gld],
+            super::kernels::plu_backward(packed, &rows.there[1], &rows.there[2], gw, gld)
+        );
         let mut g = reference::gradients(&[packed], &[gw, gld], |v| {
-            let (w, log_det) = reference::plu(&v[0], perm, sign)?;
+            let (w, log_det) = reference::plu(&v[0], &rows.perm, &rows.sign)?;
             Ok(vec![w, log_det])
         })?;
         return Ok(g.pop().expect("one"));
     }
     let g = Tensor::cat(&[&gw.flatten_all()?, &gld.reshape(1)?], 0)?;
-    packed.apply_op2_no_bwd(&g, &PluBack(Plu { perm: perm.to_vec(), sign: sign.to_vec() }))
+    let op = Plu { perm: rows.perm.clone(), sign: rows.sign.clone() };
+    packed.apply_op2_no_bwd(&g, &PluBack(op))
 }
 
 #[derive(Clone)]

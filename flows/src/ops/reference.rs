@@ -6,6 +6,17 @@ use super::update::{Accumulate, Apply};
 use crate::bijections::coupling::log_sigmoid;
 use candle_core::{Result, Tensor, Var, bail};
 
+/// Returns what the kernels make of it where they take all of these tensors.
+macro_rules! kernel {
+    ([$($t:expr),*], $call:expr) => {
+        #[cfg(kernels)]
+        if super::kernels::take(&[$($t),*]) {
+            return $call;
+        }
+    };
+}
+pub(crate) use kernel;
+
 /// The gradients of `inputs` through `f`, given those of its outputs.
 pub(crate) fn gradients(
     inputs: &[&Tensor],
@@ -30,8 +41,8 @@ pub(crate) fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     conv_nchw(&x.transpose(0, 1)?.contiguous()?, w)?.transpose(0, 1)?.contiguous()
 }
 
-/// y (B, O, H, W) = w * x for x (B, C, H, W).
-fn conv_nchw(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+/// y (B, O, H, W) = w * x for x (B, C, H, W), in the type of x.
+pub(crate) fn conv_nchw(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     // candle's own gradients of a convolution on a GPU are those of its naive transposed convolution, with cuDNN, too.
     #[cfg(feature = "cudnn")]
     if x.device().is_cuda() {
@@ -40,8 +51,21 @@ fn conv_nchw(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     x.conv2d(w, w.dim(2)? / 2, 1, 1, 1)
 }
 
+/// The gradients of x and w.
+#[cfg(kernels)]
+pub(crate) fn conv_nchw_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cudnn")]
+    if x.device().is_cuda() {
+        return super::cudnn::conv2d_backward(x, w, gy);
+    }
+    let mut g = gradients(&[x, w], &[gy], |v| Ok(vec![conv_nchw(&v[0], &v[1])?]))?;
+    let gw = g.pop().expect("two");
+    Ok((g.pop().expect("two"), gw))
+}
+
 /// [`super::conv::channel_mix`].
 pub(crate) fn channel_mix(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    kernel!([x, w], super::kernels::channel_mix(x, w));
     if x.rank() == 2 {
         return x.matmul(&w.t()?);
     }
@@ -76,6 +100,44 @@ fn mean_var(x: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((mean, var))
 }
 
+/// [`super::channel::act_norm_backward`].
+pub(crate) fn act_norm_backward(
+    z: &Tensor,
+    gz: &Tensor,
+    logs: &Tensor,
+    factor: f64,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    kernel!([z, gz, logs], super::kernels::act_norm_backward(z, gz, logs, factor, false));
+    let scale = (logs * factor)?.exp()?;
+    let sum = |x: &Tensor| x.transpose(0, 1)?.flatten_from(1)?.sum(1);
+    let (gb, gl) = (sum(gz)?, (sum(&(gz * z)?)? * factor)?);
+    let gx = act_norm(gz, &scale.zeros_like()?, logs, factor)?;
+    Ok((gx, (gb * scale)?, gl))
+}
+
+/// [`super::conv::channel_mix_backward`].
+pub(crate) fn channel_mix_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    kernel!([x, w, gy], super::kernels::channel_mix_backward(x, w, gy));
+    let mut g = gradients(&[x, w], &[gy], |v| Ok(vec![channel_mix(&v[0], &v[1])?]))?;
+    let gw = g.pop().expect("two");
+    Ok((g.pop().expect("two"), gw))
+}
+
+/// [`super::coupling::add_part`].
+pub(crate) fn add_part(whole: &Tensor, part: &Tensor, start: usize) -> Result<Tensor> {
+    kernel!([whole, part], super::kernels::add_part(whole, part, start, None));
+    let (n, end) = (whole.dim(1)?, start + part.dim(1)?);
+    let mut parts = Vec::new();
+    if start > 0 {
+        parts.push(whole.narrow(1, 0, start)?);
+    }
+    parts.push((whole.narrow(1, start, end - start)? + part)?);
+    if end < n {
+        parts.push(whole.narrow(1, end, n - end)?);
+    }
+    Tensor::cat(&parts, 1)
+}
+
 /// [`super::channel::moments`].
 pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
     let (mean, var) = mean_var(&x.detach())?;
@@ -91,11 +153,13 @@ pub(crate) fn batch_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64, re
 
 /// [`super::channel::act_norm`].
 pub(crate) fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    kernel!([x, bias, logs], super::kernels::act_norm(x, Some(bias), Some(logs), factor, false));
     x.broadcast_add(&second(bias, x)?)?.broadcast_mul(&second(&(logs * factor)?.exp()?, x)?)
 }
 
 /// [`super::channel::act_norm_inverse`].
 pub(crate) fn act_norm_inverse(z: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
+    kernel!([z, bias, logs], super::kernels::act_norm_inverse(z, bias, logs, factor));
     z.broadcast_mul(&second(&(logs * -factor)?.exp()?, z)?)?.broadcast_sub(&second(bias, z)?)
 }
 
@@ -178,11 +242,13 @@ fn law_forward(l: &Law, x: &Tensor, net: &Tensor, gain: Option<&Tensor>) -> Resu
 
 /// [`Law::forward`].
 pub(crate) fn coupling(l: &Law, x: &Tensor, net: &Tensor) -> Result<(Tensor, Tensor)> {
+    kernel!([x, net], super::kernels::coupling(l, x, net));
     law_forward(l, x, net, l.gain)
 }
 
 /// [`Law::inverse`].
 pub(crate) fn coupling_inverse(l: &Law, y: &Tensor, net: &Tensor) -> Result<Tensor> {
+    kernel!([y, net], super::kernels::coupling_inverse(l, y, net));
     Ok(law(l, y, net, l.gain, true)?.0)
 }
 
@@ -194,6 +260,7 @@ pub(crate) fn coupling_backward(
     gy: &Tensor,
     gld: &Tensor,
 ) -> Result<Back> {
+    kernel!([x, net, gy, gld], super::kernels::coupling_backward(l, x, net, gy, gld));
     let learned: Vec<&Tensor> = l.gain.into_iter().collect();
     let mut g = gradients(&[&[x, net], learned.as_slice()].concat(), &[gy, gld], |v| {
         let (y, log_det) = law_forward(l, &v[0], &v[1], v.get(2).map(Var::as_tensor))?;
@@ -322,13 +389,14 @@ mod tests {
         }
 
         let (packed, perm, sign) = (wave(&[5, 5], 0.9), [3, 0, 4, 1, 2], [1., -1., -1., 1., 1.]);
-        let (a, b) = (plu::plu(&packed, &perm, &sign)?, plu(&packed, &perm, &sign)?);
+        let rows = plu::Rows::new(perm.to_vec(), sign.to_vec(), &packed)?;
+        let (a, b) = (plu::plu(&packed, &rows)?, plu(&packed, &perm, &sign)?);
         near("plu", &a.0, &b.0);
         near("plu's log-det", &a.1, &b.1);
         let (gw, gld) = (wave(&[5, 5], 0.31), wave(&[1], 0.4).reshape(())?);
         let of = |v: &[Var]| plu(&v[0], &perm, &sign).map(|(w, l)| vec![w, l]);
         let want = gradients(&[&packed], &[&gw, &gld], of)?;
-        near("plu's gradient", &plu::plu_backward(&packed, &perm, &sign, &gw, &gld)?, &want[0]);
+        near("plu's gradient", &plu::plu_backward(&packed, &rows, &gw, &gld)?, &want[0]);
 
         let (x, w, b) = (wave(&[5, 7], 0.3), wave(&[4, 7], 0.7), wave(&[4], 1.1));
         let g = wave(&[5, 4], 0.9);

@@ -164,7 +164,7 @@ pub fn accumulate(state: &Tensor, g: &Tensor, clip: f64, rule: Accumulate) -> Re
     if state.elem_count() != 2 * g.elem_count() {
         bail!("optimiser state of {} numbers met a gradient of {}", state.elem_count(), g.elem_count());
     }
-    if !state.device().is_cpu() {
+    if !crate::ops::on_cpu(state) {
         return reference::accumulate(state, g, clip, rule);
     }
     state.inplace_op2(&g.contiguous()?, &State { rule, clip })
@@ -172,7 +172,7 @@ pub fn accumulate(state: &Tensor, g: &Tensor, clip: f64, rule: Accumulate) -> Re
 
 /// Moves the parameter `p` by its `state`.
 pub fn apply(p: &Tensor, state: &Tensor, rule: Apply) -> Result<()> {
-    if !p.device().is_cpu() {
+    if !crate::ops::on_cpu(p) {
         return reference::apply(p, state, rule);
     }
     p.inplace_op2(state, &rule)
@@ -180,7 +180,7 @@ pub fn apply(p: &Tensor, state: &Tensor, rule: Apply) -> Result<()> {
 
 /// e <- decay e + (1 - decay) p.
 pub fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
-    if !e.device().is_cpu() {
+    if !crate::ops::on_cpu(e) {
         return reference::average(e, p, decay);
     }
     e.inplace_op2(p, &Average(decay))
@@ -189,7 +189,7 @@ pub fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
 /// The sum of squares in f64: fixed blocks, added in order, so that it is the same for any number of threads.
 pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
     let t = t.contiguous()?;
-    if !t.device().is_cpu() {
+    if !crate::ops::on_cpu(&t) {
         return t.sqr()?.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar();
     }
     let (storage, layout) = t.storage_and_layout();

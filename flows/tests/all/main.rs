@@ -51,6 +51,13 @@ macro_rules! twins {
                 crate::on(candle_core::Device::Cpu, run)
             }
 
+            /// The way of a GPU, on the CPU through the emulated kernels.
+            #[cfg(feature = "emulate")]
+            #[test]
+            fn emulated() -> anyhow::Result<()> {
+                flows::ops::kernels::emulate(|| crate::on(candle_core::Device::Cpu, run))
+            }
+
             #[test]
             fn cuda() -> anyhow::Result<()> {
                 crate::gpu().map_or(Ok(()), |gpu| crate::on(gpu, run))

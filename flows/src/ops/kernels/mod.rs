@@ -34,9 +34,41 @@ const BLOCKS: usize = 2112;
 
 /// Whether the kernels take these tensors: on a GPU, f32 or f64, outside any graph.
 pub(crate) fn take(tensors: &[&Tensor]) -> bool {
-    tensors
-        .iter()
-        .all(|t| t.device().is_cuda() && !t.track_op() && matches!(t.dtype(), DType::F32 | DType::F64))
+    tensors.iter().all(|t| here(t) && !t.track_op() && matches!(t.dtype(), DType::F32 | DType::F64))
+}
+
+/// Whether kernels run where `t` is.
+pub(crate) fn here(t: &Tensor) -> bool {
+    #[cfg(feature = "emulate")]
+    if emulating() {
+        return t.device().is_cpu();
+    }
+    t.device().is_cuda()
+}
+
+#[cfg(feature = "emulate")]
+thread_local! {
+    static EMULATING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether this thread treats the CPU as a GPU.
+#[cfg(feature = "emulate")]
+pub(crate) fn emulating() -> bool {
+    EMULATING.get()
+}
+
+/// Runs `f` with the CPU in the place of a GPU, on this thread: whole models then go the way that they go on a GPU, through
+/// the emulated kernels.
+#[cfg(feature = "emulate")]
+pub fn emulate<R>(f: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            EMULATING.set(self.0);
+        }
+    }
+    let _before = Before(EMULATING.replace(true));
+    f()
 }
 
 /// A device address, as kernels take it.
