@@ -85,6 +85,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A batch that is on the device already.
+    #[cfg(kernels)]
+    pub fn new(x: Tensor, labels: Option<Tensor>) -> Self {
+        Self { x, labels }
+    }
+
     /// The labels (B,), if the model is class-conditional.
     pub fn cond(&self) -> Option<&Tensor> {
         self.labels.as_ref()
@@ -120,6 +126,12 @@ impl<'a> Examples<'a> {
             );
         }
         Ok(Self { split, bits: model.bits(), conditional: model.classes().is_some() })
+    }
+
+    /// The split itself.
+    #[cfg(kernels)]
+    pub fn split(&self) -> &'a Split {
+        self.split
     }
 
     /// The number of examples.

@@ -113,13 +113,12 @@ impl Compute {
             None => None,
         };
         let Some(ordinal) = ordinal else { bail!("--device {}: it is `cpu` or `cuda:N`", self.device) };
-        ensure!(
-            candle_core::utils::cuda_is_available(),
-            "--device {}: this binary was built without CUDA, use --device cpu",
-            self.device
-        );
-        Device::new_cuda(ordinal)
-            .with_context(|| format!("--device {}: this GPU cannot be opened, use --device cpu", self.device))
+        #[cfg(feature = "cuda")]
+        return flows::cuda::device(ordinal).with_context(|| {
+            format!("--device {}: this GPU cannot be opened, use --device cpu", self.device)
+        });
+        #[cfg(not(feature = "cuda"))]
+        bail!("--device cuda:{ordinal}: this binary was built without CUDA, use --device cpu")
     }
 
     /// The device's name in a summary.

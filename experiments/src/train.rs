@@ -24,7 +24,11 @@ use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
+
+#[cfg(kernels)]
+mod gpu;
 
 /// Training images that drift is measured on.
 const PROBED: usize = 16;
@@ -238,11 +242,24 @@ fn train_in_pool(
         model,
     };
     run.begin()?;
+    #[cfg(kernels)]
+    if let Some(gpu) = gpu::Gpu::start(&run)? {
+        return run.go(Source::Gpu(Box::new(gpu)));
+    }
     // The thread that prepares batches ends when `batches` is dropped, which is before the scope waits for it.
     std::thread::scope(|scope| {
         let batches = feed.start(run.position.update, scope);
-        run.go(|| batches.recv().map_err(|_| anyhow!("the thread that prepares batches ended early")))
+        run.go(Source::Thread(&batches))
     })
+}
+
+/// Where updates come from.
+enum Source<'a> {
+    /// Batches that a thread prepares.
+    Thread(&'a Receiver<Host>),
+    /// The GPU makes them itself.
+    #[cfg(kernels)]
+    Gpu(Box<gpu::Gpu>),
 }
 
 /// This process's share of a run.
@@ -306,12 +323,21 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn go(&mut self, mut next: impl FnMut() -> Result<Host>) -> Result<Outcome> {
+    fn go(&mut self, mut source: Source) -> Result<Outcome> {
         let t = &self.recipe.train;
         loop {
             let update = self.position.update;
             let done = self.done();
             let regular = update > 0 && update.is_multiple_of(t.validate_every);
+            #[cfg(kernels)]
+            if let Source::Gpu(gpu) = &mut source
+                && (regular
+                    || done.is_some()
+                    || self.stop.load(Ordering::Relaxed)
+                    || update.is_multiple_of(t.checkpoint_every))
+            {
+                self.read_back(gpu)?;
+            }
             if (regular || done.is_some()) && self.position.validated != Some(update) {
                 if !self.validate()? {
                     self.checkpoint()?;
@@ -336,7 +362,14 @@ impl Run<'_> {
             {
                 self.probe()?;
             }
-            self.step(next()?)?;
+            match &mut source {
+                Source::Thread(batches) => {
+                    let host = batches.recv();
+                    self.step(host.map_err(|_| anyhow!("the thread that prepares batches ended early"))?)?;
+                }
+                #[cfg(kernels)]
+                Source::Gpu(gpu) => self.step_on_gpu(gpu)?,
+            }
         }
     }
 
@@ -379,16 +412,25 @@ impl Run<'_> {
         t.minutes.filter(|m| self.wall_seconds() >= m * 60.).map(|_| StoppedBy::Minutes)
     }
 
+    /// Bits/dim of a nat.
+    fn to_bits(&self) -> f64 {
+        1. / (self.model.dims() as f64 * LN_2)
+    }
+
+    /// What -log p(x) is multiplied by in the loss.
+    fn loss_factor(&self) -> f64 {
+        match self.recipe.train.loss {
+            LossUnit::BitsPerDim => self.to_bits(),
+            LossUnit::Nats => 1.,
+        }
+    }
+
     fn step(&mut self, host: Host) -> Result<()> {
         let start = Instant::now();
         let t = &self.recipe.train;
         let update = self.position.update;
         let batch = self.feed.examples.batch(host, self.device)?;
-        let to_bits = 1. / (self.model.dims() as f64 * LN_2);
-        let factor = match t.loss {
-            LossUnit::BitsPerDim => to_bits,
-            LossUnit::Nats => 1.,
-        };
+        let (to_bits, factor) = (self.to_bits(), self.loss_factor());
         let (mut measured, ctx) = (None, Ctx::train().with_cond(batch.cond()));
         let result = self.model.gradients(&batch.x, ctx, t.memory, |log_prob| {
             let mean = log_prob.mean_all()?;
@@ -409,8 +451,7 @@ impl Run<'_> {
             (Ok(_), None) => unreachable!("a pass that succeeds has computed its loss"),
         };
         if t.l2 > 0. {
-            let scales = |name: &str| name.ends_with(".magnitude") || name.ends_with(".gain");
-            optim::add_l2(&mut grads, self.model.params(), t.l2, scales)?;
+            optim::add_l2(&mut grads, self.model.params(), t.l2, has_l2)?;
         }
         let norm = optim::global_norm(&grads)?;
         if !norm.is_finite() {
@@ -630,6 +671,11 @@ impl Run<'_> {
             kept(self.checkpointed, self.out)
         )
     }
+}
+
+/// Whether `train.l2` is on the parameter of this name: on scales.
+fn has_l2(name: &str) -> bool {
+    name.ends_with(".magnitude") || name.ends_with(".gain")
 }
 
 /// What is left after a failure.
@@ -982,5 +1028,50 @@ mod tests {
         assert!(err(&|r| r.train.updates = None).contains("`train.epochs`"));
         let endless = |r: &mut Recipe| (r.train.updates, r.train.minutes) = (None, Some(1.));
         assert!(err(&endless).contains("cosine"));
+    }
+
+    /// The way of a GPU, on this thread through the emulated kernels.
+    #[cfg(feature = "emulate")]
+    fn run_as_gpu(recipe: &Recipe, out: &Path, show: &mut Show, stop: &AtomicBool) -> Result<Outcome> {
+        flows::ops::kernels::emulate(|| train_in_pool(recipe, &data(), &Device::Cpu, out, show, stop))
+    }
+
+    #[cfg(feature = "emulate")]
+    #[test]
+    fn a_gpu_trains_alike_and_resumes_to_the_same_bits() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (straight, parts, cpu) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
+        let never = AtomicBool::new(false);
+        let mut show = Show::default();
+        let whole = run_as_gpu(&recipe(), &straight, &mut show, &never)?;
+        assert!(whole.finished && whole.updates == 12);
+        assert_eq!(show.steps, [2, 4, 6, 8, 10, 12]);
+        assert!(show.messages.iter().any(|m| m.contains("kernel by kernel")), "{:?}", show.messages);
+        let stop = AtomicBool::new(false);
+        let mut interrupted = Show { stop_after: Some((4, &stop)), ..Show::default() };
+        assert!(!run_as_gpu(&recipe(), &parts, &mut interrupted, &stop)?.finished);
+        assert_eq!(run_as_gpu(&recipe(), &parts, &mut Show::default(), &never)?.updates, 12);
+        let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+        assert_eq!(bytes(&straight), bytes(&parts));
+        // Other noise than on the CPU, and so other numbers, but not far from them.
+        let other = run(&recipe(), &cpu)?;
+        let (a, b) = (whole.best_validation.unwrap().1, other.best_validation.unwrap().1);
+        assert!((a - b).abs() < 0.3, "{a} as a GPU, {b} on the CPU");
+        assert_ne!(bytes(&straight), bytes(&cpu));
+        Ok(())
+    }
+
+    #[cfg(feature = "emulate")]
+    #[test]
+    fn a_gpu_stops_at_what_is_not_finite() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut recipe = recipe();
+        (recipe.train.lr, recipe.train.schedule, recipe.train.warmup_images) = (1e20, Schedule::Constant, 0);
+        recipe.train.log_every = 6;
+        let error =
+            run_as_gpu(&recipe, dir.path(), &mut Show::default(), &AtomicBool::new(false)).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("of update 2 is not finite, first in layer `"), "{text}");
+        Ok(())
     }
 }

@@ -14,6 +14,8 @@
 pub mod backward;
 pub mod bijection;
 pub mod bijections;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod flow;
 pub mod linalg;
 pub mod models;

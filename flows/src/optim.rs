@@ -4,6 +4,8 @@
 //! number of threads.
 
 pub use crate::backward::Grads;
+#[cfg(kernels)]
+use crate::ops::kernels::{Hyper, Tally, Update};
 use crate::ops::update::{self, Accumulate, Apply};
 use crate::params::{Param, Params};
 use candle_core::{Result, Tensor, bail};
@@ -121,6 +123,25 @@ impl Optimizer {
         Ok(())
     }
 
+    /// The numbers of step `t` for the kernels.
+    #[cfg(kernels)]
+    fn numbers(&self, lr: f64) -> Hyper {
+        let t = self.step as f64;
+        match self.rule {
+            Rule::Adam { b1, b2, eps } => {
+                let (c1, c2) = (1. - b1.powf(t), 1. - b2.powf(t));
+                Hyper { rule: 0., b1, b2, eps, a: lr / c1, c: c2.powf(-0.5), ..Hyper::default() }
+            }
+            Rule::Adamax { b1, b2, eps, adam_correction } => {
+                let c2 = if adam_correction { (1. - b2.powf(t)).sqrt() } else { 1. };
+                Hyper { rule: 1., b1, b2, eps, a: lr * c2 / (1. - b1.powf(t)), c: 1., ..Hyper::default() }
+            }
+            Rule::RmsProp { rho, momentum, eps } => {
+                Hyper { rule: 2., b2: rho, eps, lr, momentum, ..Hyper::default() }
+            }
+        }
+    }
+
     /// The state by parameter name, (2, N) each, for a checkpoint; with [`Optimizer::step_count`] it is all there is.
     pub fn state(&self) -> &BTreeMap<String, Tensor> {
         &self.state
@@ -167,11 +188,16 @@ impl Ema {
         Ok(Self { decay, average, step: 0 })
     }
 
-    /// Follows the parameters by one step.
-    pub fn update(&mut self, params: &Params) -> Result<()> {
+    /// Counts a step; what the averages keep in it.
+    fn next_decay(&mut self) -> f64 {
         self.step += 1;
         let t = self.step as f64;
-        let d = self.decay.min((1. + t) / (10. + t));
+        self.decay.min((1. + t) / (10. + t))
+    }
+
+    /// Follows the parameters by one step.
+    pub fn update(&mut self, params: &Params) -> Result<()> {
+        let d = self.next_decay();
         for (name, p) in params.trained() {
             update::average(&self.average[&name], p.value(), d)?;
         }
@@ -202,15 +228,70 @@ impl Ema {
         Ok(())
     }
 
-    /// Exchanges the model's trained parameters with the averages; called twice, all is as before.
+    /// Exchanges the model's trained parameters with the averages, in place; called twice, all is as before.
     pub fn swap(&mut self, params: &Params) -> Result<()> {
         for (name, p) in params.trained() {
-            let e = self.average.get_mut(&name).expect("made from the same parameters");
+            let e = self.average.get(&name).expect("made from the same parameters");
             let old = p.value().copy()?;
             p.set(e)?;
-            *e = old;
+            update::set(e, &old)?;
         }
         Ok(())
+    }
+}
+
+/// Clipping, optimiser and moving average of a training step on a GPU: three launches for all parameters, and nothing
+/// waits. Whatever changes from step to step is written by [`OnDevice::set`] before the step, so that the step itself can
+/// be recorded and replayed ([`crate::ops::kernels::Graph`]).
+///
+/// It works on the optimiser's state and on the averages in place: make it when they have been restored.
+#[cfg(kernels)]
+pub struct OnDevice {
+    params: Vec<(String, Param)>,
+    update: Update,
+}
+
+#[cfg(kernels)]
+impl OnDevice {
+    /// `l2(name)` is the weight of |p|^2 in the loss, as in [`add_l2`].
+    pub fn new(optimizer: &Optimizer, ema: Option<&Ema>, l2: impl Fn(&str) -> f64) -> Result<Self> {
+        let params = optimizer.params.clone();
+        let weights: Vec<f64> = params.iter().map(|(name, _)| 2. * l2(name)).collect();
+        let values = params.iter().map(|(_, p)| p.value().clone()).collect();
+        let state = params.iter().map(|(name, _)| optimizer.state[name].clone()).collect();
+        let average = ema.map(|e| params.iter().map(|(name, _)| e.average[name].clone()).collect());
+        Ok(Self { update: Update::new(values, state, average, &weights)?, params })
+    }
+
+    /// Counts a step, and writes its numbers to the device.
+    pub fn set(
+        &self,
+        optimizer: &mut Optimizer,
+        ema: Option<&mut Ema>,
+        lr: f64,
+        max_norm: Option<f64>,
+    ) -> Result<()> {
+        optimizer.step += 1;
+        let hyper = Hyper {
+            decay: ema.map_or(0., Ema::next_decay),
+            max_norm: max_norm.unwrap_or(f64::INFINITY),
+            ..optimizer.numbers(lr)
+        };
+        self.params.iter().for_each(|(_, p)| p.changed());
+        self.update.set(&hyper)
+    }
+
+    /// The step along `grads`; `log_prob` is the batch's mean log p(x), a scalar. Where it or the gradients are not finite,
+    /// neither this step nor any later one changes anything.
+    pub fn run(&mut self, grads: &Grads, log_prob: &Tensor) -> Result<()> {
+        let of = |(name, _): &(String, Param)| grads.get(name).map(Tensor::contiguous).transpose();
+        let grads = self.params.iter().map(of).collect::<Result<Vec<_>>>()?;
+        self.update.run(&grads, log_prob)
+    }
+
+    /// Sums over the steps since the last call; waits for them.
+    pub fn tally(&self) -> Result<Tally> {
+        self.update.tally()
     }
 }
 
@@ -255,6 +336,72 @@ mod tests {
         let m2 = momentum * m1 - lr / f64::sqrt(v2 + eps);
         let got = run(Rule::RmsProp { rho, momentum, eps }, lr)?;
         assert!((got - (1. - m1 - m2)).abs() < 1e-14);
+        Ok(())
+    }
+
+    /// A few steps of every rule with clipping, L2 and averages: the kernels against the updates written for the processor.
+    #[cfg(feature = "emulate")]
+    #[test]
+    fn kernels_take_the_same_steps() -> Result<()> {
+        let adamax = |adam_correction| Rule::Adamax { b1: 0.9, b2: 0.99, eps: 1e-3, adam_correction };
+        for rule in [
+            Rule::Adam { b1: 0.9, b2: 0.99, eps: 1e-3 },
+            adamax(false),
+            adamax(true),
+            Rule::RmsProp { rho: 0.9, momentum: 0.5, eps: 1e-3 },
+        ] {
+            let make = || -> Result<_> {
+                let params = Params::seeded(3, DType::F64, &Device::Cpu);
+                params.vb().get((130, 150), "a", Init::Normal(1.))?;
+                params.vb().get(7, "b", Init::Normal(1.))?;
+                params.vb().get(5, "untouched", Init::Normal(1.))?;
+                let (optimizer, ema) = (Optimizer::new(rule, &params)?, Ema::new(0.9, &params)?);
+                Ok((params, optimizer, ema))
+            };
+            let ((p, mut opt, mut ema), (q, mut other, mut other_ema)) = (make()?, make()?);
+            let l2 = |name: &str| if name == "b" { 0.3 } else { 0. };
+            let mut step = OnDevice::new(&other, Some(&other_ema), l2)?;
+            let grads_of = |params: &Params, t: f64| -> Result<Grads> {
+                let all = params.trained().into_iter().filter(|(name, _)| name != "untouched");
+                all.map(|(name, p)| Ok((name, ((p.value() * 3.)?.sin()? * t)?))).collect()
+            };
+            let (mut norms, mut clips) = (0., 0.);
+            for t in [0.2, 0.001, 1.5] {
+                let mut grads = grads_of(&p, t)?;
+                add_l2(&mut grads, &p, 0.3, |name| name == "b")?;
+                let norm = global_norm(&grads)?;
+                let clip = if norm > 10. { 10. / norm } else { 1. };
+                opt.step(&grads, 0.1, clip)?;
+                ema.update(&p)?;
+                (norms, clips) = (norms + norm, clips + clip);
+                step.set(&mut other, Some(&mut other_ema), 0.1, Some(10.))?;
+                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &Device::Cpu)?)?;
+            }
+            let near = |what: &str, a: &Tensor, b: &Tensor| -> Result<()> {
+                let d = (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                assert!(d < 1e-13, "{rule:?}: {what} differs by {d:e}");
+                Ok(())
+            };
+            for ((name, a), (_, b)) in p.trained().iter().zip(q.trained()) {
+                near(name, a.value(), b.value())?;
+                near("state", &opt.state()[name], &other.state()[name])?;
+                near("average", &ema.average()[name], &other_ema.average()[name])?;
+            }
+            let tally = step.tally()?;
+            assert_eq!((tally.log_prob, tally.updates, tally.not_finite), (-6., 3, None));
+            assert!((tally.norm - norms).abs() < 1e-9 && (tally.clip - clips).abs() < 1e-12);
+            assert!(clips < 3., "one of the steps was clipped");
+
+            // After a gradient that is not finite nothing moves, whatever comes next.
+            let before = q.trained()[0].1.value().copy()?;
+            for t in [f64::NAN, 0.5] {
+                step.set(&mut other, Some(&mut other_ema), 0.1, None)?;
+                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &Device::Cpu)?)?;
+            }
+            let tally = step.tally()?;
+            assert_eq!((tally.updates, tally.not_finite), (0, Some(false)));
+            near("a parameter", q.trained()[0].1.value(), &before)?;
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! what kernels are tested against.
 
 use super::coupling::{Back, Law, LogScale};
-use super::update::{Accumulate, Apply};
+use super::update::{Accumulate, Apply, set};
 use crate::bijections::coupling::log_sigmoid;
 use candle_core::{Result, Tensor, Var, bail};
 
@@ -305,14 +305,6 @@ pub(crate) fn apply(p: &Tensor, state: &Tensor, rule: Apply) -> Result<()> {
 /// [`super::update::average`].
 pub(crate) fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
     set(e, &((e * decay)? + (p * (1. - decay))?)?)
-}
-
-/// Overwrites `to`, which may be a scalar.
-fn set(to: &Tensor, from: &Tensor) -> Result<()> {
-    if to.rank() == 0 {
-        return to.reshape(1)?.slice_set(&from.reshape(1)?, 0, 0);
-    }
-    to.slice_set(&from.contiguous()?, 0, 0)
 }
 
 #[cfg(test)]

@@ -186,6 +186,14 @@ pub fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
     e.inplace_op2(p, &Average(decay))
 }
 
+/// Overwrites the values of `to`, which may be a scalar, in place.
+pub(crate) fn set(to: &Tensor, from: &Tensor) -> Result<()> {
+    if to.rank() == 0 {
+        return to.reshape(1)?.slice_set(&from.reshape(1)?, 0, 0);
+    }
+    to.slice_set(&from.contiguous()?, 0, 0)
+}
+
 /// The sum of squares in f64: fixed blocks, added in order, so that it is the same for any number of threads.
 pub fn sum_of_squares(t: &Tensor) -> Result<f64> {
     let t = t.contiguous()?;

@@ -1,12 +1,13 @@
 //! Every test of the library that computes, each on the CPU and on a GPU: one binary, so that it can be taken to a machine
 //! that has a GPU and no compiler.
 //!
+//! With the feature `emulate` each has a third one, `emulated`: the way of a GPU on the CPU.
+//!
 //! A test's second half, `cuda`, is skipped with a message where there is no GPU; with the variable `FLOWS_NEED_CUDA` set it
 //! fails instead (`just test-cuda`). Both halves hold the same numbers to the same bounds, most of them in f64.
 
 use candle_core::Device;
 use std::cell::RefCell;
-use std::sync::OnceLock;
 
 thread_local! {
     static DEVICE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
@@ -23,18 +24,20 @@ fn on(device: Device, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Resu
     test()
 }
 
-/// The first GPU, or `None` after a message.
+/// The first GPU, or `None` after a message. Each test opens it anew: tests run side by side, each on a stream of its own.
 fn gpu() -> Option<Device> {
-    static GPU: OnceLock<Option<Device>> = OnceLock::new();
-    GPU.get_or_init(|| match Device::new_cuda(0) {
+    #[cfg(feature = "cuda")]
+    let opened = flows::cuda::device(0);
+    #[cfg(not(feature = "cuda"))]
+    let opened: candle_core::Result<Device> = Err(candle_core::Error::msg("built without CUDA"));
+    match opened {
         Ok(device) => Some(device),
         Err(e) => {
             assert!(std::env::var_os("FLOWS_NEED_CUDA").is_none(), "no GPU can be opened: {e}");
             println!("skipped: no GPU can be opened ({e})");
             None
         }
-    })
-    .clone()
+    }
 }
 
 /// A test with its twin: `name::cpu` and `name::cuda`.

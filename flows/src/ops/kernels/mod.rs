@@ -34,16 +34,18 @@ const BLOCKS: usize = 2112;
 
 /// Whether the kernels take these tensors: on a GPU, f32 or f64, outside any graph.
 pub(crate) fn take(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| here(t) && !t.track_op() && matches!(t.dtype(), DType::F32 | DType::F64))
+    tensors
+        .iter()
+        .all(|t| run_on(t.device()) && !t.track_op() && matches!(t.dtype(), DType::F32 | DType::F64))
 }
 
-/// Whether kernels run where `t` is.
-pub(crate) fn here(t: &Tensor) -> bool {
+/// Whether kernels run on `device`.
+pub fn run_on(device: &Device) -> bool {
     #[cfg(feature = "emulate")]
     if emulating() {
-        return t.device().is_cpu();
+        return device.is_cpu();
     }
-    t.device().is_cuda()
+    device.is_cuda()
 }
 
 #[cfg(feature = "emulate")]

@@ -12,7 +12,6 @@ const TENSORS: usize = 3500;
 /// Copies numbers of the host over the first ones of a tensor, in the stream's order.
 pub(super) enum Upload<'a> {
     F64(&'a [f64]),
-    U32(&'a [u32]),
     I64(&'a [i64]),
 }
 
@@ -24,7 +23,6 @@ impl InplaceOp1 for Upload<'_> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
         match (self, storage) {
             (Self::F64(from), CpuStorage::F64(to)) => to[..from.len()].copy_from_slice(from),
-            (Self::U32(from), CpuStorage::U32(to)) => to[..from.len()].copy_from_slice(from),
             (Self::I64(from), CpuStorage::I64(to)) => to[..from.len()].copy_from_slice(from),
             (_, other) => bail!("an upload met {:?}", other.dtype()),
         }
@@ -37,10 +35,6 @@ impl InplaceOp1 for Upload<'_> {
         match self {
             Self::F64(from) => {
                 let slice = storage.as_cuda_slice_mut::<f64>()?;
-                device.memcpy_htod(*from, &mut slice.slice_mut(..from.len()))
-            }
-            Self::U32(from) => {
-                let slice = storage.as_cuda_slice_mut::<u32>()?;
                 device.memcpy_htod(*from, &mut slice.slice_mut(..from.len()))
             }
             Self::I64(from) => {
