@@ -11,6 +11,12 @@ reproduce recipe *args:
 test:
     cargo test --workspace
 
+# The way of a GPU on the processor: the kernels as C, alone, in whole models, and in training
+test-emulated:
+    cargo test --workspace --features experiments/emulate --lib
+    cargo test --workspace --features experiments/emulate --test all emulated
+    cargo test --workspace --features experiments/emulate --bin flow train
+
 # The tests that compute, on the first GPU; fails where there is none
 test-cuda:
     FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda

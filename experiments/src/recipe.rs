@@ -9,6 +9,7 @@
 use crate::data;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
+use flows::ops::precision::Precision;
 use flows::optim::Rule;
 use flows::{Memory, ModelConfig};
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,9 @@ pub struct Train {
     /// Whether an update stores its activations or rebuilds them on the way back.
     #[serde(default)]
     pub memory: Memory,
+    /// In which precision a GPU multiplies inside networks during training; every evaluation is in full precision.
+    #[serde(default)]
+    pub precision: Precision,
     /// With `memory = "recompute"`: how far rebuilt inputs drift is measured every so many updates, and layers beyond the
     /// bound are stored from then on.
     #[serde(default = "default_probe")]

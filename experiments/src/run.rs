@@ -12,10 +12,11 @@ use crate::limits::Use;
 use crate::lock::Lock;
 use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
-use crate::summary::{self, Beside, Codecs, Gaussian, Summary};
+use crate::summary::{self, Beside, Codecs, Gaussian, Rounded, Summary};
 use crate::{codecs, limits, output, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
+use flows::ops::precision::{self, Precision};
 use flows::{Memory, Model};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -111,6 +112,24 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
         return Ok(interrupted());
     };
     result.train = Some(measured);
+    if recipe.train.precision != Precision::Full {
+        let (split, what, full) = match (&data.valid, &result.validation, &result.test) {
+            (Some(valid), Some(full), _) => (valid, "validation", full.bits_per_dim),
+            (_, _, Some(full)) => (&data.test, "test", full.bits_per_dim),
+            _ => (&data.train, "train", result.train.as_ref().map_or(f64::NAN, |t| t.bits_per_dim)),
+        };
+        let limit = (what == "train").then_some(TRAIN_IMAGES);
+        let again = || score(split, "images in the precision of training", limit);
+        let Some(measured) = precision::within(recipe.train.precision, again)? else {
+            return Ok(interrupted());
+        };
+        result.rounded = Some(Rounded {
+            precision: recipe.train.precision,
+            split: what.to_owned(),
+            bits_per_dim: measured.bits_per_dim,
+            gap: measured.bits_per_dim - full,
+        });
+    }
     if let Some(all) = &result.test {
         let Some((codecs, gaussian)) = beside(&model, recipe, &data, &data.test, all, seed)? else {
             return Ok(interrupted());
@@ -415,6 +434,12 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
         if let Some(score) = score {
             text.push_str(&(terms(score, split) + "\n"));
         }
+    }
+    if let Some(r) = &summary.rounded {
+        text.push_str(&format!(
+            "in the precision of training ({}), {}: {:.4} bits/dim, {:+.4} from full precision\n",
+            r.precision, r.split, r.bits_per_dim, r.gap
+        ));
     }
     for line in comparison(summary.test.as_ref(), &summary.beside) {
         text.push_str(&(line + "\n"));

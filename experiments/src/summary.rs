@@ -12,6 +12,7 @@ use crate::evaluate::Evaluation;
 use crate::recipe::{Paper, Recipe, Resolved};
 use anyhow::{Context, Result};
 use flows::models::write_atomic;
+use flows::ops::precision::Precision;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
@@ -185,6 +186,9 @@ pub struct Summary {
     pub validation: Option<Evaluation>,
     /// The test images.
     pub test: Option<Evaluation>,
+    /// Where training multiplied in another precision: what the model is worth in that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<Rounded>,
     /// What stands beside the number.
     #[serde(flatten)]
     pub beside: Beside,
@@ -196,6 +200,19 @@ pub struct Summary {
     pub command: String,
     /// The machine.
     pub machine: Machine,
+}
+
+/// The saved model in the precision that it was trained in, on images that [`Summary`] has in full precision, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rounded {
+    /// That precision.
+    pub precision: Precision,
+    /// The split.
+    pub split: String,
+    /// Bits/dim in that precision.
+    pub bits_per_dim: f64,
+    /// That minus the bits/dim in full precision, from the same file with the same noise.
+    pub gap: f64,
 }
 
 impl Summary {
@@ -223,6 +240,7 @@ impl Summary {
             train: None,
             validation: None,
             test: None,
+            rounded: None,
             beside: Beside::new(recipe, data),
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -17,6 +17,7 @@ use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::recipe::{LossUnit, Recipe, Schedule, Train};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
+use flows::ops::precision::{self, Precision};
 use flows::optim::{self, Ema, Grads, Optimizer};
 use flows::params::{is_finite, rng_for};
 use flows::{Ctx, Drift, Memory, Mode, Model, SaveOptions};
@@ -156,7 +157,11 @@ fn planned(t: &Train, images: usize) -> Option<(u64, StoppedBy)> {
     [updates, epochs].into_iter().flatten().min_by_key(|(n, _)| *n)
 }
 
-fn check(t: &Train, data: &Dataset) -> Result<()> {
+fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
+    ensure!(
+        t.precision == Precision::Full || device.is_cuda(),
+        "`train.precision` is for GPUs: set it to \"full\", or give --device cuda:0"
+    );
     for (key, value) in [
         ("batch", t.batch as u64),
         ("validate_every", t.validate_every),
@@ -200,7 +205,8 @@ pub fn train(
 ) -> Result<Outcome> {
     // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would wake a worker and
     // sleep until it is done, which for small tensors takes longer than the op.
-    rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop))
+    let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
+    precision::within(recipe.train.precision, train)
 }
 
 fn train_in_pool(
@@ -213,7 +219,7 @@ fn train_in_pool(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let t = &recipe.train;
-    check(t, data)?;
+    check(t, data, device)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
     checkpoint::remove_leftovers(out)?;
     let model = Model::new(recipe.model.clone(), t.seed, DType::F32, device)?;
@@ -539,25 +545,28 @@ impl Run<'_> {
     /// Validates, checkpoints, and saves the model if it is the best so far. `false`: interrupted, nothing changed.
     fn validate(&mut self) -> Result<bool> {
         let update = self.position.update;
-        let measured = self.averaged(|run| {
-            let bits = match run.valid {
-                None => None,
-                Some(split) => {
-                    let go_on = |_, _| !run.stop.load(Ordering::Relaxed);
-                    let options = EvalOptions {
-                        batch: run.recipe.eval.batch,
-                        draws: 1,
-                        seed: run.recipe.train.seed,
-                        limit: run.recipe.train.validate_images,
-                        progress: Some(&go_on),
-                    };
-                    match evaluate_until(&run.model, split, &options)? {
-                        None => return Ok(None),
-                        Some(e) => Some(e.bits_per_dim),
+        // What is compared with the best so far is what will be evaluated: full precision.
+        let measured = precision::within(Precision::Full, || {
+            self.averaged(|run| {
+                let bits = match run.valid {
+                    None => None,
+                    Some(split) => {
+                        let go_on = |_, _| !run.stop.load(Ordering::Relaxed);
+                        let options = EvalOptions {
+                            batch: run.recipe.eval.batch,
+                            draws: 1,
+                            seed: run.recipe.train.seed,
+                            limit: run.recipe.train.validate_images,
+                            progress: Some(&go_on),
+                        };
+                        match evaluate_until(&run.model, split, &options)? {
+                            None => return Ok(None),
+                            Some(e) => Some(e.bits_per_dim),
+                        }
                     }
-                }
-            };
-            Ok(Some((bits, run.reconstruction_error()?)))
+                };
+                Ok(Some((bits, run.reconstruction_error()?)))
+            })
         });
         let measured = measured.with_context(|| {
             format!("the validation after update {update} failed; {}", kept(self.checkpointed, self.out))
@@ -732,6 +741,7 @@ mod tests {
                 ema: Some(0.9),
                 l2: 1e-5,
                 memory: Memory::Store,
+                precision: Precision::Full,
                 probe_every: 4,
                 init_images: 16,
                 hflip: true,

@@ -23,6 +23,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::Full => "full",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
 static CURRENT: AtomicU8 = AtomicU8::new(0);
 
 /// The precision in force.
@@ -39,6 +49,19 @@ pub fn set(precision: Precision) {
     CURRENT.store(precision as u8, Ordering::Relaxed);
     #[cfg(feature = "cuda")]
     candle_core::cuda::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
+}
+
+/// Runs `f` in a precision, and returns to the one before.
+pub fn within<R>(precision: Precision, f: impl FnOnce() -> R) -> R {
+    struct Before(Precision);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            set(self.0);
+        }
+    }
+    let _before = Before(get());
+    set(precision);
+    f()
 }
 
 /// The type of activations inside a network whose input is `x`.
