@@ -69,7 +69,35 @@ macro_rules! twins {
     )*};
 }
 
+/// A test of what only a GPU does: `name::cuda`, and `name::emulated` with that feature.
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+macro_rules! gpu_tests {
+    ($($(#[$doc:meta])* fn $name:ident() $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            fn run() -> anyhow::Result<()> $body
+
+            #[cfg(feature = "emulate")]
+            #[test]
+            fn emulated() -> anyhow::Result<()> {
+                flows::ops::kernels::emulate(|| crate::on(candle_core::Device::Cpu, run))
+            }
+
+            #[test]
+            fn cuda() -> anyhow::Result<()> {
+                crate::gpu().map_or(Ok(()), |gpu| crate::on(gpu, run))
+            }
+        }
+    )*};
+}
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub(crate) use gpu_tests;
+
 mod golden;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod gpu;
 mod laws;
 mod lifecycle;
 mod memory;

@@ -1,0 +1,269 @@
+//! What only a GPU does: the optimiser's kernels, batches that are made on the device, recorded steps, and products in a
+//! reduced precision.
+
+use crate::device;
+use candle_core::{DType, Device, Result, Tensor};
+use flows::models::GlowConfig;
+use flows::ops::kernels::{Batches, Graph, Variation, capture, warm_up};
+use flows::ops::precision::{self, Precision};
+use flows::optim::{Ema, Grads, OnDevice, Optimizer, Rule, add_l2, global_norm};
+use flows::params::Init;
+use flows::{Ctx, Memory, Model, ModelConfig, Params};
+
+fn batches(bits: u8, variation: Variation) -> Result<Batches> {
+    let pixels: Vec<u8> = (0..7 * 30).map(|i| (i * 37 % 256) as u8).collect();
+    Batches::new(&pixels, Some(&[0, 1, 2, 3, 4, 5, 6]), [2, 3, 5], (4, bits, 9), variation, &device())
+}
+
+/// The bytes of example `i`.
+fn example(i: u32) -> Vec<f32> {
+    (0..30).map(|e| ((i * 30 + e) * 37 % 256) as f32).collect()
+}
+
+/// A training run of a small Glow in f64, as the command line has it.
+struct Steps {
+    model: Model,
+    batches: Batches,
+    optimizer: Optimizer,
+    ema: Ema,
+    step: OnDevice,
+    update: u64,
+}
+
+impl Steps {
+    fn new() -> anyhow::Result<Self> {
+        let shape = [1, 4, 4];
+        let config = GlowConfig { shape, levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() };
+        let model = Model::new(ModelConfig::Glow(config), 5, DType::F64, &device())?;
+        model.params().shake(1, 0.05)?;
+        let pixels: Vec<u8> = (0..20 * 16).map(|i| (i * 29 % 251) as u8).collect();
+        let variation = Variation { hflip: true, ..Variation::default() };
+        let batches = Batches::new(&pixels, None, shape, (6, 8, 11), variation, &device())?;
+        let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
+        let (optimizer, ema) = (Optimizer::new(rule, model.params())?, Ema::new(0.99, model.params())?);
+        let step = OnDevice::new(&optimizer, Some(&ema), |_| 0.)?;
+        Ok(Self { model, batches, optimizer, ema, step, update: 0 })
+    }
+
+    /// What the host does before a step.
+    fn prepare(&mut self) -> Result<()> {
+        self.batches.prepare(self.update, |epoch| (0..20).map(|i| (i * 3 + epoch as u32) % 20).collect())?;
+        self.update += 1;
+        self.step.set(&mut self.optimizer, Some(&mut self.ema), 1e-3 / self.update as f64, Some(50.))
+    }
+
+    /// The step.
+    fn pass(&mut self) -> Result<()> {
+        let x = self.batches.next()?.0.to_dtype(DType::F64)?;
+        let mut mean = None;
+        let (_, grads) = self.model.gradients(&x, Ctx::train(), Memory::Store, |log_prob| {
+            let log_prob = log_prob.mean_all()?;
+            mean = Some(log_prob.detach());
+            log_prob * -1.
+        })?;
+        self.step.run(&grads, &mean.expect("computed above"))?;
+        self.batches.advance()
+    }
+}
+
+crate::gpu_tests! {
+    /// A few steps of every rule with clipping, L2 and averages: the kernels against the updates written for the processor.
+    fn kernels_take_the_same_steps() {
+        let adamax = |adam_correction| Rule::Adamax { b1: 0.9, b2: 0.99, eps: 1e-3, adam_correction };
+        for rule in [
+            Rule::Adam { b1: 0.9, b2: 0.99, eps: 1e-3 },
+            adamax(false),
+            adamax(true),
+            Rule::RmsProp { rho: 0.9, momentum: 0.5, eps: 1e-3 },
+        ] {
+            let make = |device: &Device| -> Result<_> {
+                let params = Params::seeded(3, DType::F64, device);
+                params.vb().get((130, 150), "a", Init::Normal(1.))?;
+                params.vb().get(7, "b", Init::Normal(1.))?;
+                params.vb().get(5, "untouched", Init::Normal(1.))?;
+                let (optimizer, ema) = (Optimizer::new(rule, &params)?, Ema::new(0.9, &params)?);
+                Ok((params, optimizer, ema))
+            };
+            let ((p, mut opt, mut ema), (q, mut other, mut other_ema)) = (make(&Device::Cpu)?, make(&device())?);
+            let l2 = |name: &str| if name == "b" { 0.3 } else { 0. };
+            let mut step = OnDevice::new(&other, Some(&other_ema), l2)?;
+            let grads_of = |params: &Params, t: f64| -> Result<Grads> {
+                let all = params.trained().into_iter().filter(|(name, _)| name != "untouched");
+                all.map(|(name, p)| Ok((name, ((p.value() * 3.)?.sin()? * t)?))).collect()
+            };
+            let (mut norms, mut clips) = (0., 0.);
+            for t in [0.2, 0.001, 1.5] {
+                let mut grads = grads_of(&p, t)?;
+                add_l2(&mut grads, &p, 0.3, |name| name == "b")?;
+                let norm = global_norm(&grads)?;
+                let clip = if norm > 10. { 10. / norm } else { 1. };
+                opt.step(&grads, 0.1, clip)?;
+                ema.update(&p)?;
+                (norms, clips) = (norms + norm, clips + clip);
+                step.set(&mut other, Some(&mut other_ema), 0.1, Some(10.))?;
+                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
+            }
+            let near = |what: &str, a: &Tensor, b: &Tensor| -> anyhow::Result<()> {
+                let d = (a - b.to_device(&Device::Cpu)?)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                assert!(d < 1e-13, "{rule:?}: {what} differs by {d:e}");
+                Ok(())
+            };
+            for ((name, a), (_, b)) in p.trained().iter().zip(q.trained()) {
+                near(name, a.value(), b.value())?;
+                near("state", &opt.state()[name], &other.state()[name])?;
+                near("average", &ema.average()[name], &other_ema.average()[name])?;
+            }
+            let tally = step.tally()?;
+            assert_eq!((tally.log_prob, tally.updates, tally.not_finite), (-6., 3, None));
+            assert!((tally.norm - norms).abs() < 1e-9 && (tally.clip - clips).abs() < 1e-12);
+            assert!(clips < 3., "one of the steps was clipped");
+
+            // After a gradient that is not finite nothing moves, whatever comes next.
+            let before = q.trained()[0].1.value().to_device(&Device::Cpu)?.copy()?;
+            for t in [f64::NAN, 0.5] {
+                step.set(&mut other, Some(&mut other_ema), 0.1, None)?;
+                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
+            }
+            let tally = step.tally()?;
+            assert_eq!((tally.updates, tally.not_finite), (0, Some(false)));
+            near("a parameter", &before, q.trained()[0].1.value())?;
+        }
+        Ok(())
+    }
+
+
+    fn batches_are_the_examples_in_order_with_noise_within_the_bin() {
+        for bits in [8u8, 5] {
+            let mut b = batches(bits, Variation::default())?;
+            let order = |epoch: u64| (0..7u32).map(|i| (i * 3 + epoch as u32) % 7).collect::<Vec<_>>();
+            let (mut seen, mut sum) = (Vec::new(), 0.);
+            for update in 0..7 {
+                b.prepare(update, order)?;
+                let (x, labels) = b.next()?;
+                b.advance()?;
+                let labels = labels.expect("given").to_vec1::<u32>()?;
+                for (x, &label) in x.flatten_from(1)?.to_vec2::<f32>()?.iter().zip(&labels) {
+                    for (x, want) in x.iter().zip(example(label)) {
+                        let bin = (want / f32::from(1u16 << (8 - bits))).floor();
+                        assert!(*x >= bin && *x < bin + 1., "{x} in bin {bin}");
+                        sum += f64::from(x - bin);
+                    }
+                }
+                seen.extend(labels);
+            }
+            let want: Vec<u32> = (0..4).flat_map(order).collect();
+            assert_eq!(seen, want);
+            assert!((sum / (28. * 30.) - 0.5).abs() < 4. * (1. / 12. / 840f64).sqrt(), "noise has mean 1/2");
+        }
+        Ok(())
+    }
+
+    fn a_batch_is_a_function_of_the_update() {
+        let variation = Variation { hflip: true, shift_y: 1, shift_x: 2 };
+        let mut straight = batches(8, variation)?;
+        let order = |_| (0..7).collect::<Vec<u32>>();
+        let mut all = Vec::new();
+        for update in 0..5 {
+            straight.prepare(update, order)?;
+            all.push(straight.next()?.0.flatten_all()?.to_vec1::<f32>()?);
+            straight.advance()?;
+        }
+        let mut resumed = batches(8, variation)?;
+        resumed.start(3)?;
+        resumed.prepare(3, order)?;
+        assert_eq!(resumed.next()?.0.flatten_all()?.to_vec1::<f32>()?, all[3]);
+        assert_ne!(all[0], all[1]);
+        Ok(())
+    }
+
+    /// Every example is one of its 2 x 3 x 5 variations, and each of them occurs.
+    fn variations_flip_and_repeat_edges() {
+        let mut b = batches(8, Variation { hflip: true, shift_y: 1, shift_x: 2 })?;
+        let mut met = std::collections::BTreeSet::new();
+        for update in 0..200 {
+            b.prepare(update, |_| vec![0; 7])?;
+            let (x, _) = b.next()?;
+            b.advance()?;
+            for x in x.flatten_from(1)?.to_vec2::<f32>()? {
+                let from = example(0);
+                let found = [false, true]
+                    .into_iter()
+                    .flat_map(|f| (-1..=1).flat_map(move |y| (-2..=2).map(move |x| (f, y, x))));
+                let which = found
+                    .filter(|&(flip, dy, dx): &(bool, i32, i32)| {
+                        (0..30).all(|e| {
+                            let (c, y, col) = (e / 15, e / 5 % 3, e % 5);
+                            let y = (y as i32 + dy).clamp(0, 2) as usize;
+                            let col = if flip { 4 - col } else { col };
+                            let col = (col as i32 + dx).clamp(0, 4) as usize;
+                            x[e].floor() == from[c * 15 + y * 5 + col]
+                        })
+                    })
+                    .collect::<Vec<_>>();
+                assert_eq!(which.len(), 1, "one variation fits");
+                met.extend(which);
+            }
+        }
+        assert_eq!(met.len(), 30);
+        Ok(())
+    }
+
+    /// Updates of a small Glow, launched kernel by kernel and then recorded and replayed, against kernel by kernel throughout.
+    fn a_recorded_step_is_the_step() {
+        let mut recorded = Steps::new()?;
+        let mut plain = Steps::new()?;
+        for _ in 0..3 {
+            recorded.prepare()?;
+            warm_up(&device(), || recorded.pass())?;
+        }
+        let graph: Option<Graph> = match capture(&device(), || recorded.pass()) {
+            Ok(graph) => Some(graph),
+            Err(e) if device().is_cuda() => return Err(e.into()),
+            Err(_) => None,
+        };
+        for _ in 0..4 {
+            recorded.prepare()?;
+            match &graph {
+                Some(graph) => graph.launch()?,
+                None => recorded.pass()?,
+            }
+        }
+        for _ in 0..7 {
+            plain.prepare()?;
+            plain.pass()?;
+        }
+        let (a, b) = (recorded.step.tally()?, plain.step.tally()?);
+        assert_eq!((a.updates, b.updates, a.not_finite), (7, 7, None));
+        assert!((a.log_prob - b.log_prob).abs() < 1e-9 * b.log_prob.abs(), "{a:?} {b:?}");
+        for ((name, a), (_, b)) in recorded.model.params().all().iter().zip(plain.model.params().all()) {
+            if a.value().dtype().is_float() {
+                let d = (a.value() - b.value())?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                assert!(d < 1e-10, "`{name}` differs by {d:e}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Products in TF32 and bf16 change log p(x) by little, and not at all what the inverse undoes.
+    fn reduced_precision_costs_likelihood_and_not_invertibility() {
+        let config = GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 32, ..GlowConfig::cifar_paper() };
+        let model = Model::new(ModelConfig::Glow(config), 1, DType::F32, &device())?;
+        model.params().shake(2, 0.05)?;
+        let x: Vec<f32> = (0..4 * 3 * 64).map(|i| (i * 37 % 256) as f32 + 0.5).collect();
+        let x = Tensor::from_vec(x, (4, 3, 8, 8), &device())?;
+        let full = model.bits_per_dim(&x, None)?.to_vec1::<f32>()?;
+        for (precision, bound) in [(Precision::Tf32, 0.01), (Precision::Bf16, 0.05)] {
+            let (bits, error) = precision::within(precision, || -> Result<_> {
+                let bits = model.bits_per_dim(&x, None)?.to_vec1::<f32>()?;
+                let back = model.decode(&model.encode(&x, None)?, None)?;
+                Ok((bits, (back - &x)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?))
+            })?;
+            for (a, b) in bits.iter().zip(&full) {
+                assert!((a - b).abs() < bound, "{precision}: {a} against {b}");
+            }
+            assert!(error < 0.01, "{precision}: reconstruction is off by {error} grey levels");
+            println!("{precision}: {bits:?} against {full:?}, reconstruction {error:e}");
+        }
+        Ok(())
+    }
+}
