@@ -273,6 +273,34 @@ KERNEL(NAME(plu_back), NAME(PluBack)) {
     }
 }
 
+// W^-1, a thread a column: L U x = b, where b is row perm[j] of the identity. `work` is (n, n).
+typedef struct {
+    const R *packed, *sign;
+    const unsigned *perm;
+    double *work;
+    R *out;
+    unsigned n;
+} NAME(PluInverse);
+
+KERNEL(NAME(plu_inverse), NAME(PluInverse)) {
+    unsigned n = a.n;
+    for EACH(j, n) {
+        double *x = a.work + j;
+        for (unsigned i = 0; i < n; i++) {
+            double v = i == a.perm[j];
+            for (unsigned k = 0; k < i; k++) v -= (double)a.packed[i * n + k] * x[k * n];
+            x[i * n] = v;
+        }
+        for (unsigned i = n; i-- > 0;) {
+            double v = x[i * n];
+            for (unsigned k = i + 1; k < n; k++) v -= (double)a.packed[i * n + k] * x[k * n];
+            v *= (double)a.sign[i] * exp(-(double)a.packed[i * n + i]);
+            x[i * n] = v;
+            a.out[i * n + j] = (R)v;
+        }
+    }
+}
+
 // w = g v / |v| for each output channel, and 1/|v|. One block a channel.
 typedef struct {
     const R *v, *g;

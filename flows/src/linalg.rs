@@ -23,6 +23,15 @@ pub fn from_host(v: Vec<f64>, n: usize, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(v, (n, n), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
 }
 
+/// The inverse of a square matrix, on its device and in its dtype; factored on the host in f64.
+///
+/// # Errors
+/// Where it is singular.
+pub fn inverse(w: &Tensor) -> Result<Tensor> {
+    let (host, n) = to_host(w)?;
+    from_host(lu(&host, n)?.inverse(), n, w)
+}
+
 /// A random orthogonal matrix, uniform under the Haar measure: modified Gram-Schmidt, run twice, of a Gaussian matrix.
 pub fn orthogonal(n: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let mut a: Vec<f64> = (0..n * n).map(|_| rng.sample(StandardNormal)).collect();

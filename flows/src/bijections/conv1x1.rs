@@ -4,7 +4,7 @@ use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::linalg;
 use crate::ops::conv::{channel_mix, channel_mix_backward};
-use crate::ops::plu::{Rows, plu, plu_backward};
+use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
@@ -112,6 +112,14 @@ impl Conv1x1 {
 }
 
 impl Conv1x1 {
+    /// W^-1.
+    fn invert(&self) -> Result<Tensor> {
+        match &self.form {
+            Form::Plain(p) => linalg::inverse(p.value()),
+            Form::Plu { lu, rows } => plu_inverse(lu.value(), rows),
+        }
+    }
+
     /// W^-1, computed once for each change of W.
     fn inverse_weight(&self) -> Result<Tensor> {
         let (Form::Plain(p) | Form::Plu { lu: p, .. }) = &self.form;
@@ -120,9 +128,7 @@ impl Conv1x1 {
         if let Some((_, inverse)) = kept.as_ref().filter(|(v, _)| *v == version) {
             return Ok(inverse.clone());
         }
-        let (w, _) = self.weight(false)?;
-        let (host, n) = linalg::to_host(&w)?;
-        let inverse = linalg::from_host(linalg::lu(&host, n)?.inverse(), n, &w)?;
+        let inverse = self.invert()?;
         *kept = Some((version, inverse.clone()));
         Ok(inverse)
     }
@@ -154,7 +160,12 @@ impl Bijection for Conv1x1 {
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let x = saved.take().map_or_else(|| self.inverse(z, ctx.cond), Ok)?;
+        let x = match saved.take() {
+            Some(x) => x,
+            None if crate::ops::on_cpu(z) => self.inverse(z, ctx.cond)?,
+            // On a GPU a step may be recorded: what it allocates is the recording's, and must not be kept here.
+            None => channel_mix(z, &self.invert()?)?,
+        };
         let (w, _) = self.weight(false)?;
         let (gx, gw) = channel_mix_backward(&x, &w, gz)?;
         let gld = (gld.sum_all()? * positions(z)? as f64)?;

@@ -67,6 +67,12 @@ pub fn plu(packed: &Tensor, rows: &Rows) -> Result<(Tensor, Tensor)> {
     Ok((flat.narrow(0, 0, n * n)?.reshape((n, n))?, flat.narrow(0, n * n, 1)?.reshape(())?))
 }
 
+/// W^-1: a kernel where there is one, else the host's in f64.
+pub(crate) fn plu_inverse(packed: &Tensor, rows: &Rows) -> Result<Tensor> {
+    reference::kernel!([packed], super::kernels::plu_inverse(packed, &rows.there[0], &rows.there[2]));
+    crate::linalg::inverse(&plu(packed, rows)?.0)
+}
+
 /// The gradient of `packed`, from that of W (C, C) and that of the log-det.
 pub(crate) fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, gld: &Tensor) -> Result<Tensor> {
     if !super::on_cpu(packed) {

@@ -28,10 +28,11 @@ struct Steps {
     ema: Ema,
     step: OnDevice,
     update: u64,
+    memory: Memory,
 }
 
 impl Steps {
-    fn new() -> anyhow::Result<Self> {
+    fn new(memory: Memory) -> anyhow::Result<Self> {
         let shape = [1, 4, 4];
         let config = GlowConfig { shape, levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() };
         let model = Model::new(ModelConfig::Glow(config), 5, DType::F64, &device())?;
@@ -42,7 +43,7 @@ impl Steps {
         let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
         let (optimizer, ema) = (Optimizer::new(rule, model.params())?, Ema::new(0.99, model.params())?);
         let step = OnDevice::new(&optimizer, Some(&ema), |_| 0.)?;
-        Ok(Self { model, batches, optimizer, ema, step, update: 0 })
+        Ok(Self { model, batches, optimizer, ema, step, update: 0, memory })
     }
 
     /// What the host does before a step.
@@ -56,7 +57,7 @@ impl Steps {
     fn pass(&mut self) -> Result<()> {
         let x = self.batches.next()?.0.to_dtype(DType::F64)?;
         let mut mean = None;
-        let (_, grads) = self.model.gradients(&x, Ctx::train(), Memory::Store, |log_prob| {
+        let (_, grads) = self.model.gradients(&x, Ctx::train(), self.memory, |log_prob| {
             let log_prob = log_prob.mean_all()?;
             mean = Some(log_prob.detach());
             log_prob * -1.
@@ -210,35 +211,37 @@ crate::gpu_tests! {
 
     /// Updates of a small Glow, launched kernel by kernel and then recorded and replayed, against kernel by kernel throughout.
     fn a_recorded_step_is_the_step() {
-        let mut recorded = Steps::new()?;
-        let mut plain = Steps::new()?;
-        for _ in 0..3 {
-            recorded.prepare()?;
-            warm_up(&device(), || recorded.pass())?;
-        }
-        let graph: Option<Graph> = match capture(&device(), || recorded.pass()) {
-            Ok(graph) => Some(graph),
-            Err(e) if device().is_cuda() => return Err(e.into()),
-            Err(_) => None,
-        };
-        for _ in 0..4 {
-            recorded.prepare()?;
-            match &graph {
-                Some(graph) => graph.launch()?,
-                None => recorded.pass()?,
+        for memory in [Memory::Store, Memory::Recompute] {
+            let mut recorded = Steps::new(memory)?;
+            let mut plain = Steps::new(memory)?;
+            for _ in 0..3 {
+                recorded.prepare()?;
+                warm_up(&device(), || recorded.pass())?;
             }
-        }
-        for _ in 0..7 {
-            plain.prepare()?;
-            plain.pass()?;
-        }
-        let (a, b) = (recorded.step.tally()?, plain.step.tally()?);
-        assert_eq!((a.updates, b.updates, a.not_finite), (7, 7, None));
-        assert!((a.log_prob - b.log_prob).abs() < 1e-9 * b.log_prob.abs(), "{a:?} {b:?}");
-        for ((name, a), (_, b)) in recorded.model.params().all().iter().zip(plain.model.params().all()) {
-            if a.value().dtype().is_float() {
-                let d = (a.value() - b.value())?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
-                assert!(d < 1e-10, "`{name}` differs by {d:e}");
+            let graph: Option<Graph> = match capture(&device(), || recorded.pass()) {
+                Ok(graph) => Some(graph),
+                Err(e) if device().is_cuda() => return Err(e.into()),
+                Err(_) => None,
+            };
+            for _ in 0..4 {
+                recorded.prepare()?;
+                match &graph {
+                    Some(graph) => graph.launch()?,
+                    None => recorded.pass()?,
+                }
+            }
+            for _ in 0..7 {
+                plain.prepare()?;
+                plain.pass()?;
+            }
+            let (a, b) = (recorded.step.tally()?, plain.step.tally()?);
+            assert_eq!((a.updates, b.updates, a.not_finite), (7, 7, None));
+            assert!((a.log_prob - b.log_prob).abs() < 1e-9 * b.log_prob.abs(), "{a:?} {b:?}");
+            for ((name, a), (_, b)) in recorded.model.params().all().iter().zip(plain.model.params().all()) {
+                if a.value().dtype().is_float() {
+                    let d = (a.value() - b.value())?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                    assert!(d < 1e-10, "`{name}` differs by {d:e}");
+                }
             }
         }
         Ok(())

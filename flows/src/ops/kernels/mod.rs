@@ -934,6 +934,37 @@ pub(crate) fn plu_backward(
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct PluInverse {
+    packed: Ptr,
+    sign: Ptr,
+    perm: Ptr,
+    work: Ptr,
+    out: Ptr,
+    n: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for PluInverse {}
+
+/// W^-1, from the same tensors as [`plu`].
+pub(crate) fn plu_inverse(packed: &Tensor, perm: &Tensor, sign: &Tensor) -> Result<Tensor> {
+    let n = packed.dim(0)?;
+    channels(n, &[Some(perm), Some(sign)])?;
+    let work = fresh((n, n), DType::F64, packed.device())?;
+    let out = fresh((n, n), packed.dtype(), packed.device())?;
+    let args = PluInverse {
+        packed: Ptr::of(packed)?,
+        sign: Ptr::of(sign)?,
+        perm: Ptr::of(perm)?,
+        work: Ptr::of(&work)?,
+        out: Ptr::of(&out)?,
+        n: count(n)?,
+    };
+    launch(packed.device(), "plu_inverse", Some(packed.dtype()), blocks(n), &args)?;
+    Ok(out)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct WeightNormArgs {
     v: Ptr,
     g: Ptr,
@@ -1242,6 +1273,11 @@ mod tests {
             let (want, want_log_det) = reference::plu(&packed, &perm, &sign)?;
             near("plu", &w, &want);
             near("plu's log-det", &log_det, &want_log_det);
+            // A matrix that is not ill-conditioned: its off-diagonal parts are small.
+            let small = to(&(wave(&[n, n], 0.9) * 0.1)?);
+            let (w, _) = plu(&small, &here(&perm)?, &signs)?;
+            let product = plu_inverse(&small, &here(&perm)?, &signs)?.matmul(&w)?;
+            near("plu_inverse", &product, &to(&Tensor::eye(n, DType::F64, &Device::Cpu)?));
             let of = |v: &[Var]| reference::plu(&v[0], &perm, &sign).map(|(w, l)| vec![w, l]);
             let want = reference::gradients(&[&packed], &[&gw, &gld], of)?;
             near("plu's gradient", &plu_backward(&packed, &here(&place)?, &signs, &gw, &gld)?, &want[0]);
