@@ -95,6 +95,7 @@ macro_rules! gpu_tests {
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub(crate) use gpu_tests;
 
+mod flops;
 mod golden;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod gpu;
