@@ -53,6 +53,7 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
         }
         // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
         None => {
+            train::check_precision(&resolved.recipe.train, &device)?;
             limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
             let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
             (lock, load(&resolved.recipe, args.data.dir.clone())?)

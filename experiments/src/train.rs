@@ -157,11 +157,18 @@ fn planned(t: &Train, images: usize) -> Option<(u64, StoppedBy)> {
     [updates, epochs].into_iter().flatten().min_by_key(|(n, _)| *n)
 }
 
-fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
+/// Errors where `device` cannot train in the recipe's precision.
+pub fn check_precision(t: &Train, device: &Device) -> Result<()> {
     ensure!(
         t.precision == Precision::Full || device.is_cuda(),
-        "`train.precision` is for GPUs: set it to \"full\", or give --device cuda:0"
+        "`train.precision` = \"{}\" is for GPUs: set it to \"full\", or give --device cuda:0",
+        t.precision
     );
+    Ok(())
+}
+
+fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
+    check_precision(t, device)?;
     for (key, value) in [
         ("batch", t.batch as u64),
         ("validate_every", t.validate_every),

@@ -358,6 +358,20 @@ fn activations_that_do_not_fit_can_be_rebuilt() {
 }
 
 #[test]
+fn the_processor_does_not_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    for precision in ["tf32", "bf16"] {
+        let set = format!("train.precision={precision}");
+        let refused = error(&["train", "moons", "--out", str_of(&out), "--set", &set]);
+        assert!(refused.contains("train.precision") && refused.contains("--device cuda:0"), "{refused}");
+    }
+    assert!(!out.exists());
+    let unknown = error(&["train", "moons", "--set", "train.precision=half"]);
+    assert!(unknown.contains("train.precision") || unknown.contains("bf16"), "{unknown}");
+}
+
+#[test]
 fn what_the_memory_cannot_hold_is_refused_before_it_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
