@@ -200,7 +200,7 @@ pub fn push(args: &PushArgs) -> Result<End> {
     let PushArgs { run, repository, .. } = args;
     ensure!(run.is_dir(), "{} is no folder: name that of a run or of a model", run.display());
     // A run that is at work would be published half changed.
-    let _lock = Lock::take(run)?;
+    let _lock = Lock::share(run)?;
     let options = PushOptions {
         private: args.private,
         revision: args.revision.clone(),

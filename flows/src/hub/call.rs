@@ -310,7 +310,7 @@ impl Hub {
             )),
             HFError::Xet { source, .. } => Trouble::here(format!(
                 "the hub's storage cannot be reached ({}){during}: try again later",
-                one_line(&source.to_string())
+                cause(source.as_ref())
             )),
             HFError::CacheLockTimeout { .. } => Trouble::here(format!(
                 "another program holds the cache of {repository}{during}: try again when it is done"
