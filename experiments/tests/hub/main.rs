@@ -6,6 +6,9 @@
 
 mod server;
 
+use candle_core::{Device, Tensor};
+use flows::hub::{Hub, Repository, Revision, Settings};
+use flows::{Model, SaveOptions};
 use serde_json::Value;
 use server::{How, READER, Storage, TestHub, WRITER};
 use std::path::{Path, PathBuf};
@@ -471,12 +474,16 @@ fn a_push_that_fails_leaves_nothing_behind() {
         (
             "409",
             How::Status(409, r#"{"error": "another commit is under way"}"#),
-            &["is being changed by someone else"],
+            &["is being changed by someone else", "nothing was published"],
         ),
-        ("412", How::Status(412, ""), &["has changed while this was prepared", "try again"]),
+        (
+            "412",
+            How::Status(412, ""),
+            &["has changed while this was prepared", "try again; nothing was published"],
+        ),
         ("429", How::Status(429, ""), &["takes no more requests for now: try again later"]),
-        ("503", How::Status(503, "<html>"), &["out of order (503"]),
-        ("413", How::Status(413, ""), &["the hub refuses (413"]),
+        ("503", How::Status(503, "<html>"), &["out of order (503", "nothing was published"]),
+        ("413", How::Status(413, ""), &["refuses what was asked of user/moons (413"]),
     ];
     for (what, how, says) in cases {
         hub.fault("POST", "/commit/", 99, how);
@@ -590,6 +597,117 @@ fn two_pulls_at_once_share_one_cache() {
     user.same_bits();
 }
 
+#[test]
+fn shards_replace_one_file_and_one_file_replaces_shards() {
+    let hub = TestHub::start();
+    let user = published(&hub);
+    let sharded = tempfile::tempdir().unwrap();
+    let model = Model::load(RUN.path(), &Device::Cpu).unwrap();
+    model.save(sharded.path(), &SaveOptions { max_shard_size: 100, ..SaveOptions::default() }).unwrap();
+    std::fs::copy(RUN.path().join("recipe.toml"), sharded.path().join("recipe.toml")).unwrap();
+    user.ok(&["push", path(sharded.path()), ID]);
+    let files = hub.files(ID, "main");
+    assert!(files.contains(&"model.safetensors.index.json".to_owned()), "{files:?}");
+    assert!(files.iter().any(|f| f.starts_with("model-00002-of-")), "{files:?}");
+    assert!(!files.contains(&"model.safetensors".to_owned()), "{files:?}");
+    User::new(&hub).same_bits();
+    user.push();
+    assert_eq!(hub.files(ID, "main"), [&[".gitattributes"], &FILES[..]].concat());
+    User::new(&hub).same_bits();
+}
+
+#[test]
+fn variables_are_those_of_the_python_library() {
+    let hub = TestHub::start();
+    let user = User { token: None, ..User::new(&hub) };
+    let push = ["push", path(RUN.path()), ID, "--private"];
+    let with = |args: &[&str], name: &str, value: &str| user.command(args).env(name, value).output().unwrap();
+    // A token from the file that a login writes, with the line's end that editors leave.
+    std::fs::write(user.home.path().join("token"), format!("{WRITER}\n")).unwrap();
+    user.ok(&push);
+    let hidden = with(&["pull", ID], "HF_HUB_DISABLE_IMPLICIT_TOKEN", "1");
+    assert!(sentence(&push, &hidden).contains("does not exist or is private"));
+    let odd = sentence(&push, &with(&["pull", ID], "HF_TOKEN", "hf\u{e9}"));
+    assert!(odd.contains("has a character that no token has"), "{odd}");
+    let other = user.home.path().join("elsewhere");
+    let pulled = text(&with(&["pull", ID], "HF_HUB_CACHE", path(&other)).stdout);
+    assert!(Path::new(pulled.trim()).starts_with(&other), "{pulled}");
+    assert!(!user.home.path().join("hub").exists());
+    // Empty ones say nothing.
+    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"] {
+        assert!(with(&["pull", ID], name, "").status.success(), "{name}");
+    }
+    let file = user.home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let refused = sentence(&push, &with(&["pull", ID], "HF_HUB_CACHE", path(&file.join("cache"))));
+    assert!(refused.contains("cannot be used") && refused.contains("HF_HUB_CACHE"), "{refused}");
+    println!("a cache that cannot be written | pull | {refused}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_transfer() {
+    let hub = TestHub::start();
+    let user = published(&hub);
+    hub.fault("GET", "/api/models", 1, How::Silent);
+    let child = user.spawn(&["pull", ID]);
+    hub.wait_for("GET /api/models");
+    std::thread::sleep(Duration::from_millis(300));
+    let begin = Instant::now();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    user.same_bits();
+}
+
+#[test]
+fn the_library_reads_models_and_data_sets() {
+    let hub = TestHub::start();
+    let user = published(&hub);
+    let ours = |offline| {
+        Hub::new(Settings {
+            endpoint: hub.endpoint().to_owned(),
+            cache: user.home.path().join("hub"),
+            token: None,
+            offline,
+            patience: Duration::from_secs(5),
+        })
+        .unwrap()
+    };
+    let x = Tensor::new(&[[0.5f32, -0.25]], &Device::Cpu).unwrap();
+    let log_prob = |model: &Model| model.log_prob(&x, None).unwrap().to_vec1::<f32>().unwrap();
+    let local = flows::hub::from_pretrained(path(RUN.path()), Revision::default(), &Device::Cpu).unwrap();
+    let model = Repository::model(ID).unwrap();
+    let snapshot = ours(false).pull(&model, &Revision::default(), &[]).unwrap();
+    assert_eq!(log_prob(&Model::load(&snapshot.folder, &Device::Cpu).unwrap()), log_prob(&local));
+    assert!(!snapshot.folder.join("summary.json").exists(), "what nobody asked for stays away");
+    let error = |source: &str, revision: &str| {
+        let revision = Revision::new(revision).unwrap();
+        flows::hub::from_pretrained(source, revision, &Device::Cpu).err().unwrap().to_string()
+    };
+    assert!(error(path(RUN.path()), "v1").contains("has no revision v1"));
+    assert!(error("no folder", "main").contains("neither a folder nor a repository"));
+
+    // A branch with slashes, files in folders, none of them listed; twice at one commit, and once more by force.
+    let (id, branch) = ("datasets/user/set", "refs/convert/parquet");
+    hub.data_set(id, branch, &[("a/0000.parquet", b"train"), ("b/0000.parquet", b"test")]);
+    let (set, revision) = (Repository::dataset("user/set").unwrap(), Revision::new(branch).unwrap());
+    let names = ["a/0000.parquet", "b/0000.parquet"];
+    assert!(ours(true).files(&set, &revision, &names).unwrap_err().to_string().contains("HF_HUB_OFFLINE"));
+    assert_eq!(ours(false).cached(&set, &revision, &names).unwrap(), None);
+    let snapshot = ours(false).files(&set, &revision, &names).unwrap();
+    assert_eq!(std::fs::read(snapshot.folder.join(names[1])).unwrap(), b"test");
+    assert_eq!(ours(true).cached(&set, &revision, &names).unwrap(), Some(snapshot.clone()));
+    std::fs::write(snapshot.folder.join(names[0]).canonicalize().unwrap(), "wrong").unwrap();
+    let damaged = ours(true).cached(&set, &revision, &names).unwrap_err().to_string();
+    assert!(damaged.contains("a/0000.parquet of user/set in the cache is damaged"), "{damaged}");
+    assert_eq!(ours(false).files(&set, &revision, &names).unwrap(), snapshot);
+    assert_eq!(std::fs::read(snapshot.folder.join(names[0])).unwrap(), b"train");
+    let missing = ours(false).files(&set, &revision, &["c"]).unwrap_err().to_string();
+    assert!(missing.contains("user/set at refs/convert/parquet has no file c"), "{missing}");
+}
+
 /// A Python with the outside client, or `None` where the test is to be left out.
 fn python() -> Option<String> {
     let python = std::env::var("FLOWS_PYTHON").unwrap_or_else(|_| "python3".to_owned());
@@ -659,6 +777,15 @@ from huggingface_hub import snapshot_download
 print(snapshot_download(sys.argv[1], local_files_only=True))
 ";
     let folder = ours.script(&python, check, &[ID]);
+    // Both at once, in one cache.
+    let both = User::new(&hub);
+    hub.slow_storage(Some(Duration::from_millis(300)));
+    let first = both.spawn(&["pull", "hf:user/moons"]);
+    both.script(&python, "import sys, huggingface_hub as h; h.snapshot_download(sys.argv[1])", &[ID]);
+    let output = first.wait_with_output().unwrap();
+    hub.heal();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    both.same_bits();
     assert_eq!(folder, ours.json(&["pull", "hf:user/moons"])["folder"].as_str().unwrap());
 }
 

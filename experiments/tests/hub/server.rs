@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 use xet_client::cas_client::{DeletionControlableClient, DirectAccessClient, LocalServer, MemoryClient};
 use xet_runtime::core::XetContext;
 
@@ -271,6 +272,15 @@ impl TestHub {
         repo.add("main", tree);
     }
 
+    /// Makes a data set, whose id begins with `datasets/`, of small files on a branch.
+    pub fn data_set(&self, id: &str, branch: &str, files: &[(&str, &[u8])]) {
+        let entry = |bytes: &[u8]| Entry { bytes: bytes.to_vec().into(), large: None, xet: None };
+        let tree = files.iter().map(|(name, bytes)| ((*name).to_owned(), entry(bytes))).collect();
+        let mut repo = Repo::default();
+        repo.add(branch, tree);
+        self.shared.repos.lock().unwrap().insert(id.to_owned(), repo);
+    }
+
     /// Takes a file out of the branch `main`, in a commit of its own.
     pub fn remove(&self, id: &str, name: &str) {
         let mut repos = self.shared.repos.lock().unwrap();
@@ -381,7 +391,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
                 }
                 How::Broken => {
                     bytes.truncate(half);
-                    return Response::from_parts(parts, Body::new(Torn(Some(bytes.into()))));
+                    let wait = Box::pin(tokio::time::sleep(Duration::from_millis(100)));
+                    return Response::from_parts(parts, Body::new(Torn { half: Some(bytes.into()), wait }));
                 }
                 _ => bytes[half] ^= 1,
             }
@@ -391,8 +402,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     }
 }
 
-/// A body that ends in an error, upon which the connection is closed.
-struct Torn(Option<Bytes>);
+/// A body that ends in an error, upon which the connection is closed; not before what was sent has arrived.
+struct Torn {
+    half: Option<Bytes>,
+    wait: Pin<Box<Sleep>>,
+}
 
 impl HttpBody for Torn {
     type Data = Bytes;
@@ -400,9 +414,12 @@ impl HttpBody for Torn {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or_else(|| std::io::Error::other("torn"))))
+        match self.half.take() {
+            Some(half) => Poll::Ready(Some(Ok(Frame::data(half)))),
+            None => self.wait.as_mut().poll(context).map(|()| Some(Err(std::io::Error::other("torn")))),
+        }
     }
 }
 
@@ -457,12 +474,14 @@ async fn route(
         repos.insert(id, repo);
         return data(&url);
     }
-    let (owner, name, rest): (&str, &str, &[&str]) = match &segments[..] {
-        ["api", "models", owner, name, rest @ ..] => (owner, name, rest),
-        [owner, name, rest @ ..] => (owner, name.trim_end_matches(".git"), rest),
+    let (id, rest): (String, &[&str]) = match &segments[..] {
+        ["api", "models", owner, name, rest @ ..] => (format!("{owner}/{name}"), rest),
+        ["api", "datasets", owner, name, rest @ ..] | ["datasets", owner, name, rest @ ..] => {
+            (format!("datasets/{owner}/{name}"), rest)
+        }
+        [owner, name, rest @ ..] => (format!("{owner}/{}", name.trim_end_matches(".git")), rest),
         _ => return reply(404, ""),
     };
-    let id = format!("{owner}/{name}");
     let visible = {
         let repos = shared.repos.lock().unwrap();
         repos.get(&id).is_some_and(|repo| !repo.private || token.is_some())

@@ -300,9 +300,10 @@ impl Hub {
                 "the hub at {endpoint} is out of order ({}{message}){during}: try again later",
                 context.status
             )),
-            HFError::Http { context } => {
-                Trouble::here(format!("the hub refuses ({}{message}){during}", context.status))
-            }
+            HFError::Http { context } => Trouble::here(format!(
+                "the hub at {endpoint} refuses what was asked of {repository} ({}{message}){during}",
+                context.status
+            )),
             HFError::Request { source, .. } if source.is_decode() => self.no_hub(&cause(&source)),
             HFError::Request { source, .. } => out_of_reach(format!(
                 "the hub at {endpoint} cannot be reached ({}){during}: is there a network, and is HF_ENDPOINT right?",

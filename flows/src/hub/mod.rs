@@ -26,6 +26,7 @@
 //! | no request has a time limit, and dead storage is tried for minutes | [`Settings::patience`] without a byte ends the call |
 //! | a second program waits ten seconds for the cache's lock, then fails | pulls of one repository wait for each other |
 //! | a retried commit can be made twice; pushes can overwrite each other | a commit names its parent; where the answer got lost, the hub is asked what it has |
+//! | large files go inside the commit where the hub offers no xet storage | so they do, a third larger; a hub that does not take them says so, and nothing is published |
 //! | folders are uploaded with hidden files and without what is a link | named files only, in one commit |
 //! | an existing public repository is taken for the private one that was asked for | it is refused |
 //!
@@ -353,6 +354,7 @@ impl Hub {
         let mut builder = HFClient::builder()
             .endpoint(&settings.endpoint)
             .cache_dir(&settings.cache)
+            .user_agent(concat!("flows/", env!("CARGO_PKG_VERSION")))
             .retry_max_attempts(2)
             .retry_base_delay(Duration::from_millis(250));
         // hf-hub looks for a token of its own where it is given none, which then is the one that was found above.

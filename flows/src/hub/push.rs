@@ -192,9 +192,14 @@ impl Hub {
             Ok(_) => {}
             // The answer may have got lost, and the client then asked again: the branch says what is so.
             Err(fault) if fault.is_ambiguous() => {
+                let trouble = |what: &str| {
+                    let why = self.trouble(fault, repository, &options.revision, None);
+                    Trouble::here(format!("{why}; {what}"))
+                };
                 return match self.remote(repository, &options.revision) {
                     Ok(remote) if has_all(&remote) => Ok(remote.commit),
-                    _ => Err(self.trouble(fault, repository, &options.revision, None)),
+                    Ok(_) => Err(trouble("nothing was published")),
+                    Err(_) => Err(trouble("all or nothing was published, and to push again is safe")),
                 };
             }
             Err(fault) => return Err(self.trouble(fault, repository, &options.revision, None)),
