@@ -9,7 +9,7 @@ use crate::lock::Lock;
 use crate::run::{CURVE, SAMPLES};
 use crate::summary::{RECIPE, SUMMARY};
 use crate::{output, progress, run};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 use flows::hub::{self, Hub, PushOptions, Repository, Revision, Snapshot};
 use indicatif::HumanBytes;
@@ -29,7 +29,7 @@ const PREFIX: &str = "hf:";
 /// # Errors
 /// When a variable is wrong.
 pub fn hub() -> Result<Hub> {
-    Ok(Hub::from_env()?.with_observer(Arc::new(progress::Transfers::default())))
+    Ok(Hub::from_env().map_err(why)?.with_observer(Arc::new(progress::Transfers::default())))
 }
 
 /// Ctrl-C ended a transfer: what is there is whole, and the same command goes on.
@@ -44,9 +44,12 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// Why a transfer failed.
+/// Why a transfer failed: the library's sentence, without the backtrace that candle may put under it.
 pub fn why(error: candle_core::Error) -> anyhow::Error {
-    if progress::stopped() { Stopped.into() } else { error.into() }
+    if progress::stopped() {
+        return Stopped.into();
+    }
+    anyhow!("{}", error.to_string().lines().next().unwrap_or_default())
 }
 
 /// A model of the hub, in one of its states: `hf:user/name@revision`, or without the prefix where nothing else can be meant.
@@ -154,7 +157,7 @@ pub fn pull(args: &PullArgs) -> Result<End> {
 
 /// Puts a snapshot's files into the folder `out`, which appears at once with all of them.
 fn place(snapshot: &Path, out: &Path) -> Result<()> {
-    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned))?;
+    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned)).map_err(why)?;
     let cannot = || format!("--out {}: the folder cannot be made", out.display());
     let occupied = match std::fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_some(),
@@ -211,7 +214,7 @@ pub fn push(args: &PushArgs) -> Result<End> {
     // What does not load here will not load elsewhere.
     drop(run::load_model(run, &Device::Cpu)?);
     ensure_card(run)?;
-    let files = hub::plan(run, &options.also)?;
+    let files = hub::plan(run, &options.also).map_err(why)?;
     let listed: Vec<_> = files
         .iter()
         .map(|file| json!({ "file": file.name, "bytes": file.bytes(), "sha256": file.sha256() }))

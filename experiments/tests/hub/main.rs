@@ -142,14 +142,16 @@ impl<'a> User<'a> {
         self.json(&["push", path(RUN.path()), ID])
     }
 
-    /// The bits/dim of the repository's model, to the last digit, and of the run that it was made from.
+    /// The bits/dim of a model, to the last digit.
+    fn bits(&self, weights: &str, more: &[&str]) -> String {
+        let out = self.ok(&[&["eval", weights, "--json", "--threads", "2"], more].concat());
+        let at = out.find("\"bits_per_dim\":").unwrap();
+        out[at..].split([',', '}']).next().unwrap().to_owned()
+    }
+
+    /// The repository's model is the run that it was made from.
     fn same_bits(&self) {
-        let bits = |weights: &str| {
-            let out = self.ok(&["eval", weights, "--json", "--threads", "2"]);
-            let at = out.find("\"bits_per_dim\":").unwrap();
-            out[at..].split([',', '}']).next().unwrap().to_owned()
-        };
-        assert_eq!(bits(&format!("hf:{ID}")), bits(path(RUN.path())));
+        assert_eq!(self.bits(&format!("hf:{ID}"), &[]), self.bits(path(RUN.path()), &[]));
     }
 
     fn blobs(&self) -> Vec<PathBuf> {
@@ -238,6 +240,19 @@ fn there_and_back_again() {
     let output = gone.env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("is taken from the cache"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_published_model_of_megabytes_gives_the_same_bits() {
+    let hub = TestHub::start();
+    let faces = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
+    User::new(&hub).ok(&["push", faces, "user/faces", "--tag", "v1.0"]);
+    let few =
+        ["--images", "20", "--set", "data.train=100", "--set", "data.validation=10", "--set", "data.test=20"];
+    let user = User { token: None, ..User::new(&hub) };
+    let (there, here) = (user.bits("hf:user/faces@v1.0", &few), user.bits(faces, &few));
+    println!("hf:user/faces@v1.0 {there}, weights/faces-glow-small {here}");
+    assert_eq!(there, here);
 }
 
 #[test]

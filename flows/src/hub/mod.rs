@@ -591,7 +591,7 @@ impl Hub {
                 Err(fault) => return Err(self.trouble(fault, repository, revision, Some(&file.name))),
             };
             attempt += 1;
-            tracing::warn!("{} of {repository} did not arrive whole ({wrong})", file.name);
+            tracing::warn!("{} of {repository} is damaged ({wrong})", file.name);
             if attempt == ATTEMPTS {
                 // Neither we nor another program is to find it.
                 let blob = path.canonicalize();
