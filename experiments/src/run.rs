@@ -434,7 +434,7 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     let sets = args.sets()?;
     ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
     let device = args.compute.open()?;
-    let weights = args.weights.folder()?;
+    let (weights, commit) = args.weights.locate()?;
     let model = load_model(&weights, &device)?;
     let mut recipe = match &args.recipe {
         Some(name) => Resolved::load(name, &sets)?.recipe,
@@ -463,6 +463,9 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     let beside = Beside { codecs, gaussian, ..Beside::new(&recipe, &data) };
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.to_string().into());
+    if let Some(commit) = commit {
+        object.insert("weights_commit".to_owned(), commit.into());
+    }
     if args.json {
         output::line(Value::Object(object))?;
         return Ok(End::Done);
@@ -532,7 +535,7 @@ pub fn sample(args: &SampleArgs) -> Result<End> {
     );
     writable(&args.out)?;
     let device = args.compute.open()?;
-    let model = load_model(&args.weights.folder()?, &device)?;
+    let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = picture(&model, args.n, args.temperature, args.seed, args.class, None, &args.out)?;
     ensure!(drawn, "samples of shape {:?} cannot be drawn", model.config().shape());

@@ -107,14 +107,14 @@ impl FromStr for Weights {
 }
 
 impl Weights {
-    /// The folder they are in; fetched from the hub, where they are there.
+    /// The folder they are in and, for those of the hub, which are fetched from there, the commit.
     ///
     /// # Errors
     /// When the hub does not have them or cannot be reached.
-    pub fn folder(&self) -> Result<PathBuf> {
+    pub fn locate(&self) -> Result<(PathBuf, Option<String>)> {
         match &self.address {
-            Some(address) => Ok(address.pull()?.folder),
-            None => Ok(PathBuf::from(&self.text)),
+            Some(address) => address.pull().map(|snapshot| (snapshot.folder, Some(snapshot.commit))),
+            None => Ok((PathBuf::from(&self.text), None)),
         }
     }
 }
