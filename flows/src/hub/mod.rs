@@ -410,14 +410,24 @@ impl Hub {
                     }
                 }
                 let folder = self.snapshot(repository, &remote.commit);
-                for name in [vec![CONFIG.to_owned()], weights(&folder).map_err(Trouble::here)?].concat() {
-                    let file = remote.file(&name).ok_or_else(|| {
+                let fetch = |name: &str| {
+                    let file = remote.file(name).ok_or_else(|| {
                         Trouble::here(format!(
-                            "{repository} at {revision} has no {name}: a model is {CONFIG} with {WEIGHTS} or {INDEX} and its \
-                             shards"
+                            "{repository} at {revision} has no {name}: a model is {CONFIG} with {WEIGHTS} or {INDEX} and \
+                             its shards"
                         ))
                     })?;
-                    self.fetch(repository, revision, &remote, file)?;
+                    self.fetch(repository, revision, &remote, file)
+                };
+                fetch(CONFIG)?;
+                // Gigabytes of another library's weights are not fetched to be refused.
+                if !is_config(&folder.join(CONFIG)) {
+                    return Err(Trouble::here(format!(
+                        "{repository} at {revision} is no model of this library: its {CONFIG} is another's"
+                    )));
+                }
+                for name in weights(&folder).map_err(Trouble::here)? {
+                    fetch(&name)?;
                 }
                 self.remember(repository, revision, &remote.commit);
                 Ok(Snapshot { folder, commit: remote.commit })
@@ -688,6 +698,12 @@ fn weights(folder: &Path) -> std::result::Result<Vec<String>, String> {
         None if names.is_empty() => Err(damaged("it names none")),
         None => Ok(names.into_iter().collect()),
     }
+}
+
+/// Whether a file has the outline of a config that this library has written, in whatever version.
+fn is_config(path: &Path) -> bool {
+    let file = fs::read(path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    file.is_some_and(|file| file["format"].is_u64() && file["config"].is_object())
 }
 
 /// Whether a file's name is that of a model's weights, or of a shard of them.
