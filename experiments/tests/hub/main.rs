@@ -442,7 +442,7 @@ fn nothing_wrong_is_ever_loaded() {
     // A cache that somebody else has poisoned, or that a disk has.
     let user = User::new(&hub);
     user.ok(&pull);
-    for name in ["config.json", "model.safetensors"] {
+    for name in ["config.json", "model.safetensors", "recipe.toml"] {
         let blob = user.blob(name);
         let good = std::fs::read(&blob).unwrap();
         for bad in [&b"<html>503</html>"[..], &good[..good.len() / 2], b""] {

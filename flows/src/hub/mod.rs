@@ -60,7 +60,7 @@ const PATIENCE: Duration = Duration::from_secs(25);
 /// How often a file is fetched whose content is not what its hash says.
 const ATTEMPTS: usize = 3;
 /// How often another program's lock is waited for, ten seconds each.
-const LOCK_WAITS: usize = 5;
+const LOCK_WAITS: usize = 4;
 
 /// Where the hub is, who asks, and where copies are kept.
 #[derive(Clone, PartialEq, Eq)]
@@ -432,7 +432,7 @@ impl Hub {
                 self.remember(repository, revision, &remote.commit);
                 Ok(Snapshot { folder, commit: remote.commit })
             },
-            || self.cached_model(repository, revision),
+            || self.cached_model(repository, revision, also),
         )
     }
 
@@ -485,11 +485,18 @@ impl Hub {
         Ok(Some(Snapshot { folder, commit }))
     }
 
-    /// As [`Hub::cached`] for whatever a model needs.
-    fn cached_model(&self, repository: &Repository, revision: &Revision) -> Result<Option<Snapshot>> {
+    /// As [`Hub::cached`] for whatever a model needs, and those of the other files that are there.
+    fn cached_model(
+        &self,
+        repository: &Repository,
+        revision: &Revision,
+        also: &[&str],
+    ) -> Result<Option<Snapshot>> {
         let Some(commit) = self.cached_commit(repository, revision) else { return Ok(None) };
-        let Ok(weights) = weights(&self.snapshot(repository, &commit)) else { return Ok(None) };
-        let names: Vec<&str> = weights.iter().map(String::as_str).chain([CONFIG]).collect();
+        let folder = self.snapshot(repository, &commit);
+        let Ok(weights) = weights(&folder) else { return Ok(None) };
+        let there = also.iter().copied().chain([CARD, INDEX]).filter(|name| folder.join(name).exists());
+        let names: Vec<&str> = there.chain([CONFIG]).chain(weights.iter().map(String::as_str)).collect();
         self.cached(repository, revision, &names)
     }
 
@@ -513,13 +520,13 @@ impl Hub {
             Ok(snapshot) => return Ok(snapshot),
             Err(trouble) => trouble,
         };
-        match cached() {
-            Ok(Some(snapshot)) if trouble.unreachable => {
-                tracing::warn!("{trouble}; {repository} is taken from the cache, commit {}", snapshot.commit);
-                Ok(snapshot)
-            }
-            _ => Err(Error::msg(trouble)),
+        if trouble.unreachable
+            && let Ok(Some(snapshot)) = cached()
+        {
+            tracing::warn!("{trouble}; {repository} is taken from the cache, commit {}", snapshot.commit);
+            return Ok(snapshot);
         }
+        Err(Error::msg(trouble))
     }
 
     /// The commit that a revision is at, and whether the repository is private.
