@@ -495,7 +495,7 @@ fn a_push_that_fails_leaves_nothing_behind() {
     let hub = TestHub::start();
     let user = User::new(&hub);
     let push = ["push", path(RUN.path()), ID];
-    let cases: [(&str, How, &[&str]); 5] = [
+    let cases: [(&str, How, &[&str]); 6] = [
         (
             "409",
             How::Status(409, r#"{"error": "another commit is under way"}"#),
@@ -508,7 +508,8 @@ fn a_push_that_fails_leaves_nothing_behind() {
         ),
         ("429", How::Status(429, ""), &["takes no more requests for now: try again later"]),
         ("503", How::Status(503, "<html>"), &["out of order (503", "nothing was published"]),
-        ("413", How::Status(413, ""), &["refuses what was asked of user/moons (413"]),
+        ("418", How::Status(418, ""), &["refuses what was asked of user/moons (418"]),
+        ("413", How::Status(413, ""), &["a file too large for a commit"]),
     ];
     for (what, how, says) in cases {
         hub.fault("POST", "/commit/", 99, how);

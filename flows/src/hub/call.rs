@@ -296,6 +296,10 @@ impl Hub {
             HFError::Http { context } if context.status.as_u16() == 412 => Trouble::here(format!(
                 "{repository} at {revision} has changed while this was prepared: try again"
             )),
+            HFError::Http { context } if context.status.as_u16() == 413 => Trouble::here(format!(
+                "{repository} has a file too large for a commit{message}, and the hub at {endpoint} offers no storage for large \
+                 files: ask whoever runs it"
+            )),
             HFError::Http { context } if context.status.is_server_error() => out_of_reach(format!(
                 "the hub at {endpoint} is out of order ({}{message}){during}: try again later",
                 context.status
