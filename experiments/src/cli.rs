@@ -6,10 +6,12 @@
 
 use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
+use crate::transfer::{self, Address, WEIGHTS, Weights};
 use crate::{explain, output, recipe, run, table};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use flows::hub::{Repository, Revision};
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +39,10 @@ enum Command {
     Eval(EvalArgs),
     /// Draw samples from saved weights.
     Sample(SampleArgs),
+    /// Fetch a model from the Hugging Face hub.
+    Pull(PullArgs),
+    /// Publish a run on the Hugging Face hub.
+    Push(PushArgs),
     /// All runs against the papers.
     Table(TableArgs),
     /// The built-in recipes.
@@ -179,8 +185,9 @@ impl Part {
 /// `eval`.
 #[derive(Args)]
 pub struct EvalArgs {
-    /// A folder with config.json and model.safetensors: a run or a model of weights/.
-    pub(crate) weights: PathBuf,
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    pub(crate) weights: Weights,
     /// Data and evaluation settings of this recipe (default: the recipe that the folder holds).
     #[arg(long)]
     pub(crate) recipe: Option<String>,
@@ -230,8 +237,9 @@ impl EvalArgs {
 /// `sample`.
 #[derive(Args)]
 pub struct SampleArgs {
-    /// A folder with config.json and model.safetensors: a run or a model of weights/.
-    pub(crate) weights: PathBuf,
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    pub(crate) weights: Weights,
     /// The class, for a class-conditional model (default: all in turn).
     #[arg(long)]
     pub(crate) class: Option<u32>,
@@ -249,6 +257,46 @@ pub struct SampleArgs {
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) compute: Compute,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `pull`.
+#[derive(Args)]
+pub struct PullArgs {
+    /// The model, at a branch, a tag or a commit (default: main).
+    #[arg(value_name = "hf:USER/NAME[@REVISION]")]
+    pub(crate) address: Address,
+    /// Copy its files to this new folder (default: print the folder in the hub's cache).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `push`.
+#[derive(Args)]
+pub struct PushArgs {
+    /// The folder of a run, or of a model of weights/.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// The repository, which is made if it is not there.
+    #[arg(value_name = "USER/NAME", value_parser = repository)]
+    pub(crate) repository: Repository,
+    /// For nobody else to see.
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// The branch.
+    #[arg(long, value_name = "BRANCH", default_value = "main", value_parser = revision)]
+    pub(crate) revision: Revision,
+    /// A name for this state, for good.
+    #[arg(long, value_name = "NAME", value_parser = revision)]
+    pub(crate) tag: Option<Revision>,
+    /// Print the files that would go up, with their lengths and SHA-256, and send nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// The result as one JSON object, the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -293,6 +341,14 @@ fn seed(text: &str) -> Result<u64, String> {
     seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
 }
 
+fn repository(text: &str) -> candle_core::Result<Repository> {
+    Repository::model(text.strip_prefix("hf:").unwrap_or(text))
+}
+
+fn revision(text: &str) -> candle_core::Result<Revision> {
+    Revision::new(text)
+}
+
 /// How a command ended.
 pub enum End {
     /// With its result.
@@ -305,7 +361,7 @@ pub enum End {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // What the hub's client logs comes again in our error, as a sentence.
-    const HUSHED: &str = "hf_hub=off,reqwest_middleware=off,reqwest_retry=off";
+    const HUSHED: &str = "hf_hub=off,xet=off,reqwest_middleware=off,reqwest_retry=off";
     let default = match cli.verbose {
         true => "warn,flow=debug".to_owned(),
         false => format!("warn,flow=info,{HUSHED}"),
@@ -323,6 +379,9 @@ pub fn main() -> ExitCode {
         Err(error) => {
             if error.is::<output::Closed>() {
                 return ExitCode::SUCCESS;
+            }
+            if error.is::<transfer::Stopped>() {
+                return ExitCode::from(130);
             }
             output::tell(format_args!("error: {}", sentence(&error)));
             ExitCode::FAILURE
@@ -366,6 +425,8 @@ fn dispatch(command: Command) -> Result<End> {
         Command::Train(args) => run::reproduce(&args, false),
         Command::Eval(args) => run::eval(&args),
         Command::Sample(args) => run::sample(&args),
+        Command::Pull(args) => transfer::pull(&args),
+        Command::Push(args) => transfer::push(&args),
         Command::Table(args) => {
             output::raw(&table::render(&table::find(&args.runs)?, args.format)?)?;
             Ok(End::Done)

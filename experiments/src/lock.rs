@@ -1,4 +1,4 @@
-//! One run at a time in a folder.
+//! One run at a time in a folder, and none while the folder is read as a whole.
 //!
 //! The lock is the system's, on the folder itself: it leaves no file behind and ends with the process, however that ends.
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Holds a run's folder until it is dropped.
+/// Holds a run's folder until it is dropped: against everybody, or against whoever changes it.
 pub struct Lock {
     _folder: File,
 }
@@ -17,14 +17,30 @@ impl Lock {
     /// # Errors
     /// When another run has it, or it cannot be opened.
     pub fn take(out: &Path) -> Result<Self> {
+        Self::hold(out, File::try_lock, "give another --out")
+    }
+
+    /// As [`Lock::take`], beside others that only read.
+    ///
+    /// # Errors
+    /// When a run has it, or it cannot be opened.
+    pub fn share(out: &Path) -> Result<Self> {
+        Self::hold(out, File::try_lock_shared, "name another folder")
+    }
+
+    fn hold(
+        out: &Path,
+        lock: fn(&File) -> std::result::Result<(), TryLockError>,
+        remedy: &str,
+    ) -> Result<Self> {
         let folder =
             File::open(out).with_context(|| format!("cannot open the run's folder {}", out.display()))?;
-        match folder.try_lock() {
+        match lock(&folder) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                bail!("another run is at work in {}: wait for its end, or give another --out", out.display())
+                bail!("another run is at work in {}: wait for its end, or {remedy}", out.display())
             }
-            // Some network file systems have no locks: no reason not to train there.
+            // Some network file systems have no locks: no reason not to work there.
             Err(TryLockError::Error(e)) => {
                 tracing::warn!("{} cannot be locked ({e}): start no second run there", out.display());
             }
@@ -44,6 +60,12 @@ mod tests {
         assert!(Lock::take(dir.path()).is_err());
         drop(first);
         assert!(Lock::take(dir.path()).is_ok());
+        let readers = [Lock::share(dir.path()).unwrap(), Lock::share(dir.path()).unwrap()];
+        assert!(Lock::take(dir.path()).is_err());
+        drop(readers);
+        let writer = Lock::take(dir.path()).unwrap();
+        assert!(Lock::share(dir.path()).is_err());
+        drop(writer);
         assert!(Lock::take(&dir.path().join("missing")).is_err());
     }
 }

@@ -17,6 +17,7 @@ mod run;
 mod summary;
 mod table;
 mod train;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,17 @@ fn main() -> ExitCode {
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         // SAFETY: no other thread exists yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
+    // The hub's storage client tries dead storage for minutes otherwise; it takes these settings from the environment only.
+    for (name, value) in [
+        ("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"),
+        ("HF_XET_CLIENT_RETRY_BASE_DELAY", "500ms"),
+        ("HF_XET_CLIENT_CONNECT_TIMEOUT", "10s"),
+    ] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: as above.
+            unsafe { std::env::set_var(name, value) };
+        }
     }
     cli::main()
 }

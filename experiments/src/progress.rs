@@ -2,10 +2,11 @@
 //! terminal, a line of log every half minute where it is not. Logs share the terminal with the bar through [`LogWriter`].
 
 use crate::train::Progress;
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use flows::hub::{Observer, Transfer};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use std::io::Write;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Set by the first Ctrl-C: whatever runs saves and ends.
@@ -159,5 +160,53 @@ impl Count {
 impl Drop for Count {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// The progress of transfers with the hub, one after the other.
+#[derive(Default)]
+pub struct Transfers(Mutex<Option<(String, ProgressBar, Instant)>>);
+
+impl Observer for Transfers {
+    fn progress(&self, transfer: &Transfer<'_>) {
+        let &Transfer { what, done, total } = transfer;
+        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What begins may be in the cache, and there is nothing to see.
+        if done == 0 || shown.as_ref().is_some_and(|(name, ..)| name != what) {
+            if let Some((_, bar, _)) = shown.take() {
+                bar.finish_and_clear();
+            }
+            if done == 0 {
+                return;
+            }
+        }
+        let (_, bar, spoke) = shown.get_or_insert_with(|| {
+            tracing::info!("{what}: {} to transfer", HumanBytes(total));
+            let bar =
+                bar(Some(total), "{prefix} {bar:24} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
+            bar.set_prefix(what.to_owned());
+            (what.to_owned(), bar, Instant::now())
+        });
+        bar.set_length(total);
+        bar.set_position(done);
+        if bar.is_hidden() && spoke.elapsed() >= QUIET {
+            *spoke = Instant::now();
+            tracing::info!("{what}: {} of {}", HumanBytes(done), HumanBytes(total));
+        }
+        if done >= total {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        stopped()
+    }
+}
+
+impl Drop for Transfers {
+    fn drop(&mut self) {
+        if let Some((_, bar, _)) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
     }
 }

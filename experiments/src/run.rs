@@ -26,8 +26,9 @@ use std::path::{Path, PathBuf};
 const RASTER: usize = 160;
 
 /// The pictures' names in a run's folder.
-const SAMPLES: &str = "samples.png";
-const CURVE: &str = "curve.png";
+pub const SAMPLES: &str = "samples.png";
+/// As [`SAMPLES`].
+pub const CURVE: &str = "curve.png";
 
 /// Training images that are evaluated after training, at most: the number only shows how far train and test are apart.
 const TRAIN_IMAGES: usize = 2_000;
@@ -459,10 +460,11 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     let sets = args.sets()?;
     ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
     let device = args.compute.open()?;
-    let model = load_model(&args.weights, &device)?;
+    let (weights, commit) = args.weights.locate()?;
+    let model = load_model(&weights, &device)?;
     let mut recipe = match &args.recipe {
         Some(name) => Resolved::load(name, &sets)?.recipe,
-        None => own_recipe(&args.weights, &sets)?,
+        None => own_recipe(&weights, &sets)?,
     };
     // The weights have their model with them.
     recipe.model = model.config().clone();
@@ -486,7 +488,10 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
     let mut object = summary::score_json(&recipe.name, args.split.name(), &measured);
     let beside = Beside { codecs, gaussian, ..Beside::new(&recipe, &data) };
     beside.json(&mut object);
-    object.insert("weights".to_owned(), args.weights.display().to_string().into());
+    object.insert("weights".to_owned(), args.weights.to_string().into());
+    if let Some(commit) = commit {
+        object.insert("weights_commit".to_owned(), commit.into());
+    }
     if args.json {
         output::line(Value::Object(object))?;
         return Ok(End::Done);
@@ -498,7 +503,7 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
 }
 
 /// A saved model, if this machine can hold it.
-fn load_model(weights: &Path, device: &Device) -> Result<Model> {
+pub(crate) fn load_model(weights: &Path, device: &Device) -> Result<Model> {
     ensure!(
         !weights.is_file(),
         "{} is a file: a model is a folder with config.json and model.safetensors",
@@ -556,13 +561,13 @@ pub fn sample(args: &SampleArgs) -> Result<End> {
     );
     writable(&args.out)?;
     let device = args.compute.open()?;
-    let model = load_model(&args.weights, &device)?;
+    let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = picture(&model, args.n, args.temperature, args.seed, args.class, None, &args.out)?;
     ensure!(drawn, "samples of shape {:?} cannot be drawn", model.config().shape());
     if args.json {
         output::line(json!({
-            "weights": args.weights.display().to_string(),
+            "weights": args.weights.to_string(),
             "file": args.out.display().to_string(),
             "images": args.n,
             "temperature": args.temperature,

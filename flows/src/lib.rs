@@ -5,6 +5,7 @@
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
 //! - [`ops`]: the numerical core, convolution with a backward of its own.
+//! - [`hub`]: the Hugging Face hub both ways (feature `hub`, on by default).
 //! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
 //!
 //! On CPU set the variable `CANDLE_NUM_THREADS=1` before the first tensor is made, as the binary `flow` does: candle's
@@ -17,6 +18,8 @@ pub mod bijections;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod flow;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod linalg;
 pub mod models;
 pub mod nets;

@@ -1,28 +1,20 @@
 //! MNIST and CIFAR-10 from the Hugging Face hub, as the parquet files the hub makes of every data set.
 //!
 //! A row holds an image as PNG bytes and a label. What the local cache has is never asked for again, and with
-//! `HF_HUB_OFFLINE` set nothing else is looked at. The images are decoded here rather than by
+//! `HF_HUB_OFFLINE` set nothing else is looked at; `flows::hub` brings the files and verifies them. The images are decoded here rather than by
 //! `candle_datasets::vision`, whose parquet reader transposes those of CIFAR-10 and panics on damaged ones.
 
-use super::{Dataset, Split, Values, cifar, file_name, idx};
+use super::{Dataset, Split, Values, cifar, idx};
+use crate::transfer;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hf_hub::progress::{Progress, ProgressEvent, ProgressHandler};
-use hf_hub::{HFClient, HFClientSync, HFError};
+use flows::hub::{Hub, Repository, Revision};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
 
 /// The branch on which the hub keeps the parquet files.
 const BRANCH: &str = "refs/convert/parquet";
-
-/// How long the hub may stay silent before it counts as out of reach. The client's own requests have no time
-/// limit.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// A data set on the hub.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +22,7 @@ pub struct HubSet {
     /// The name it is asked for by.
     pub name: &'static str,
     /// Its owner and name on the hub.
-    pub repository: (&'static str, &'static str),
+    pub repository: &'static str,
     /// The training file on the parquet branch and how many rows it has.
     pub train: (&'static str, usize),
     /// The test file and how many rows it has.
@@ -46,7 +38,7 @@ pub struct HubSet {
 /// MNIST.
 pub const MNIST: HubSet = HubSet {
     name: "mnist",
-    repository: ("ylecun", "mnist"),
+    repository: "ylecun/mnist",
     train: ("mnist/train/0000.parquet", 60_000),
     test: ("mnist/test/0000.parquet", 10_000),
     shape: [1, 28, 28],
@@ -58,129 +50,13 @@ pub const MNIST: HubSet = HubSet {
 /// CIFAR-10.
 pub const CIFAR10: HubSet = HubSet {
     name: "cifar10",
-    repository: ("uoft-cs", "cifar10"),
+    repository: "uoft-cs/cifar10",
     train: ("plain_text/train/0000.parquet", 50_000),
     test: ("plain_text/test/0000.parquet", 10_000),
     shape: [3, 32, 32],
     classes: cifar::CLASSES,
     files: "data_batch_1.bin to data_batch_5.bin and test_batch.bin, or cifar-10-binary.tar.gz",
 };
-
-/// Whether `HF_HUB_OFFLINE` forbids the network: the values that the hub's own Python client takes for true.
-fn offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
-}
-
-/// Passes on each sign of progress.
-struct Signs(mpsc::Sender<String>);
-
-impl ProgressHandler for Signs {
-    fn on_progress(&self, event: &ProgressEvent) {
-        // Nobody listens any more once the wait was given up; the download then ends with the program.
-        self.0.send(format!("{event:?}")).ok();
-    }
-}
-
-/// Fetches one file into the cache, unless it is there, and returns its path.
-///
-/// The work is done on a thread of its own so that it can be left behind: an address that swallows packets
-/// would otherwise hold the caller for minutes.
-fn fetch(client: &HFClientSync, set: HubSet, file: &'static str, offline: bool) -> Result<PathBuf> {
-    let (owner, name) = set.repository;
-    let repository = client.dataset(owner, name);
-    let cached = repository.download_file().filename(file).revision(BRANCH).local_files_only(true).send();
-    let unreachable = |reason: &str| {
-        anyhow!(
-            "`{}` is not in the hub's cache and {reason}: give --data DIR or set FLOW_DATA to a folder with \
-             {}",
-            set.name,
-            set.files
-        )
-    };
-    match cached {
-        Ok(path) => return Ok(path),
-        Err(HFError::LocalEntryNotFound { .. }) if offline => {
-            return Err(unreachable("HF_HUB_OFFLINE forbids to download it"));
-        }
-        Err(HFError::LocalEntryNotFound { .. }) => {}
-        Err(error) => return Err(unreachable(&format!("the cache cannot be read ({})", one_line(&error)))),
-    }
-    tracing::info!(set = set.name, file, "downloading from the hub");
-    let (signs, news) = mpsc::channel();
-    let (done, result) = mpsc::channel();
-    std::thread::spawn(move || {
-        let progress = Progress::new(Signs(signs));
-        let path = repository.download_file().filename(file).revision(BRANCH).progress(progress).send();
-        done.send(path).ok();
-    });
-    let mut last = String::new();
-    let mut deadline = std::time::Instant::now() + SILENCE;
-    loop {
-        match news.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now())) {
-            // Ticks that report the same bytes again are no progress.
-            Ok(sign) if sign != last => {
-                last = sign;
-                deadline = std::time::Instant::now() + SILENCE;
-            }
-            Ok(_) => {}
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Err(unreachable(&format!(
-                    "the hub has been silent for {} seconds",
-                    SILENCE.as_secs()
-                )));
-            }
-            // The sender is gone: the download has ended one way or the other.
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return match result.recv() {
-                    Ok(Ok(path)) => Ok(path),
-                    Ok(Err(error)) => {
-                        Err(unreachable(&format!("the hub cannot be reached ({})", one_line(&error))))
-                    }
-                    Err(_) => Err(unreachable("the download broke off")),
-                };
-            }
-        }
-        if std::time::Instant::now() >= deadline {
-            return Err(unreachable(&format!("the hub has been silent for {} seconds", SILENCE.as_secs())));
-        }
-    }
-}
-
-/// An error on one line, short enough to stand inside a sentence.
-fn one_line(error: &HFError) -> String {
-    let words: Vec<String> = error.to_string().split_whitespace().map(str::to_owned).collect();
-    let text: String = words.join(" ").chars().take(160).collect();
-    // What the cut left open goes, so that the sentence around it reads well.
-    let mut open = Vec::new();
-    for (at, character) in text.char_indices() {
-        match character {
-            '(' => open.push(at),
-            ')' => _ = open.pop(),
-            _ => {}
-        }
-    }
-    text[..open.first().copied().unwrap_or(text.len())].trim_end().to_owned()
-}
-
-/// Compares a cached file with its SHA-256, where the cache knows that: large files lie in it under their
-/// hash.
-fn verify(path: &Path, name: &str) -> Result<()> {
-    let blob = path.canonicalize().with_context(|| format!("{name} cannot be found in the hub's cache"))?;
-    let blob_name = file_name(&blob);
-    if blob_name.len() != 64 || !blob_name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(());
-    }
-    let mut hash = Sha256::new();
-    let copied = File::open(&blob).and_then(|mut file| std::io::copy(&mut file, &mut hash));
-    copied.with_context(|| format!("{name} cannot be read from the hub's cache"))?;
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    ensure!(
-        hex.eq_ignore_ascii_case(&blob_name),
-        "{name} in the hub's cache has the sha256 {hex}, not {blob_name}: remove it and fetch it again"
-    );
-    Ok(())
-}
 
 /// Reads a parquet file of `rows` rows, each a PNG or JPEG image in a group of its own and a label.
 ///
@@ -255,37 +131,38 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
     Split::new(shape.to_vec(), Values::Pixels(pixels), Some(labels), None)
 }
 
-/// Which commit a cached file belongs to: the folder below `snapshots`.
-fn commit(path: &Path) -> Option<String> {
-    let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
-    parts.find(|part| part == "snapshots")?;
-    parts.next().map(|hash| hash.into_owned())
-}
-
 /// Loads a data set from the hub or its cache.
 ///
 /// # Errors
-/// When it is not in the cache and the hub cannot be reached within about half a minute, in one sentence that
-/// says which files to give instead; and when a file is damaged.
+/// When it is not in the cache and the hub cannot be reached within half a minute, in one sentence that says which files to
+/// give instead; and when a file is damaged.
 pub fn load(set: &HubSet) -> Result<Dataset> {
-    let client = HFClient::builder().retry_max_attempts(2).build_sync();
-    load_with(
-        &client.map_err(|error| anyhow!("the hub's client cannot be set up: {}", one_line(&error)))?,
-        *set,
-        offline(),
-    )
+    load_with(&transfer::hub()?, *set)
 }
 
-fn load_with(client: &HFClientSync, set: HubSet, offline: bool) -> Result<Dataset> {
-    let paths = [fetch(client, set, set.train.0, offline)?, fetch(client, set, set.test.0, offline)?];
-    let read = |path: &Path, (name, rows): (&str, usize)| {
-        verify(path, name)?;
+fn load_with(hub: &Hub, set: HubSet) -> Result<Dataset> {
+    let (repository, revision) = (Repository::dataset(set.repository)?, Revision::new(BRANCH)?);
+    let names = [set.train.0, set.test.0];
+    // What the cache has is never asked for again. A damaged copy is fetched once more, where that may be done.
+    let cached = match hub.cached(&repository, &revision, &names) {
+        Err(_) if !hub.settings().offline => None,
+        cached => cached?,
+    };
+    let snapshot = match cached {
+        Some(snapshot) => snapshot,
+        None => hub.files(&repository, &revision, &names).map_err(transfer::why).with_context(|| {
+            format!(
+                "`{}` cannot be fetched (give --data DIR or set FLOW_DATA to a folder with {})",
+                set.name, set.files
+            )
+        })?,
+    };
+    let read = |(name, rows): (&str, usize)| {
+        let path = snapshot.folder.join(name);
         let file = File::open(path).with_context(|| format!("{name} cannot be opened in the hub's cache"))?;
         read_parquet(file, set.shape, rows, name)
     };
-    let (train, test) = rayon::join(|| read(&paths[0], set.train), || read(&paths[1], set.test));
-    let commits = paths.map(|path| commit(&path).unwrap_or_else(|| "unknown".to_owned()));
-    let (owner, name) = set.repository;
+    let (train, test) = rayon::join(|| read(set.train), || read(set.test));
     Ok(Dataset {
         name: set.name.to_owned(),
         train: train?,
@@ -294,12 +171,7 @@ fn load_with(client: &HFClientSync, set: HubSet, offline: bool) -> Result<Datase
         classes: set.classes.map(str::to_owned).to_vec(),
         attribute_names: vec![],
         entropy: None,
-        // The two files can be of different commits when the branch moved between two downloads.
-        revision: if commits[0] == commits[1] {
-            format!("hub {owner}/{name} {BRANCH} {}", commits[0])
-        } else {
-            format!("hub {owner}/{name} {BRANCH} {} (training) {} (test)", commits[0], commits[1])
-        },
+        revision: format!("hub {repository} {BRANCH} {}", snapshot.commit),
     })
 }
 
@@ -307,13 +179,15 @@ fn load_with(client: &HFClientSync, set: HubSet, offline: bool) -> Result<Datase
 mod tests {
     use super::*;
     use crate::data::mutate;
+    use flows::hub::Settings;
     use image::{ImageFormat, Rgb, RgbImage};
     use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
     use std::io::{Cursor, Write};
+    use std::path::Path;
     use std::sync::Arc;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
     const TINY: HubSet = HubSet {
@@ -356,14 +230,16 @@ mod tests {
         file
     }
 
-    fn client(cache: &Path) -> HFClientSync {
-        // The discard port of this machine, where nobody listens: "connection refused", at once.
-        HFClient::builder()
-            .endpoint("http://127.0.0.1:9")
-            .cache_dir(cache)
-            .retry_max_attempts(1)
-            .build_sync()
-            .unwrap()
+    fn hub(cache: &Path, offline: bool) -> Hub {
+        Hub::new(Settings {
+            // The discard port of this machine, where nobody listens: "connection refused", at once.
+            endpoint: "http://127.0.0.1:9".to_owned(),
+            cache: cache.to_owned(),
+            token: None,
+            offline,
+            patience: Duration::from_secs(15),
+        })
+        .unwrap()
     }
 
     fn open(bytes: &[u8]) -> File {
@@ -384,7 +260,7 @@ mod tests {
             std::fs::write(path, parquet(rows as u8)).unwrap();
         }
         for offline in [true, false] {
-            let set = load_with(&client(dir.path()), TINY, offline).unwrap();
+            let set = load_with(&hub(dir.path(), offline), TINY).unwrap();
             assert_eq!((set.train.len(), set.test.len()), (3, 2));
             assert_eq!(set.train.labels, Some(vec![0, 1, 2]));
             // Rows first: the red channel counts columns, the green one rows, and neither is transposed.
@@ -401,22 +277,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let begin = Instant::now();
         for offline in [true, false] {
-            let error = format!("{:#}", load_with(&client(dir.path()), MNIST, offline).unwrap_err());
+            let error = format!("{:#}", load_with(&hub(dir.path(), offline), MNIST).unwrap_err());
             assert!(error.contains("--data DIR or set FLOW_DATA"), "{error}");
             assert!(error.contains("t10k-labels-idx1-ubyte") && !error.contains('\n'), "{error}");
         }
         assert!(begin.elapsed() < Duration::from_secs(20));
-    }
-
-    #[test]
-    fn cached_files_must_have_their_hash() {
-        let dir = tempfile::tempdir().unwrap();
-        let hex: String = Sha256::digest(b"abc").iter().map(|byte| format!("{byte:02x}")).collect();
-        let path = dir.path().join(hex);
-        std::fs::write(&path, "abc").unwrap();
-        verify(&path, "P").unwrap();
-        std::fs::write(&path, "abd").unwrap();
-        assert!(verify(&path, "P").unwrap_err().to_string().contains("P in the hub's cache has the sha256"));
     }
 
     #[test]

@@ -417,11 +417,6 @@ impl Revision {
     }
 }
 
-/// The last component of a path.
-pub(crate) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 pub(crate) mod mutate {
     //! Damaged copies of a file, the same ones in every run.

@@ -153,8 +153,8 @@ struct ConfigFile {
 }
 
 const FORMAT: u32 = 1;
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 #[derive(Serialize, Deserialize)]
 struct Index {

@@ -1,0 +1,376 @@
+//! One request to the hub: with a limit on its silence, and with its failure as one sentence.
+
+use super::{Handle, Hub, Repository, Revision, Transfer};
+use candle_core::Error;
+use hf_hub::HFError;
+use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler, UploadEvent};
+use std::fmt;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+/// How often a call that waits looks whether it should go on.
+const TICK: Duration = Duration::from_millis(100);
+/// Bytes a second at the least at which files are hashed before the first of them is sent.
+const HASHING: u64 = 100_000_000;
+
+/// Why a request failed.
+pub(super) enum Fault {
+    /// Nothing was heard for as long as the settings allow.
+    Silent,
+    /// The observer wants no more.
+    Stopped,
+    /// The client ended without an answer.
+    Ended,
+    /// The client says why.
+    Hub(Box<HFError>),
+}
+
+impl Fault {
+    /// Whether another program holds the cache's lock on the file.
+    pub(super) fn is_lock(&self) -> bool {
+        matches!(self, Self::Hub(error) if matches!(**error, HFError::CacheLockTimeout { .. }))
+    }
+
+    /// Whether an answer began and did not end.
+    pub(super) fn is_body(&self) -> bool {
+        let Self::Hub(error) = self else { return false };
+        matches!(&**error, HFError::Request { source, .. } if source.is_body() || source.is_decode())
+    }
+
+    /// Whether the request may have been carried out, as far as anybody here can know.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        match self {
+            Self::Silent | Self::Ended => true,
+            Self::Stopped => false,
+            Self::Hub(error) => match &**error {
+                HFError::Http { context } => {
+                    context.status.is_server_error() || context.status.as_u16() == 412
+                }
+                HFError::Conflict { .. } | HFError::Request { .. } | HFError::MalformedResponse { .. } => {
+                    true
+                }
+                HFError::Json(_) => true,
+                _ => false,
+            },
+        }
+    }
+
+    /// Whether the hub says that something is there already, or is being changed.
+    pub(super) fn is_conflict(&self) -> bool {
+        matches!(self, Self::Hub(error) if matches!(**error, HFError::Conflict { .. }))
+    }
+}
+
+/// A failure in one sentence.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    text: String,
+    /// Whether the hub could not be asked at all.
+    pub(super) unreachable: bool,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<Trouble> for Error {
+    fn from(trouble: Trouble) -> Self {
+        Self::msg(trouble)
+    }
+}
+
+impl Trouble {
+    /// A failure of what the hub has, or of this machine.
+    pub(super) fn here(text: String) -> Self {
+        Self { text, unreachable: false }
+    }
+
+    fn away(text: String) -> Self {
+        Self { text, unreachable: true }
+    }
+}
+
+/// Someone else's text, fit to stand inside a sentence: on one line and not long.
+pub(super) fn one_line(text: &str) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words: Vec<&str> = clean.split_whitespace().collect();
+    let text: String = words.join(" ").chars().take(160).collect();
+    // What the cut left open goes, so that the sentence around it reads well.
+    let mut open = Vec::new();
+    for (at, character) in text.char_indices() {
+        match character {
+            '(' => open.push(at),
+            ')' => _ = open.pop(),
+            _ => {}
+        }
+    }
+    text[..open.first().copied().unwrap_or(text.len())].trim_end_matches(['.', ' ', ':']).to_owned()
+}
+
+/// The last cause of an error, which is what the system said.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    one_line(&last.to_string())
+}
+
+/// What comes from the thread that works.
+enum News<T> {
+    Moved { done: u64, total: u64 },
+    Done(Result<T, HFError>),
+}
+
+/// Passes on how many bytes have moved.
+struct Signs<T>(Sender<News<T>>);
+
+impl<T: Send> ProgressHandler for Signs<T> {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let (done, total) = match event {
+            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
+                (files.iter().map(|f| f.bytes_completed).sum(), files.iter().map(|f| f.total_bytes).sum())
+            }
+            ProgressEvent::Download(DownloadEvent::AggregateProgress {
+                bytes_completed,
+                total_bytes,
+                ..
+            }) => (*bytes_completed, *total_bytes),
+            // Sent bytes can be fewer, where the storage has parts already.
+            ProgressEvent::Upload(UploadEvent::Progress {
+                bytes_completed,
+                total_bytes,
+                transfer_bytes_completed,
+                transfer_bytes,
+                ..
+            }) => (bytes_completed + transfer_bytes_completed, total_bytes + transfer_bytes),
+            _ => return,
+        };
+        // Nobody listens any more once the wait was given up.
+        self.0.send(News::Moved { done, total }).ok();
+    }
+}
+
+impl Hub {
+    /// Makes a request, and reports the transfer of the `bytes` of `what` unless that is empty.
+    ///
+    /// The work is done on a thread of its own so that it can be left behind: the client's requests have no time limit, and
+    /// an address that swallows packets would hold the caller for minutes.
+    pub(super) fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        bytes: u64,
+        request: impl FnOnce(Progress) -> Result<T, HFError> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let tell = |done: u64, total: u64| {
+            if let Some(observer) = self.observer.as_ref().filter(|_| !what.is_empty()) {
+                observer.progress(&Transfer { what, done, total: total.max(done) });
+            }
+        };
+        let (sender, news) = mpsc::channel();
+        std::thread::spawn(move || {
+            let progress = Progress::new(Signs(sender.clone()));
+            sender.send(News::Done(request(progress))).ok();
+        });
+        let patience = self.settings.patience + Duration::from_secs(bytes / HASHING);
+        let mut deadline = Instant::now() + patience;
+        let mut last = 0;
+        tell(0, bytes);
+        loop {
+            match news.recv_timeout(TICK) {
+                // Ticks that report the same bytes again are no progress.
+                Ok(News::Moved { done, total }) if done > last => {
+                    last = done;
+                    deadline = Instant::now() + patience;
+                    tell(done, total);
+                }
+                Ok(News::Moved { .. }) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(News::Done(result)) => return result.map_err(|error| Fault::Hub(Box::new(error))),
+                Err(RecvTimeoutError::Disconnected) => return Err(Fault::Ended),
+            }
+            if self.observer.as_ref().is_some_and(|observer| observer.stopped()) {
+                return Err(Fault::Stopped);
+            }
+            if Instant::now() >= deadline {
+                return Err(Fault::Silent);
+            }
+        }
+    }
+
+    /// An error when the observer wants no more.
+    pub(super) fn go_on(&self) -> Result<(), Trouble> {
+        match self.observer.as_ref().is_some_and(|observer| observer.stopped()) {
+            true => Err(Trouble::here("stopped".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn no_hub(&self, what: &str) -> Trouble {
+        Trouble::here(format!(
+            "{} does not answer as a hub does ({what}): check HF_ENDPOINT",
+            self.settings.endpoint
+        ))
+    }
+
+    pub(super) fn no_cache(&self, what: &str) -> Trouble {
+        Trouble::here(format!(
+            "the cache {} cannot be used ({}): make room or give another folder with HF_HUB_CACHE",
+            self.settings.cache.display(),
+            one_line(what)
+        ))
+    }
+
+    /// What a failed request means to whoever asked for the file of that revision.
+    pub(super) fn trouble(
+        &self,
+        fault: Fault,
+        repository: &Repository,
+        revision: &Revision,
+        file: Option<&str>,
+    ) -> Trouble {
+        let endpoint = &self.settings.endpoint;
+        let during = file.map_or_else(String::new, |file| format!(" with {file} on its way"));
+        let out_of_reach = |text: String| match file {
+            None => Trouble::away(text),
+            // What the hub has now is known: an older state from the cache is not what was asked for.
+            Some(_) => Trouble::here(text),
+        };
+        let error = match fault {
+            Fault::Silent => {
+                return out_of_reach(format!(
+                    "the hub at {endpoint} or its storage has been silent for {} seconds{during}: try again later",
+                    self.settings.patience.as_secs()
+                ));
+            }
+            Fault::Stopped => return Trouble::here("stopped".to_owned()),
+            Fault::Ended => return Trouble::here(format!("the hub's client broke off{during}: try again")),
+            Fault::Hub(error) => *error,
+        };
+        let said = |context: &hf_hub::HFError| -> String {
+            let (HFError::AuthRequired { context }
+            | HFError::Forbidden { context }
+            | HFError::Conflict { context }
+            | HFError::RateLimited { context, .. }
+            | HFError::Http { context }) = context
+            else {
+                return String::new();
+            };
+            let message =
+                context.server_message.as_deref().map(one_line).filter(|message| !message.is_empty());
+            message.map_or_else(String::new, |message| format!(" (\"{message}\")"))
+        };
+        let message = said(&error);
+        match error {
+            HFError::AuthRequired { .. } if self.settings.token.is_none() => Trouble::here(format!(
+                "{repository} does not exist or is private{message}: check the name, or set HF_TOKEN to a token that may \
+                 read it"
+            )),
+            HFError::AuthRequired { .. } => Trouble::here(format!(
+                "the hub refuses the token{message}: set HF_TOKEN to a valid one, made at {endpoint}/settings/tokens"
+            )),
+            HFError::Forbidden { .. } => Trouble::here(match self.settings.token {
+                Some(_) => format!(
+                    "the token has no right to this in {repository}{message}: set HF_TOKEN to one that has, or ask the \
+                     owner for access"
+                ),
+                None => format!(
+                    "{repository} is not open to everybody{message}: set HF_TOKEN to a token of an account with access"
+                ),
+            }),
+            HFError::RepoNotFound { .. }
+            | HFError::RevisionNotFound { .. }
+            | HFError::EntryNotFound { .. } => self.missing(repository, revision, file),
+            HFError::Conflict { .. } => Trouble::here(format!(
+                "{repository} is being changed by someone else{message}: try again when that is done"
+            )),
+            HFError::RateLimited { retry_after, .. } => out_of_reach(format!(
+                "the hub takes no more requests for now{message}: try again {}",
+                retry_after
+                    .map_or_else(|| "later".to_owned(), |wait| format!("in {} seconds", wait.as_secs()))
+            )),
+            HFError::Http { context } if context.status.as_u16() == 404 => {
+                self.missing(repository, revision, file)
+            }
+            HFError::Http { context } if context.status.as_u16() == 412 => Trouble::here(format!(
+                "{repository} at {revision} has changed while this was prepared: try again"
+            )),
+            HFError::Http { context } if context.status.as_u16() == 413 => Trouble::here(format!(
+                "{repository} has a file too large for a commit{message}, and the hub at {endpoint} offers no storage for large \
+                 files: ask whoever runs it"
+            )),
+            HFError::Http { context } if context.status.is_server_error() => out_of_reach(format!(
+                "the hub at {endpoint} is out of order ({}{message}){during}: try again later",
+                context.status
+            )),
+            HFError::Http { context } => Trouble::here(format!(
+                "the hub at {endpoint} refuses what was asked of {repository} ({}{message}){during}",
+                context.status
+            )),
+            HFError::Request { source, .. } if source.is_decode() => self.no_hub(&cause(&source)),
+            HFError::Request { source, .. } => out_of_reach(format!(
+                "the hub at {endpoint} cannot be reached ({}){during}: is there a network, and is HF_ENDPOINT right?",
+                cause(&source)
+            )),
+            HFError::Xet { source, .. } => Trouble::here(format!(
+                "the hub's storage cannot be reached ({}){during}: try again later",
+                cause(source.as_ref())
+            )),
+            HFError::CacheLockTimeout { .. } => Trouble::here(format!(
+                "another program holds the cache of {repository}{during}: try again when it is done"
+            )),
+            HFError::Io(error) => self.no_cache(&error.to_string()),
+            HFError::Json(error) => self.no_hub(&error.to_string()),
+            HFError::MalformedResponse { what, .. } => self.no_hub(&what),
+            error => {
+                Trouble::here(format!("the hub's client failed ({}){during}", one_line(&error.to_string())))
+            }
+        }
+    }
+
+    /// Which of the three is not there: the client says the same of all.
+    fn missing(&self, repository: &Repository, revision: &Revision, file: Option<&str>) -> Trouble {
+        let handle = self.handle(repository);
+        let known = self.call("", 0, move |_| match handle {
+            Handle::Model(r) => r.exists().send(),
+            Handle::Dataset(r) => r.exists().send(),
+        });
+        let (handle, name) = (self.handle(repository), revision.to_string());
+        let at = || {
+            self.call("", 0, move |_| match handle {
+                Handle::Model(r) => r.revision_exists().revision(&name).send(),
+                Handle::Dataset(r) => r.revision_exists().revision(&name).send(),
+            })
+        };
+        Trouble::here(match (known, file) {
+            (Ok(true), file) => match (at(), file) {
+                (Ok(true), Some(file)) => format!("{repository} at {revision} has no file {file}"),
+                (Ok(true), None) => format!("{repository} at {revision} has just been changed: try again"),
+                _ => {
+                    format!("{repository} has no revision {revision}: name a branch, a tag or a commit of it")
+                }
+            },
+            _ if self.settings.token.is_none() => format!(
+                "the hub at {} has no repository {repository}: check the name, or set HF_TOKEN if it is private",
+                self.settings.endpoint
+            ),
+            _ => format!(
+                "the hub at {} has no repository {repository}, or does not show it to this token: check the name",
+                self.settings.endpoint
+            ),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_fits_in_a_sentence() {
+        assert_eq!(one_line("a\n b\t(c)\u{1b}[31m."), "a b (c) [31m");
+        assert_eq!(one_line(&format!("x ({}", "y".repeat(300))), "x");
+        assert!(one_line(&"ä".repeat(300)).chars().count() == 160);
+    }
+}

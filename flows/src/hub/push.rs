@@ -1,0 +1,326 @@
+//! Publishing a folder in one commit.
+
+use super::call::{Fault, Trouble};
+use super::hash::Hashes;
+use super::{CARD, CONFIG, Handle, Hub, Remote, Repository, Revision, is_weights, weights};
+use crate::models::INDEX;
+use candle_core::{Error, Result};
+use hf_hub::RepoTypeModel;
+use hf_hub::repository::{AddSource, CommitOperation};
+use std::path::{Path, PathBuf};
+
+/// How to publish.
+#[derive(Clone, Debug, Default)]
+pub struct PushOptions {
+    /// Whether only the owner may see the repository. An existing one must be so already.
+    pub private: bool,
+    /// The branch; it is made from `main` if it is not there.
+    pub revision: Revision,
+    /// A name for the new commit, which is then there for good.
+    pub tag: Option<Revision>,
+    /// What the commit says; by default, with which version of the library it was made.
+    pub message: Option<String>,
+    /// Files to publish beside config, weights and card, where the folder has them.
+    pub also: Vec<String>,
+}
+
+/// A file that is to be published.
+#[derive(Clone, Debug)]
+pub struct PushFile {
+    /// Its name, here and in the repository.
+    pub name: String,
+    path: PathBuf,
+    hashes: Hashes,
+}
+
+impl PushFile {
+    /// Its length.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.hashes.bytes
+    }
+
+    /// The SHA-256 of its content.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.hashes.sha256
+    }
+}
+
+/// What was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The repository's address.
+    pub url: String,
+    /// The commit that has the files.
+    pub commit: String,
+    /// How many files were new or changed; with none and nothing to remove, no commit was made.
+    pub uploaded: usize,
+}
+
+/// The files of a model's folder that would be published, with their hashes: config.json, the weights (with their index, where
+/// they are sharded), README.md, and those of `also` that are there. Nothing else, whatever the folder holds.
+///
+/// # Errors
+/// When the folder holds no model, or a file cannot be read.
+pub fn plan(dir: &Path, also: &[String]) -> Result<Vec<PushFile>> {
+    if let Some(name) =
+        also.iter().find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
+    {
+        let m = format!(
+            "`{name}` is no file that is published: name files of the folder itself, none of them hidden"
+        );
+        return Err(Error::msg(m));
+    }
+    let mut names = vec![CONFIG.to_owned()];
+    names.extend(weights(dir).map_err(Error::msg)?);
+    let optional = [INDEX, CARD].into_iter().chain(also.iter().map(String::as_str));
+    let mut found: Vec<String> = optional.filter(|name| dir.join(name).exists()).map(str::to_owned).collect();
+    names.append(&mut found);
+    names.sort();
+    names.dedup();
+    let file = |name: String| {
+        let path = dir.join(&name);
+        match Hashes::of(&path) {
+            Ok(hashes) => Ok(PushFile { name, path, hashes }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::msg(format!("{} holds no model to publish: there is no {name}", dir.display())))
+            }
+            Err(error) => Err(Error::msg(format!("{} cannot be read ({error})", path.display()))),
+        }
+    };
+    names.into_iter().map(file).collect()
+}
+
+impl Hub {
+    /// Publishes the model of the folder `dir`: makes the repository if it is not there, and brings its branch to the files of
+    /// [`plan`] in one commit, so that nobody ever sees a part of them. Older weights of other names go in the same commit.
+    /// Files that the branch has already are not sent again; pushing the same again changes nothing.
+    ///
+    /// # Errors
+    /// Without a token, when it may not write, when the hub cannot be reached, and when somebody else pushes meanwhile. Nothing
+    /// is published then, except where the sentence says so.
+    pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
+        let files = plan(dir, &options.also)?;
+        if self.settings.offline {
+            return Err(Error::msg("HF_HUB_OFFLINE forbids to push: unset it"));
+        }
+        if self.settings.token.is_none() {
+            return Err(Error::msg(format!(
+                "to push takes a token: set HF_TOKEN to one that may write, made at {}/settings/tokens",
+                self.settings.endpoint
+            )));
+        }
+        if options.revision.is_commit() {
+            return Err(Error::msg(format!("{} is a commit: push to a branch", options.revision)));
+        }
+        self.create(repository, options)?;
+        let remote = self.remote(repository, &options.revision)?;
+        let (changes, uploaded) = changes(&files, &remote);
+        let commit = match changes.is_empty() {
+            true => remote.commit,
+            false => self.commit_files(repository, options, &files, changes, &remote.commit)?,
+        };
+        let published = |trouble: Trouble| {
+            Error::msg(format!("{repository} is published as commit {commit}, but {trouble}"))
+        };
+        if let Some(tag) = &options.tag {
+            self.tag(repository, tag, &commit).map_err(published)?;
+        }
+        Ok(Pushed {
+            url: format!("{}/{repository}", self.settings.endpoint.trim_end_matches('/')),
+            commit,
+            uploaded,
+        })
+    }
+
+    /// Makes the repository and its branch, where they are not there.
+    fn create(&self, repository: &Repository, options: &PushOptions) -> std::result::Result<(), Trouble> {
+        let main = Revision::default();
+        let (client, id, private) = (self.client.clone(), repository.to_string(), options.private);
+        let made = self.call("", 0, move |_| {
+            let new = client.create_repository().repo_id(&id).repo_type(RepoTypeModel).private(private);
+            new.exist_ok(true).send().map(|_| ())
+        });
+        made.map_err(|fault| self.trouble(fault, repository, &main, None))?;
+        let (_, private) = self.commit(repository, &main)?;
+        if options.private && !private {
+            return Err(Trouble::here(format!(
+                "{repository} is there already, for everybody to see: make it private in its settings, or leave out the \
+                 wish for a private one"
+            )));
+        }
+        if options.revision == main {
+            return Ok(());
+        }
+        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let branch = options.revision.to_string();
+        let made = self.call("", 0, move |_| match handle.revision_exists().revision(&branch).send()? {
+            true => Ok(()),
+            false => handle.create_branch().branch(&branch).send(),
+        });
+        match made {
+            // Somebody made it since.
+            Err(fault) if fault.is_conflict() => Ok(()),
+            made => made.map_err(|fault| self.trouble(fault, repository, &options.revision, None)),
+        }
+    }
+
+    /// Commits the changes onto `parent` and makes sure of what is there then; the commit.
+    fn commit_files(
+        &self,
+        repository: &Repository,
+        options: &PushOptions,
+        files: &[PushFile],
+        changes: Vec<CommitOperation>,
+        parent: &str,
+    ) -> std::result::Result<String, Trouble> {
+        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let bytes = files.iter().map(PushFile::bytes).sum();
+        let (branch, parent) = (options.revision.to_string(), parent.to_owned());
+        let message = options.message.clone();
+        let message =
+            message.unwrap_or_else(|| format!("Model saved with flows {}", env!("CARGO_PKG_VERSION")));
+        let made = self.call(&repository.to_string(), bytes, move |progress| {
+            let commit = handle.create_commit().operations(changes).commit_message(message).revision(branch);
+            // On another parent than the one that was compared with, the hub refuses.
+            commit.parent_commit(parent).progress(progress).send()
+        });
+        // The commit has these files, and no others that would be loaded in their place.
+        let has_all = |remote: &Remote| self::changes(files, remote).0.is_empty();
+        match made {
+            Ok(_) => {}
+            // The answer may have got lost, and the client then asked again: the branch says what is so.
+            Err(fault) if fault.is_ambiguous() => {
+                let trouble = |what: &str| {
+                    let why = self.trouble(fault, repository, &options.revision, None);
+                    Trouble::here(format!("{why}; {what}"))
+                };
+                return match self.remote(repository, &options.revision) {
+                    Ok(remote) if has_all(&remote) => Ok(remote.commit),
+                    Ok(_) => Err(trouble("nothing was published")),
+                    Err(_) => Err(trouble("all or nothing was published, and to push again is safe")),
+                };
+            }
+            Err(fault) => return Err(self.trouble(fault, repository, &options.revision, None)),
+        }
+        let remote = self.remote(repository, &options.revision)?;
+        match has_all(&remote) {
+            true => Ok(remote.commit),
+            false => Err(Trouble::here(format!(
+                "{repository} at {} is not what was pushed: the folder or the branch was changed meanwhile, push again",
+                options.revision
+            ))),
+        }
+    }
+
+    /// Names a commit.
+    fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> std::result::Result<(), Trouble> {
+        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let (name, at) = (tag.to_string(), commit.to_owned());
+        let made = self.call("", 0, move |_| handle.create_tag().tag(&name).revision(&at).send());
+        let Err(fault) = made else { return Ok(()) };
+        if !fault.is_conflict() && !matches!(fault, Fault::Silent | Fault::Ended) {
+            return Err(self.trouble(fault, repository, tag, None));
+        }
+        match self.commit(repository, tag)? {
+            (there, _) if there == commit => Ok(()),
+            (there, _) => {
+                Err(Trouble::here(format!("its tag {tag} is at commit {there}: choose another name")))
+            }
+        }
+    }
+}
+
+/// What brings the commit to these files, and how many of them are to be sent.
+fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize) {
+    let changed =
+        files.iter().filter(|file| !remote.file(&file.name).is_some_and(|there| file.hashes.are(there)));
+    let mut changes: Vec<CommitOperation> = changed
+        .map(|file| CommitOperation::Add {
+            path_in_repo: file.name.clone(),
+            source: AddSource::File(file.path.clone()),
+        })
+        .collect();
+    let uploaded = changes.len();
+    // An older, sharded save would win over one file, and shards that nothing names are bulk.
+    let old = remote.files.iter().filter(|there| is_weights(&there.name) || there.name == INDEX);
+    let old = old.filter(|there| !files.iter().any(|file| file.name == there.name));
+    changes.extend(old.map(|there| CommitOperation::delete(&there.name)));
+    (changes, uploaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Listed;
+
+    fn folder(names: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        dir
+    }
+
+    fn names(dir: &Path, also: &[&str]) -> Result<Vec<String>> {
+        let also: Vec<String> = also.iter().map(|&name| name.to_owned()).collect();
+        Ok(plan(dir, &also)?.into_iter().map(|file| file.name).collect())
+    }
+
+    #[test]
+    fn only_named_files_are_published() {
+        let dir = folder(&[
+            "config.json",
+            "model.safetensors",
+            "README.md",
+            ".env",
+            "checkpoint.safetensors",
+            "model-00001-of-00002.safetensors",
+            "summary.json",
+            "notes.txt",
+        ]);
+        let all = ["README.md", "config.json", "model.safetensors", "summary.json"];
+        assert_eq!(names(dir.path(), &["summary.json", "curve.png"]).unwrap(), all);
+        for wrong in ["../secret", ".env", "a/b", "", ".."] {
+            let error = names(dir.path(), &[wrong]).unwrap_err().to_string();
+            assert!(error.contains("is no file that is published"), "{wrong}: {error}");
+        }
+        // Shards are those that the index names.
+        let index = r#"{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+        std::fs::write(dir.path().join(INDEX), index).unwrap();
+        let all =
+            ["README.md", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"];
+        assert_eq!(names(dir.path(), &[]).unwrap(), all);
+        std::fs::write(dir.path().join(INDEX), r#"{"weight_map": {"a": "../.env"}}"#).unwrap();
+        assert!(names(dir.path(), &[]).unwrap_err().to_string().contains("is no shard's name"));
+        let empty = folder(&["config.json"]);
+        assert!(names(empty.path(), &[]).unwrap_err().to_string().contains("there is no model.safetensors"));
+    }
+
+    #[test]
+    fn a_commit_has_what_changed_and_drops_older_weights() {
+        let dir = folder(&["config.json", "model.safetensors"]);
+        let files = plan(dir.path(), &[]).unwrap();
+        let listed = |name: &str, object: &str| Listed {
+            name: name.to_owned(),
+            bytes: name.len() as u64,
+            object: object.to_owned(),
+            large: false,
+        };
+        // `printf config.json | git hash-object --stdin`
+        let same = listed("config.json", "0cffcb348ff9cec9cd41492a9e5c5a41d86ce96e");
+        let mut there = vec![same, listed(INDEX, "1"), listed("model-00001-of-00002.safetensors", "2")];
+        there.push(listed("notes.txt", "3"));
+        let remote = |files| Remote { commit: String::new(), files };
+        let (changes, uploaded) = changes(&files, &remote(there));
+        let adds: Vec<&str> = changes
+            .iter()
+            .filter_map(|c| match c {
+                CommitOperation::Add { path_in_repo, .. } => Some(path_in_repo.as_str()),
+                CommitOperation::Delete { .. } => None,
+            })
+            .collect();
+        assert_eq!((adds, uploaded, changes.len()), (vec!["model.safetensors"], 1, 3));
+    }
+}
