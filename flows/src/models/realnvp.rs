@@ -14,7 +14,7 @@ use crate::bijections::{
 use crate::nets::{ResNet, ResNetConfig};
 use crate::params::{Init, Vb};
 use crate::prior::Prior;
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 /// Everything that makes a RealNVP; saved as config.json.
@@ -119,7 +119,16 @@ impl RealNvpConfig {
     }
 
     /// The coupling `k` of a level on (C, H, W): its layer, and batch norm after it.
-    fn coupling(&self, chain: &mut Chain, kind: Kind, k: usize, shape: [usize; 3], vb: &Vb) -> Result<()> {
+    /// Masks are shared by all couplings of a level.
+    fn coupling(
+        &self,
+        chain: &mut Chain,
+        kind: Kind,
+        k: usize,
+        shape: [usize; 3],
+        masks: &mut [Option<Tensor>; 2],
+        vb: &Vb,
+    ) -> Result<()> {
         let swap = k % 2 == 1;
         let [c, h, w] = shape;
         let (name, features) = match kind {
@@ -130,7 +139,11 @@ impl RealNvpConfig {
         let gain = vb.get(1, "gain", Init::Const(0.))?;
         let (partition, net) = match kind {
             Kind::Checkerboard { .. } => {
-                let mask = checkerboard(h, w, swap, &gain)?;
+                let slot = &mut masks[usize::from(swap)];
+                let mask = match slot {
+                    Some(mask) => mask.clone(),
+                    None => slot.insert(checkerboard(h, w, swap, &gain)?).clone(),
+                };
                 let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
                 (Partition::Mask(mask), net)
             }
@@ -165,8 +178,10 @@ impl RealNvpConfig {
             let mut chain = Chain::new();
             let last = i + 1 == self.scales;
             let n = if last { self.last_checkerboard } else { self.checkerboard };
+            let mut masks = [None, None];
             for k in 0..n {
-                self.coupling(&mut chain, Kind::Checkerboard { features }, k, [c, h, w], &vb)?;
+                let kind = Kind::Checkerboard { features };
+                self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
             }
             if !last {
                 if h % 2 != 0 || w % 2 != 0 {
@@ -182,7 +197,7 @@ impl RealNvpConfig {
                 (c, h, w) = (4 * c, h / 2, w / 2);
                 for k in 0..self.channelwise {
                     let kind = Kind::Channelwise { features: 2 * features };
-                    self.coupling(&mut chain, kind, k, [c, h, w], &vb)?;
+                    self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
                 }
             }
             levels.push(Box::new(chain));
