@@ -1,12 +1,14 @@
 //! `flow`: reproduce the papers' numbers, train, evaluate and sample flows, print tables of bits/dim.
 
 mod batches;
+mod card;
 mod checkpoint;
 mod cli;
 mod codecs;
 mod data;
 mod evaluate;
 mod explain;
+mod export;
 mod limits;
 mod lock;
 mod output;
@@ -17,6 +19,7 @@ mod run;
 mod summary;
 mod table;
 mod train;
+mod weights;
 
 use std::process::ExitCode;
 

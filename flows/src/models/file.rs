@@ -182,6 +182,36 @@ pub fn read_header(file: &mut impl Read, length: u64) -> Result<(Metadata, u64)>
     Ok((header, 8 + n))
 }
 
+/// What a saved folder holds, by its config and headers alone.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The config.
+    pub config: ModelConfig,
+    /// The names of the files that make the model: the config, the weights and, where there is one, their index.
+    pub files: Vec<String>,
+    /// The narrowest dtype of its floating-point tensors.
+    pub dtype: DType,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// Looks at a saved folder without reading a tensor.
+///
+/// # Errors
+/// As [`Model::load`](super::Model::load), but for what only the tensors tell.
+pub fn stored(dir: &Path) -> Result<Stored> {
+    let (config, hash) = read_config(dir)?;
+    let weights = Weights::open(dir, &hash)?;
+    let index = dir.join(INDEX).exists().then(|| INDEX.to_string());
+    let names = weights.files.iter().filter_map(|(path, _)| path.file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    let files = std::iter::once(CONFIG.to_string()).chain(names).chain(index).collect();
+    let floats = weights.places.values().map(|p| p.dtype).filter(DType::is_float);
+    let dtype = floats.min_by_key(|d| (d.size_in_bytes(), d.as_str())).unwrap_or(DType::F32);
+    let bytes = weights.places.values().map(|p| p.bytes as u64).sum();
+    Ok(Stored { config, files, dtype, bytes })
+}
+
 /// Where a tensor is.
 #[derive(Debug)]
 struct Place {
