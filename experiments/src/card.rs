@@ -359,31 +359,40 @@ fn training(dir: &Path, facts: &Facts) -> String {
     text + "\n"
 }
 
-/// How to load it.
-fn usage(place: &str, stored: &Stored) -> String {
-    let shape = stored.config.shape();
-    let class =
-        stored.config.classes().map(|n| format!("  // class labels 0 to {}", n - 1)).unwrap_or_default();
-    let (cond, labels) = match stored.config.classes() {
-        Some(_) => (
+/// How to load it: `place` is a folder, or a repository of the hub.
+fn usage(place: &str, hub: bool, stored: &Stored) -> String {
+    let dims = stored.config.shape().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (labels, cond, y) = match stored.config.classes() {
+        Some(classes) => (
+            format!(
+                "let labels = candle_core::Tensor::new(&[0u32, {0}], &Device::Cpu)?;  // of 0 to {0}\n",
+                classes - 1
+            ),
             "Some(&labels)",
-            "let labels = candle_core::Tensor::zeros(4, candle_core::DType::U32, &Device::Cpu)?;",
+            ", y",
         ),
-        None => ("None", ""),
+        None => (String::new(), "None", ""),
     };
-    let labels = if labels.is_empty() { String::new() } else { format!("{labels}{class}\n") };
+    let (what, named, fetch, path) = match hub {
+        true => (
+            "a repository of the hub, or a folder",
+            format!("hf:{place}"),
+            "import huggingface_hub\n",
+            format!("huggingface_hub.snapshot_download(\"{place}\")"),
+        ),
+        false => ("a folder, or a repository of the hub", place.to_owned(), "", format!("\"{place}\"")),
+    };
     format!(
         "## Use\n\nIn Rust, with the crate `flows`:\n\n```rust\nuse candle_core::Device;\n\n\
-         let model = flows::load(\"{place}\", &Device::Cpu)?;  // a folder\n{labels}\
-         let x = model.sample(4, 1., 0, {cond})?;  // (4, {dims}), in the units of the data\n\
+         // {what}\n\
+         let model = flows::hub::from_pretrained(\"{place}\", Default::default(), &Device::Cpu)?;\n{labels}\
+         let x = model.sample(2, 1., 0, {cond})?;  // (2, {dims}), in the units of the data\n\
          let bits = model.bits_per_dim(&x, {cond})?;\n```\n\n\
-         On the command line: `flow eval {place}`, `flow sample {place}`.\n\n\
+         On the command line: `flow eval {named}`, `flow sample {named}`.\n\n\
          In Python, with `docs/python/flows_torch.py` of the library, one file of plain PyTorch:\n\n\
-         ```python\nimport flows_torch\n\nmodel = flows_torch.load(\"{place}\")  # a folder\n\
-         bits = model.bits_per_dim(x)  # x (B, {dims}), in the units of the data{python}\n```\n\n\
+         ```python\n{fetch}import flows_torch\n\nmodel = flows_torch.load({path})\n\
+         bits = model.bits_per_dim(x{y})  # x (B, {dims}), in the units of the data\n```\n\n\
          Licence: {licence}.\n",
-        dims = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        python = if stored.config.classes().is_some() { "; labels are the second argument" } else { "" },
         licence = env!("CARGO_PKG_LICENSE"),
     )
 }
@@ -432,7 +441,7 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
     text.push_str(&numbers(&facts));
     text.push_str(&architecture(&stored)?);
     text.push_str(&training(dir, &facts));
-    text.push_str(&usage(place, &stored));
+    text.push_str(&usage(place, repository.is_some(), &stored));
     Ok(text)
 }
 
@@ -479,9 +488,14 @@ mod tests {
     fn what_is_not_recorded_is_said() {
         let dir = bare(DType::BF16);
         let card = render(dir.path(), Some("user/name")).unwrap();
-        for said in
-            ["# name", "Bits/dim are not recorded", "no summary.json", "flows::load(\"user/name\"", "bf16"]
-        {
+        for said in [
+            "# name",
+            "Bits/dim are not recorded",
+            "no summary.json",
+            "from_pretrained(\"user/name\"",
+            "hf:user/name",
+            "bf16",
+        ] {
             assert!(card.contains(said), "{said}: {card}");
         }
         assert!(!card.contains("model-index") && !card.contains("samples.png"));

@@ -6,6 +6,7 @@
 
 use crate::card::{self, CardArgs};
 use crate::export::{self, ExportArgs};
+use crate::import::{self, ImportArgs};
 use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
 use crate::weights::{self, WeightsArgs};
@@ -44,6 +45,8 @@ enum Command {
     Table(TableArgs),
     /// Write saved weights once more: in another dtype, or in shards.
     Export(ExportArgs),
+    /// Make a model of another project's PyTorch checkpoint.
+    Import(ImportArgs),
     /// Write the model card (README.md) of folders of weights.
     Card(CardArgs),
     /// The trained models of weights/: list them, check them, write their index anew.
@@ -381,6 +384,7 @@ fn dispatch(command: Command) -> Result<End> {
             Ok(End::Done)
         }
         Command::Export(args) => export::export(&args),
+        Command::Import(args) => import::import(&args),
         Command::Card(args) => card::card(&args),
         Command::Weights(args) => weights::weights(&args),
         Command::List(args) => list(args.json),

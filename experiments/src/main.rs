@@ -5,10 +5,13 @@ mod card;
 mod checkpoint;
 mod cli;
 mod codecs;
+#[cfg(test)]
+mod counting;
 mod data;
 mod evaluate;
 mod explain;
 mod export;
+mod import;
 mod limits;
 mod lock;
 mod output;
@@ -25,8 +28,13 @@ use std::process::ExitCode;
 
 /// Activations are large and short-lived: the system's allocator would give each back to the kernel and pay for its pages
 /// again in the next update.
+#[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;

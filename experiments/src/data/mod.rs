@@ -430,8 +430,14 @@ pub(crate) mod mutate {
     use rand_chacha::ChaCha8Rng;
 
     /// Calls `reader` with `count` damaged copies of `bytes`: flipped, cut, lengthened, and with extreme
-    /// integers.
-    pub(crate) fn each(bytes: &[u8], count: usize, mut reader: impl FnMut(&[u8])) {
+    /// integers. It must not panic, and whatever a copy claims, it must not take more than 16 times its length and
+    /// half a megabyte, which is what the state of an unpacker takes.
+    pub(crate) fn each(bytes: &[u8], count: usize, reader: impl FnMut(&[u8])) {
+        within(bytes, count, 16, reader);
+    }
+
+    /// As [`each`], with another multiple of the length: images are unpacked.
+    pub(crate) fn within(bytes: &[u8], count: usize, multiple: usize, mut reader: impl FnMut(&[u8])) {
         let mut rng = ChaCha8Rng::seed_from_u64(0x0bad);
         for round in 0..count {
             let mut copy = bytes.to_vec();
@@ -457,7 +463,9 @@ pub(crate) mod mutate {
                     }
                 }
             }
-            reader(&copy);
+            let took = crate::counting::peak(|| reader(&copy));
+            let may = (1 << 19) + multiple * copy.len();
+            assert!(took <= may, "{took} bytes for a file of {}, copy {round}", copy.len());
         }
     }
 }

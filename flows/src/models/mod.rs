@@ -26,6 +26,7 @@ use crate::prior::Prior;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use file::Weights;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One of the three papers' models.
@@ -190,6 +191,19 @@ impl Model {
     /// Fresh parameters; each depends on `seed` and its name only.
     pub fn new(config: ModelConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         Self::with_params(config, Params::seeded(seed, dtype, device))
+    }
+
+    /// A model of given tensors, by their names in the file.
+    ///
+    /// # Errors
+    /// When one is missing, unknown, misshapen or not finite.
+    pub fn from_tensors(
+        config: ModelConfig,
+        tensors: BTreeMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_params(config, Params::from_tensors(tensors, dtype, device))
     }
 
     fn with_params(config: ModelConfig, params: Params) -> Result<Self> {
