@@ -460,7 +460,8 @@ fn exported_weights_are_the_same_model() {
     let (run, out) = (dir.path().join("run"), dir.path().join("out"));
     ok(&tiny("reproduce", str_of(&run)));
     let before = json(&["eval", str_of(&run), "--json"]);
-    let export = |more: &[&'static str]| [&["export", str_of(&run), "--out", str_of(&out), "--json"], more].concat();
+    let export =
+        |more: &[&'static str]| [&["export", str_of(&run), "--out", str_of(&out), "--json"], more].concat();
     let whole = json(&export(&[]));
     assert_eq!(
         (&whole["dtype"], &whole["files"]),
@@ -472,10 +473,8 @@ fn exported_weights_are_the_same_model() {
     assert!(!out.join("model.safetensors").exists(), "the file of the export before is gone");
     assert_eq!(json(&["eval", str_of(&out), "--json"])["bits_per_dim"], before["bits_per_dim"]);
     let half = json(&export(&["--dtype", "bf16"]));
-    assert_eq!(
-        (&half["dtype"], half["bytes"].as_u64()),
-        (&"bf16".into(), whole["bytes"].as_u64().map(|b| b / 2 + 2))
-    );
+    assert_eq!(half["dtype"], "bf16");
+    assert!(half["bytes"].as_u64().unwrap() < whole["bytes"].as_u64().unwrap() * 3 / 5, "{half}");
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.contains("rounded to bf16") && card.contains("The weights are bf16"), "{card}");
     assert!(out.join("summary.json").exists() && out.join("recipe.toml").exists());

@@ -49,8 +49,9 @@ pub(super) fn convert(c: &mut Checkpoint, options: &Options, t: &mut Tensors) ->
         "the checkpoint's `flow.layers` are not the same number of steps in each level: it is of another layout"
     );
     let first = c.shape("flow.layers.1.actnorm.bias").map(|s| s.iter().product::<usize>());
-    let mut channels =
-        first.filter(|n| n % 4 == 0 && *n > 0).context("`flow.layers.1.actnorm.bias` has no channels")?;
+    let mut channels = first
+        .filter(|n| n.is_multiple_of(4) && *n > 0)
+        .context("`flow.layers.1.actnorm.bias` has no channels")?;
     let conv = c
         .shape("flow.layers.1.block.0.conv.weight")
         .context("there is no `flow.layers.1.block.0.conv.weight`")?;

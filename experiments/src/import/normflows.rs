@@ -179,7 +179,7 @@ pub(super) fn convert(c: &mut Checkpoint, options: &Options, t: &mut Tensors) ->
     let norm = format!("flows.{}.0.flows.2.s", levels - 1);
     let mut channels = c.shape(&norm).map_or(0, |s| s.iter().product());
     ensure!(
-        channels > 0 && channels % 4 == 0,
+        channels > 0 && channels.is_multiple_of(4),
         "`{norm}` is no actnorm after a squeeze: it is no Glow of normflows"
     );
     let plu = c.shape(&format!("flows.{}.0.flows.1.P", levels - 1)).is_some();
