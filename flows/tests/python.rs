@@ -1,7 +1,7 @@
 //! docs/python/flows_torch.py, by which others load our weights into plain PyTorch, gives the library's log p(x): the golden
 //! models, the trained ones, and one with every setting that only imported checkpoints have, in shards of bf16.
 //!
-//! `FLOWS_PYTHON` names a Python with torch and safetensors (flows/benches/requirements.txt); without it this is skipped.
+//! `FLOWS_PYTHON` names a Python with docs/python/requirements.txt installed; without it this is skipped.
 
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor};

@@ -2,8 +2,8 @@
 //! perhaps `learn_top_fn` and `project_ycond`.
 
 use super::pth::{Checkpoint, numbers};
-use super::{Options, Tensors, glow, law, negated, shifts_first};
-use anyhow::{Context, Result, bail, ensure};
+use super::{Options, Tensors, glow, law, negated, shifts_first, size};
+use anyhow::{Result, bail, ensure};
 use flows::models::{GlowConfig, Preprocess, glow as ours};
 
 /// A zero convolution's weight, bias and logs.
@@ -48,14 +48,14 @@ pub(super) fn convert(c: &mut Checkpoint, options: &Options, t: &mut Tensors) ->
         depth > 0 && layers.len() == whole && layers.last() == Some(&(levels * (depth + 2) - 2)),
         "the checkpoint's `flow.layers` are not the same number of steps in each level: it is of another layout"
     );
-    let first = c.shape("flow.layers.1.actnorm.bias").map(|s| s.iter().product::<usize>());
-    let mut channels = first
-        .filter(|n| n.is_multiple_of(4) && *n > 0)
-        .context("`flow.layers.1.actnorm.bias` has no channels")?;
-    let conv = c
-        .shape("flow.layers.1.block.0.conv.weight")
-        .context("there is no `flow.layers.1.block.0.conv.weight`")?;
-    let width = conv.first().copied().unwrap_or_default();
+    let elements = |name: &str| c.shape(name).map(|s| s.iter().product());
+    let [first, conv] = ["flow.layers.1.actnorm.bias", "flow.layers.1.block.0.conv.weight"];
+    let mut channels = size(elements(first), first)?;
+    ensure!(
+        channels.is_multiple_of(4),
+        "`{first}` is for {channels} channels, a squeeze makes a multiple of four"
+    );
+    let width = size(c.shape(conv).and_then(|s| s.first().copied()), conv)?;
     let outputs = c.shape("flow.layers.1.block.4.conv.bias").map_or(0, |s| s.iter().product());
     ensure!(levels <= 16, "the checkpoint has {levels} levels, more than an image can be halved");
     let sides = options.sides(Some([top_h << levels, top_w << levels]))?;

@@ -203,6 +203,13 @@ fn law(outputs: usize, changed: usize) -> Result<glow::Law> {
     }
 }
 
+/// Channels or features, of which no model has more than our configs allow: products of them then never overflow.
+fn size(n: Option<usize>, name: &str) -> Result<usize> {
+    let n = n.with_context(|| format!("there is no `{name}`: the checkpoint is of another layout"))?;
+    ensure!((1..=ModelConfig::LARGEST_SIZE).contains(&n), "`{name}` is for {n} channels, which no model has");
+    Ok(n)
+}
+
 /// A Glow without its sizes.
 fn glow(shape: [usize; 3], options: &Options) -> GlowConfig {
     GlowConfig { shape, bits: options.bits, ..GlowConfig::cifar_paper() }

@@ -2,7 +2,7 @@
 //! the base distributions, the top one first.
 
 use super::pth::{Checkpoint, numbers};
-use super::{Options, Tensors, glow, law, negated, shifts_first};
+use super::{Options, Tensors, glow, law, negated, shifts_first, size};
 use anyhow::{Context, Result, bail, ensure};
 use flows::models::{GlowConfig, glow as ours};
 
@@ -128,7 +128,8 @@ fn block(
         bail!("`{net}` has {} convolutions, three are expected: it is no GlowBlock", convs.len())
     };
     let half = channels / 2;
-    let width = c.shape(&format!("{net}{first}.weight")).and_then(|s| s.first().copied()).unwrap_or_default();
+    let weight = format!("{net}{first}.weight");
+    let width = size(c.shape(&weight).and_then(|s| s.first().copied()), &weight)?;
     for (layer, name, inputs, k) in [(first, 1, half, 3), (second, 2, width, 1)] {
         let weight = c.take(&format!("{net}{layer}.weight"), width * inputs * k * k)?;
         t.put(format!("{to}.net.conv{name}.weight"), &[width, inputs, k, k], weight)?;
@@ -177,11 +178,8 @@ pub(super) fn convert(c: &mut Checkpoint, options: &Options, t: &mut Tensors) ->
     );
     let depth = numbers(c.names(), &format!("flows.{}.", levels - 1)).len();
     let norm = format!("flows.{}.0.flows.2.s", levels - 1);
-    let mut channels = c.shape(&norm).map_or(0, |s| s.iter().product());
-    ensure!(
-        channels > 0 && channels.is_multiple_of(4),
-        "`{norm}` is no actnorm after a squeeze: it is no Glow of normflows"
-    );
+    let mut channels = size(c.shape(&norm).map(|s| s.iter().product()), &norm)?;
+    ensure!(channels.is_multiple_of(4), "`{norm}` is no actnorm after a squeeze: it is no Glow of normflows");
     let plu = c.shape(&format!("flows.{}.0.flows.1.P", levels - 1)).is_some();
     let sides = match c.shape("q0.0.loc") {
         Some(&[1, _, h, w]) if h * w > 1 || c.shape("q0.0.loc_logs").is_none() => {

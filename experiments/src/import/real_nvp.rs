@@ -2,8 +2,8 @@
 //! coupling with a residual network `st_net` and a gain `rescale`, both with weight norm.
 
 use super::pth::{Checkpoint, numbers};
-use super::{Options, Tensors};
-use anyhow::{Context, Result, ensure};
+use super::{Options, Tensors, size};
+use anyhow::{Result, ensure};
 use flows::models::{Preprocess, RealNvpConfig};
 
 /// A tensor under weight norm: its magnitudes and its direction, as either version of PyTorch's names them.
@@ -122,12 +122,10 @@ pub(super) fn convert(c: &mut Checkpoint, options: &Options, t: &mut Tensors) ->
     options.only("real-nvp", false, false)?;
     let constraint = c.take("data_constraint", 1)?[0];
     ensure!(constraint > 0. && constraint < 1., "`data_constraint` is {constraint}, not between 0 and 1");
-    let length = |name: &str| c.shape(name).map(|s| s.iter().product::<usize>()).filter(|&n| n > 0);
+    let length = |name: String| size(c.shape(&name).map(|s| s.iter().product()), &name);
     let first = "flows.in_couplings.0.st_net.";
-    let in_channels = length(&format!("{first}in_norm.weight"))
-        .with_context(|| format!("there is no `{first}in_norm.weight`"))?;
-    let features = length(&format!("{first}out_norm.weight"))
-        .with_context(|| format!("there is no `{first}out_norm.weight`"))?;
+    let in_channels = length(format!("{first}in_norm.weight"))?;
+    let features = length(format!("{first}out_norm.weight"))?;
     let blocks = numbers(c.names(), &format!("{first}blocks.")).len();
     let mut scales = 1;
     let mut at = "flows.next_block.".to_owned();
