@@ -4,9 +4,13 @@
 //! Progress and logs go to standard error. Exit codes: 0 done, 1 an error (one sentence on standard error), 2 a wrong
 //! argument, 130 interrupted by Ctrl-C (everything is saved, the same command goes on).
 
+use crate::card::{self, CardArgs};
+use crate::export::{self, ExportArgs};
+use crate::import::{self, ImportArgs};
 use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
 use crate::transfer::{self, Address, WEIGHTS, Weights};
+use crate::weights::{self, WeightsArgs};
 use crate::{explain, output, recipe, run, table};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
@@ -45,6 +49,14 @@ enum Command {
     Push(PushArgs),
     /// All runs against the papers.
     Table(TableArgs),
+    /// Write saved weights once more: in another dtype, or in shards.
+    Export(ExportArgs),
+    /// Make a model of another project's PyTorch checkpoint.
+    Import(ImportArgs),
+    /// Write the model card (README.md) of folders of weights.
+    Card(CardArgs),
+    /// The trained models of weights/: list them, check them, write their index anew.
+    Weights(WeightsArgs),
     /// The built-in recipes.
     List(ListArgs),
     /// Each setting of a recipe and where it comes from; parameters, memory, and the time it takes on this machine.
@@ -431,6 +443,10 @@ fn dispatch(command: Command) -> Result<End> {
             output::raw(&table::render(&table::find(&args.runs)?, args.format)?)?;
             Ok(End::Done)
         }
+        Command::Export(args) => export::export(&args),
+        Command::Import(args) => import::import(&args),
+        Command::Card(args) => card::card(&args),
+        Command::Weights(args) => weights::weights(&args),
         Command::List(args) => list(args.json),
         Command::Explain(args) => explain::explain(&args),
     }

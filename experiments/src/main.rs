@@ -1,12 +1,17 @@
 //! `flow`: reproduce the papers' numbers, train, evaluate and sample flows, print tables of bits/dim.
 
 mod batches;
+mod card;
 mod checkpoint;
 mod cli;
 mod codecs;
+#[cfg(test)]
+mod counting;
 mod data;
 mod evaluate;
 mod explain;
+mod export;
+mod import;
 mod limits;
 mod lock;
 mod output;
@@ -18,13 +23,19 @@ mod summary;
 mod table;
 mod train;
 mod transfer;
+mod weights;
 
 use std::process::ExitCode;
 
 /// Activations are large and short-lived: the system's allocator would give each back to the kernel and pay for its pages
 /// again in the next update.
+#[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;

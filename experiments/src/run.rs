@@ -1,8 +1,8 @@
 //! The commands that compute: reproduce, train, eval, sample.
 //!
 //! A run's folder holds config.json and model.safetensors (the best weights by validation), metrics.jsonl and the
-//! checkpoint, recipe.toml (every setting, resolved), summary.json, samples.png and curve.png. summary.json is written
-//! last: where it is, the run has ended.
+//! checkpoint, recipe.toml (every setting, resolved), summary.json, samples.png, curve.png and README.md, its model card.
+//! The pictures are drawn before summary.json is written: where it is, the run has ended, and its card can be written.
 
 use crate::checkpoint::METRICS;
 use crate::cli::{End, EvalArgs, Part, RunArgs, SampleArgs};
@@ -13,7 +13,7 @@ use crate::lock::Lock;
 use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
 use crate::summary::{self, Beside, Codecs, Gaussian, Rounded, Summary};
-use crate::{codecs, limits, output, plots, table, train};
+use crate::{card, codecs, limits, output, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use flows::ops::precision::{self, Precision};
@@ -49,6 +49,10 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     let (lock, data) = match finished(&resolved.recipe, &out, test)? {
         Some(summary) => {
             tracing::info!("{} holds this run's result already", out.display());
+            // Of a run that ended before there were cards, or was killed before it wrote its own.
+            if !out.join(card::CARD).exists() {
+                card::write(&out)?;
+            }
             print_result(&summary, &out, args.json)?;
             return Ok(End::Done);
         }
@@ -144,6 +148,7 @@ pub fn reproduce(args: &RunArgs, test: bool) -> Result<End> {
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
     let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
+    card::write(&out)?;
     print_result(&result, &out, args.json)?;
     Ok(End::Done)
 }
@@ -447,7 +452,7 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
         text.push_str(&(line + "\n"));
     }
     text.push_str(&format!("\n{}\n", table::markdown(&[table::row(summary, out)])));
-    let files = ["model.safetensors", summary::SUMMARY, SAMPLES, CURVE];
+    let files = ["model.safetensors", summary::SUMMARY, card::CARD, SAMPLES, CURVE];
     let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();
     output::line(format_args!("{text}{}: {}", out.display(), files.join(", ")))
 }
@@ -503,7 +508,10 @@ pub fn eval(args: &EvalArgs) -> Result<End> {
 }
 
 /// A saved model, if this machine can hold it.
-pub(crate) fn load_model(weights: &Path, device: &Device) -> Result<Model> {
+///
+/// # Errors
+/// When it cannot, or the folder holds no model.
+pub fn load_model(weights: &Path, device: &Device) -> Result<Model> {
     ensure!(
         !weights.is_file(),
         "{} is a file: a model is a folder with config.json and model.safetensors",

@@ -8,10 +8,11 @@ use crate::cli::{End, PullArgs, PushArgs};
 use crate::lock::Lock;
 use crate::run::{CURVE, SAMPLES};
 use crate::summary::{RECIPE, SUMMARY};
-use crate::{output, progress, run};
+use crate::{card, output, progress, run};
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 use flows::hub::{self, Hub, PushOptions, Repository, Revision, Snapshot};
+use flows::models::write_atomic;
 use indicatif::HumanBytes;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -213,7 +214,7 @@ pub fn push(args: &PushArgs) -> Result<End> {
     };
     // What does not load here will not load elsewhere.
     drop(run::load_model(run, &Device::Cpu)?);
-    ensure_card(run)?;
+    ensure_card(run, repository)?;
     let files = hub::plan(run, &options.also).map_err(why)?;
     let listed: Vec<_> = files
         .iter()
@@ -258,12 +259,17 @@ pub fn push(args: &PushArgs) -> Result<End> {
     Ok(End::Done)
 }
 
-/// Sees to the folder's model card, README.md, before it is published. THE PLACE where a card is made for a run without one.
-fn ensure_card(run: &Path) -> Result<()> {
-    let card = run.join(hub::CARD);
-    ensure!(!card.is_dir(), "{} is a folder, and the model card's name", card.display());
-    if !card.exists() {
-        tracing::warn!("{} has no {}: the repository will have no model card", run.display(), hub::CARD);
+/// Sees to the folder's model card, README.md, before it is published: one that a person has written or changed stays, any
+/// other is made anew with the repository's name in it.
+fn ensure_card(run: &Path, repository: &Repository) -> Result<()> {
+    let path = run.join(card::CARD);
+    ensure!(!path.is_dir(), "{} is a folder, and the model card's name", path.display());
+    let theirs = match std::fs::read_to_string(&path) {
+        Ok(text) => !card::is_generated(run, &text)?,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    if !theirs {
+        write_atomic(&path, card::render(run, Some(&repository.to_string()))?.as_bytes())?;
     }
     Ok(())
 }

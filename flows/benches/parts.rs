@@ -52,6 +52,8 @@ fn nets(c: &mut Criterion) {
         weight_norm: true,
         batch_norm: true,
         skip: true,
+        norm_input: false,
+        channel_gains: false,
         eps: 1e-4,
         momentum: 0.1,
     };

@@ -89,13 +89,53 @@ struct Entry {
     trained: bool,
 }
 
+/// Where the tensors of a loaded model come from. Names, shapes and dtypes are known before any of them is read, so that
+/// what does not fit the model costs no memory.
+pub trait Source: std::fmt::Debug + Send + Sync {
+    /// Every tensor's name.
+    fn names(&self) -> Vec<String>;
+
+    /// The dtype and the shape of a tensor, or `None` where there is none of this name.
+    fn info(&self, name: &str) -> Option<(DType, Shape)>;
+
+    /// The tensor itself; only asked for names that [`Source::info`] knows.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, name: &str) -> Result<Tensor>;
+}
+
+impl Source for BTreeMap<String, Tensor> {
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<(DType, Shape)> {
+        self.get(name).map(|t| (t.dtype(), t.shape().clone()))
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        self.get(name).cloned().ok_or_else(|| candle_core::Error::msg(format!("there is no tensor `{name}`")))
+    }
+}
+
+/// Where values come from.
+#[derive(Debug)]
+enum Origin {
+    /// The seed.
+    Seed,
+    /// Every tensor must come from here.
+    Source(Box<dyn Source>),
+    /// The model is built and its source let go.
+    Done,
+}
+
 #[derive(Debug)]
 struct Store {
     seed: u64,
     dtype: DType,
     device: Device,
-    /// `Some` when loading: every tensor must come from here.
-    source: Option<BTreeMap<String, Tensor>>,
+    origin: Mutex<Origin>,
     entries: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -106,21 +146,22 @@ pub struct Params(Arc<Store>);
 impl Params {
     /// Fresh parameters: each value depends on `seed` and its name only.
     pub fn seeded(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self::with_source(seed, dtype, device, None)
+        Self::with_origin(seed, dtype, device, Origin::Seed)
     }
 
     /// Parameters that must all be found in `tensors`, with the shapes the model asks for.
     pub fn from_tensors(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self::with_source(0, dtype, device, Some(tensors))
+        Self::from_source(tensors, dtype, device)
     }
 
-    fn with_source(
-        seed: u64,
-        dtype: DType,
-        device: &Device,
-        source: Option<BTreeMap<String, Tensor>>,
-    ) -> Self {
-        Self(Arc::new(Store { seed, dtype, device: device.clone(), source, entries: Mutex::default() }))
+    /// As [`Params::from_tensors`], each tensor read when a layer asks for it and after its shape was compared.
+    pub fn from_source(source: impl Source + 'static, dtype: DType, device: &Device) -> Self {
+        Self::with_origin(0, dtype, device, Origin::Source(Box::new(source)))
+    }
+
+    fn with_origin(seed: u64, dtype: DType, device: &Device, origin: Origin) -> Self {
+        let (origin, entries) = (Mutex::new(origin), Mutex::default());
+        Self(Arc::new(Store { seed, dtype, device: device.clone(), origin, entries }))
     }
 
     /// The root path.
@@ -138,19 +179,21 @@ impl Params {
         self.0.dtype
     }
 
-    /// Errors if the source held a tensor that no layer asked for; call it once the model is built.
+    /// Errors if the source held a tensor that no layer asked for; call it once the model is built. The source is let go.
     pub fn finish(&self) -> Result<()> {
-        let Some(source) = &self.0.source else { return Ok(()) };
+        let mut origin = self.0.origin.lock().unwrap();
+        let Origin::Source(source) = &*origin else { return Ok(()) };
         let entries = self.0.entries.lock().unwrap();
-        let extra: BTreeSet<_> = source.keys().filter(|k| !entries.contains_key(*k)).collect();
-        match extra.first() {
-            None => Ok(()),
-            Some(name) => bail!(
+        let extra: BTreeSet<_> = source.names().into_iter().filter(|k| !entries.contains_key(k)).collect();
+        if let Some(name) = extra.first() {
+            bail!(
                 "{} tensor(s) in the file belong to no layer of this model, the first is `{name}`: the config and the \
-                 weights are not of the same model",
+                 weights are not of the same model, fetch both again",
                 extra.len()
-            ),
+            )
         }
+        *origin = Origin::Done;
+        Ok(())
     }
 
     /// Trained parameters, in name order.
@@ -269,24 +312,37 @@ impl Vb {
 
     fn entry(&self, shape: Shape, name: &str, init: Init, trained: bool, dtype: DType) -> Result<Param> {
         let key = self.key(name);
-        let tensor = match &self.store.source {
-            Some(source) => {
-                let Some(t) = source.get(&key) else {
-                    bail!("tensor `{key}` is missing from the weights: they are not of this model")
+        let tensor = match &*self.store.origin.lock().unwrap() {
+            Origin::Done => bail!("`{key}` is asked for after the model was built"),
+            Origin::Source(source) => {
+                let Some((held, found)) = source.info(&key) else {
+                    bail!(
+                        "tensor `{key}` is missing from the weights: they are not of this model, fetch both again"
+                    )
                 };
-                if t.shape() != &shape {
-                    bail!("tensor `{key}` has shape {:?}, the model needs {shape:?}", t.shape());
+                if found != shape {
+                    bail!(
+                        "tensor `{key}` has shape {:?}, the model needs {:?}: the config and the weights are not of the \
+                         same model, fetch both again",
+                        found.dims(),
+                        shape.dims()
+                    );
                 }
-                if t.dtype().is_float() != dtype.is_float() {
-                    bail!("tensor `{key}` has dtype {:?}, the model needs {dtype:?}", t.dtype());
+                if held.is_float() != dtype.is_float() {
+                    bail!(
+                        "tensor `{key}` has dtype {held:?}, the model needs {dtype:?}: save the weights again as floats, \
+                         indices as u32"
+                    );
                 }
-                let t = t.to_device(&self.store.device)?.to_dtype(dtype)?;
+                let t = source.read(&key)?.to_device(&self.store.device)?.to_dtype(dtype)?;
                 if dtype.is_float() && !is_finite(&t)? {
-                    bail!("tensor `{key}` holds a NaN or an infinity: the file is damaged");
+                    bail!(
+                        "tensor `{key}` holds a NaN or an infinity: the weights are damaged, fetch them again"
+                    );
                 }
                 t
             }
-            None => {
+            Origin::Seed => {
                 let n = shape.elem_count();
                 let mut rng = self.rng(name);
                 let values: Vec<f64> = match init {
@@ -355,9 +411,9 @@ impl candle_nn::var_builder::SimpleBackend for Vb {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        match &self.store.source {
-            Some(source) => source.contains_key(&self.key(name)),
-            None => true,
+        match &*self.store.origin.lock().unwrap() {
+            Origin::Source(source) => source.info(&self.key(name)).is_some(),
+            _ => true,
         }
     }
 }

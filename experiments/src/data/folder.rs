@@ -15,7 +15,7 @@
 use super::{Dataset, LARGEST, Revision, Split, Values, npy::MOST_CLASSES};
 use anyhow::{Context, Result, bail, ensure};
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader};
+use image::{DynamicImage, ImageReader, Limits};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,10 +68,14 @@ fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) ->
 
 /// Decodes a PNG or JPEG file and, with a size, crops and resizes it.
 fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
-    let reader = ImageReader::new(Cursor::new(bytes))
+    let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .with_context(|| format!("{name} cannot be read: replace or remove it"))?;
-    // The reader's default limits (512 MiB) stand between a forged header and the memory.
+    // Neither PNG nor JPEG packs more than a thousand bytes into one: what a forged header claims beyond is not made.
+    let mut limits = Limits::default();
+    let most = (bytes.len() as u64).saturating_mul(4096).saturating_add(1 << 20);
+    limits.max_alloc = Some(limits.max_alloc.map_or(most, |default| default.min(most)));
+    reader.limits(limits);
     let mut image = reader
         .decode()
         .with_context(|| format!("{name} is no readable PNG or JPEG file: replace or remove it"))?;
@@ -388,10 +392,14 @@ mod tests {
 
     #[test]
     fn no_damage_panics() {
-        mutate::each(&png(&colour(9, 7, 3)), 3000, |bytes| drop(decode(bytes, Some(4), "P")));
+        // What decoding may take, for the picture, its crop and its conversion.
+        let decodes = |file: &[u8], size| {
+            mutate::within(file, 3000, 3 * 4096, |bytes| drop(decode(bytes, size, "P")));
+        };
+        decodes(&png(&colour(9, 7, 3)), Some(4));
         let mut jpeg = Cursor::new(Vec::new());
         colour(9, 7, 3).write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
-        mutate::each(&jpeg.into_inner(), 3000, |bytes| drop(decode(bytes, None, "P")));
+        decodes(&jpeg.into_inner(), None);
         mutate::each(b"file,label,hat\na.png,cat,1\n\"b\",ant,0\n", 20_000, |bytes| {
             drop(parse_labels(bytes, "T"))
         });

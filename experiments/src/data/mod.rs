@@ -24,252 +24,19 @@ pub mod hub;
 pub mod idx;
 pub mod npy;
 pub mod plane;
+mod set;
 
-use anyhow::{Context, Result, bail, ensure};
+pub use set::{Dataset, Entropy, Split, Values};
+pub(crate) use set::{LARGEST, Revision, file_name, gunzip, read_file};
+
+use anyhow::{Result, bail, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use sha2::{Digest, Sha256};
-use std::io::Read;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The names [`load`] knows.
 pub const NAMES: [&str; 9] =
     ["mnist", "cifar10", "faces", "moons", "rings", "spirals", "checkerboard", "folder", "npy"];
-
-/// The numbers of one split, example after example.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Values {
-    /// Planar images, (N, C, H, W), one byte per subpixel.
-    Pixels(Vec<u8>),
-    /// Vectors, (N, D).
-    Reals(Vec<f32>),
-}
-
-/// One part (training, validation or test) of a data set.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Split {
-    /// The shape of one example: `[C, H, W]` for pixels, `[D]` for reals.
-    pub shape: Vec<usize>,
-    /// All examples, one after the other.
-    pub values: Values,
-    /// One class per example, where the set has classes.
-    pub labels: Option<Vec<u32>>,
-    /// One row per example, one column per name in [`Dataset::attribute_names`].
-    pub attributes: Option<Vec<Vec<u8>>>,
-}
-
-impl Split {
-    /// A split whose parts agree in length.
-    ///
-    /// # Errors
-    /// When the values are no whole number of examples, or labels or attributes are not one per example.
-    pub fn new(
-        shape: Vec<usize>,
-        values: Values,
-        labels: Option<Vec<u32>>,
-        attributes: Option<Vec<Vec<u8>>>,
-    ) -> Result<Self> {
-        let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        let Some(dims) = dims.filter(|&dims| dims > 0) else {
-            bail!("an example of shape {shape:?} holds no values: every side must be at least 1");
-        };
-        let count = match &values {
-            Values::Pixels(v) => v.len(),
-            Values::Reals(v) => v.len(),
-        };
-        ensure!(
-            count.is_multiple_of(dims),
-            "{count} values are no whole number of examples of shape {shape:?}: the data are cut short"
-        );
-        let examples = count / dims;
-        for (what, rows) in
-            [("labels", labels.as_ref().map(Vec::len)), ("attributes", attributes.as_ref().map(Vec::len))]
-        {
-            if let Some(rows) = rows {
-                ensure!(
-                    rows == examples,
-                    "{examples} examples came with {rows} rows of {what}: give one per example"
-                );
-            }
-        }
-        Ok(Self { shape, values, labels, attributes })
-    }
-
-    /// How many examples there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let count = match &self.values {
-            Values::Pixels(v) => v.len(),
-            Values::Reals(v) => v.len(),
-        };
-        count / self.dims()
-    }
-
-    /// Whether there is no example at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The number of values in one example, the D of bits/dim.
-    #[must_use]
-    pub fn dims(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether the examples are images of bytes.
-    #[must_use]
-    pub fn is_pixels(&self) -> bool {
-        matches!(self.values, Values::Pixels(_))
-    }
-
-    /// The bytes of example `i`, planar (C, H, W).
-    ///
-    /// # Panics
-    /// When the split holds reals, or `i` is not below [`len`](Self::len).
-    #[must_use]
-    pub fn pixels(&self, i: usize) -> &[u8] {
-        match &self.values {
-            Values::Pixels(v) => &v[i * self.dims()..][..self.dims()],
-            Values::Reals(_) => {
-                panic!("these examples are vectors of reals, not images: read them with Split::reals")
-            }
-        }
-    }
-
-    /// The numbers of example `i`, (D).
-    ///
-    /// # Panics
-    /// When the split holds pixels, or `i` is not below [`len`](Self::len).
-    #[must_use]
-    pub fn reals(&self, i: usize) -> &[f32] {
-        match &self.values {
-            Values::Reals(v) => &v[i * self.dims()..][..self.dims()],
-            Values::Pixels(_) => {
-                panic!("these examples are images, not vectors of reals: read them with Split::pixels")
-            }
-        }
-    }
-
-    /// The examples of a range, copied.
-    ///
-    /// # Panics
-    /// When the range leaves `0..len`.
-    #[must_use]
-    pub fn slice(&self, range: Range<usize>) -> Self {
-        let flat = range.start * self.dims()..range.end * self.dims();
-        Self {
-            shape: self.shape.clone(),
-            values: match &self.values {
-                Values::Pixels(v) => Values::Pixels(v[flat].to_vec()),
-                Values::Reals(v) => Values::Reals(v[flat].to_vec()),
-            },
-            labels: self.labels.as_ref().map(|l| l[range.clone()].to_vec()),
-            attributes: self.attributes.as_ref().map(|a| a[range].to_vec()),
-        }
-    }
-
-    /// The first `n` examples, or all of them where there are fewer.
-    #[must_use]
-    pub fn take(&self, n: usize) -> Self {
-        self.slice(0..n.min(self.len()))
-    }
-
-    /// The examples at these places, in this order; a place may come more than once.
-    ///
-    /// # Panics
-    /// When a place is not below [`len`](Self::len).
-    #[must_use]
-    pub fn select(&self, places: &[usize]) -> Self {
-        fn gather<T: Copy>(from: &[T], dims: usize, places: &[usize]) -> Vec<T> {
-            places.iter().flat_map(|&i| from[i * dims..][..dims].iter().copied()).collect()
-        }
-        Self {
-            shape: self.shape.clone(),
-            values: match &self.values {
-                Values::Pixels(v) => Values::Pixels(gather(v, self.dims(), places)),
-                Values::Reals(v) => Values::Reals(gather(v, self.dims(), places)),
-            },
-            labels: self.labels.as_ref().map(|l| gather(l, 1, places)),
-            attributes: self.attributes.as_ref().map(|a| places.iter().map(|&i| a[i].clone()).collect()),
-        }
-    }
-
-    /// Shortens the split to its first `n` examples in place; a longer `n` changes nothing.
-    pub fn truncate(&mut self, n: usize) {
-        let dims = self.dims();
-        match &mut self.values {
-            Values::Pixels(v) => v.truncate(n.saturating_mul(dims)),
-            Values::Reals(v) => v.truncate(n.saturating_mul(dims)),
-        }
-        if let Some(labels) = &mut self.labels {
-            labels.truncate(n);
-        }
-        if let Some(attributes) = &mut self.attributes {
-            attributes.truncate(n);
-        }
-    }
-}
-
-/// What is known of a set's entropy, the number no model's average loss can go below.
-///
-/// Bits per dimension for pixels; nats per point for the two-dimensional densities, where `lower == upper`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Entropy {
-    /// The entropy is at least this.
-    pub lower: f64,
-    /// The entropy is at most this.
-    pub upper: f64,
-}
-
-/// A data set in memory.
-#[derive(Clone, Debug)]
-pub struct Dataset {
-    /// The name it was asked for by.
-    pub name: String,
-    /// What models are fitted to.
-    pub train: Split,
-    /// What choices are made on, where the set has such a part; see [`Dataset::carve_validation`].
-    pub valid: Option<Split>,
-    /// What the reported numbers are measured on.
-    pub test: Split,
-    /// The name of each class, empty where there are no labels.
-    pub classes: Vec<String>,
-    /// The name of each attribute column, empty where there are none.
-    pub attribute_names: Vec<String>,
-    /// The entropy, for the sets drawn here.
-    pub entropy: Option<Entropy>,
-    /// Which bytes these are: the SHA-256 of the files, the hub's commit, or the generator's version and
-    /// seed.
-    pub revision: String,
-}
-
-impl Dataset {
-    /// Moves the last `n` training examples into a validation split of their own.
-    ///
-    /// The last, not a random choice: the published sets are shuffled already, and a fixed rule keeps runs
-    /// comparable.
-    ///
-    /// # Errors
-    /// When there is a validation split already, or no training example would be left.
-    pub fn carve_validation(&mut self, n: usize) -> Result<()> {
-        ensure!(
-            self.valid.is_none(),
-            "`{}` has a validation split of its own: do not carve another",
-            self.name
-        );
-        let total = self.train.len();
-        ensure!(
-            n < total,
-            "`{}` has {total} training examples, of which {n} cannot be set aside: ask for fewer",
-            self.name
-        );
-        self.valid = Some(self.train.slice(total - n..total));
-        self.train.truncate(total - n);
-        Ok(())
-    }
-}
 
 /// Where a set comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -368,55 +135,6 @@ pub(crate) fn example_rng(seed: u64, domain: &str, part: u64, index: u64) -> Cha
     rng
 }
 
-/// The largest file that is read whole; anything bigger is no data set for a computer's memory.
-pub(crate) const LARGEST: u64 = 1 << 33;
-
-/// Reads a file, unpacking it where its first bytes say gzip.
-pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let name = path.display();
-    let length =
-        std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?.len();
-    ensure!(
-        length <= LARGEST,
-        "{name} has {length} bytes, more than the {LARGEST} that are read: split it up"
-    );
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}: check its permissions"))?;
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes);
-    }
-    gunzip(&bytes, &name.to_string())
-}
-
-/// Unpacks gzip, stopping at [`LARGEST`] bytes: a few packed kilobytes can stand for gigabytes.
-pub(crate) fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
-    let mut plain = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST + 1).read_to_end(&mut plain).with_context(
-        || format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len()),
-    )?;
-    ensure!(plain.len() as u64 <= LARGEST, "{name} unpacks to more than {LARGEST} bytes: it is no data set");
-    Ok(plain)
-}
-
-/// Collects the SHA-256 over the files a set was read from, in the order they were read.
-#[derive(Default)]
-pub(crate) struct Revision(Sha256);
-
-impl Revision {
-    /// Adds one file: its name and length too, so that no two lists of files collide.
-    pub(crate) fn add(&mut self, name: &str, bytes: &[u8]) {
-        self.0.update((name.len() as u64).to_le_bytes());
-        self.0.update(name.as_bytes());
-        self.0.update((bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
-    }
-
-    /// The hash in hexadecimal, with what it was taken of.
-    pub(crate) fn finish(self, what: &str) -> String {
-        let hex: String = self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{what}, sha256 {hex}")
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod mutate {
     //! Damaged copies of a file, the same ones in every run.
@@ -425,8 +143,14 @@ pub(crate) mod mutate {
     use rand_chacha::ChaCha8Rng;
 
     /// Calls `reader` with `count` damaged copies of `bytes`: flipped, cut, lengthened, and with extreme
-    /// integers.
-    pub(crate) fn each(bytes: &[u8], count: usize, mut reader: impl FnMut(&[u8])) {
+    /// integers. It must not panic, and whatever a copy claims, it must not take more than 16 times its length and
+    /// half a megabyte, which is what the state of an unpacker takes.
+    pub(crate) fn each(bytes: &[u8], count: usize, reader: impl FnMut(&[u8])) {
+        within(bytes, count, 16, reader);
+    }
+
+    /// As [`each`], with another multiple of the length: images are unpacked.
+    pub(crate) fn within(bytes: &[u8], count: usize, multiple: usize, mut reader: impl FnMut(&[u8])) {
         let mut rng = ChaCha8Rng::seed_from_u64(0x0bad);
         for round in 0..count {
             let mut copy = bytes.to_vec();
@@ -452,7 +176,9 @@ pub(crate) mod mutate {
                     }
                 }
             }
-            reader(&copy);
+            let took = crate::counting::peak(|| reader(&copy));
+            let may = (1 << 19) + multiple * copy.len();
+            assert!(took <= may, "{took} bytes for a file of {}, copy {round}", copy.len());
         }
     }
 }

@@ -10,8 +10,8 @@
 use crate::backward::{self, Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
 use crate::ops::coupling::{self, Law, LogScale};
-use crate::params::Param;
-use candle_core::{DType, Result, Tensor, bail};
+use crate::params::{Param, Vb};
+use candle_core::{Result, Tensor, bail};
 
 /// The network of a coupling: any function of the kept part.
 ///
@@ -296,19 +296,18 @@ impl Bijection for Coupling {
 }
 
 /// The checkerboard mask of RealNVP (figure 3): 1 where i + j is even, the other way round with `swap`; (1, 1, H, W).
-pub fn checkerboard(h: usize, w: usize, swap: bool, like: &Param) -> Result<Tensor> {
+pub fn checkerboard(h: usize, w: usize, swap: bool, vb: &Vb) -> Result<Tensor> {
     let v = (0..h * w).map(|p| f32::from(u8::from((p / w + p % w + usize::from(swap)).is_multiple_of(2))));
-    mask(v.collect(), &[1, 1, h, w], like)
+    mask(v.collect(), &[1, 1, h, w], vb)
 }
 
 /// The channel-wise mask of RealNVP: 1 for the first half of the channels, the other way round with `swap`;
 /// (1, C, 1, 1).
-pub fn channel_mask(c: usize, swap: bool, like: &Param) -> Result<Tensor> {
+pub fn channel_mask(c: usize, swap: bool, vb: &Vb) -> Result<Tensor> {
     let v = (0..c).map(|ch| f32::from(u8::from((ch < c / 2) != swap)));
-    mask(v.collect(), &[1, c, 1, 1], like)
+    mask(v.collect(), &[1, c, 1, 1], vb)
 }
 
-fn mask(v: Vec<f32>, shape: &[usize], like: &Param) -> Result<Tensor> {
-    let dtype: DType = like.value().dtype();
-    Tensor::from_vec(v, shape, like.value().device())?.to_dtype(dtype)
+fn mask(v: Vec<f32>, shape: &[usize], vb: &Vb) -> Result<Tensor> {
+    Tensor::from_vec(v, shape, vb.device())?.to_dtype(vb.dtype())
 }

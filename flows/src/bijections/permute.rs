@@ -55,6 +55,11 @@ impl Permute {
         Self::new(n, vb, Init::With(&|_| (0..n).rev().map(|i| i as f64).collect()))
     }
 
+    /// z_d = x_order(d).
+    pub fn given(order: &[usize], vb: &Vb) -> Result<Self> {
+        Self::new(order.len(), vb, Init::With(&|_| order.iter().map(|&i| i as f64).collect()))
+    }
+
     /// A random permutation, fixed by the parameters' seed.
     pub fn shuffle(n: usize, vb: &Vb) -> Result<Self> {
         Self::new(

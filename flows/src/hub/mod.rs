@@ -38,7 +38,7 @@ mod push;
 
 pub use push::{PushFile, PushOptions, Pushed, plan};
 
-use crate::models::{INDEX, Model, WEIGHTS, write_atomic};
+use crate::models::{CONFIG, INDEX, Model, WEIGHTS, write_atomic};
 use call::Trouble;
 use candle_core::{Device, Error, Result};
 use hf_hub::repository::RepoTreeEntry;
@@ -50,8 +50,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The config's name in a model's folder.
-pub const CONFIG: &str = "config.json";
 /// The model card's name in a model's folder.
 pub const CARD: &str = "README.md";
 

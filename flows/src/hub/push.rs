@@ -2,8 +2,8 @@
 
 use super::call::{Fault, Trouble};
 use super::hash::Hashes;
-use super::{CARD, CONFIG, Handle, Hub, Remote, Repository, Revision, is_weights, weights};
-use crate::models::INDEX;
+use super::{CARD, Handle, Hub, Remote, Repository, Revision, is_weights, weights};
+use crate::models::{CONFIG, INDEX};
 use candle_core::{Error, Result};
 use hf_hub::RepoTypeModel;
 use hf_hub::repository::{AddSource, CommitOperation};

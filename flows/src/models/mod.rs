@@ -1,14 +1,17 @@
 //! NICE, RealNVP and Glow as configs; building, saving and loading.
 //!
 //! A saved model is a folder: config.json builds it, model.safetensors fills it (above `max_shard_size`
-//! model-00001-of-0000N.safetensors with model.safetensors.index.json, as others write it). Nothing else is needed and
-//! nothing is lost: permutations, running statistics and actnorm's values are tensors of the file.
+//! model-00001-of-0000N.safetensors with model.safetensors.index.json, as others write it; see [`file`](mod@file)).
+//! Nothing else is needed and nothing is lost: permutations, running statistics and actnorm's values are tensors of the
+//! file.
 
+pub mod file;
 pub mod glow;
 pub mod nice;
 mod preprocess;
 pub mod realnvp;
 
+pub use file::{CONFIG, INDEX, WEIGHTS, write_atomic};
 pub use glow::GlowConfig;
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;
@@ -20,11 +23,10 @@ use crate::bijections::multiscale::split_levels;
 use crate::flow::Flow;
 use crate::params::{Params, Vb, rng_for};
 use crate::prior::Prior;
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use file::Weights;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::Write;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One of the three papers' models.
@@ -79,6 +81,52 @@ impl ModelConfig {
         }
         Ok(())
     }
+
+    /// Refuses sizes that no model has, so that nothing computed from a config overflows and nothing that depends on the
+    /// config alone, as a mask does, takes more than a few times [`ModelConfig::MOST_DIMS`].
+    ///
+    /// # Errors
+    /// At the first such size, by its name.
+    pub fn check(&self) -> Result<()> {
+        let dims = self.shape().iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        if dims.is_none_or(|dims| dims > Self::MOST_DIMS) {
+            bail!(
+                "`shape` {:?} has more than {} dimensions: crop or resize the data",
+                self.shape(),
+                Self::MOST_DIMS
+            );
+        }
+        let sizes = match self {
+            ModelConfig::Nice(c) => {
+                let widest = c.hidden.iter().flatten().max().copied().unwrap_or_default();
+                vec![("hidden", widest)]
+            }
+            ModelConfig::RealNvp(c) => vec![
+                ("scales", c.scales),
+                ("features", c.features),
+                ("blocks", c.blocks),
+                ("checkerboard", c.checkerboard),
+                ("channelwise", c.channelwise),
+                ("last_checkerboard", c.last_checkerboard),
+            ],
+            ModelConfig::Glow(c) => vec![
+                ("levels", c.levels),
+                ("depth", c.depth),
+                ("width", c.width),
+                ("classes", c.classes.unwrap_or_default()),
+            ],
+        };
+        if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
+            bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
+        }
+        Ok(())
+    }
+
+    /// Dimensions of an example, at most: sixteen million, an image of 2364 x 2364 in colour.
+    pub const MOST_DIMS: usize = 1 << 24;
+
+    /// Any other size, at most.
+    pub const LARGEST_SIZE: usize = 1 << 24;
 
     /// Bits of a pixel value.
     pub fn bits(&self) -> u8 {
@@ -139,36 +187,27 @@ impl Default for SaveOptions {
     }
 }
 
-/// config.json.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConfigFile {
-    /// The version of this format; a newer one is refused with a sentence.
-    format: u32,
-    /// The version of the library that wrote it, for people.
-    flows_version: String,
-    /// Trained scalars, for people.
-    parameters: usize,
-    config: ModelConfig,
-}
-
-const FORMAT: u32 = 1;
-pub(crate) const WEIGHTS: &str = "model.safetensors";
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
-
-#[derive(Serialize, Deserialize)]
-struct Index {
-    metadata: BTreeMap<String, serde_json::Value>,
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Model {
     /// Fresh parameters; each depends on `seed` and its name only.
     pub fn new(config: ModelConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         Self::with_params(config, Params::seeded(seed, dtype, device))
     }
 
+    /// A model of given tensors, by their names in the file.
+    ///
+    /// # Errors
+    /// When one is missing, unknown, misshapen or not finite.
+    pub fn from_tensors(
+        config: ModelConfig,
+        tensors: BTreeMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_params(config, Params::from_tensors(tensors, dtype, device))
+    }
+
     fn with_params(config: ModelConfig, params: Params) -> Result<Self> {
+        config.check()?;
         let built = config.build(&params.vb())?;
         params.finish()?;
         let flow = Flow::new(built.chain, built.prior, config.shape());
@@ -218,64 +257,8 @@ impl Model {
     pub fn save(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let tensors: Vec<(String, Tensor)> =
             self.params.all().into_iter().map(|(n, p)| (n, p.value().clone())).collect();
-        self.save_tensors(dir.as_ref(), tensors, options)
-    }
-
-    fn save_tensors(&self, dir: &Path, tensors: Vec<(String, Tensor)>, options: &SaveOptions) -> Result<()> {
-        fs::create_dir_all(dir).map_err(|e| Error::wrap(e).with_path(dir))?;
-        let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
-        let mut size = 0;
-        for (name, t) in tensors {
-            let t = match options.dtype {
-                Some(d) if t.dtype().is_float() => t.to_dtype(d)?,
-                _ => t,
-            };
-            let bytes = t.elem_count() * t.dtype().size_in_bytes();
-            if size + bytes > options.max_shard_size && size > 0 {
-                shards.push(vec![]);
-                size = 0;
-            }
-            size += bytes;
-            shards.last_mut().expect("never empty").push((name, t));
-        }
-        let file = ConfigFile {
-            format: FORMAT,
-            flows_version: env!("CARGO_PKG_VERSION").to_string(),
-            parameters: self.params.count(),
-            config: self.config.clone(),
-        };
-        let n = shards.len();
-        let mut weight_map = BTreeMap::new();
-        let mut total = 0;
-        for (i, shard) in shards.into_iter().enumerate() {
-            let file = match n {
-                1 => WEIGHTS.to_string(),
-                _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-            };
-            for (name, t) in &shard {
-                total += t.elem_count() * t.dtype().size_in_bytes();
-                weight_map.insert(name.clone(), file.clone());
-            }
-            // One key: several would be written in a random order, and a model's bytes should depend on the model only.
-            let meta = HashMap::from([("format".to_string(), format!("flows-{FORMAT}"))]);
-            let shard = shard
-                .into_iter()
-                .map(|(n, t)| Ok((n, t.to_device(&Device::Cpu)?)))
-                .collect::<Result<Vec<_>>>()?;
-            let bytes = safetensors::serialize(shard.iter().map(|(n, t)| (n, t)), Some(meta))?;
-            write_atomic(&dir.join(file), &bytes)?;
-        }
-        let index = dir.join(INDEX);
-        if n > 1 {
-            let metadata = BTreeMap::from([("total_size".to_string(), total.into())]);
-            let json = serde_json::to_vec_pretty(&Index { metadata, weight_map }).map_err(Error::wrap)?;
-            write_atomic(&index, &json)?;
-        } else if index.exists() {
-            // An older, sharded save in the same folder would win over this file.
-            fs::remove_file(&index).map_err(|e| Error::wrap(e).with_path(&index))?;
-        }
-        let json = serde_json::to_vec_pretty(&file).map_err(Error::wrap)?;
-        write_atomic(&dir.join("config.json"), &json)
+        let SaveOptions { max_shard_size, dtype } = *options;
+        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, max_shard_size, dtype)
     }
 
     /// Loads a saved folder onto `device`; f16 and bf16 files are computed in f32, f64 ones in f64.
@@ -288,81 +271,12 @@ impl Model {
     /// As [`Model::load`], computing in `dtype`.
     pub fn load_as(dir: impl AsRef<Path>, dtype: Option<DType>, device: &Device) -> Result<Self> {
         let dir = dir.as_ref();
-        let path = dir.join("config.json");
-        let text = read(&path)?;
-        // The version first: a newer format may have a config this version cannot read.
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
-        let bad = |e: serde_json::Error| Error::msg(format!("not a model's config: {e}")).with_path(&path);
-        let version: Version = serde_json::from_slice(&text).map_err(bad)?;
-        if version.format > FORMAT {
-            let m = format!(
-                "format {} is newer than {FORMAT}, which this version reads: update flows",
-                version.format
-            );
-            return Err(Error::msg(m).with_path(&path));
-        }
-        let file: ConfigFile = serde_json::from_slice(&text).map_err(bad)?;
-        let index = dir.join(INDEX);
-        let mut files = vec![WEIGHTS.to_string()];
-        if index.exists() {
-            let idx: Index = serde_json::from_slice(&read(&index)?)
-                .map_err(|e| Error::msg(format!("not an index of shards: {e}")).with_path(&index))?;
-            files = idx.weight_map.into_values().collect();
-            files.sort();
-            files.dedup();
-            if let Some(f) = files.iter().find(|f| Path::new(f).components().count() != 1 || f.contains(".."))
-            {
-                return Err(Error::msg(format!("shard `{f}` leaves the folder")).with_path(&index));
-            }
-        }
-        let mut tensors = BTreeMap::new();
-        for f in files {
-            let path = dir.join(f);
-            let bytes = read(&path)?;
-            let shard = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-                .map_err(|e| Error::msg(format!("not a complete safetensors file ({e})")).with_path(&path))?;
-            tensors.extend(shard);
-        }
-        let double = tensors.values().any(|t| t.dtype() == DType::F64);
-        let dtype = dtype.unwrap_or(if double { DType::F64 } else { DType::F32 });
-        let params = Params::from_tensors(tensors, dtype, device);
-        Self::with_params(file.config, params).map_err(|e| e.with_path(dir))
+        let (config, hash) = file::read_config(dir)?;
+        let weights = Weights::open(dir, &hash)?;
+        let dtype = dtype.unwrap_or(if weights.double() { DType::F64 } else { DType::F32 });
+        let params = Params::from_source(weights, dtype, device);
+        Self::with_params(config, params).map_err(|e| e.with_path(dir))
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::msg("no such file: a model is a folder with config.json and model.safetensors")
-                .with_path(path)
-        }
-        _ => Error::wrap(e).with_path(path),
-    })
-}
-
-/// Writes a file so that a reader sees the old content or the new one, never a part: to a temporary name in the same
-/// folder, synced, renamed, and the folder synced.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".tmp{}", std::process::id()));
-    let tmp = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut f = fs::File::create(&tmp)?;
-        f.write_all(bytes)?;
-        f.sync_all()?;
-        fs::rename(&tmp, path)?;
-        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            fs::File::open(dir)?.sync_all()?;
-        }
-        Ok(())
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&tmp);
-        Error::wrap(e).with_path(path)
-    })
 }
 
 /// A ready model from a saved folder: [`Model::load`].

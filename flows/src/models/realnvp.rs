@@ -8,13 +8,13 @@
 use super::{Built, Preprocess};
 use crate::bijection::{Bijection, Chain};
 use crate::bijections::{
-    BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Partition, Scale, Squeeze, Transform,
-    checkerboard,
+    BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Partition, Permute, Scale, Squeeze,
+    Transform, checkerboard,
 };
 use crate::nets::{ResNet, ResNetConfig};
 use crate::params::{Init, Vb};
 use crate::prior::Prior;
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
 /// Everything that makes a RealNVP; saved as config.json.
@@ -55,6 +55,27 @@ pub struct RealNvpConfig {
     pub momentum: f64,
     /// Added to variances.
     pub eps: f64,
+    /// Batch norm after each coupling, where there is `batch_norm`.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub norm_couplings: bool,
+    /// The networks' input passes batch norm and a ReLU, as in the released code.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub norm_input: bool,
+    /// A learned factor of tanh for each channel instead of one for each coupling.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub channel_gains: bool,
+    /// Partitions the other way round, and after the channel-wise couplings the pixels (0, 0) and (1, 1) of each 2x2 square
+    /// go on, as in figure 3, instead of the first half of the channels: chrischute/real-nvp has it so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub diagonal: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A coupling's partition, with the channels of its network.
@@ -85,6 +106,10 @@ impl RealNvpConfig {
             statistics: BatchStatistics::Running,
             momentum: 0.1,
             eps: 1e-4,
+            norm_couplings: true,
+            norm_input: false,
+            channel_gains: false,
+            diagonal: false,
         }
     }
 
@@ -113,24 +138,42 @@ impl RealNvpConfig {
             weight_norm: self.weight_norm,
             batch_norm: self.batch_norm,
             skip: self.skip,
+            norm_input: self.norm_input,
+            channel_gains: self.channel_gains,
             eps: self.eps,
             momentum: self.momentum,
         }
     }
 
     /// The coupling `k` of a level on (C, H, W): its layer, and batch norm after it.
-    fn coupling(&self, chain: &mut Chain, kind: Kind, k: usize, shape: [usize; 3], vb: &Vb) -> Result<()> {
-        let swap = k % 2 == 1;
+    /// Masks are shared by all couplings of a level.
+    fn coupling(
+        &self,
+        chain: &mut Chain,
+        kind: Kind,
+        k: usize,
+        shape: [usize; 3],
+        masks: &mut [Option<Tensor>; 2],
+        vb: &Vb,
+    ) -> Result<()> {
+        let swap = (k % 2 == 1) != self.diagonal;
         let [c, h, w] = shape;
         let (name, features) = match kind {
             Kind::Checkerboard { features } => (format!("checker{k}"), features),
             Kind::Channelwise { features } => (format!("channel{k}"), features),
         };
         let vb = vb.pp(&name);
-        let gain = vb.get(1, "gain", Init::Const(0.))?;
+        let gain = match self.channel_gains {
+            true => None,
+            false => Some(vb.get(1, "gain", Init::Const(0.))?),
+        };
         let (partition, net) = match kind {
             Kind::Checkerboard { .. } => {
-                let mask = checkerboard(h, w, swap, &gain)?;
+                let slot = &mut masks[usize::from(swap)];
+                let mask = match slot {
+                    Some(mask) => mask.clone(),
+                    None => slot.insert(checkerboard(h, w, swap, &vb)?).clone(),
+                };
                 let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
                 (Partition::Mask(mask), net)
             }
@@ -140,9 +183,11 @@ impl RealNvpConfig {
                 (Partition::Halves { swap }, net)
             }
         };
-        let transform = Transform::Affine { scale: Scale::Tanh { gain }, shift_first: self.shift_first };
+        // With a gain for each channel the network gives log-scales that are bounded already.
+        let scale = gain.map_or(Scale::Exp, |gain| Scale::Tanh { gain });
+        let transform = Transform::Affine { scale, shift_first: self.shift_first };
         chain.push(&name, Coupling { partition, net: Box::new(net), transform });
-        if self.batch_norm {
+        if self.batch_norm && self.norm_couplings {
             let norm = BatchNorm::new(c, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
             chain.push(format!("{name}.norm"), norm);
         }
@@ -165,8 +210,10 @@ impl RealNvpConfig {
             let mut chain = Chain::new();
             let last = i + 1 == self.scales;
             let n = if last { self.last_checkerboard } else { self.checkerboard };
+            let mut masks = [None, None];
             for k in 0..n {
-                self.coupling(&mut chain, Kind::Checkerboard { features }, k, [c, h, w], &vb)?;
+                let kind = Kind::Checkerboard { features };
+                self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
             }
             if !last {
                 if h % 2 != 0 || w % 2 != 0 {
@@ -182,7 +229,13 @@ impl RealNvpConfig {
                 (c, h, w) = (4 * c, h / 2, w / 2);
                 for k in 0..self.channelwise {
                     let kind = Kind::Channelwise { features: 2 * features };
-                    self.coupling(&mut chain, kind, k, [c, h, w], &vb)?;
+                    self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
+                }
+                if self.diagonal {
+                    // All channels' pixel (0, 0), then all (1, 1), which go on; then (0, 1) and (1, 0).
+                    let order: Vec<usize> =
+                        [0, 3, 1, 2].iter().flat_map(|p| (0..c / 4).map(move |i| 4 * i + p)).collect();
+                    chain.push("order", Permute::given(&order, &vb.pp("order"))?);
                 }
             }
             levels.push(Box::new(chain));

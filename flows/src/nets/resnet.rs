@@ -34,6 +34,10 @@ pub struct ResNetConfig {
     pub batch_norm: bool,
     /// A 1x1 convolution from every block to the output.
     pub skip: bool,
+    /// Batch norm of x, and a ReLU before the first convolution.
+    pub norm_input: bool,
+    /// The second half of the output becomes g tanh(h), with one learned g for each channel.
+    pub channel_gains: bool,
     /// Added to variances.
     pub eps: f64,
     /// The batch's share in the running averages.
@@ -102,12 +106,16 @@ struct Block {
 /// u = [x, -x, mask];   h = conv3x3(u);   h <- h + conv3x3(relu(bn(conv3x3(relu(bn(h))))));   out = conv1x1(relu(bn(s)))
 /// ```
 ///
-/// with s the sum of 1x1 convolutions of h after each block (`skip`), or h itself.
+/// with s the sum of 1x1 convolutions of h after each block (`skip`), or h itself. With `norm_input` u is
+/// relu([bn(x), -bn(x), mask]), with `channel_gains` the second half of the output is g tanh(out): both as in the released
+/// code, and on candle's graph, without the fused passes.
 ///
 /// **Shapes.** (B, C_in, H, W) to (B, C_out, H, W). The mask, where there is one, enters as one more channel, (1, 1, H, W).
 pub struct ResNet {
     cfg: ResNetConfig,
     mask: Option<Tensor>,
+    input: Option<NetBatchNorm>,
+    gains: Option<Param>,
     first: WeightNormConv,
     skip: Option<WeightNormConv>,
     blocks: Vec<Block>,
@@ -140,7 +148,17 @@ impl ResNet {
                 skip: skip(vb.pp("skip"))?,
             });
         }
+        let input = match cfg.norm_input {
+            true => Some(NetBatchNorm::new(cfg.inputs, cfg.eps, cfg.momentum, &vb.pp("input"))?),
+            false => None,
+        };
+        let gains = match cfg.channel_gains {
+            true => Some(vb.get(cfg.outputs / 2, "gains", Init::Const(0.))?),
+            false => None,
+        };
         Ok(Self {
+            input,
+            gains,
             first: WeightNormConv::new(inputs, f, 3, Start::He, wn, &vb.pp("first"))?,
             skip: skip(vb.pp("skip"))?,
             blocks,
@@ -168,6 +186,16 @@ struct Pass<T> {
 }
 
 impl ResNet {
+    /// Whether it is the network of the paper: what the released code adds has no passes of its own.
+    fn is_plain(&self) -> bool {
+        self.input.is_none() && self.gains.is_none()
+    }
+
+    /// Whether passes on this tensor's device are fused.
+    fn fused(&self, x: &Tensor) -> bool {
+        crate::ops::on_cpu(x) && self.is_plain()
+    }
+
     /// Every convolution in the order first, skip, (conv1, conv2, skip) of each block, last.
     fn convs(&self) -> Vec<&WeightNormConv> {
         let mut all = vec![&self.first];
@@ -296,11 +324,11 @@ impl ResNet {
 impl Net for ResNet {
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
         #[cfg(kernels)]
-        if crate::ops::kernels::take(&[&x.detach()]) {
+        if self.is_plain() && crate::ops::kernels::take(&[&x.detach()]) {
             let (y, pass) = self.on_gpu(x, ctx)?;
             return Ok((y, Saved::new(pass)));
         }
-        if !crate::ops::on_cpu(x) {
+        if !self.fused(x) {
             return backward::net_forward_saved(self, x, ctx);
         }
         dispatch!("res_net", x.dtype(), T => {
@@ -314,7 +342,7 @@ impl Net for ResNet {
         if saved.is::<gpu::Pass>() {
             return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
         }
-        if !crate::ops::on_cpu(gy) {
+        if !self.fused(gy) {
             return backward::net_backward(saved, gy, grads);
         }
         dispatch!("res_net", gy.dtype(), T => {
@@ -324,13 +352,16 @@ impl Net for ResNet {
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         #[cfg(kernels)]
-        if !ctx.grad && crate::ops::kernels::take(&[x]) {
+        if !ctx.grad && self.is_plain() && crate::ops::kernels::take(&[x]) {
             return Ok(self.on_gpu(x, ctx)?.0);
         }
-        if !ctx.grad && !x.track_op() && crate::ops::on_cpu(x) {
+        if !ctx.grad && !x.track_op() && self.fused(x) {
             return dispatch!("res_net", x.dtype(), T => Ok(self.run::<T>(x, ctx, false)?.0));
         }
-        let x = to_channel_major(x)?;
+        let mut x = to_channel_major(x)?;
+        if let Some(norm) = &self.input {
+            x = norm.channel_major(&x, ctx, false)?;
+        }
         let mut parts = vec![x.clone()];
         if self.cfg.signed_input {
             parts.push(x.neg()?);
@@ -339,7 +370,11 @@ impl Net for ResNet {
             let (_, b, h, w) = x.dims4()?;
             parts.push(mask.reshape((1, 1, h, w))?.expand((1, b, h, w))?.contiguous()?);
         }
-        let mut h = self.first.forward(&Tensor::cat(&parts, 0)?, ctx)?;
+        let mut u = Tensor::cat(&parts, 0)?;
+        if self.input.is_some() {
+            u = channel::relu(&u)?;
+        }
+        let mut h = self.first.forward(&u, ctx)?;
         let mut out = match &self.skip {
             Some(skip) => Some(skip.forward(&h, ctx)?),
             None => None,
@@ -353,7 +388,14 @@ impl Net for ResNet {
             }
         }
         let h = norm_relu(&self.norm, &out.unwrap_or(h), ctx)?;
-        from_channel_major(&self.last.forward(&h, ctx)?)
+        let mut out = self.last.forward(&h, ctx)?;
+        if let Some(gains) = &self.gains {
+            let half = self.cfg.outputs / 2;
+            let s = out.narrow(0, half, half)?.contiguous()?.tanh()?;
+            let s = s.broadcast_mul(&gains.get(ctx.grad).reshape((half, 1, 1, 1))?)?;
+            out = Tensor::cat(&[&out.narrow(0, 0, half)?.contiguous()?, &s], 0)?;
+        }
+        from_channel_major(&out)
     }
 }
 
@@ -377,6 +419,8 @@ mod tests {
             weight_norm: false,
             batch_norm: false,
             skip: false,
+            norm_input: false,
+            channel_gains: false,
             eps: 1e-4,
             momentum: 0.1,
         };
@@ -413,11 +457,12 @@ mod tests {
                 weight_norm: norm,
                 batch_norm: norm,
                 skip,
+                norm_input: false,
+                channel_gains: false,
                 eps: 1e-4,
                 momentum: 0.1,
             };
-            let like = params.vb().get(1, "like", Init::Const(0.))?;
-            let mask = if norm { Some(checkerboard(h, w, false, &like)?) } else { None };
+            let mask = if norm { Some(checkerboard(h, w, false, &params.vb())?) } else { None };
             let net = ResNet::new(cfg, mask, &params.vb())?;
             params.shake(2, 0.1)?;
             crate::testing::check_net(&net, &[3, 3, h, w], &params, 1e-10)?;

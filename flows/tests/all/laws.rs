@@ -53,6 +53,8 @@ fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
         weight_norm: !plain,
         batch_norm: !plain,
         skip: !plain,
+        norm_input: false,
+        channel_gains: false,
         eps: 1e-4,
         momentum: 0.1,
     }
@@ -137,7 +139,7 @@ fn rows() -> Vec<(&'static str, Build, Tensor)> {
             "coupling, checkerboard, residual network",
             layer(move |vb| {
                 let gain = vb.get(1, "gain", Init::Const(0.7))?;
-                let mask = checkerboard(4, 4, true, &gain)?;
+                let mask = checkerboard(4, 4, true, vb)?;
                 let net = Box::new(ResNet::new(resnet(2, 4, false), Some(mask.clone()), &vb.pp("net"))?);
                 let transform = affine(Scale::Tanh { gain }, true);
                 Ok(Coupling { partition: Partition::Mask(mask), net, transform })
@@ -148,7 +150,7 @@ fn rows() -> Vec<(&'static str, Build, Tensor)> {
             "coupling, channel mask, plain residual network",
             layer(move |vb| {
                 let gain = vb.get(1, "gain", Init::Const(0.7))?;
-                let mask = channel_mask(3, false, &gain)?;
+                let mask = channel_mask(3, false, vb)?;
                 let net = Box::new(ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?);
                 let transform = affine(Scale::Tanh { gain }, false);
                 Ok(Coupling { partition: Partition::Mask(mask), net, transform })
@@ -249,6 +251,17 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
                 shape: [3, 4, 4],
                 statistics: BatchStatistics::Running,
                 shift_first: false,
+                ..small_realnvp()
+            }),
+        ),
+        (
+            "RealNVP as chrischute/real-nvp has it",
+            ModelConfig::RealNvp(RealNvpConfig {
+                shape: [2, 4, 4],
+                norm_couplings: false,
+                norm_input: true,
+                channel_gains: true,
+                diagonal: true,
                 ..small_realnvp()
             }),
         ),

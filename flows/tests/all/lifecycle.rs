@@ -95,6 +95,7 @@ twins! {
         m.params().shake(9, 0.1)?;
         m.save(dir.path(), &SaveOptions::default())?;
         assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
+        assert_eq!(std::fs::read_dir(dir.path())?.count(), 2, "the shards are gone");
         Ok(())
     }
 
@@ -115,6 +116,41 @@ twins! {
     }
 }
 
+/// A model's files are a function of the model: nothing in them is in a random order or of the day.
+#[test]
+fn the_same_model_is_the_same_files() -> anyhow::Result<()> {
+    for (name, config) in configs() {
+        for max_shard_size in [1000, usize::MAX] {
+            let files = || -> anyhow::Result<Vec<_>> {
+                let m = lived(config.clone())?;
+                let dir = tempfile::tempdir()?;
+                m.save(dir.path(), &SaveOptions { max_shard_size, dtype: Some(DType::BF16) })?;
+                let mut files = std::fs::read_dir(dir.path())?
+                    .map(|f| Ok((f.as_ref().unwrap().file_name(), std::fs::read(f?.path())?)))
+                    .collect::<anyhow::Result<Vec<_>>>()?;
+                files.sort();
+                Ok(files)
+            };
+            assert!(files()? == files()?, "{name}");
+        }
+    }
+    Ok(())
+}
+
+/// What a half-precision file cannot hold is refused, not saved as an infinity.
+#[test]
+fn numbers_beyond_a_dtype_are_named() -> anyhow::Result<()> {
+    let m = lived(configs().remove(3).1)?;
+    let (name, p) = m.params().trained().remove(0);
+    p.set(&(p.value() + 1e6)?)?;
+    let dir = tempfile::tempdir()?;
+    let save = |dtype| m.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() });
+    let said = save(DType::F16).unwrap_err().to_string();
+    assert!(said.contains(&name) && said.contains("F16"), "{said}");
+    save(DType::BF16)?;
+    Ok(())
+}
+
 fn refusal(dir: &Path) -> String {
     match Model::load(dir, &device()) {
         Ok(_) => "loaded".to_string(),
@@ -130,13 +166,19 @@ fn damage_is_named() -> anyhow::Result<()> {
     assert!(refusal(d).contains("config.json"), "{}", refusal(d));
     m.save(d, &SaveOptions::default())?;
     let (config, weights) = (d.join("config.json"), d.join("model.safetensors"));
-    let (json, bytes) = (std::fs::read_to_string(&config)?, std::fs::read(&weights)?);
+    let json = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, json.replace("\"depth\": 2", "\"depth\": 3"))?;
+    assert!(refusal(d).contains("config with the sha256"), "{}", refusal(d));
+    // Written again without the hash: names and shapes tell.
+    let tensors = candle_core::safetensors::load(&weights, &device())?;
+    candle_core::safetensors::save(&tensors, &weights)?;
+    let bytes = std::fs::read(&weights)?;
     for (from, to, say) in [
         ("\"depth\": 2", "\"depth\": 3", "step2.actnorm.bias` is missing"),
         ("\"depth\": 2", "\"depth\": 1", "belong to no layer"),
         ("\"width\": 6", "\"width\": 7", "has shape"),
         ("\"width\"", "\"breadth\"", "breadth"),
-        ("\"format\": 1", "\"format\": 2", "newer"),
+        ("\"format\": 2", "\"format\": 3", "newer"),
     ] {
         assert!(json.contains(from));
         std::fs::write(&config, json.replace(from, to))?;
@@ -149,7 +191,6 @@ fn damage_is_named() -> anyhow::Result<()> {
     }
     // A NaN in the weights; indices that are no permutation; a sign that is none.
     std::fs::write(&weights, &bytes)?;
-    let tensors = candle_core::safetensors::load(&weights, &device())?;
     let nan = Tensor::full(f32::NAN, 6, &device())?;
     let twice = Tensor::zeros(12, DType::U32, &device())?;
     let half = Tensor::full(0.5f32, 12, &device())?;

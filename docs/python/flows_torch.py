@@ -1,0 +1,432 @@
+"""Weights of `flows` in plain PyTorch: NICE, RealNVP and Glow from config.json and model.safetensors, one file.
+
+    import flows_torch
+    model = flows_torch.load("weights/faces-glow-small")   # a folder; f32, or dtype=torch.float64
+    model.log_prob(x)                                      # x (B, C, H, W) in the units of the data, nats
+    model.bits_per_dim(x), model.encode(x)                 # (B,), (B, D)
+    model.decode(z), model.sample(16, temperature=0.7)     # images again
+    model.state_dict()                                     # keyed as the file is
+
+With class labels y (B,) for class-conditional models: log_prob(x, y). Needs torch and safetensors; from the hub,
+`load(huggingface_hub.snapshot_download("user/name"))`. Pixels are integers with uniform noise added, in [0, 256).
+
+    python flows_torch.py check FOLDER VALUES              # compare with log p(x) that the library computed
+
+VALUES is a safetensors file with x, log_prob and perhaps cond; the largest difference in nats is printed for f64 and f32.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+BUFFERS = ("index", "perm", "sign", "mean", "var", "inverse", "log_det")
+
+
+def load(folder, dtype=torch.float32):
+    """A model from a saved folder, whole or in shards."""
+    folder = Path(folder)
+    file = json.loads((folder / "config.json").read_text())
+    if file["format"] > 2:
+        raise ValueError(f"{folder}: format {file['format']} is newer than this script, which reads 1 and 2")
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors = {}
+    for name in names:
+        tensors |= load_file(folder / name)
+    return Model(file["config"], tensors, dtype)
+
+
+class Model(nn.Module):
+    """log p(x) = log p_Z(f(x)) + log |det df/dx|, with every tensor of the file as a parameter or a buffer of its name."""
+
+    def __init__(self, config, tensors, dtype=torch.float32):
+        super().__init__()
+        self.config, self.used = config, set()
+        for name, t in tensors.items():
+            *path, last = name.split(".")
+            module = self
+            for part in path:
+                if part not in module._modules:
+                    module.add_module(part, nn.Module())
+                module = module._modules[part]
+            t = t.to(dtype) if t.is_floating_point() else t.long()
+            frozen = last in BUFFERS or not t.is_floating_point() or path[:1] == ["whiten"]
+            module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
+        d = math.prod(config["shape"])
+        zeros = torch.zeros(1, *config["shape"], dtype=dtype)
+        with torch.no_grad():
+            self.decode(self.encode(zeros + 0.5, self._labels(zeros)), self._labels(zeros))
+        left = set(self.state_dict()) - self.used
+        if left:
+            raise ValueError(f"{len(left)} tensors belong to no layer of this config, as {min(left)}")
+        self.dims = d
+
+    def _labels(self, x):
+        return None if self.config.get("classes") is None else torch.zeros(len(x), dtype=torch.long)
+
+    # What can be asked -------------------------------------------------------------------------------------------------
+
+    def log_prob(self, x, y=None):
+        z, log_det = self._forward(x, y)
+        if self.config.get("prior") == "logistic":
+            prior = -(F.softplus(z) + F.softplus(-z)).sum(1)
+        else:
+            prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+        return prior + log_det
+
+    def bits_per_dim(self, x, y=None):
+        return self.log_prob(x, y) / (-math.log(2) * x[0].numel())
+
+    def encode(self, x, y=None):
+        return self._forward(x, y)[0]
+
+    def decode(self, z, y=None):
+        """x from all of z, (B, D)."""
+        return self._run(z, y, inverse=True)[0].reshape(-1, *self.config["shape"])
+
+    def sample(self, n, temperature=1.0, y=None):
+        like = next(self.parameters())
+        z = torch.randn(n, self.dims, dtype=like.dtype, device=like.device)
+        if self.config.get("prior") == "logistic":
+            u = torch.rand_like(z).clamp(1e-6, 1 - 1e-6)
+            z = u.log() - (-u).log1p()
+        return self.decode(temperature * z, y)
+
+    def forward(self, x, y=None):
+        return self.log_prob(x, y)
+
+    def _forward(self, x, y):
+        return self._run(x, y, inverse=False)
+
+    # The flow: each step is (x, y) -> (x, log_det) one way and x the other -----------------------------------------------
+
+    def get(self, path):
+        self.used.add(path)
+        t = self
+        for part in path.split("."):
+            t = getattr(t, part)
+        return t
+
+    def _run(self, x, y, inverse):
+        steps, levels = getattr(self, "_" + self.config["model"])()
+        log_det = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        if not inverse:
+            for forward, _ in steps:
+                x, ld = forward(x, y)
+                log_det = log_det + ld
+            if levels is None:
+                return x, log_det
+            done = []
+            for i, level in enumerate(levels):
+                for forward, _ in level:
+                    x, ld = forward(x, y)
+                    log_det = log_det + ld
+                if i + 1 < len(levels):
+                    half = x.shape[1] // 2
+                    done.append(x[:, half:].flatten(1))
+                    x = x[:, :half]
+            return torch.cat([*done, x.flatten(1)], 1), log_det
+        if levels is not None:
+            c, h, w = self.config["shape"]
+            shapes = []
+            for i in range(len(levels)):
+                last = i + 1 == len(levels)
+                if not last or self.config["model"] == "glow":
+                    c, h, w = 4 * c, h // 2, w // 2
+                shapes.append((c if last else c - c // 2, h, w))
+                c = c // 2
+            parts = x.split([math.prod(s) for s in shapes], 1)
+            parts = [p.reshape(-1, *s) for p, s in zip(parts, shapes)]
+            x = None
+            for level, part in zip(reversed(levels), reversed(parts)):
+                x = part if x is None else torch.cat([x, part], 1)
+                for _, back in reversed(level):
+                    x = back(x, y)
+        for _, back in reversed(steps):
+            x = back(x, y)
+        return x, None
+
+    def _preprocess(self):
+        c = self.config
+        n, kind = 2.0 ** c["bits"], c["preprocess"]["kind"]
+        scale = {"none": None, "unit": (1 / n, 0), "logit": (1 / n, 0), "centered": (1 / n, -0.5)}.get(kind, (2 / n, -1))
+        steps = [] if scale is None else [affine(torch.tensor(scale[0]), scale[1])]
+        if kind == "logit":
+            a = c["preprocess"]["alpha"]
+            slope = 1 - a if c["preprocess"]["scale"] == "paper" else 1 - 2 * a
+
+            def logit(x, y):
+                p = a + slope * x
+                return torch.logit(p), (math.log(slope) - p.log() - (-p).log1p()).flatten(1).sum(1)
+
+            steps.append((logit, lambda z, y: (torch.sigmoid(z) - a) / slope))
+        if c["model"] == "nice" and len(c["shape"]) > 1:
+            steps.append((lambda x, y: (x.flatten(1), 0), lambda z, y: z.reshape(-1, *c["shape"])))
+        if kind == "zca":
+            w, inverse, mean, ld = (self.get(f"whiten.{k}") for k in ("weight", "inverse", "mean", "log_det"))
+            steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))
+        return steps
+
+    def _nice(self):
+        c, steps = self.config, self._preprocess()
+        d = math.prod(c["shape"])
+        even_odd = c["order"] == "even_odd"
+        if even_odd:
+            steps.append(take(self.get("even_odd.index")))
+        for i, hidden in enumerate(c["hidden"]):
+            path = f"coupling{i}"
+            layers = [(self.get(f"{path}.net.{k}.weight"), self.get(f"{path}.net.{k}.bias")) for k in range(len(hidden) + 1)]
+
+            def net(x, layers=layers):
+                for k, (w, b) in enumerate(layers):
+                    x = F.linear(x if k == 0 else F.relu(x), w, b)
+                return x
+
+            log_scale = self._tanh(f"{path}.gain") if c["law"] == "affine" else None
+            steps.append(coupling(net, log_scale, swap=even_odd and i % 2 == 1))
+            if not even_odd:
+                steps.append(take(self.get(f"{path}.reverse.index")))
+        logs = self.get("diagonal.logs")
+        steps.append((lambda x, y: (x * logs.exp(), logs.sum()), lambda z, y: z * (-logs).exp()))
+        return steps, None
+
+    def _tanh(self, path):
+        gain = self.get(path)
+        return lambda h: gain * torch.tanh(h)
+
+    def _realnvp(self):
+        c, levels = self.config, []
+        channels, h, w = c["shape"]
+        diagonal, gains = c.get("diagonal", False), c.get("channel_gains", False)
+
+        def step(path, mask, swap):
+            net = self._resnet(f"{path}.net", mask)
+            log_scale = (lambda s: s) if gains else self._tanh(f"{path}.gain")
+            level.append(coupling(net, log_scale, c["shift_first"], swap, mask))
+            if c["batch_norm"] and c.get("norm_couplings", True):
+                std = (self.get(f"{path}.norm.var") + c["eps"]).sqrt()
+                level.append(affine(1 / std, -self.get(f"{path}.norm.mean") / std))
+
+        for i in range(c["scales"]):
+            last, level = i + 1 == c["scales"], []
+            for k in range(c["last_checkerboard" if last else "checkerboard"]):
+                like = self.get(f"level{i}.checker{k}.net.last.bias")
+                board = torch.arange(h)[:, None] + torch.arange(w)[None]
+                mask = ((board + k + diagonal) % 2 == 0).to(like)[None, None]
+                step(f"level{i}.checker{k}", mask, False)
+            if not last:
+                level.append(squeeze())
+                channels, h, w = 2 * channels, h // 2, w // 2
+                for k in range(c["channelwise"]):
+                    step(f"level{i}.channel{k}", None, (k % 2 == 1) != diagonal)
+                if diagonal:
+                    level.append(take(self.get(f"level{i}.order.index")))
+            levels.append(level)
+        return self._preprocess(), levels
+
+    def _resnet(self, path, mask):
+        c = self.config
+
+        def conv(name, x):
+            v, b = self.get(f"{path}.{name}.weight"), self.get(f"{path}.{name}.bias")
+            if c["weight_norm"]:
+                g = self.get(f"{path}.{name}.magnitude")
+                v = v * (g / (v.flatten(1).square().sum(1) + 1e-12).sqrt())[:, None, None, None]
+            return F.conv2d(x, v, b, padding=v.shape[2] // 2)
+
+        def norm(name, x):
+            mean, var, gamma, beta = (self.get(f"{path}.{name}.{k}") for k in ("mean", "var", "gamma", "beta"))
+            return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=c["eps"])
+
+        norm_relu = (lambda name, x: F.relu(norm(name, x))) if c["batch_norm"] else (lambda name, x: F.relu(x))
+
+        def net(x):
+            rectify = c.get("norm_input", False)
+            x = norm("input", x) if rectify else x
+            u = torch.cat([x, -x] if c["signed_input"] else [x], 1)
+            if mask is not None:
+                u = torch.cat([u, mask.expand(len(x), -1, -1, -1)], 1)
+            h = conv("first", F.relu(u) if rectify else u)
+            s = conv("skip", h) if c["skip"] else None
+            for i in range(c["blocks"]):
+                b = f"block{i}"
+                h = h + conv(f"{b}.conv2", norm_relu(f"{b}.norm2", conv(f"{b}.conv1", norm_relu(f"{b}.norm1", h))))
+                s = s + conv(f"{b}.skip", h) if c["skip"] else None
+            out = conv("last", norm_relu("norm", h if s is None else s))
+            if c.get("channel_gains", False):
+                t, raw = out.chunk(2, 1)
+                out = torch.cat([t, self.get(f"{path}.gains")[:, None, None] * torch.tanh(raw)], 1)
+            return out
+
+        return net
+
+    def _glow(self):
+        c, levels = self.config, []
+        affine_law = c["law"] == "affine"
+        for i in range(c["levels"]):
+            level = [squeeze()]
+            for k in range(c["depth"]):
+                path = f"level{i}.step{k}"
+                scale = torch.exp(3 * self.get(f"{path}.actnorm.logs"))
+                level.append(affine(scale, scale * self.get(f"{path}.actnorm.bias")))
+                level.append(self._mixing(f"{path}.permutation"))
+                level.append(coupling(self._conv_net(f"{path}.net"), F.logsigmoid if affine_law else None, True, offset=2))
+            if i + 1 < c["levels"]:
+                if c["learn_split"]:
+                    net = lambda x, path=f"level{i}.split": self._zero(path, x)
+                    level.append(coupling(net, lambda s: s, True))
+            elif c["learn_top"]:
+                level.append(self._top(f"level{i}.top"))
+            levels.append(level)
+        return self._preprocess(), levels
+
+    def _mixing(self, path):
+        kind = self.config["permutation"]
+        if kind in ("shuffle", "reverse"):
+            return take(self.get(f"{path}.index"))
+        if kind == "plain":
+            w = self.get(f"{path}.weight")
+            logs = torch.linalg.slogdet(w)[1]
+        else:
+            # W = P L (U + diag(sign exp(log s))), L and U packed: row i of W is row perm[i] of L U.
+            lu, sign, perm = self.get(f"{path}.lu"), self.get(f"{path}.sign"), self.get(f"{path}.perm")
+            logs = lu.diagonal()
+            w = ((lu.tril(-1) + torch.eye(len(lu)).to(lu)) @ (lu.triu(1) + torch.diag(sign * logs.exp())))[perm]
+            logs = logs.sum()
+        mix = lambda m, x: torch.einsum("ij,bjhw->bihw", m, x)
+        return lambda x, y: (mix(w, x), logs * x[0, 0].numel()), lambda z, y: mix(torch.linalg.inv(w), z)
+
+    def _conv(self, path, x):
+        w = self.get(f"{path}.weight")
+        if not self.config["edge_bias"]:
+            return F.conv2d(x, w, padding=1)
+        edge = self.get(f"{path}.edge").reshape(-1, 1, 3, 3)
+        border = F.pad(torch.zeros_like(x[:, :1]), (1, 1, 1, 1), value=1.0)
+        return F.conv2d(torch.cat([F.pad(x, (1, 1, 1, 1)), border], 1), torch.cat([w, edge], 1))
+
+    def _zero(self, path, x):
+        y = self._conv(f"{path}.zero", x) + self.get(f"{path}.zero.bias")[:, None, None]
+        return y * torch.exp(3 * self.get(f"{path}.zero.logs"))[:, None, None]
+
+    def _conv_net(self, path):
+        def norm(name, x):
+            bias, logs = self.get(f"{path}.{name}.bias"), self.get(f"{path}.{name}.logs")
+            return (x + bias[:, None, None]) * torch.exp(3 * logs)[:, None, None]
+
+        def net(x):
+            x = F.relu(norm("norm1", self._conv(f"{path}.conv1", x)))
+            x = F.relu(norm("norm2", F.conv2d(x, self.get(f"{path}.conv2.weight"))))
+            return self._zero(path, x)
+
+        return net
+
+    def _top(self, path):
+        def mean_logs(y):
+            h = self.get(f"{path}.bias")[None]
+            if self.config.get("classes") is not None:
+                if y is None:
+                    raise ValueError("this model is class-conditional: give the class labels y")
+                h = h + self.get(f"{path}.emb")[y]
+            return (h * torch.exp(3 * self.get(f"{path}.gain")))[:, :, None, None].chunk(2, 1)
+
+        def forward(x, y):
+            mean, logs = mean_logs(y)
+            return (x - mean) * (-logs).exp(), -logs.flatten(1).sum(1) * x[0, 0].numel()
+
+        def back(z, y):
+            mean, logs = mean_logs(y)
+            return z * logs.exp() + mean
+
+        return forward, back
+
+
+# Steps ---------------------------------------------------------------------------------------------------------------
+
+
+def affine(a, b):
+    """a x + b with a number, or one for each channel."""
+    of = lambda v, x: v.reshape(-1, *[1] * (x.dim() - 2)) if torch.is_tensor(v) and v.dim() else v
+
+    def forward(x, y):
+        # In double precision: this is D log 256 for pixels.
+        each = a.double().abs().log().sum() * (x[0].numel() / a.numel())
+        return of(a, x) * x + of(b, x), each.to(x.dtype)
+
+    return forward, lambda z, y: (z - of(b, z)) / of(a, z)
+
+
+def take(index):
+    """z_d = x_index(d)."""
+    return lambda x, y: (x[:, index], 0), lambda z, y: z[:, index.argsort()]
+
+
+def squeeze():
+    """Channel 4c + 2u + v is the pixel (u, v) of each 2x2 square of channel c."""
+    return lambda x, y: (F.pixel_unshuffle(x, 2), 0), lambda z, y: F.pixel_shuffle(z, 2)
+
+
+def coupling(net, log_scale, shift_first=False, swap=False, mask=None, offset=0):
+    """x where kept; elsewhere x exp(s) + t or (x + t) exp(s), with t and s = log_scale(h + offset) of the kept part.
+
+    The first half is kept, the second with `swap`, or what a mask says."""
+
+    def parts(x):
+        if mask is not None:
+            return x * mask, x
+        half = x.shape[1] // 2
+        return (x[:, half:], x[:, :half]) if swap else (x[:, :half], x[:, half:])
+
+    def shift_scale(kept, changed):
+        out = net(kept)
+        if log_scale is None:
+            return out, torch.zeros_like(out)
+        t, h = out.split(changed.shape[1], 1)
+        return t, log_scale(h + offset)
+
+    def join(x, kept, new):
+        if mask is not None:
+            return torch.where(mask > 0, x, new)
+        return torch.cat([new, kept] if swap else [kept, new], 1)
+
+    def forward(x, y):
+        kept, changed = parts(x)
+        t, s = shift_scale(kept, changed)
+        new = (changed + t) * s.exp() if shift_first else changed * s.exp() + t
+        return join(x, kept, new), (s if mask is None else s * (1 - mask)).flatten(1).sum(1)
+
+    def back(z, y):
+        kept, changed = parts(z)
+        t, s = shift_scale(kept, changed)
+        new = changed * (-s).exp() - t if shift_first else (changed - t) * (-s).exp()
+        return join(z, kept, new)
+
+    return forward, back
+
+
+def check(folder, values):
+    """The largest difference of log p(x) from `values`, and of decode(encode(x)) from x, in f64 and in f32."""
+    values = load_file(values)
+    result = {}
+    for name, dtype in [("f64", torch.float64), ("f32", torch.float32)]:
+        model = load(folder, dtype)
+        x, y = values["x"].to(dtype), values.get("cond")
+        y = None if y is None else y.long()
+        with torch.no_grad():
+            difference = (model.log_prob(x, y).double() - values["log_prob"].double()).abs().max().item()
+            back = (model.decode(model.encode(x, y), y) - x).abs().max().item()
+        result[name] = {"log_prob": difference, "inverse": back, "size": values["log_prob"].abs().max().item()}
+    return result
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4 or sys.argv[1] != "check":
+        sys.exit("usage: python flows_torch.py check FOLDER VALUES")
+    print(json.dumps(check(sys.argv[2], sys.argv[3])))

@@ -1,0 +1,509 @@
+//! The files of a saved model, and the reader that trusts none of them.
+//!
+//! ```text
+//! config.json                     {"format": 2, "flows_version", "parameters", "config": {..}}
+//! model.safetensors               every tensor under its path; metadata "flows": {"format": 2, "config_sha256": ".."}
+//! model.safetensors.index.json    above `max_shard_size` instead: which tensor is in which
+//!                                 model-00001-of-0000N.safetensors
+//! ```
+//!
+//! The metadata is one JSON text under one key, because safetensors writes several keys in a random order and a model's
+//! bytes are to depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's canonical
+//! JSON (no space, keys sorted), taken of what config.json says and not of what this version makes of it, so that a later
+//! version, which may have more settings, still agrees.
+//!
+//! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
+//! where the file does) before a tensor is looked at; names, shapes and dtypes are compared with what the config asks for
+//! before a tensor is read; tensors are read one at a time. So a refusal costs at most what the files hold, whatever they
+//! claim. Every error is one sentence with the thing and the remedy.
+//!
+//! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
+
+use super::ModelConfig;
+use crate::params::Source;
+use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
+use safetensors::tensor::Metadata;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
+
+/// The format that is written, and the newest that is read.
+pub const FORMAT: u32 = 2;
+/// The config's name in a folder.
+pub const CONFIG: &str = "config.json";
+/// The weights' name in a folder.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The name of the index where the weights are in several files.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// The metadata's key.
+const KEY: &str = "flows";
+/// The longest header that safetensors knows.
+const LONGEST_HEADER: u64 = 100_000_000;
+/// No config is longer; a NICE of a thousand couplings has ten kilobytes.
+const LONGEST_CONFIG: u64 = 1 << 20;
+
+fn refuse<T>(path: &Path, what: impl std::fmt::Display) -> Result<T> {
+    Err(Error::msg(what.to_string()).with_path(path))
+}
+
+/// config.json.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    /// The version of this format; a newer one is refused with a sentence.
+    format: u32,
+    /// The version of the library that wrote it, for people.
+    flows_version: String,
+    /// Trained scalars, for people.
+    parameters: usize,
+    config: Value,
+}
+
+/// What the metadata says.
+#[derive(Serialize, Deserialize)]
+struct Meta {
+    format: u32,
+    config_sha256: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Index {
+    metadata: BTreeMap<String, Value>,
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Without space, keys sorted: equal for equal configs, however a file is laid out.
+fn canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let sorted: BTreeMap<_, _> = map.iter().collect();
+            let mut before = '{';
+            for (key, value) in sorted {
+                out.push(before);
+                out.push_str(&Value::from(key.as_str()).to_string());
+                out.push(':');
+                canonical(value, out);
+                before = ',';
+            }
+            out.push_str(if before == '{' { "{}" } else { "}" });
+        }
+        Value::Array(values) => {
+            out.push('[');
+            for (i, value) in values.iter().enumerate() {
+                out.push_str(if i > 0 { "," } else { "" });
+                canonical(value, out);
+            }
+            out.push(']');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+fn hex(hash: impl AsRef<[u8]>) -> String {
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn config_hash(config: &Value) -> String {
+    let mut text = String::new();
+    canonical(config, &mut text);
+    hex(Sha256::digest(text.as_bytes()))
+}
+
+/// The config of a saved folder, and its hash.
+pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, String)> {
+    let path = dir.join(CONFIG);
+    let text = read_whole(&path, LONGEST_CONFIG)?;
+    let (config, hash) = parse_config(&text).map_err(|e| e.with_path(&path))?;
+    Ok((config, hash))
+}
+
+/// A config.json's text: its config, with no size above what [`ModelConfig::check`] allows, and its hash.
+///
+/// # Errors
+/// When it is no config, one of a newer format, or one whose sizes no model has.
+pub fn parse_config(text: &[u8]) -> Result<(ModelConfig, String)> {
+    let bad = |e: serde_json::Error| Error::msg(format!("not a model's config ({e}): fetch it again"));
+    // The version first: a newer format may have a config that this version cannot read.
+    #[derive(Deserialize)]
+    struct Version {
+        format: u32,
+    }
+    let version: Version = serde_json::from_slice(text).map_err(bad)?;
+    check_format(version.format)?;
+    let file: ConfigFile = serde_json::from_slice(text).map_err(bad)?;
+    let hash = config_hash(&file.config);
+    let config: ModelConfig = serde_json::from_value(file.config).map_err(bad)?;
+    config.check()?;
+    Ok((config, hash))
+}
+
+fn check_format(format: u32) -> Result<()> {
+    if format > FORMAT {
+        bail!("format {format} is newer than {FORMAT}, which this version reads: update flows");
+    }
+    if format == 0 {
+        bail!("format 0 was never written, this version reads 1 to {FORMAT}: fetch the file again");
+    }
+    Ok(())
+}
+
+/// The header of a safetensors file: what [`File::open`](fs::File::open) gave, of `length` bytes. With it comes where the
+/// tensors' bytes begin.
+///
+/// # Errors
+/// When it is longer than the file, no header, or its tensors leave gaps, overlap or do not end where the file does.
+pub fn read_header(file: &mut impl Read, length: u64) -> Result<(Metadata, u64)> {
+    let damaged = |what: &dyn std::fmt::Display| {
+        Error::msg(format!("not a complete safetensors file ({what}): fetch it again"))
+    };
+    let mut n = [0; 8];
+    file.read_exact(&mut n).map_err(|_| damaged(&format!("it has {length} bytes")))?;
+    let n = u64::from_le_bytes(n);
+    let room = length.saturating_sub(8);
+    if n > room.min(LONGEST_HEADER) {
+        return Err(damaged(&format!(
+            "its header claims {n} bytes, the file has {room} and no header more than \
+                                     {LONGEST_HEADER}"
+        )));
+    }
+    let mut header = vec![0; n as usize];
+    file.read_exact(&mut header).map_err(|e| damaged(&e))?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+    let (held, claimed) = (room - n, header.data_len() as u64);
+    if held != claimed {
+        return Err(damaged(&format!("its tensors take {claimed} bytes, the file holds {held}")));
+    }
+    Ok((header, 8 + n))
+}
+
+/// What a saved folder holds, by its config and headers alone.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The config.
+    pub config: ModelConfig,
+    /// The names of the files that make the model: the config, the weights and, where there is one, their index.
+    pub files: Vec<String>,
+    /// The narrowest dtype of its floating-point tensors.
+    pub dtype: DType,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+}
+
+/// Looks at a saved folder without reading a tensor.
+///
+/// # Errors
+/// As [`Model::load`](super::Model::load), but for what only the tensors tell.
+pub fn stored(dir: &Path) -> Result<Stored> {
+    let (config, hash) = read_config(dir)?;
+    let weights = Weights::open(dir, &hash)?;
+    let index = dir.join(INDEX).exists().then(|| INDEX.to_string());
+    let names = weights.files.iter().filter_map(|(path, _)| path.file_name());
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    let files = std::iter::once(CONFIG.to_string()).chain(names).chain(index).collect();
+    let floats = weights.places.values().map(|p| p.dtype).filter(DType::is_float);
+    let dtype = floats.min_by_key(|d| (d.size_in_bytes(), d.as_str())).unwrap_or(DType::F32);
+    let bytes = weights.places.values().map(|p| p.bytes as u64).sum();
+    Ok(Stored { config, files, dtype, bytes })
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    at: u64,
+    bytes: usize,
+    dtype: DType,
+    shape: Shape,
+}
+
+/// The weights of a folder, in one file or several, with every header read and no tensor.
+#[derive(Debug)]
+pub(super) struct Weights {
+    files: Vec<(PathBuf, Mutex<File>)>,
+    places: BTreeMap<String, Place>,
+}
+
+impl Weights {
+    /// Opens the weights of `dir`, which must be of the config with this hash.
+    pub(super) fn open(dir: &Path, config_hash: &str) -> Result<Self> {
+        let mut all = Self { files: vec![], places: BTreeMap::new() };
+        let index = dir.join(INDEX);
+        if !index.exists() {
+            all.add(dir.join(WEIGHTS), config_hash)?;
+            return Ok(all);
+        }
+        let text = read_whole(&index, LONGEST_HEADER)?;
+        let map = parse_index(&text).map_err(|e| e.with_path(&index))?;
+        let files: BTreeSet<&String> = map.values().collect();
+        for name in files {
+            let path = dir.join(name);
+            let before = all.places.len();
+            all.add(path.clone(), config_hash)?;
+            let held = all.places.values().filter(|p| p.file + 1 == all.files.len()).count();
+            let listed = map.iter().filter(|(_, file)| *file == name);
+            for (tensor, _) in listed.clone() {
+                let place = all.places.get(tensor);
+                if place.is_none_or(|p| p.file + 1 != all.files.len()) {
+                    return refuse(
+                        &path,
+                        format!(
+                            "the index puts tensor `{tensor}` here, where it is not: fetch all \
+                                                  shards and the index again"
+                        ),
+                    );
+                }
+            }
+            if held != listed.count() || all.places.len() != before + held {
+                return refuse(
+                    &path,
+                    "the shard holds tensors that the index does not put here: fetch all shards and \
+                                      the index again",
+                );
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, path: PathBuf, config_hash: &str) -> Result<()> {
+        let (mut file, length) = open(&path)?;
+        let (header, start) = read_header(&mut file, length).map_err(|e| e.with_path(&path))?;
+        if let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) {
+            let meta: Meta = match serde_json::from_str(text) {
+                Ok(meta) => meta,
+                Err(e) => {
+                    return refuse(
+                        &path,
+                        format!("its metadata `{KEY}` cannot be read ({e}): fetch it again"),
+                    );
+                }
+            };
+            check_format(meta.format).map_err(|e| e.with_path(&path))?;
+            if meta.config_sha256 != config_hash {
+                return refuse(
+                    &path,
+                    format!(
+                        "the weights are of the config with the sha256 {}, {CONFIG} has {config_hash}: fetch both again",
+                        // What a file says is not printed at any length.
+                        meta.config_sha256.chars().take(64).collect::<String>()
+                    ),
+                );
+            }
+        }
+        for (name, info) in header.tensors() {
+            let dtype = match DType::try_from(info.dtype) {
+                Ok(dtype @ (DType::U32 | DType::F16 | DType::BF16 | DType::F32 | DType::F64)) => dtype,
+                _ => {
+                    return refuse(
+                        &path,
+                        format!(
+                            "tensor `{name}` is of {:?}, weights are F64, F32, F16 or BF16, and U32 for indices: save it again",
+                            info.dtype
+                        ),
+                    );
+                }
+            };
+            let (begin, end) = info.data_offsets;
+            let place = Place {
+                file: self.files.len(),
+                at: start + begin as u64,
+                bytes: end - begin,
+                dtype,
+                shape: Shape::from(info.shape.as_slice()),
+            };
+            if self.places.insert(name.clone(), place).is_some() {
+                return refuse(
+                    &path,
+                    format!("tensor `{name}` is in two shards: fetch all shards and the index again"),
+                );
+            }
+        }
+        self.files.push((path, Mutex::new(file)));
+        Ok(())
+    }
+
+    /// Whether a tensor is in double precision.
+    pub(super) fn double(&self) -> bool {
+        self.places.values().any(|p| p.dtype == DType::F64)
+    }
+}
+
+impl Source for Weights {
+    fn names(&self) -> Vec<String> {
+        self.places.keys().cloned().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<(DType, Shape)> {
+        self.places.get(name).map(|p| (p.dtype, p.shape.clone()))
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        let Some(place) = self.places.get(name) else { bail!("there is no tensor `{name}`") };
+        let (path, file) = &self.files[place.file];
+        let mut bytes = vec![0; place.bytes];
+        let mut file = file.lock().unwrap();
+        let read = file.seek(SeekFrom::Start(place.at)).and_then(|_| file.read_exact(&mut bytes));
+        if let Err(e) = read {
+            return refuse(path, format!("tensor `{name}` cannot be read ({e}): fetch the file again"));
+        }
+        Tensor::from_raw_buffer(&bytes, place.dtype, place.shape.dims(), &Device::Cpu)
+            .map_err(|e| e.with_path(path))
+    }
+}
+
+/// An index's text: which tensor is in which file.
+///
+/// # Errors
+/// When it is no index, has no tensor, or names a file that is no safetensors file of its own folder.
+pub fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>> {
+    let index: Index = serde_json::from_slice(text)
+        .map_err(|e| Error::msg(format!("not an index of shards ({e}): fetch it again")))?;
+    if index.weight_map.is_empty() {
+        bail!("the index lists no tensor: fetch it again");
+    }
+    for file in index.weight_map.values() {
+        let mut parts = Path::new(file).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        // A backslash parts folders on some systems, a colon names a disk or a stream.
+        if !plain || file.contains(['/', '\\', ':', '\0']) || !file.ends_with(".safetensors") {
+            bail!(
+                "shard `{}` is no safetensors file in this folder: fetch the index again",
+                file.chars().take(100).collect::<String>()
+            );
+        }
+    }
+    Ok(index.weight_map)
+}
+
+fn open(path: &Path) -> Result<(File, u64)> {
+    let file = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    match file {
+        Ok((meta, file)) if meta.is_file() => Ok((file, meta.len())),
+        Ok(_) => refuse(path, "not a file: a model is a folder with config.json and model.safetensors"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            refuse(path, "no such file: a model is a folder with config.json and model.safetensors")
+        }
+        Err(e) => Err(Error::wrap(e).with_path(path)),
+    }
+}
+
+fn read_whole(path: &Path, longest: u64) -> Result<Vec<u8>> {
+    let (file, length) = open(path)?;
+    if length > longest {
+        return refuse(
+            path,
+            format!("it has {length} bytes, more than the {longest} of any such file: fetch it again"),
+        );
+    }
+    let mut text = Vec::new();
+    file.take(longest).read_to_end(&mut text).map_err(|e| Error::wrap(e).with_path(path))?;
+    Ok(text)
+}
+
+/// Writes config and weights; see [`Model::save`](super::Model::save).
+pub(super) fn write(
+    dir: &Path,
+    config: &ModelConfig,
+    parameters: usize,
+    tensors: Vec<(String, Tensor)>,
+    max_shard_size: usize,
+    dtype: Option<DType>,
+) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::wrap(e).with_path(dir))?;
+    let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
+    let mut size = 0;
+    for (name, t) in tensors {
+        let t = match dtype {
+            Some(d) if t.dtype().is_float() => t.to_dtype(d)?,
+            _ => t,
+        };
+        if t.dtype().is_float() && dtype.is_some() && !crate::params::is_finite(&t.to_dtype(DType::F32)?)? {
+            bail!("tensor `{name}` holds numbers that {:?} cannot: save it as bf16 or f32", t.dtype());
+        }
+        let bytes = t.elem_count() * t.dtype().size_in_bytes();
+        if size + bytes > max_shard_size && size > 0 {
+            shards.push(vec![]);
+            size = 0;
+        }
+        size += bytes;
+        shards.last_mut().expect("never empty").push((name, t));
+    }
+    let config = serde_json::to_value(config).map_err(Error::wrap)?;
+    let meta = Meta { format: FORMAT, config_sha256: config_hash(&config) };
+    let meta = serde_json::to_string(&meta).map_err(Error::wrap)?;
+    let n = shards.len();
+    let mut weight_map = BTreeMap::new();
+    let mut total = 0;
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file =
+            if n == 1 { WEIGHTS.to_string() } else { format!("model-{:05}-of-{n:05}.safetensors", i + 1) };
+        for (name, t) in &shard {
+            total += t.elem_count() * t.dtype().size_in_bytes();
+            weight_map.insert(name.clone(), file.clone());
+        }
+        let shard = shard
+            .into_iter()
+            .map(|(n, t)| Ok((n, t.to_device(&Device::Cpu)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let meta = HashMap::from([(KEY.to_string(), meta.clone())]);
+        let bytes = safetensors::serialize(shard.iter().map(|(n, t)| (n, t)), Some(meta))?;
+        write_atomic(&dir.join(file), &bytes)?;
+    }
+    let index = dir.join(INDEX);
+    let files: BTreeSet<String> = weight_map.values().cloned().collect();
+    if n > 1 {
+        let metadata = BTreeMap::from([("total_size".to_string(), total.into())]);
+        let json = serde_json::to_vec_pretty(&Index { metadata, weight_map }).map_err(Error::wrap)?;
+        write_atomic(&index, &json)?;
+    } else if index.exists() {
+        // An older, sharded save in the same folder would win over this file.
+        fs::remove_file(&index).map_err(|e| Error::wrap(e).with_path(&index))?;
+    }
+    remove_stale(dir, &files)?;
+    let flows_version = env!("CARGO_PKG_VERSION").to_string();
+    let file = ConfigFile { format: FORMAT, flows_version, parameters, config };
+    let json = serde_json::to_vec_pretty(&file).map_err(Error::wrap)?;
+    write_atomic(&dir.join(CONFIG), &json)
+}
+
+/// Removes the weights of an earlier save in the same folder, which would be uploaded with the new ones.
+fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::wrap(e).with_path(dir))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+        let digits = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
+        let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+        let ours = shard.and_then(|s| s.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n));
+        if (ours || name == WEIGHTS) && !files.contains(name) {
+            fs::remove_file(&path).map_err(|e| Error::wrap(e).with_path(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file so that a reader sees the old content or the new one, never a part: to a temporary name in the same
+/// folder, synced, renamed, and the folder synced.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".tmp{}", std::process::id()));
+    let tmp = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        let mut f = fs::File::create(&tmp)?;
+        f.write_all(bytes)?;
+        f.sync_all()?;
+        fs::rename(&tmp, path)?;
+        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            fs::File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&tmp);
+        Error::wrap(e).with_path(path)
+    })
+}

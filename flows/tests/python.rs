@@ -1,0 +1,88 @@
+//! docs/python/flows_torch.py, by which others load our weights into plain PyTorch, gives the library's log p(x): the golden
+//! models, the trained ones, and one with every setting that only imported checkpoints have, in shards of bf16.
+//!
+//! `FLOWS_PYTHON` names a Python with docs/python/requirements.txt installed; without it this is skipped.
+
+use anyhow::Context;
+use candle_core::{DType, Device, Result, Tensor};
+use flows::models::RealNvpConfig;
+use flows::{Model, ModelConfig, SaveOptions};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/python/flows_torch.py");
+
+/// Two samples, what the library makes of them in f64, and labels where the model has classes. Samples, because a trained
+/// model gives noise a likelihood of minus millions of nats, whose inverse no arithmetic undoes.
+fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
+    let mut values = HashMap::new();
+    let cond =
+        model.config().classes().map(|n| Tensor::new(&[0u32, n as u32 - 1], &Device::Cpu)).transpose()?;
+    let x = model.sample(2, 0.7, 1, cond.as_ref())?;
+    values.insert("log_prob".to_string(), model.log_prob(&x, cond.as_ref())?);
+    values.insert("x".to_string(), x);
+    values.extend(cond.map(|cond| ("cond".to_string(), cond)));
+    Ok(values)
+}
+
+fn folders() -> Vec<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut all = Vec::new();
+    for parent in [here.join("tests/golden"), here.join("../weights")] {
+        let entries = std::fs::read_dir(parent).unwrap().map(|e| e.unwrap().path());
+        all.extend(entries.filter(|path| path.join("config.json").exists()));
+    }
+    all.sort();
+    assert!(all.len() >= 9);
+    all
+}
+
+#[test]
+fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
+    let Some(python) = std::env::var_os("FLOWS_PYTHON") else {
+        println!("skipped: FLOWS_PYTHON names no Python with torch and safetensors");
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let imported = dir.path().join("imported");
+    let config = RealNvpConfig {
+        shape: [2, 8, 8],
+        features: 4,
+        blocks: 1,
+        norm_couplings: false,
+        norm_input: true,
+        channel_gains: true,
+        diagonal: true,
+        ..RealNvpConfig::cifar_code()
+    };
+    let model = Model::new(ModelConfig::RealNvp(config), 1, DType::F32, &Device::Cpu)?;
+    model.params().shake(2, 0.2)?;
+    model.save(&imported, &SaveOptions { max_shard_size: 4000, dtype: Some(DType::BF16) })?;
+    for folder in folders().into_iter().chain([imported]) {
+        let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;
+        let file = dir.path().join("values.safetensors");
+        candle_core::safetensors::save(&values(&model)?, &file)?;
+        let output = Command::new(&python).arg(SCRIPT).arg("check").arg(&folder).arg(&file).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if stderr.contains("No module named") {
+            println!("skipped: the Python that FLOWS_PYTHON names lacks torch or safetensors");
+            return Ok(());
+        }
+        assert!(output.status.success(), "{}: {stderr}", folder.display());
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{}: {}", folder.display(), String::from_utf8_lossy(&output.stdout)))?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let of = |dtype: &str, what: &str| said[dtype][what].as_f64().unwrap_or(f64::NAN);
+        let size = of("f64", "size");
+        println!(
+            "{name}: of {size:.0} nats PyTorch differs by {:.1e} in f64, {:.1e} in f32",
+            of("f64", "log_prob"),
+            of("f32", "log_prob")
+        );
+        assert!(of("f64", "log_prob") <= 1e-11 * size, "{name}: {said}");
+        assert!(of("f32", "log_prob") <= 3e-6 * size, "{name}: {said}");
+        assert!(of("f64", "inverse") <= 1e-6, "{name}: {said}");
+    }
+    Ok(())
+}

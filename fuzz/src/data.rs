@@ -1,0 +1,13 @@
+//! The readers of data sets.
+
+#[path = "../../experiments/src/data/cifar.rs"]
+pub mod cifar;
+#[path = "../../experiments/src/data/idx.rs"]
+pub mod idx;
+#[path = "../../experiments/src/data/npy.rs"]
+pub mod npy;
+#[path = "../../experiments/src/data/set.rs"]
+mod set;
+
+pub(crate) use set::{LARGEST, Revision, file_name, gunzip, read_file};
+pub use set::{Dataset, Entropy, Split, Values};

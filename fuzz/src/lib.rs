@@ -1,0 +1,32 @@
+//! The readers of the command line, by their source files: `experiments` is a binary, and of its many dependencies the
+//! readers need four.
+
+#![allow(dead_code, unused_imports, missing_docs)]
+
+pub mod data;
+
+#[path = "../../experiments/src/import/pth.rs"]
+pub mod pth;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// A folder of this process, in memory where there is such a place.
+pub fn folder() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let memory = PathBuf::from("/dev/shm");
+        let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let folder = place.join(format!("flows-fuzz-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder can be made");
+        folder
+    })
+}
+
+/// Errors are what a reader should give; their text is made, too.
+pub fn tell<T, E: std::fmt::Display>(result: Result<T, E>) {
+    if let Err(error) = result {
+        let text = error.to_string();
+        assert!(!text.is_empty());
+    }
+}
