@@ -9,7 +9,9 @@ to run and reads from stdout how long it took; a person can do the same by hand:
 Peers
     torch                 plain eager PyTorch, contiguous (NCHW)
     torch-channels-last   the same with model and input in channels_last; not NICE, which has vectors inside
-    torch-compile         `torch` with log_prob through torch.compile, default mode; sampling stays eager
+    torch-compile         `torch` with each step of flow (NICE: network) through torch.compile by itself, for
+                          density and for sampling; blocks of one shape share what was compiled. --compile-mode
+                          says how
     normflows             the classes of the package normflows, as its own Glow example puts them together
 
 Cases, batch 16 (NICE: 200) unless --batch says otherwise
@@ -21,7 +23,7 @@ Cases, batch 16 (NICE: 200) unless --batch says otherwise
 Protocol: one JSON object a line. First
 
     {"ready": true, "parameters": trained scalars, "peak_bytes": ...,
-     "versions": {"python": ..., "torch": ..., "normflows": ...}}
+     "versions": {"python": ..., "torch": ..., "normflows": ...}, "device": a GPU's name}
 
 once model and Adam with its state exist and the data-dependent initialisation, if there is one, has run; or
 {"ready": false, "why": ...} and the end, where the peer has no such case. Then for each line of stdin
@@ -40,16 +42,20 @@ once model and Adam with its state exist and the data-dependent initialisation, 
                                 {"roundtrip": ..., "bits_per_dim": ...}
 
 until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak_bytes is VmHWM, whose mark is
-(with --device cuda:N PyTorch's own peak of what it allocated there)
 reset just before `ready` and never again: it less that of `ready` is what the commands so far needed beyond
 parameters and Adam's state. Nothing is warmed up here: the driver throws a first iteration away.
+
+With --device cuda:N everything is made there. peak_bytes is PyTorch's own peak of what it allocated in the
+command; a command begins with one iteration more, which is not timed, waits for the GPU before and after the
+timed ones, and gives unused memory back if less than half of the GPU's is free, for the others measured.
 
 How the peers are written. The `torch` models are the Rust ones to the parameter: as many trained scalars, and
 log p is the same function of them (but the running variances in RealNVP's networks, which PyTorch takes
 unbiased). The package's models differ where `normflows_glow` and `normflows_nice` say. What someone who wants
 PyTorch fast would do is done: an affine map of channels behind a convolution is folded into its weights,
 activations are changed in place where autograd allows, the small matrices of a Glow level's steps are made in
-one batch, Adam is the fused one. With --device cuda:N everything is made there, and --tf32 lets products round.
+one batch, Adam is the fused one. --precision tf32 lets products round, bf16 is autocast (but for the small
+matrices).
 """
 
 import argparse
@@ -72,7 +78,8 @@ def arguments():
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--precision", choices=["f32", "tf32", "bf16"], default="f32")
+    parser.add_argument("--compile-mode", default="default")
     return parser.parse_args()
 
 
@@ -91,7 +98,6 @@ except ImportError as e:
     sys.exit(0)
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -209,6 +215,28 @@ class ConvNet(nn.Module):
         return self.zero(F.relu_(self.hidden2(F.relu_(self.hidden1(x)))))
 
 
+class GlowStep(nn.Module):
+    """The affine map of channels that is actnorm and the permutation, then the coupling."""
+
+    def __init__(self, channels, width):
+        super().__init__()
+        self.net = ConvNet(channels // 2, width, channels)
+
+    def init(self, x, w, b):
+        self.net.init(F.conv2d(x, w, b).chunk(2, 1)[0])
+
+    def encode(self, x, w, b):
+        x1, x2 = F.conv2d(x, w, b).chunk(2, 1)
+        t, h = self.net(x1).chunk(2, 1)
+        log_s = F.logsigmoid(h + 2)
+        return torch.cat([x1, (x2 + t) * log_s.exp()], 1), log_s.sum((1, 2, 3))
+
+    def decode(self, z, w, b):
+        z1, z2 = z.chunk(2, 1)
+        t, h = self.net(z1).chunk(2, 1)
+        return F.conv2d(torch.cat([z1, z2 / torch.sigmoid(h + 2) - t], 1), w, b)
+
+
 class GlowLevel(nn.Module):
     """Squeeze, `depth` steps of actnorm, 1x1 convolution, coupling; the learned prior of what leaves here."""
 
@@ -225,7 +253,7 @@ class GlowLevel(nn.Module):
         self.register_buffer("permutation", p)
         self.register_buffer("sign", s.sign())
         self.register_buffer("eye", torch.eye(c))
-        self.nets = nn.ModuleList(ConvNet(c // 2, width, c) for _ in range(depth))
+        self.steps = nn.ModuleList(GlowStep(c, width) for _ in range(depth))
         if last:
             self.split = None
             self.top_bias = nn.Parameter(torch.zeros(2 * c))
@@ -241,41 +269,36 @@ class GlowLevel(nn.Module):
 
         Matrices (K, C, C), shifts (K, C), and the log-det of all of them for one pixel.
         """
-        log_s = self.lu.diagonal(dim1=1, dim2=2)
-        upper = self.lu.triu(1) + torch.diag_embed(self.sign * log_s.exp())
-        scale = torch.exp(3 * self.logs)
-        w = self.permutation @ (self.lu.tril(-1) + self.eye) @ upper * scale[:, None]
-        b = (w @ self.bias[:, :, None]).squeeze(2)
-        return w, b, 3 * self.logs.sum() + log_s.sum()
+        # Small, and exact: their inverses are needed.
+        with torch.autocast(self.lu.device.type, enabled=False):
+            log_s = self.lu.diagonal(dim1=1, dim2=2)
+            upper = self.lu.triu(1) + torch.diag_embed(self.sign * log_s.exp())
+            scale = torch.exp(3 * self.logs)
+            w = self.permutation @ (self.lu.tril(-1) + self.eye) @ upper * scale[:, None]
+            b = (w @ self.bias[:, :, None]).squeeze(2)
+            return w, b, 3 * self.logs.sum() + log_s.sum()
 
     def top(self):
         return (self.top_bias * torch.exp(3 * self.top_gain))[:, None, None].chunk(2)
 
-    @staticmethod
-    def couple(net, x):
-        x1, x2 = x.chunk(2, 1)
-        t, h = net(x1).chunk(2, 1)
-        log_s = F.logsigmoid(h + 2)
-        return torch.cat([x1, (x2 + t) * log_s.exp()], 1), log_s
-
     def init(self, x):
         """Step by step: each is set from what the one before gives."""
         x = F.pixel_unshuffle(x, 2)
-        for k, net in enumerate(self.nets):
+        for k, step in enumerate(self.steps):
             init_actnorm(self.bias[k], self.logs[k], x)
             w, b, _ = self.mixing()
-            x = F.conv2d(x, w[k, :, :, None, None], b[k])
-            net.init(x.chunk(2, 1)[0])
-            x, _ = self.couple(net, x)
+            w, b = w[k, :, :, None, None], b[k]
+            step.init(x, w, b)
+            x, _ = step.encode(x, w, b)
         return x
 
     def encode(self, x):
         x = F.pixel_unshuffle(x, 2)
         w, b, log_det = self.mixing()
         log_det = log_det * (x.shape[2] * x.shape[3])
-        for wk, bk, net in zip(w[..., None, None].unbind(), b.unbind(), self.nets):
-            x, log_s = self.couple(net, F.conv2d(x, wk, bk))
-            log_det = log_det + log_s.sum((1, 2, 3))
+        for wk, bk, step in zip(w[..., None, None].unbind(), b.unbind(), self.steps):
+            x, d = step.encode(x, wk, bk)
+            log_det = log_det + d
         if self.split is not None:
             x1, x2 = x.chunk(2, 1)
             t, s = self.split(x1).chunk(2, 1)
@@ -295,11 +318,8 @@ class GlowLevel(nn.Module):
         # As normflows: matrices are tiny, so their inverses can be good ones.
         v = torch.linalg.inv(w.double()).float()
         b = -(v @ b[:, :, None]).squeeze(2)
-        for k in range(len(self.nets) - 1, -1, -1):
-            z1, z2 = z.chunk(2, 1)
-            t, h = self.nets[k](z1).chunk(2, 1)
-            z = torch.cat([z1, z2 / torch.sigmoid(h + 2) - t], 1)
-            z = F.conv2d(z, v[k, :, :, None, None], b[k])
+        for k in range(len(self.steps) - 1, -1, -1):
+            z = self.steps[k].decode(z, v[k, :, :, None, None], b[k])
         return F.pixel_shuffle(z, 2)
 
 
@@ -323,13 +343,22 @@ class Glow(Multiscale):
 # RealNVP ----------------------------------------------------------------------------------------------------
 
 
-def conv(inputs, outputs, k, zero=False):
-    layer = nn.Conv2d(inputs, outputs, k, padding=k // 2)
-    nn.init.normal_(layer.weight, std=math.sqrt(2 / (inputs * k * k)))
-    nn.init.zeros_(layer.bias)
-    layer = weight_norm(layer)
-    nn.init.constant_(layer.parametrizations.weight.original0, 0.0 if zero else 1.0)
-    return layer
+class WeightNormConv(nn.Module):
+    """A convolution by gain x direction / |direction|, a gain for each output channel.
+
+    As `torch.nn.utils.parametrizations.weight_norm`, which gives every module a class of its own: torch.compile
+    would then compile each of them anew.
+    """
+
+    def __init__(self, inputs, outputs, k, zero=False):
+        super().__init__()
+        self.direction = nn.Parameter(math.sqrt(2 / (inputs * k * k)) * torch.randn(outputs, inputs, k, k))
+        self.gain = nn.Parameter(torch.full((outputs, 1, 1, 1), 0.0 if zero else 1.0))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x):
+        weight = torch._weight_norm(self.direction, self.gain, 0)
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
 class NormRelu(nn.BatchNorm2d):
@@ -345,8 +374,8 @@ class NormRelu(nn.BatchNorm2d):
 class Block(nn.Module):
     def __init__(self, f):
         super().__init__()
-        self.branch = nn.Sequential(NormRelu(f), conv(f, f, 3), NormRelu(f), conv(f, f, 3))
-        self.skip = conv(f, f, 1)
+        self.branch = nn.Sequential(NormRelu(f), WeightNormConv(f, f, 3), NormRelu(f), WeightNormConv(f, f, 3))
+        self.skip = WeightNormConv(f, f, 1)
 
 
 class ResNet(nn.Module):
@@ -354,10 +383,10 @@ class ResNet(nn.Module):
 
     def __init__(self, inputs, outputs, features, blocks):
         super().__init__()
-        self.first = conv(inputs, features, 3)
-        self.skip = conv(features, features, 1)
+        self.first = WeightNormConv(inputs, features, 3)
+        self.skip = WeightNormConv(features, features, 1)
         self.blocks = nn.ModuleList(Block(features) for _ in range(blocks))
-        self.last = nn.Sequential(NormRelu(features), conv(features, outputs, 1, zero=True))
+        self.last = nn.Sequential(NormRelu(features), WeightNormConv(features, outputs, 1, zero=True))
 
     def forward(self, *inputs):
         h = self.first(torch.cat(inputs, 1))
@@ -691,6 +720,19 @@ def build(peer, case):
     return model
 
 
+def compile_blocks(model, mode):
+    """Each repeated block through torch.compile by itself, so that the time does not grow with depth."""
+    # One entry for each shape of block, in training, evaluation and sampling.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
+    for block in model.modules():
+        if isinstance(block, GlowStep | RealNvpCoupling):
+            block.encode = torch.compile(block.encode, mode=mode, dynamic=False)
+            block.decode = torch.compile(block.decode, mode=mode, dynamic=False)
+        elif isinstance(block, Nice):
+            for net in block.nets:
+                net.compile(mode=mode, dynamic=False)
+
+
 class ModelCase:
     def __init__(self, peer, case, batch):
         self.batch = batch or (200 if case == "nice_mnist" else 16)
@@ -699,11 +741,12 @@ class ModelCase:
         self.x = pixels + torch.rand(pixels.shape)
         if peer == "torch-channels-last":
             self.x = self.x.to(memory_format=torch.channels_last)
-        self.log_prob = torch.compile(self.model.log_prob) if peer == "torch-compile" else self.model.log_prob
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in self.params)
         with torch.no_grad():
             self.model.init(self.x)
+        if peer == "torch-compile":
+            compile_blocks(self.model, ARGS.compile_mode)
         self.optimizer = torch.optim.Adam(self.params, lr=1e-6, fused=True)
         # Adam makes its state in the first step; from zero gradients that step changes nothing.
         for p in self.params:
@@ -715,12 +758,19 @@ class ModelCase:
     def work(self, command, n):
         return {"images": n * self.batch}
 
+    def cast(self):
+        """A pass in the precision asked for."""
+        # A mode with CUDA graphs may now reuse what the last pass gave.
+        torch.compiler.cudagraph_mark_step_begin()
+        return torch.autocast(self.x.device.type, torch.bfloat16, enabled=ARGS.precision == "bf16")
+
     def train(self, n):
         self.model.train()
         scale = -1 / (math.prod(self.model.shape) * math.log(2))
         for _ in range(n):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.log_prob(self.x).mean() * scale
+            with self.cast():
+                loss = self.model.log_prob(self.x).mean() * scale
             loss.backward()
             nn.utils.clip_grad_norm_(self.params, 1.0, foreach=True)
             self.optimizer.step()
@@ -729,13 +779,15 @@ class ModelCase:
     def eval(self, n):
         self.model.eval()
         for _ in range(n):
-            self.log_prob(self.x)
+            with self.cast():
+                self.model.log_prob(self.x)
 
     @torch.inference_mode()
     def sample(self, n):
         self.model.eval()
         for _ in range(n):
-            self.model.sample(self.batch)
+            with self.cast():
+                self.model.sample(self.batch)
 
     @torch.no_grad()
     def check(self):
@@ -847,28 +899,53 @@ def say(**line):
     print(json.dumps(line), flush=True)
 
 
+def make_room():
+    free, total = torch.cuda.mem_get_info()
+    if free < total / 2:
+        torch.cuda.empty_cache()
+
+
 def answer(case, command, n):
     if command == "check" and isinstance(case, ModelCase):
         return case.check()
     if command not in case.commands:
         return {"error": f"no command is called {command} here"}
+    gpu = ARGS.device != "cpu"
+    if gpu:
+        case.commands[command](1)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     case.commands[command](n)
-    if ARGS.device != "cpu":
+    if gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, **case.work(command, n), "peak_bytes": peak_bytes()}
+    peak = peak_bytes()
+    if gpu:
+        make_room()
+    return {"seconds": seconds, **case.work(command, n), "peak_bytes": peak}
+
+
+def answer_or_error(case, command, n):
+    """What one command cannot do, memory that is not there above all, the next may."""
+    try:
+        return answer(case, command, n)
+    except Exception as e:
+        why = str(e).strip().splitlines()
+        return {"error": f"{type(e).__name__}: {why[0] if why else ''}"}
 
 
 def main():
     torch.set_num_threads(ARGS.threads)
     torch.set_num_interop_threads(1)
     torch.manual_seed(0)
-    if ARGS.device != "cpu":
-        torch.set_default_device(ARGS.device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = ARGS.tf32
-        torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high" if ARGS.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = ARGS.precision == "tf32"
     try:
+        if ARGS.device != "cpu":
+            torch.cuda.set_device(ARGS.device)
+            torch.set_default_device(ARGS.device)
+            torch.backends.cudnn.benchmark = True
         make = ConvCase if ARGS.case.startswith("conv:") else ModelCase
         case = make(ARGS.peer, ARGS.case, ARGS.batch)
     except NotThere as e:
@@ -877,8 +954,13 @@ def main():
     except ModuleNotFoundError as e:
         say(ready=False, why=f"{e.name} is not installed")
         return
+    except (RuntimeError, AssertionError) as e:
+        # No memory, no GPU, or a PyTorch without CUDA.
+        say(ready=False, why=str(e).strip().splitlines()[0])
+        return
     reset_peak()
-    say(ready=True, parameters=case.parameters, peak_bytes=peak_bytes(), versions=versions())
+    device = {} if ARGS.device == "cpu" else {"device": torch.cuda.get_device_name()}
+    say(ready=True, parameters=case.parameters, peak_bytes=peak_bytes(), versions=versions(), **device)
     for line in sys.stdin:
         command, _, n = line.strip().partition(" ")
         if command == "quit":
@@ -886,7 +968,7 @@ def main():
         if n and not n.isdecimal():
             say(error=f"{n!r} is no number of iterations")
             continue
-        say(**answer(case, command, int(n or 1)))
+        say(**answer_or_error(case, command, int(n or 1)))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ macro_rules! twins {
     )*};
 }
 
+mod flops;
 mod golden;
 mod laws;
 mod lifecycle;
