@@ -1,37 +1,87 @@
 #!/usr/bin/env bash
 # What a GPU is asked, in the order of what matters: are the numbers right, are they fast, what do they learn.
-# Run it in a folder that dist-cuda.sh made (it is in there): gpu-run.sh OUT DATA
+# Run it in a folder that dist-cuda.sh made (it is in there): gpu-run.sh OUT DATA [STEP...]
 #
-#   OUT       where results go            DATA   MNIST and CIFAR-10, as `flow --data` takes them
+#   STEP      tests, bench, nice-mnist, realnvp-cifar; all of them, in this order, unless some are named
+#   OUT       where results go: what a step prints (STEP.txt), bench.json, a run's folder (nice-mnist/, realnvp-cifar/)
+#   DATA      MNIST and CIFAR-10, as `flow --data` takes them
 #   DEVICE    cuda:0; `cpu` tries the script where there is no GPU
-#   MINUTES   whole minutes of training, for each of the two models (default 6); tests take up to 5 minutes, the bench up to 8
-#   PYTHON    a Python with PyTorch, for the bench and for CUDA's libraries (default python3)
+#   MINUTES   for everything (24): 4 at most are the tests', 9 the bench's; NICE's training has 45% of what is left, or
+#             ends with its 1500 epochs; RealNVP's has the rest. A run is resumed by the same command
+#   PYTHON    a Python with PyTorch, for the bench and for CUDA's libraries (python3)
+#   PRECISION of the bench: --tf32 (the default), --bf16, or empty
+#   BENCH     more of the bench's arguments, such as `--cases glow_L3_K32_512@64 --rounds 3`
+#
+# OUT/pieces is the same in files of at most 15 MB, for machines that send no larger ones: results.tgz (all but weights) and
+# RECIPE.safetensors.00, .01, ... (`cat` them together). It is made anew every minute, so whoever cuts this off at any
+# moment loses a minute of it, and of the training what came after the last checkpoint.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-out=$(mkdir -p "$1" && cd "$1" && pwd)
-data=$2
-device=${DEVICE:-cuda:0} minutes=${MINUTES:-6} python=${PYTHON:-python3}
+[ $# -ge 2 ] || { sed -n '2,4p' "$0" >&2; exit 2; }
+out=$(mkdir -p "$1/pieces" && cd "$1" && pwd) data=$2
+shift 2
+[ $# -gt 0 ] || set -- tests bench nice-mnist realnvp-cifar
+device=${DEVICE:-cuda:0} python=${PYTHON:-python3} end=$(awk "BEGIN { print int(60 * ${MINUTES:-24}) }")
+export FLOWS_PEERS=$here/peers.py FLOWS_PYTHON=$python FLOWS_GOLDEN=$here/golden PYTHONPATH=$here/python
+FLOWS_COMMIT=$(cat "$here/commit")
+export FLOWS_COMMIT
 # PyTorch's wheels bring CUDA's libraries.
 wheels=$("$python" -c 'import os, nvidia; print(list(nvidia.__path__)[0])' 2> /dev/null) &&
     export LD_LIBRARY_PATH=$wheels/cu13/lib:$wheels/cudnn/lib:${LD_LIBRARY_PATH:-}
-# Without a GPU the twins on the CPU stand in for those that need one.
-half=cuda need=FLOWS_NEED_CUDA=1
-[ "$device" = cpu ] && half=cpu need=FLOWS_ON_CPU=1
+# Without a GPU the twins on the CPU stand in for those that need one, and there is no TF32.
+half=cuda precision=${PRECISION---tf32}
+if [ "$device" = cpu ]; then half=cpu precision=${PRECISION-}; else export FLOWS_NEED_CUDA=1; fi
+
+pack() {
+    local pieces=$out/pieces new=$out/pieces/.results.$BASHPID run model
+    # Files that are being written come with what they have.
+    tar -C "$out" --exclude=./pieces --exclude='*.safetensors' --exclude='*.tmp*' -czf "$new" . 2> /dev/null
+    mv "$new" "$pieces/results.tgz"
+    for run in nice-mnist realnvp-cifar; do
+        model=$out/$run/model.safetensors
+        # `.RUN` has the time of the weights that are there whole; a run replaces its file, so what is read stays as it is.
+        [ "$model" -nt "$pieces/.$run" ] || continue
+        rm -f "$pieces/.$run" "$pieces/$run.safetensors."*
+        touch -r "$model" "$pieces/.$run.new"
+        split -d -b 15000000 "$model" "$pieces/$run.safetensors." && mv "$pieces/.$run.new" "$pieces/.$run"
+    done
+}
 failed=0
 step() { # step NAME SECONDS command...
-    local name=$1 limit=$2 start=$SECONDS
+    local name=$1 limit=$2 start=$SECONDS rc=0 packer
     shift 2
-    timeout "$limit" "$@" > "$out/$name.txt" 2>&1
-    local rc=$?
-    echo "$name: exit $rc after $((SECONDS - start)) s: $(tail -n 1 "$out/$name.txt" | cut -c 1-200)"
+    [ "$limit" -gt 0 ] || { echo "$name: no time is left"; failed=1; return; }
+    (while sleep 60; do pack; done) > /dev/null 2>&1 &
+    packer=$!
+    # A run that is told to end keeps what it has; what does not listen is ended half a minute later.
+    timeout -k 30 "$limit" "$@" > "$out/$name.txt" 2>&1 || rc=$?
+    kill "$packer" 2> /dev/null
+    wait "$packer" 2> /dev/null
+    # What the packer was at may go on for a moment, into files that are no longer there.
+    rm -f "$out/pieces/.results."*
+    pack
+    echo "$name: exit $rc after $((SECONDS - start)) s: $(grep . "$out/$name.txt" | tail -n 1 | cut -c 1-200)"
     [ $rc = 0 ] || failed=1
 }
-step tests 300 env "$need" FLOWS_GOLDEN="$here/golden" "$here/tests" "$half"
-step bench 480 env FLOWS_PEERS="$here/peers.py" FLOWS_PYTHON="$python" "$here/bench" \
-    --device "$device" --rounds "${ROUNDS:-5}" --seconds "${BENCH_SECONDS:-0.5}" --out "$out/bench.json" ${CASES:+--cases "$CASES"}
-for recipe in nice-mnist realnvp-cifar; do
-    # A run that its clock ends validates and evaluates after that: as long again, at most.
-    step "$recipe" $((minutes * 120 + 60)) "$here/flow" reproduce "$recipe" --data "$data" --device "$device" \
-        --set "train.minutes=$minutes" --out "$out/$recipe"
+least() { echo $(($1 < $2 ? $1 : $2)); }
+while [ $# -gt 0 ]; do
+    name=$1 left=$((end - SECONDS))
+    shift
+    case $name in
+    tests) step tests "$(least 240 $left)" "$here/tests" "$half" ;;
+    bench)
+        # shellcheck disable=SC2086
+        step bench "$(least 540 $left)" "$here/bench" --device "$device" $precision --rounds 5 --seconds 0.5 \
+            --out "$out/bench.json" ${BENCH:-}
+        ;;
+    nice-mnist | realnvp-cifar)
+        [ $# = 0 ] || left=$((left * 45 / 100))
+        # A fifth, 90 s at most, is for starting, the last validation, the test images and the pictures.
+        minutes=$(awk "BEGIN { print ($left - $(least 90 $((left / 5)))) / 60 }")
+        step "$name" "$left" "$here/flow" reproduce "$name" --data "$data" --device "$device" \
+            --set "train.minutes=$minutes" --out "$out/$name"
+        ;;
+    *) echo "there is no step $name; there are tests, bench, nice-mnist, realnvp-cifar" >&2; failed=1 ;;
+    esac
 done
 exit $failed
