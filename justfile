@@ -21,11 +21,11 @@ test-emulated:
 test-cuda:
     FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda
 
-# Steps of training, evaluation and sampling on a GPU beside PyTorch, eager and compiled
+# Training, evaluation, sampling and their memory on a GPU beside PyTorch, eager and compiled: `just bench-cuda --tf32`
 bench-cuda *args:
     cargo bench --workspace --features experiments/cudnn --bench peers -- --device cuda:0 {{args}}
 
-# A folder of stripped CUDA binaries for a machine without a compiler
+# A folder of stripped CUDA binaries, 40 MB at most, for a machine without a compiler; gpu-run.sh in it is what to run there
 dist-cuda *args:
     tools/dist-cuda.sh {{args}}
 

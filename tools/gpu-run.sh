@@ -33,10 +33,10 @@ half=cuda precision=${PRECISION---tf32}
 if [ "$device" = cpu ]; then half=cpu precision=${PRECISION-}; else export FLOWS_NEED_CUDA=1; fi
 
 pack() {
-    local pieces=$out/pieces run model
+    local pieces=$out/pieces new=$out/pieces/.results.$BASHPID run model
     # Files that are being written come with what they have.
-    tar -C "$out" --exclude=./pieces --exclude='*.safetensors' --exclude='*.tmp*' -czf "$pieces/.results" . 2> /dev/null
-    mv "$pieces/.results" "$pieces/results.tgz"
+    tar -C "$out" --exclude=./pieces --exclude='*.safetensors' --exclude='*.tmp*' -czf "$new" . 2> /dev/null
+    mv "$new" "$pieces/results.tgz"
     for run in nice-mnist realnvp-cifar; do
         model=$out/$run/model.safetensors
         # `.RUN` has the time of the weights that are there whole; a run replaces its file, so what is read stays as it is.
@@ -57,6 +57,8 @@ step() { # step NAME SECONDS command...
     timeout -k 30 "$limit" "$@" > "$out/$name.txt" 2>&1 || rc=$?
     kill "$packer" 2> /dev/null
     wait "$packer" 2> /dev/null
+    # What the packer was at may go on for a moment, into files that are no longer there.
+    rm -f "$out/pieces/.results."*
     pack
     echo "$name: exit $rc after $((SECONDS - start)) s: $(grep . "$out/$name.txt" | tail -n 1 | cut -c 1-200)"
     [ $rc = 0 ] || failed=1

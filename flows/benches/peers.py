@@ -9,8 +9,9 @@ to run and reads from stdout how long it took; a person can do the same by hand:
 Peers
     torch                 plain eager PyTorch, contiguous (NCHW)
     torch-channels-last   the same with model and input in channels_last; not NICE, which has vectors inside
-    torch-compile         `torch` with each step of flow (NICE: network) through torch.compile by itself, for density and for
-                          sampling; blocks of one shape share what was compiled. --compile-mode says how
+    torch-compile         `torch` with each step of flow (NICE: network) through torch.compile by itself, for
+                          density and for sampling; blocks of one shape share what was compiled. --compile-mode
+                          says how
     normflows             the classes of the package normflows, as its own Glow example puts them together
 
 Cases, batch 16 (NICE: 200) unless --batch says otherwise
@@ -44,16 +45,17 @@ until `quit` or the end of stdin. What cannot be done gives {"error": ...}. peak
 reset just before `ready` and never again: it less that of `ready` is what the commands so far needed beyond
 parameters and Adam's state. Nothing is warmed up here: the driver throws a first iteration away.
 
-With --device cuda:N everything is made there. peak_bytes is PyTorch's own peak of what it allocated for the command;
-a command begins with one iteration more, which is not timed, waits for the GPU before and after the timed ones, and
-gives unused memory back if less than half of the GPU's is free, for the others measured beside it.
+With --device cuda:N everything is made there. peak_bytes is PyTorch's own peak of what it allocated in the
+command; a command begins with one iteration more, which is not timed, waits for the GPU before and after the
+timed ones, and gives unused memory back if less than half of the GPU's is free, for the others measured.
 
 How the peers are written. The `torch` models are the Rust ones to the parameter: as many trained scalars, and
 log p is the same function of them (but the running variances in RealNVP's networks, which PyTorch takes
 unbiased). The package's models differ where `normflows_glow` and `normflows_nice` say. What someone who wants
 PyTorch fast would do is done: an affine map of channels behind a convolution is folded into its weights,
 activations are changed in place where autograd allows, the small matrices of a Glow level's steps are made in
-one batch, Adam is the fused one. --precision tf32 lets products round, bf16 is autocast (but for the small matrices).
+one batch, Adam is the fused one. --precision tf32 lets products round, bf16 is autocast (but for the small
+matrices).
 """
 
 import argparse
@@ -344,8 +346,8 @@ class Glow(Multiscale):
 class WeightNormConv(nn.Module):
     """A convolution by gain x direction / |direction|, a gain for each output channel.
 
-    As `torch.nn.utils.parametrizations.weight_norm`, which gives every module a class of its own: torch.compile would then
-    compile each of them anew.
+    As `torch.nn.utils.parametrizations.weight_norm`, which gives every module a class of its own: torch.compile
+    would then compile each of them anew.
     """
 
     def __init__(self, inputs, outputs, k, zero=False):
@@ -719,7 +721,7 @@ def build(peer, case):
 
 
 def compile_blocks(model, mode):
-    """Each repeated block through torch.compile by itself: minutes where the whole of a deep flow takes an hour."""
+    """Each repeated block through torch.compile by itself, so that the time does not grow with depth."""
     # One entry for each shape of block, in training, evaluation and sampling.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
     for block in model.modules():
