@@ -17,9 +17,9 @@ test-emulated:
     cargo test --workspace --features experiments/emulate --test all emulated
     cargo test --workspace --features experiments/emulate --bin flow train
 
-# The tests that compute, on the first GPU; fails where there is none
+# The tests that compute, on the first GPU, one by one (the precision of products is a switch of the process); fails where there is none
 test-cuda:
-    FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda
+    FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda -- --test-threads 1
 
 # Training, evaluation, sampling and their memory on a GPU beside PyTorch, eager and compiled: `just bench-cuda --tf32`
 bench-cuda *args:

@@ -68,7 +68,7 @@ while [ $# -gt 0 ]; do
     name=$1 left=$((end - SECONDS))
     shift
     case $name in
-    tests) step tests "$(least 240 $left)" "$here/tests" "$half" ;;
+    tests) step tests "$(least 240 $left)" "$here/tests" "$half" --test-threads 1 ;;
     bench)
         # shellcheck disable=SC2086
         step bench "$(least 540 $left)" "$here/bench" --device "$device" $precision --rounds 5 --seconds 0.5 \
