@@ -594,11 +594,14 @@ fn a_killed_pull_or_push_is_made_good_by_the_next() {
     assert_eq!(user.push()["uploaded"], FILES.len());
     assert_eq!(hub.commits(ID), 2);
 
-    // While a small file is on its way, and while the storage sends a large one.
-    hub.fault("GET", "resolve", 1, How::Silent);
+    // With half of a small file here, and while the storage sends a large one.
+    hub.fault("GET", "resolve", 1, How::Stalled);
     let reader = User::new(&hub);
     let child = reader.spawn(&["pull", "hf:user/moons"]);
-    hub.wait_for("GET resolve");
+    let half = || reader.blobs().iter().any(|b| b.metadata().is_ok_and(|m| m.len() > 0));
+    while !half() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     kill(child);
     hub.slow_storage(Some(Duration::from_secs(5)));
     let child = reader.spawn(&["pull", "hf:user/moons"]);

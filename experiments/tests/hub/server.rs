@@ -44,6 +44,8 @@ pub enum How {
     Half,
     /// An answer that breaks off.
     Broken,
+    /// An answer that stops half-way and neither goes on nor ends.
+    Stalled,
     /// An answer with one bit the other way round.
     Flipped,
 }
@@ -381,7 +383,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let (mut parts, body) = good.into_parts();
     match fault {
         Some(How::Lost(status)) => reply(status, ""),
-        Some(how @ (How::Half | How::Broken | How::Flipped)) => {
+        Some(how @ (How::Half | How::Broken | How::Stalled | How::Flipped)) => {
             let mut bytes = to_bytes(body, usize::MAX).await.unwrap().to_vec();
             let half = bytes.len() / 2;
             match how {
@@ -389,9 +391,10 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
                     bytes.truncate(half);
                     parts.headers.remove("content-length");
                 }
-                How::Broken => {
+                How::Broken | How::Stalled => {
                     bytes.truncate(half);
-                    let wait = Box::pin(tokio::time::sleep(Duration::from_millis(100)));
+                    let long = if matches!(how, How::Broken) { 100 } else { 1_000_000 };
+                    let wait = Box::pin(tokio::time::sleep(Duration::from_millis(long)));
                     return Response::from_parts(parts, Body::new(Torn { half: Some(bytes.into()), wait }));
                 }
                 _ => bytes[half] ^= 1,
