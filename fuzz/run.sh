@@ -30,8 +30,8 @@ seeds() {
       tar -C "$folder" -cf corpus/cifar/archive . && tar -C "$folder" -czf corpus/cifar/packed .
       rm -r "$folder" ;;
     npy)
-      printf '\223NUMPY\1\0\66\0{"descr": "|u1", "fortran_order": False, "shape": (2,3)}\nabcdef' > corpus/npy/bytes
-      printf '\223NUMPY\1\0\66\0{"descr": "<f4", "fortran_order": False, "shape": (1,1)}\nabcd' > corpus/npy/reals ;;
+      printf '\223NUMPY\1\0\71\0{"descr": "|u1", "fortran_order": False, "shape": (2,3)}\nabcdef' > corpus/npy/bytes
+      printf '\223NUMPY\1\0\71\0{"descr": "<f4", "fortran_order": False, "shape": (1,1)}\nabcd' > corpus/npy/reals ;;
     checkpoint)
       for f in ../experiments/tests/import/*_reversed.pth ../experiments/tests/import/normflows*.pth; do
         cp "$f" corpus/checkpoint/
