@@ -47,3 +47,5 @@ for target in "${targets[@]}"; do
   cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -malloc_limit_mb=256 -rss_limit_mb=1024 -max_len=1048576 \
     -print_final_stats=1
 done
+# What the targets that load whole folders leave in memory.
+rm -rf /dev/shm/flows-fuzz-*
