@@ -30,8 +30,8 @@ seeds() {
       tar -C "$folder" -cf corpus/cifar/archive . && tar -C "$folder" -czf corpus/cifar/packed .
       rm -r "$folder" ;;
     npy)
-      printf '\223NUMPY\1\0\66\0{"descr": "|u1", "fortran_order": False, "shape": (2,3)}\nabcdef' > corpus/npy/bytes
-      printf '\223NUMPY\1\0\66\0{"descr": "<f4", "fortran_order": False, "shape": (1,1)}\nabcd' > corpus/npy/reals ;;
+      printf '\223NUMPY\1\0\71\0{"descr": "|u1", "fortran_order": False, "shape": (2,3)}\nabcdef' > corpus/npy/bytes
+      printf '\223NUMPY\1\0\71\0{"descr": "<f4", "fortran_order": False, "shape": (1,1)}\nabcd' > corpus/npy/reals ;;
     checkpoint)
       for f in ../experiments/tests/import/*_reversed.pth ../experiments/tests/import/normflows*.pth; do
         cp "$f" corpus/checkpoint/
@@ -47,3 +47,5 @@ for target in "${targets[@]}"; do
   cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -malloc_limit_mb=256 -rss_limit_mb=1024 -max_len=1048576 \
     -print_final_stats=1
 done
+# What the targets that load whole folders leave in memory.
+rm -rf /dev/shm/flows-fuzz-*

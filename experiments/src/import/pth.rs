@@ -432,6 +432,8 @@ fn read(
         "its tensor `{name}` of the shape {:?} is larger than the file",
         place.shape
     );
+    // No parameter is empty, and a side of an empty tensor would be bounded by nothing.
+    ensure!(count > 0, "its tensor `{name}` of the shape {:?} is empty", place.shape);
     *room = room.checked_sub(count.saturating_mul(size)).with_context(|| {
         format!("its tensors are several times as large as the file, `{name}` is one too many")
     })?;
