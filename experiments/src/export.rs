@@ -1,6 +1,7 @@
 //! `flow export`: saved weights once more, in another dtype or in shards, with their run's records and a card.
 
 use crate::cli::End;
+use crate::transfer::{WEIGHTS, Weights};
 use crate::{card, output, run, summary};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
@@ -56,8 +57,9 @@ impl FileArgs {
 /// `export`.
 #[derive(clap::Args)]
 pub struct ExportArgs {
-    /// A folder with config.json and model.safetensors: a run or a model of weights/.
-    weights: PathBuf,
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
     /// The folder to write, new or of an earlier export.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -140,14 +142,14 @@ pub fn tell(out: &Path, as_json: bool) -> Result<()> {
 /// # Errors
 /// When there are no weights, a number does not fit the dtype, or the folder cannot be written.
 pub fn export(args: &ExportArgs) -> Result<End> {
-    let same =
-        args.weights.canonicalize().ok().zip(args.out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    let (weights, _) = args.weights.locate()?;
+    let same = weights.canonicalize().ok().zip(args.out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
     free(&args.out)?;
-    let model = run::load_model(&args.weights, &Device::Cpu)?;
+    let model = run::load_model(&weights, &Device::Cpu)?;
     model.save(&args.out, &args.file.options())?;
     for name in RECORDS {
-        let (from, to) = (args.weights.join(name), args.out.join(name));
+        let (from, to) = (weights.join(name), args.out.join(name));
         if from.exists() {
             std::fs::copy(&from, &to)
                 .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
