@@ -12,7 +12,6 @@ use crate::{card, output, progress, run};
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device;
 use flows::hub::{self, Hub, PushOptions, Repository, Revision, Snapshot};
-use flows::models::write_atomic;
 use indicatif::HumanBytes;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -158,7 +157,7 @@ pub fn pull(args: &PullArgs) -> Result<End> {
 
 /// Puts a snapshot's files into the folder `out`, which appears at once with all of them.
 fn place(snapshot: &Path, out: &Path) -> Result<()> {
-    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned)).map_err(why)?;
+    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), None).map_err(why)?;
     let cannot = || format!("--out {}: the folder cannot be made", out.display());
     let occupied = match std::fs::read_dir(out) {
         Ok(mut entries) => entries.next().is_some(),
@@ -166,7 +165,7 @@ fn place(snapshot: &Path, out: &Path) -> Result<()> {
         Err(error) => return Err(error).with_context(cannot),
     };
     if occupied {
-        let there = hub::plan(out, &COMPANIONS.map(str::to_owned)).unwrap_or_default();
+        let there = hub::plan(out, &COMPANIONS.map(str::to_owned), None).unwrap_or_default();
         let same = files.iter().all(|file| {
             there.iter().any(|other| (&other.name, other.sha256()) == (&file.name, file.sha256()))
         });
@@ -205,17 +204,17 @@ pub fn push(args: &PushArgs) -> Result<End> {
     ensure!(run.is_dir(), "{} is no folder: name that of a run or of a model", run.display());
     // A run that is at work would be published half changed.
     let _lock = Lock::share(run)?;
+    // What does not load here will not load elsewhere.
+    drop(run::load_model(run, &Device::Cpu)?);
     let options = PushOptions {
         private: args.private,
         revision: args.revision.clone(),
         tag: args.tag.clone(),
         message: None,
         also: COMPANIONS.map(str::to_owned).to_vec(),
+        card: card(run, repository)?,
     };
-    // What does not load here will not load elsewhere.
-    drop(run::load_model(run, &Device::Cpu)?);
-    ensure_card(run, repository)?;
-    let files = hub::plan(run, &options.also).map_err(why)?;
+    let files = hub::plan(run, &options.also, options.card.as_deref()).map_err(why)?;
     let listed: Vec<_> = files
         .iter()
         .map(|file| json!({ "file": file.name, "bytes": file.bytes(), "sha256": file.sha256() }))
@@ -259,19 +258,16 @@ pub fn push(args: &PushArgs) -> Result<End> {
     Ok(End::Done)
 }
 
-/// Sees to the folder's model card, README.md, before it is published: one that a person has written or changed stays, any
-/// other is made anew with the repository's name in it.
-fn ensure_card(run: &Path, repository: &Repository) -> Result<()> {
+/// The model card to publish: made anew with the repository's name in it, unless the folder has one that a person has
+/// written or changed, which goes as it is.
+fn card(run: &Path, repository: &Repository) -> Result<Option<String>> {
     let path = run.join(card::CARD);
     ensure!(!path.is_dir(), "{} is a folder, and the model card's name", path.display());
     let theirs = match std::fs::read_to_string(&path) {
         Ok(text) => !card::is_generated(run, &text)?,
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     };
-    if !theirs {
-        write_atomic(&path, card::render(run, Some(&repository.to_string()))?.as_bytes())?;
-    }
-    Ok(())
+    if theirs { Ok(None) } else { card::render(run, Some(&repository.to_string())).map(Some) }
 }
 
 #[cfg(test)]

@@ -267,8 +267,9 @@ fn branches_tags_and_private_ones() {
 
     // Other weights, on a branch with a slash in its name.
     let other = tempfile::tempdir().unwrap();
-    for file in ["config.json", "model.safetensors", "recipe.toml"] {
-        std::fs::copy(RUN.path().join(file), other.path().join(file)).unwrap();
+    let entries = std::fs::read_dir(RUN.path()).unwrap().map(|entry| entry.unwrap().path());
+    for file in entries.filter(|path| path.is_file()) {
+        std::fs::copy(&file, other.path().join(file.file_name().unwrap())).unwrap();
     }
     let recipe = other.path().join("recipe.toml");
     std::fs::write(&recipe, format!("# changed\n{}", std::fs::read_to_string(&recipe).unwrap())).unwrap();

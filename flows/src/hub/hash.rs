@@ -32,12 +32,16 @@ pub(super) struct Hashes {
 impl Hashes {
     /// Reads the file once.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
             return Err(io::Error::other("it is no file"));
         }
-        let bytes = meta.len();
+        Self::read(file, meta.len())
+    }
+
+    /// Of `bytes` bytes.
+    pub(super) fn read(mut file: impl Read, bytes: u64) -> io::Result<Self> {
         let (mut sha256, mut git) = (Sha256::new(), Sha1::new());
         git.update(format!("blob {bytes}\0"));
         let mut buffer = vec![0; 1 << 16];

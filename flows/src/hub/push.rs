@@ -22,6 +22,9 @@ pub struct PushOptions {
     pub message: Option<String>,
     /// Files to publish beside config, weights and card, where the folder has them.
     pub also: Vec<String>,
+    /// The text to publish as the card, README.md, instead of the folder's: a card may name its repository, and the folder
+    /// is not changed by being published.
+    pub card: Option<String>,
 }
 
 /// A file that is to be published.
@@ -29,8 +32,15 @@ pub struct PushOptions {
 pub struct PushFile {
     /// Its name, here and in the repository.
     pub name: String,
-    path: PathBuf,
+    content: Content,
     hashes: Hashes,
+}
+
+/// Where a file's bytes are.
+#[derive(Clone, Debug)]
+enum Content {
+    File(PathBuf),
+    Text(String),
 }
 
 impl PushFile {
@@ -59,11 +69,12 @@ pub struct Pushed {
 }
 
 /// The files of a model's folder that would be published, with their hashes: config.json, the weights (with their index, where
-/// they are sharded), README.md, and those of `also` that are there. Nothing else, whatever the folder holds.
+/// they are sharded), README.md (or `card` in its place), and those of `also` that are there. Nothing else, whatever the folder
+/// holds.
 ///
 /// # Errors
 /// When the folder holds no model, or a file cannot be read.
-pub fn plan(dir: &Path, also: &[String]) -> Result<Vec<PushFile>> {
+pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushFile>> {
     if let Some(name) =
         also.iter().find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
     {
@@ -77,12 +88,17 @@ pub fn plan(dir: &Path, also: &[String]) -> Result<Vec<PushFile>> {
     let optional = [INDEX, CARD].into_iter().chain(also.iter().map(String::as_str));
     let mut found: Vec<String> = optional.filter(|name| dir.join(name).exists()).map(str::to_owned).collect();
     names.append(&mut found);
+    names.extend(card.map(|_| CARD.to_owned()));
     names.sort();
     names.dedup();
     let file = |name: String| {
         let path = dir.join(&name);
-        match Hashes::of(&path) {
-            Ok(hashes) => Ok(PushFile { name, path, hashes }),
+        let (hashes, content) = match card.filter(|_| name == CARD) {
+            Some(text) => (Hashes::read(text.as_bytes(), text.len() as u64), Content::Text(text.to_owned())),
+            None => (Hashes::of(&path), Content::File(path.clone())),
+        };
+        match hashes {
+            Ok(hashes) => Ok(PushFile { name, content, hashes }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(Error::msg(format!("{} holds no model to publish: there is no {name}", dir.display())))
             }
@@ -101,7 +117,7 @@ impl Hub {
     /// Without a token, when it may not write, when the hub cannot be reached, and when somebody else pushes meanwhile. Nothing
     /// is published then, except where the sentence says so.
     pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
-        let files = plan(dir, &options.also)?;
+        let files = plan(dir, &options.also, options.card.as_deref())?;
         if self.settings.offline {
             return Err(Error::msg("HF_HUB_OFFLINE forbids to push: unset it"));
         }
@@ -239,7 +255,10 @@ fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize)
     let mut changes: Vec<CommitOperation> = changed
         .map(|file| CommitOperation::Add {
             path_in_repo: file.name.clone(),
-            source: AddSource::File(file.path.clone()),
+            source: match &file.content {
+                Content::File(path) => AddSource::File(path.clone()),
+                Content::Text(text) => AddSource::Bytes(text.clone().into_bytes().into()),
+            },
         })
         .collect();
     let uploaded = changes.len();
@@ -265,7 +284,7 @@ mod tests {
 
     fn names(dir: &Path, also: &[&str]) -> Result<Vec<String>> {
         let also: Vec<String> = also.iter().map(|&name| name.to_owned()).collect();
-        Ok(plan(dir, &also)?.into_iter().map(|file| file.name).collect())
+        Ok(plan(dir, &also, None)?.into_iter().map(|file| file.name).collect())
     }
 
     #[test]
@@ -294,6 +313,14 @@ mod tests {
         assert_eq!(names(dir.path(), &[]).unwrap(), all);
         std::fs::write(dir.path().join(INDEX), r#"{"weight_map": {"a": "../.env"}}"#).unwrap();
         assert!(names(dir.path(), &[]).unwrap_err().to_string().contains("is no shard's name"));
+        // A card of one's own takes the place of the folder's.
+        let bare = folder(&["config.json", "model.safetensors"]);
+        let files = plan(bare.path(), &[], Some("# A card\n")).unwrap();
+        let card = files.iter().find(|file| file.name == CARD).unwrap();
+        // `printf '# A card\n' | sha256sum`
+        assert_eq!((files.len(), card.bytes()), (3, 9));
+        assert_eq!(card.sha256(), "74bd8373ad79f60edcfc79e9ad1b3caf37fb926aef724e34e0490a3dcdbddd98");
+        assert!(!bare.path().join(CARD).exists());
         let empty = folder(&["config.json"]);
         assert!(names(empty.path(), &[]).unwrap_err().to_string().contains("there is no model.safetensors"));
     }
@@ -301,7 +328,7 @@ mod tests {
     #[test]
     fn a_commit_has_what_changed_and_drops_older_weights() {
         let dir = folder(&["config.json", "model.safetensors"]);
-        let files = plan(dir.path(), &[]).unwrap();
+        let files = plan(dir.path(), &[], None).unwrap();
         let listed = |name: &str, object: &str| Listed {
             name: name.to_owned(),
             bytes: name.len() as u64,
