@@ -798,14 +798,27 @@ card = ModelCard.load(os.path.join(folder, 'README.md'))
 index = card.data.to_dict()['model-index']
 print('model-index:', json.dumps(index), file=sys.stderr)
 sha = {f: hashlib.sha256(open(os.path.join(folder, f), 'rb').read()).hexdigest() for f in sorted(os.listdir(folder))}
-print(json.dumps({'tensors': len(tensors), 'model-index': index, 'sha256': sha,
+print(json.dumps({'tensors': len(tensors), 'model-index': index, 'sha256': sha, 'card': card.content,
                   'cached': [r.repo_id for r in scan_cache_dir().repos]}))
 ";
-    let read: Value = serde_json::from_str(&user.script(&python, read, &[ID])).unwrap();
+    let read_all = read;
+    let read: Value = serde_json::from_str(&user.script(&python, read_all, &[ID])).unwrap();
     println!("model-index as Python reads it: {}", read["model-index"]);
     assert_eq!(read["model-index"][0]["results"][0]["metrics"][0]["type"], "bits_per_dim");
     assert!(read["tensors"].as_u64().unwrap() > 0);
     assert_eq!(read["cached"][0], ID);
+    // A trained model, whose card is made for its repository while the folder's stays as it is.
+    let faces = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights/faces-glow-small");
+    let local = std::fs::read_to_string(faces.join("README.md")).unwrap();
+    user.ok(&["push", path(&faces), "user/faces"]);
+    let trained: Value = serde_json::from_str(&user.script(&python, read_all, &["user/faces"])).unwrap();
+    println!("model-index of a trained model as Python reads it: {}", trained["model-index"]);
+    let summary: Value =
+        serde_json::from_str(&std::fs::read_to_string(faces.join("summary.json")).unwrap()).unwrap();
+    let metric = &trained["model-index"][0]["results"][0]["metrics"][0];
+    assert_eq!(metric["value"], summary["test"]["bits_per_dim"]);
+    assert!(trained["card"].as_str().unwrap().contains("from_pretrained(\"user/faces\""));
+    assert_eq!(std::fs::read_to_string(faces.join("README.md")).unwrap(), local);
     let listed = user.json(&["push", path(RUN.path()), ID, "--dry-run"]);
     for file in listed["files"].as_array().unwrap() {
         assert_eq!(read["sha256"][file["file"].as_str().unwrap()], file["sha256"]);
