@@ -98,6 +98,7 @@ pub(crate) use gpu_tests;
 mod golden;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod gpu;
+mod latents;
 mod laws;
 mod lifecycle;
 mod memory;
