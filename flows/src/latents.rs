@@ -10,8 +10,6 @@ use crate::models::Model;
 use crate::ops::squeeze::unsqueeze;
 use crate::params::rng_for;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use rand::Rng;
-use rand_distr::StandardNormal;
 
 /// Points on the line between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
 ///
@@ -233,7 +231,7 @@ pub fn nearest(queries: &Tensor, candidates: &Tensor, k: usize) -> Result<(Tenso
     Ok((Tensor::from_vec(places, (b, k), queries.device())?, distances.to_device(queries.device())?))
 }
 
-/// How [`inpaint`] searches.
+/// How [`inpaint`] climbs.
 #[derive(Clone, Copy, Debug)]
 pub struct Inpainting {
     /// Gradients of log p that are taken.
@@ -244,65 +242,60 @@ pub struct Inpainting {
     pub first: f64,
     /// The size of the last step, as a share of the range.
     pub last: f64,
-    /// The seed of the start and of the noise.
-    pub seed: u64,
 }
 
 impl Inpainting {
-    /// `steps` steps from a sixteenth of the range down to a thousandth of it.
-    pub fn new(steps: usize, range: (f64, f64), seed: u64) -> Self {
-        Self { steps, range, first: 1. / 16., last: 1e-3, seed }
+    /// `steps` steps from a 64th of the range, four grey levels, down to a thousandth of it.
+    pub fn new(steps: usize, range: (f64, f64)) -> Self {
+        Self { steps, range, first: 1. / 64., last: 1e-3 }
     }
 }
 
-/// Fills in what is missing of x (B, ..) by climbing log p, the known values fixed (NICE, section 5.2):
+/// Fills in what is missing of x (B, ..) by climbing log p from `start`, the known values fixed:
 ///
 /// ```text
-/// x_i+1 = clamp(x_i + a_i (g / rms(g) + s_i e)) where missing,     g = d log p(x_i) / dx,     e ~ N(0, I)
+/// x_0     = known x + (1 - known) start
+/// x_i+1   = clamp(x_i + a_i m_i / sqrt(v_i)) where missing,     g_i = d log p(x_i) / dx
+/// m_i, v_i  = moving averages of g_i and g_i^2, without their bias towards zero (Adam, arXiv 1412.6980)
 /// ```
 ///
-/// `known` is 1 where a value is kept and 0 where it is missing, of a shape that broadcasts to x. Steps a_i fall
-/// geometrically from `first` to `last`, the noise s_i linearly from 1 to 0, and missing values start uniform on the range.
-/// The paper takes the gradient as it is; a multi-scale flow's has a length that depends on how sharp the density is and
-/// changes a thousandfold on the way, so each example's is divided by its root mean square here, and a step is as long as it
-/// says. The result is a likely completion, not a draw from p(missing | known): towards the end the noise is gone.
+/// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
+/// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from
+/// `first` to `last`. And what is far from all data, such as the paper's noise, is where a flow's log p leads nowhere: so the
+/// climb starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
+/// each start, smoother than data are, since it is a peak of the density and no draw from p(missing | known).
 ///
+/// `known` is 1 where a value is kept and 0 where it is missing, of a shape that broadcasts to x; `start` has x's shape.
 /// Gives the filled examples, of x's shape, and log p (steps + 1, B) on the way.
 ///
 /// # Errors
-/// When nothing is missing or known, the range is empty, or a gradient is not finite.
+/// When nothing is missing, the range is empty, or a gradient is not finite.
 pub fn inpaint(
     flow: &Flow,
     x: &Tensor,
     known: &Tensor,
+    start: &Tensor,
     cond: Option<&Tensor>,
     o: &Inpainting,
 ) -> Result<(Tensor, Tensor)> {
+    const DECAYS: [f64; 2] = [0.8, 0.9];
     let (low, high) = o.range;
     let ordered = low < high && o.first > 0. && o.last > 0. && o.first.is_finite() && o.last.is_finite();
     if !ordered || o.steps == 0 {
         bail!("inpainting needs at least one step, steps above 0 and a range, got {o:?}");
     }
+    same_shape(x, start)?;
     let known = known.broadcast_as(x.shape())?.to_dtype(x.dtype())?.contiguous()?;
     let missing = (1. - &known)?;
-    let b = x.dim(0)?;
-    let counts = missing.flatten_from(1)?.sum(1)?;
-    let each: Vec<f64> = counts.to_dtype(DType::F64)?.to_vec1()?;
-    if each.contains(&0.) {
+    let counts = missing.flatten_from(1)?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    if counts.contains(&0.) {
         bail!("nothing is missing: there is nothing to fill in");
     }
-    let mut rng = rng_for(o.seed, "inpaint");
-    let host = |values: Vec<f64>| {
-        Tensor::from_vec(values, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())
-    };
-    let n = x.elem_count();
     // The end of the range is not in it.
     let top = high - (high - low) * 1e-6;
-    let start = host((0..n).map(|_| rng.random_range(low..top)).collect())?;
     let given = (x * &known)?;
-    let mut at = (&given + (start * &missing)?)?;
-    let mut shape = vec![1; x.rank()];
-    shape[0] = b;
+    let mut at = (&given + (start.clamp(low, top)? * &missing)?)?;
+    let (mut m, mut v) = (at.zeros_like()?, at.zeros_like()?);
     let mut climbed = Vec::with_capacity(o.steps + 1);
     for i in 0..o.steps {
         let (log_p, g) = flow.score(&at, cond)?;
@@ -311,12 +304,15 @@ pub fn inpaint(
         }
         climbed.push(log_p);
         let g = (g * &missing)?;
-        let rms = (g.sqr()?.flatten_from(1)?.sum(1)? / &counts)?.sqrt()?;
-        let g = g.broadcast_div(&(rms + f64::from(f32::MIN_POSITIVE))?.reshape(shape.as_slice())?)?;
+        let [b1, b2] = DECAYS;
+        m = ((m * b1)? + (&g * (1. - b1))?)?;
+        v = ((v * b2)? + (g.sqr()? * (1. - b2))?)?;
+        let n = i as i32 + 1;
+        let size = ((&v / (1. - b2.powi(n)))?.sqrt()? + f64::from(f32::MIN_POSITIVE))?;
+        let direction = ((&m / (1. - b1.powi(n)))? / size)?;
         let share = i as f64 / (o.steps.max(2) - 1) as f64;
         let step = (high - low) * o.first * (o.last / o.first).powf(share);
-        let e = host((0..n).map(|_| rng.sample(StandardNormal)).collect())?;
-        let moved = (&at + ((g + (e * (1. - share))?)? * step)?)?;
+        let moved = (&at + (direction * step)?)?;
         at = (&given + (moved.clamp(low, top)? * &missing)?)?;
     }
     climbed.push(flow.log_prob(&at, cond)?);

@@ -138,6 +138,18 @@ enum Left<'a> {
     Points(&'a [[f32; 2]]),
 }
 
+/// The points of a line that are at least `gap` apart, and its last: pieces below a pixel would be drawn as dust.
+fn spread(line: &[[f64; 2]], gap: f64) -> Vec<(f64, f64)> {
+    let mut kept: Vec<(f64, f64)> = Vec::new();
+    for (i, &[x, y]) in line.iter().enumerate() {
+        let far = kept.last().is_none_or(|k| (k.0 - x).hypot(k.1 - y) >= gap);
+        if far || i + 1 == line.len() {
+            kept.push((x, y));
+        }
+    }
+    kept
+}
+
 /// The three panels.
 fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f64; 2]]) -> Result<()> {
     const PANEL: u32 = 400;
@@ -198,9 +210,9 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
                         let colour = if first { RGBColor(20, 60, 120) } else { RGBColor(215, 120, 30) };
                         // The axes of z are thicker.
                         let middle = line % (2 * STEPS as usize + 1) == STEPS as usize;
-                        let style = colour.stroke_width(if middle { 3 } else { 1 });
+                        let style = colour.stroke_width(if middle { 4 } else { 2 });
                         for piece in points.split(|p| !inside(p)).filter(|piece| piece.len() > 1) {
-                            let piece: Vec<(f64, f64)> = piece.iter().map(|p| (p[0], p[1])).collect();
+                            let piece = spread(piece, 4. * window.half / f64::from(PANEL));
                             chart.draw_series([PathElement::new(piece, style)])?;
                         }
                     }

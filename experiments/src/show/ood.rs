@@ -130,15 +130,22 @@ pub fn ood(args: &OodArgs) -> Result<End> {
 /// Two histograms over one axis: the data's filled, the other an outline, so that they are told apart without colour.
 fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Result<()> {
     const BINS: usize = 60;
-    let all = values.iter().flat_map(|v| v.iter().copied());
-    let (low, high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+    // A few outliers would flatten all others: they are in the outermost bins.
+    let ends = |v: &[f64]| {
+        let mut v = v.to_vec();
+        v.sort_by(f64::total_cmp);
+        let cut = v.len() / 200;
+        (v[cut], v[v.len() - 1 - cut])
+    };
+    let ((a, b), (c, d)) = (ends(values[0]), ends(values[1]));
+    let (low, high) = (a.min(c), b.max(d));
     let margin = 0.03 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
     let width = (high - low) / BINS as f64;
     let shares = values.map(|v| {
         let mut bins = vec![0f64; BINS];
         for x in v {
-            bins[(((x - low) / width) as usize).min(BINS - 1)] += 1. / v.len() as f64;
+            bins[(((x - low) / width).max(0.) as usize).min(BINS - 1)] += 1. / v.len() as f64;
         }
         bins
     });
@@ -155,7 +162,7 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .configure_mesh()
             .light_line_style(WHITE)
             .bold_line_style(BLACK.mix(0.1))
-            .x_desc("bits/dim of an image")
+            .x_desc("bits/dim of an image; what lies beyond is in the outermost bars")
             .y_desc("share of images")
             .y_label_formatter(&|v| format!("{:.0} %", 100. * v))
             .label_style(("sans-serif", 15))
@@ -174,7 +181,11 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .label(names[0].clone())
             .legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 22, y + 6)], blue.filled()));
         let dark = RGBColor(150, 50, 0).stroke_width(3);
-        let steps = shares[1].iter().enumerate().flat_map(|(i, v)| [(edge(i), *v), (edge(i + 1), *v)]);
+        // The outline begins and ends on the axis, where its images do.
+        let taken = |bins: &[f64]| (bins.iter().position(|v| *v > 0.), bins.iter().rposition(|v| *v > 0.));
+        let (Some(from), Some(to)) = taken(&shares[1]) else { return Ok(()) };
+        let tops = (from..=to).flat_map(|i| [(edge(i), shares[1][i]), (edge(i + 1), shares[1][i])]);
+        let steps = [(edge(from), 0.)].into_iter().chain(tops).chain([(edge(to + 1), 0.)]);
         chart
             .draw_series(LineSeries::new(steps, dark))?
             .label(names[1].clone())

@@ -1,7 +1,7 @@
 //! `inpaint` and `nearest`: what a density says about pixels.
 
 use super::sheet::{Cell, Sheet};
-use super::{Base, Images, Out, Scale, Session, Source, brief, doubles, mean, pooled};
+use super::{Base, Images, Out, Scale, Session, Source, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::Split;
 use crate::run;
@@ -59,11 +59,14 @@ pub struct InpaintArgs {
     #[arg(long, value_enum, default_value = "right")]
     missing: Missing,
     /// Gradients of log p for each completion.
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
-    /// Completions of each image, from different starts.
+    /// Completions of each image, from different samples.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
+    /// The temperature of the samples that the climb starts from.
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
+    temperature: f64,
 }
 
 /// Fills in the missing part of images.
@@ -101,8 +104,10 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
         for draw in 0..args.draws {
             tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
             let seed = args.base.seed.wrapping_add(u64::from(draw));
-            let o = Inpainting::new(args.steps as usize, (0., bins), seed);
-            let (x, climbed) = latents::inpaint(&s.model, &picked.x, &known, cond, &o)?;
+            let start = s.model.sample(n, args.temperature, seed, cond)?;
+            let start = s.finite(start, "the samples that completions start from")?;
+            let o = Inpainting::new(args.steps as usize, (0., bins));
+            let (x, climbed) = latents::inpaint(&s.model, &picked.x, &known, &start, cond, &o)?;
             let b = bits(&x)?;
             columns.push(with(&x, &b)?);
             names.push(format!("filled {}", draw + 1));
@@ -118,7 +123,10 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
         }
         let sheet = Sheet {
             title: s.title("What is missing, filled in"),
-            notes: vec![format!("{} steps up log p from noise; bits/dim under each image", args.steps)],
+            notes: vec![format!(
+                "{} steps up log p, from a sample each; bits/dim under each image",
+                args.steps
+            )],
             columns: names,
             rows: picked.names.clone(),
             cells,
@@ -133,6 +141,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
         )];
         let figures = json!({
             "images": picked.names, "missing": format!("{:?}", args.missing).to_lowercase(), "steps": args.steps,
+            "temperature": args.temperature,
             "bits_per_dim": of_images, "filled_bits_per_dim": of_filled,
         });
         let tensors = vec![
@@ -239,7 +248,7 @@ pub fn nearest(args: &NearestArgs) -> Result<End> {
                 neighbours
                     .into_iter()
                     .zip(distances)
-                    .map(|(bytes, d)| Some(Cell { bytes, caption: brief(*d) })),
+                    .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
             );
             cells.push(row);
         }

@@ -92,8 +92,8 @@ impl Sheet {
         let caption = captions.map(|c| widest(c, SMALL)).max().unwrap_or(0);
         let labels = self.columns.iter().map(|l| widest(l, TEXT)).max().unwrap_or(0);
         // A long label has the columns further apart rather than another over its neighbour.
-        let column = (width as u32 * zoom).max(labels + 4).max(caption + 4) + GAP;
-        let under = if caption > 0 { line(SMALL) } else { 0 };
+        let column = (width as u32 * zoom).max(labels + 8).max(caption + 8) + GAP;
+        let under = if caption > 0 { line(SMALL) + 4 } else { 0 };
         let row = (height as u32 * zoom + under + GAP).max(lines(&self.rows) * line(TEXT) + GAP);
         let left = self.rows.iter().map(|l| widest(l, TEXT)).max().unwrap_or(0);
         let left = MARGIN + if left > 0 { left + 12 } else { 0 };
@@ -145,7 +145,7 @@ impl Sheet {
         for (row, cells) in self.cells.iter().enumerate() {
             for (column, cell) in cells.iter().enumerate() {
                 let Some(cell) = cell else { continue };
-                let y = p.origin.1 + row as u32 * p.pitch.1 + self.shape[1] as u32 * p.zoom + 1;
+                let y = p.origin.1 + row as u32 * p.pitch.1 + self.shape[1] as u32 * p.zoom + 5;
                 put(&cell.caption, centred(&cell.caption, column, SMALL), y, SMALL)?;
             }
         }

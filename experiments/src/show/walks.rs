@@ -2,7 +2,7 @@
 
 use super::sheet::{Cell, Sheet};
 use super::{
-    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, list, mean, pooled,
+    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, host, list, mean, pooled,
 };
 use crate::cli::End;
 use crate::data::{Dataset, Split};
@@ -74,7 +74,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result<End> {
         let sheet = Sheet {
             title: s.title("From one image to another"),
             notes: vec![format!(
-                "{} to {}; t over, bits/dim under each image",
+                "image {} to image {}; t over the columns, bits/dim under each image",
                 picked.names[0], picked.names[1]
             )],
             columns: t.iter().map(|t| brief(*t)).collect(),
@@ -122,7 +122,7 @@ pub struct AttributeArgs {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "-1,-0.5,0,0.5,1",
+        default_value = "-3,-2,-1,0,1,2,3",
         allow_hyphen_values = true,
         value_parser = list
     )]
@@ -236,8 +236,18 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
             let cond = cond.as_ref().map(|c| c.narrow(0, first, count)).transpose()?;
             images.push(s.model.decode(&moved.narrow(0, first, count)?, cond.as_ref())?);
         }
-        let images = s.finite(Tensor::cat(&images, 0)?, "the moved images")?;
-        let cells = s.cells(&images)?;
+        let images = Tensor::cat(&images, 0)?;
+        // Far along a direction an inverse may overflow: that place stays free.
+        let dims: usize = shape.iter().product();
+        let values = host(&images)?;
+        let drawn = s.cells(&images)?.into_iter().zip(values.chunks_exact(dims));
+        let cells: Vec<Option<Cell>> =
+            drawn.map(|(cell, v)| cell.filter(|_| v.iter().all(|x| x.is_finite()))).collect();
+        let overflowed = cells.iter().filter(|cell| cell.is_none()).count();
+        ensure!(
+            overflowed < cells.len(),
+            "no moved image is finite: the inverse overflows this far along, give smaller --strengths"
+        );
         let mut rows = Vec::new();
         let mut cells = cells.into_iter();
         let originals = s.cells(&picked.x)?;
@@ -269,7 +279,9 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
                 "each row one held-out image; over each column how much of the direction is added".to_owned(),
             ],
             columns: std::iter::once("image".to_owned())
-                .chain(args.strengths.iter().map(|v| format!("{v:+}")))
+                .chain(
+                    args.strengths.iter().map(|v| if *v == 0. { "0".to_owned() } else { format!("{v:+}") }),
+                )
                 .collect(),
             rows: picked.names.iter().map(row_name).collect(),
             cells: rows,
@@ -283,15 +295,20 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
             "label": args.label, "with": with.len(), "without": without.len(), "images": picked.names,
             "strengths": args.strengths, "held_out": held.len(), "auroc": told,
             "length": total.sqrt(), "share_of_levels": shares,
-            "mean_along": { "with": mean(&high), "without": mean(&low) },
+            "overflowed": overflowed, "mean_along": { "with": mean(&high), "without": mean(&low) },
         });
         let percent: Vec<String> = shares.iter().map(|v| format!("{:.0} %", 100. * v)).collect();
-        let lines = [format!(
+        let mut lines = vec![format!(
             "`{}`: a direction of length {:.3}, {} of it in each level{told_text}",
             args.label,
             total.sqrt(),
             percent.join(", ")
         )];
+        if overflowed > 0 {
+            lines.push(format!(
+                "{overflowed} moved images are not finite and not drawn: give smaller --strengths"
+            ));
+        }
         let strengths = Tensor::new(args.strengths.as_slice(), &s.device)?.to_dtype(DType::F32)?;
         s.finish(
             figures,
