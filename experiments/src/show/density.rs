@@ -4,7 +4,7 @@ use super::{Base, Out, Session, Which, brief, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::Values;
 use crate::data::plane::Plane;
-use crate::plots::{self, Window};
+use crate::plots::{self, FINE, Window};
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 use clap::Args;
@@ -152,7 +152,7 @@ fn spread(line: &[[f64; 2]], gap: f64) -> Vec<(f64, f64)> {
 
 /// The three panels.
 fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f64; 2]]) -> Result<()> {
-    const PANEL: u32 = 400;
+    const PANEL: u32 = 350;
     let half = window.half / RASTER as f64;
     let raster = window.raster(RASTER);
     // One scale for both, so that equal greys are equal densities.
@@ -184,21 +184,21 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
         name,
         "its grid of latents, decoded".to_owned(),
     ];
-    plots::draw(&s.out, (3 * PANEL, PANEL + 40), |area| {
+    plots::draw_fine(&s.out, (3 * PANEL, PANEL + 40), |area| {
         for (i, (panel, title)) in area.split_evenly((1, 3)).iter().zip(&titles).enumerate() {
             let range = |axis: usize| window.centre[axis] - window.half..window.centre[axis] + window.half;
             let mut chart = ChartBuilder::on(panel)
-                .caption(title, ("sans-serif", 19))
-                .margin(8)
-                .x_label_area_size(24)
-                .y_label_area_size(34)
+                .caption(title, ("sans-serif", 19 * FINE))
+                .margin(8 * FINE)
+                .x_label_area_size(24 * FINE)
+                .y_label_area_size(34 * FINE)
                 .build_cartesian_2d(range(0), range(1))?;
             match (i, &left) {
                 (0, Left::Density(real)) => _ = chart.draw_series(shades(real))?,
                 (0, Left::Points(points)) => {
                     let dot = RGBColor(31, 90, 150).mix(0.5).filled();
                     chart.draw_series(
-                        points.iter().map(|p| Circle::new((p[0].into(), p[1].into()), 1, dot)),
+                        points.iter().map(|p| Circle::new((p[0].into(), p[1].into()), FINE, dot)),
                     )?;
                 }
                 (1, _) => _ = chart.draw_series(shades(learned))?,
@@ -210,9 +210,9 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
                         let colour = if first { RGBColor(20, 60, 120) } else { RGBColor(215, 120, 30) };
                         // The axes of z are thicker.
                         let middle = line % (2 * STEPS as usize + 1) == STEPS as usize;
-                        let style = colour.stroke_width(if middle { 4 } else { 2 });
+                        let style = colour.stroke_width(if middle { 2 * FINE } else { FINE });
                         for piece in points.split(|p| !inside(p)).filter(|piece| piece.len() > 1) {
-                            let piece = spread(piece, 4. * window.half / f64::from(PANEL));
+                            let piece = spread(piece, window.half / f64::from(PANEL));
                             chart.draw_series([PathElement::new(piece, style)])?;
                         }
                     }
@@ -225,7 +225,9 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
                 .y_labels(5)
                 .x_label_formatter(&|v| brief(*v))
                 .y_label_formatter(&|v| brief(*v))
-                .label_style(("sans-serif", 14))
+                .label_style(("sans-serif", 14 * FINE))
+                .axis_style(BLACK.stroke_width(FINE))
+                .set_all_tick_mark_size(5 * FINE)
                 .draw()?;
         }
         Ok(())

@@ -145,6 +145,14 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
         return Ok((report, found));
     }
 
+    let uniform = f64::from(model.config().bits());
+    if pixels && mean(&bits) > uniform {
+        let cost = brief(mean(&bits));
+        found.look(format!(
+            "an image costs {cost} bits/dim, where uniform noise would cost {uniform}: is it of these data?"
+        ));
+    }
+
     // There and back.
     let r = latents::reconstruct(model, x, cond)?;
     let error = largest(&doubles(&r.error)?);

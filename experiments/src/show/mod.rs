@@ -126,12 +126,13 @@ struct Named {
 }
 
 /// The part of this kind.
-fn choose(data: Dataset, part: Part) -> Result<Split> {
+fn choose(data: &Dataset, part: Part) -> Result<&Split> {
     Ok(match part {
-        Part::Train => data.train,
-        Part::Test => data.test,
+        Part::Train => &data.train,
+        Part::Test => &data.test,
         Part::Validation => data
             .valid
+            .as_ref()
             .with_context(|| format!("`{}` has no validation images: choose another --split", data.name))?,
     })
 }
@@ -172,7 +173,7 @@ impl<'a> Session<'a> {
                  RGB images{}",
                 self.base.weights.display(),
                 self.command,
-                if shape == &[2] { ", or draw this one with `flow density`" } else { "" }
+                if shape[..] == [2] { ", or draw this one with `flow density`" } else { "" }
             ),
         }
     }
@@ -212,8 +213,8 @@ impl<'a> Session<'a> {
         }
         let data = data::load(&request)?;
         tracing::info!("{}: {}", data.name, data.revision);
-        let name = data.name.clone();
-        Ok(Named { name, split: choose(data, from.split)? })
+        let split = choose(&data, from.split)?.clone();
+        Ok(Named { name: data.name, split })
     }
 
     /// The images that the arguments name, or else the first `n`; data are read only where they are needed.

@@ -3,7 +3,7 @@
 //! Likelihood alone does not tell foreign images: simple ones may be more likely than those a model was trained on
 //! (Nalisnick et al. 2019, arXiv 1810.09136), which is why both histograms are drawn and no threshold is offered.
 
-use super::{Base, Out, Session, Which, auroc, doubles, mean, pooled};
+use super::{Base, Out, Session, Which, auroc, brief, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::{Split, Values};
 use crate::plots;
@@ -108,7 +108,7 @@ pub fn ood(args: &OodArgs) -> Result<End> {
             format!("{}: {:.4} bits/dim over {} images", data.name, mean(&a), a.len()),
             format!("{}: {:.4} bits/dim over {} images", args.against, mean(&b), b.len()),
             format!(
-                "an image of {} costs more than one of {} in {:.1} % of pairs",
+                "an image of `{}` costs more than one of `{}` in {:.1} % of pairs",
                 args.against,
                 data.name,
                 100. * told
@@ -139,13 +139,22 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
     };
     let ((a, b), (c, d)) = (ends(values[0]), ends(values[1]));
     let (low, high) = (a.min(c), b.max(d));
+    // What is far from all data may cost a thousand times as much.
+    let log = low > 0. && high > 30. * low;
+    let place = |v: f64| if log { v.max(f64::MIN_POSITIVE).log10() } else { v };
+    let (low, high) = (place(low), place(high));
+    let label = |v: &f64| match log {
+        // Two digits: ticks stand between powers of ten, too.
+        true => brief((10f64.powf(v.fract().rem_euclid(1.) + 1.)).round() * 10f64.powf(v.floor() - 1.)),
+        false => brief(*v),
+    };
     let margin = 0.03 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
     let width = (high - low) / BINS as f64;
     let shares = values.map(|v| {
         let mut bins = vec![0f64; BINS];
         for x in v {
-            bins[(((x - low) / width).max(0.) as usize).min(BINS - 1)] += 1. / v.len() as f64;
+            bins[(((place(*x) - low) / width).max(0.) as usize).min(BINS - 1)] += 1. / v.len() as f64;
         }
         bins
     });
@@ -164,7 +173,8 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .bold_line_style(BLACK.mix(0.1))
             .x_desc("bits/dim of an image; what lies beyond is in the outermost bars")
             .y_desc("share of images")
-            .y_label_formatter(&|v| format!("{:.0} %", 100. * v))
+            .x_label_formatter(&label)
+            .y_label_formatter(&|v| if *v > 1. { String::new() } else { format!("{:.0} %", 100. * v) })
             .label_style(("sans-serif", 15))
             .axis_desc_style(("sans-serif", 17))
             .draw()?;

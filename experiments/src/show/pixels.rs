@@ -176,13 +176,15 @@ pub struct NearestArgs {
     temperature: f64,
 }
 
-/// The k nearest of a split's images to each query, both as visible bytes: places and distances in grey levels.
-fn neighbours(
-    s: &Session,
-    queries: &Tensor,
-    split: &Split,
-    k: usize,
-) -> Result<(Vec<Vec<usize>>, Vec<Vec<f64>>)> {
+/// The nearest training images of one image, nearest first.
+struct Neighbours {
+    places: Vec<usize>,
+    /// In grey levels.
+    distances: Vec<f64>,
+}
+
+/// The k nearest of a split's images to each query, both as visible bytes.
+fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<Vec<Neighbours>> {
     /// Images that are floats at a time.
     const BLOCK: usize = 2048;
     let n = queries.dim(0)?;
@@ -206,7 +208,11 @@ fn neighbours(
             all.truncate(k);
         }
     }
-    Ok(found.into_iter().map(|all| all.into_iter().map(|(d, p)| (p, d)).unzip()).unzip())
+    let neighbours = |all: Vec<(f64, usize)>| {
+        let (distances, places) = all.into_iter().unzip();
+        Neighbours { places, distances }
+    };
+    Ok(found.into_iter().map(neighbours).collect())
 }
 
 /// Samples beside the training images nearest to them, and how near test images are.
@@ -233,21 +239,21 @@ pub fn nearest(args: &NearestArgs) -> Result<End> {
             Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
         };
         tracing::info!("comparing with {} training images", data.train.len());
-        let (places, distances) = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
+        let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
         let test = data.test.take(COMPARED);
         let (test_x, _) = s.dequantise(&test)?;
-        let (_, test_distances) = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
-        let first = |all: &[Vec<f64>]| all.iter().map(|d| d[0]).collect::<Vec<_>>();
-        let (of_samples, of_test) = (mean(&first(&distances)), mean(&first(&test_distances)));
+        let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
+        let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
+        let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
 
         let mut cells = Vec::new();
-        for ((sample, places), distances) in s.bytes(&x)?.into_iter().zip(&places).zip(&distances) {
-            let neighbours = s.bytes(&s.dequantise(&data.train.select(places))?.0)?;
+        for (sample, near) in s.bytes(&x)?.into_iter().zip(&found) {
+            let neighbours = s.bytes(&s.dequantise(&data.train.select(&near.places))?.0)?;
             let mut row = vec![Some(Cell { bytes: sample, caption: String::new() })];
             row.extend(
                 neighbours
                     .into_iter()
-                    .zip(distances)
+                    .zip(&near.distances)
                     .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
             );
             cells.push(row);
@@ -279,12 +285,13 @@ pub fn nearest(args: &NearestArgs) -> Result<End> {
             "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
             "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
         });
-        let flat: Vec<u32> = places.iter().flatten().map(|&p| p as u32).collect();
+        let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
+        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.iter().copied()).collect();
         let tensors = vec![
             ("samples", x),
-            ("places", Tensor::from_vec(flat, (args.n, k), &s.device)?),
-            ("distances", Tensor::from_vec(distances.concat(), (args.n, k), &s.device)?),
-            ("test_distances", Tensor::new(first(&test_distances), &s.device)?),
+            ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),
+            ("distances", Tensor::from_vec(distances, (args.n, k), &s.device)?),
+            ("test_distances", Tensor::new(first(&of_tests), &s.device)?),
         ];
         s.finish(figures, tensors, &lines)
     })

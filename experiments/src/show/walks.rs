@@ -196,7 +196,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
         with.len(),
         args.label
     );
-    let part = choose(data.clone(), from.split)?;
+    let part = choose(&data, from.split)?.clone();
     let held = part.take(MEASURED);
     let held_flags = has(&data, &held, &args.label)?;
     // Three of each kind, so that both directions are seen.
