@@ -65,6 +65,50 @@ fn faces(dir: &Path) -> PathBuf {
     train(dir, "faces", "glow-cifar-small", &sets)
 }
 
+#[test]
+fn a_class_conditional_model_takes_its_labels_from_the_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "data.set=faces",
+        "data.train=60",
+        "data.validation=8",
+        "data.test=12",
+        "model.levels=1",
+        "model.depth=1",
+        "model.width=4",
+        "model.classes=4",
+        "train.updates=2",
+        "train.batch=8",
+        "train.init_images=32",
+        "eval.samples=0",
+    ];
+    let weights = train(dir.path(), "classes", "glow-cifar-small", &sets);
+    let out = dir.path().join("x.png");
+    let run = |command: &'static str, more: &[&'static str]| -> Vec<String> {
+        let args = [&[command, str_of(&weights), "--out", str_of(&out), "--threads", "2"], more].concat();
+        args.into_iter().map(str::to_owned).collect()
+    };
+    let go = |args: Vec<String>| ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    go(run("interpolate", &["--frames", "3"]));
+    go(run("levels", &["0", "--draws", "1", "--class", "2"]));
+    go(run("temperature", &["-n", "4", "--temperatures", "0.5"]));
+    go(run("ood", &["--against", "shuffled", "-n", "4"]));
+    go(run("attribute", &["--label", "glasses", "--strengths", "0.5", "--fit", "20"]));
+    ok(&["doctor", str_of(&weights), "--threads", "2"]);
+    let file = dir.path().join("a.png");
+    image::RgbImage::new(32, 32).save(&file).unwrap();
+    let args = ["layers", str_of(&weights), str_of(&file), "--out", str_of(&out)];
+    assert!(error(&args).contains("--class N"));
+    ok(&[&args[..], &["--class", "0"]].concat());
+    assert!(error(&[&args[..], &["--class", "4"]].concat()).contains("class 4"));
+    // Weights alone, without the recipe that says which data: files and samples serve.
+    std::fs::remove_file(weights.join("recipe.toml")).unwrap();
+    ok(&[&args[..], &["--class", "0"]].concat());
+    let lost = error(&["doctor", str_of(&weights)]);
+    assert!(lost.contains("--samples") && lost.contains("--recipe"), "{lost}");
+    ok(&["doctor", str_of(&weights), "--samples", "-n", "4", "--threads", "2"]);
+}
+
 /// An affine NICE of a second on two moons.
 fn moons(dir: &Path) -> PathBuf {
     let sets = [

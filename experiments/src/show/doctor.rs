@@ -6,7 +6,7 @@
 use super::{Base, Session, Which, brief, doubles, largest, mean, pooled};
 use crate::cli::End;
 use crate::output;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use clap::Args;
 use flows::bijections::ActNorm;
@@ -83,7 +83,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<End> {
                 "samples at temperature 0.7".to_owned(),
             )
         } else {
-            let part = s.part(&args.from)?;
+            let part = s
+                .part(&args.from)
+                .context("there are no data to examine on, --samples takes the model's own")?;
             s.fits(&part.split, &part.name)?;
             ensure!(!part.split.is_empty(), "`{}` has no {} examples", part.name, args.from.split.name());
             let (x, cond) = s.dequantise(&part.split.take(n))?;

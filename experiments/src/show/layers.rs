@@ -156,7 +156,7 @@ fn chart(area: &Area, title: &str, values: &[f64], first: usize, bars: bool) -> 
         .bold_line_style(BLACK.mix(0.1))
         .x_desc("layer")
         .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| brief(*y))
+        .y_label_formatter(&|y| brief(if y.abs() < 1e-9 * (high - low) { 0. } else { *y }))
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
