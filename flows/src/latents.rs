@@ -3,6 +3,29 @@
 //! Tensors in, tensors out. An example x has one latent z = f(x) and z one example, so whatever is done to z is undone by
 //! nothing but [`Flow::decode`]: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
 //! them; randomness is an argument.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use flows::models::GlowConfig;
+//! use flows::{Model, ModelConfig, latents};
+//!
+//! # let config = GlowConfig { shape: [3, 8, 8], levels: 2, depth: 1, width: 8, ..GlowConfig::cifar_paper() };
+//! # let model = Model::new(ModelConfig::Glow(config), 0, DType::F64, &Device::Cpu)?;
+//! let images = model.sample(4, 0.7, 0, None)?;
+//! let z = model.encode(&images, None)?;
+//! // From the first image to the second, on an arc.
+//! let frames = model.decode(&latents::slerp(&z.get(0)?, &z.get(1)?, &[0., 0.25, 0.5, 0.75, 1.])?, None)?;
+//! assert_eq!(frames.dims(), [5, 3, 8, 8]);
+//! // The same images with other fine details.
+//! let fresh = latents::prior(&model, 4, 1)?;
+//! let varied = model.decode(&latents::swap_levels(&model, &z, &fresh, &[0])?, None)?;
+//! assert_eq!(varied.dims(), images.dims());
+//! // Each layer's share of log p.
+//! for step in latents::trace(&model, &images, None)? {
+//!     println!("{:24} {:?}", step.path, step.log_det.to_vec1::<f64>()?);
+//! }
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use crate::bijection::{Ctx, join as join_path};
 use crate::flow::Flow;

@@ -275,13 +275,18 @@ impl<'a> Session<'a> {
 
     /// A split as the flow takes it, with noise by place and seed, and its labels.
     fn dequantise(&self, split: &Split) -> Result<(Tensor, Option<Tensor>)> {
-        let mut split = split.clone();
+        self.dequantise_from(split.clone(), 0)
+    }
+
+    /// As [`Session::dequantise`], for examples whose first has the place `first`.
+    fn dequantise_from(&self, mut split: Split, first: usize) -> Result<(Tensor, Option<Tensor>)> {
         if let Some(class) = self.base.class {
             split.labels = Some(vec![class; split.len()]);
         }
         let examples = Examples::new(&split, self.model.config())?;
         let noise = rng_for(self.base.seed, "show");
-        let host = examples.host((0..split.len()).map(|i| (i, i as u64)), &noise, Augment::default());
+        let host =
+            examples.host((0..split.len()).map(|i| (i, (first + i) as u64)), &noise, Augment::default());
         let batch = examples.batch(host, &self.device)?;
         Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.cond().cloned()))
     }
@@ -290,7 +295,8 @@ impl<'a> Session<'a> {
     fn over(&self, split: &Split, f: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>) -> Result<Tensor> {
         let mut done = Vec::new();
         for first in (0..split.len()).step_by(BATCH) {
-            let (x, cond) = self.dequantise(&split.slice(first..(first + BATCH).min(split.len())))?;
+            let batch = split.slice(first..(first + BATCH).min(split.len()));
+            let (x, cond) = self.dequantise_from(batch, first)?;
             done.push(f(&x, cond.as_ref())?);
         }
         Ok(Tensor::cat(&done, 0)?)

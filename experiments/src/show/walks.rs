@@ -41,6 +41,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result<End> {
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
     let picked = s.images(&args.images, 2)?;
+    ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
