@@ -11,7 +11,7 @@ use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
 use crate::transfer::{self, Address, WEIGHTS, Weights};
 use crate::weights::{self, WeightsArgs};
-use crate::{explain, output, recipe, run, table};
+use crate::{explain, output, recipe, run, show, table};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -43,6 +43,28 @@ enum Command {
     Eval(EvalArgs),
     /// Draw samples from saved weights.
     Sample(SampleArgs),
+    /// Walk between two images: through latents on a line and on an arc, and through pixels.
+    Interpolate(show::InterpolateArgs),
+    /// Add what a label changes, the mean latent with it minus the one without, to held-out images.
+    Attribute(show::AttributeArgs),
+    /// How exactly images come back from their latents, by image and by level.
+    Reconstruct(show::ReconstructArgs),
+    /// The same latents sampled at several temperatures.
+    Temperature(show::TemperatureArgs),
+    /// Draw the latents of one level anew and keep the others.
+    Levels(show::LevelsArgs),
+    /// Fill in what is missing of an image by climbing log p.
+    Inpaint(show::InpaintArgs),
+    /// Samples beside the training images that are nearest to them.
+    Nearest(show::NearestArgs),
+    /// Histograms of bits/dim over two data sets.
+    Ood(show::OodArgs),
+    /// What one image becomes layer by layer, and each layer's log-det.
+    Layers(show::LayersArgs),
+    /// In the plane: the density learned beside the true one, and what the flow does to a grid.
+    Density(show::DensityArgs),
+    /// Examine saved weights: inverse, scales, conditioning, normalisation, NaN; fails only for what is broken.
+    Doctor(show::DoctorArgs),
     /// Fetch a model from the Hugging Face hub.
     Pull(PullArgs),
     /// Publish a run on the Hugging Face hub.
@@ -348,7 +370,7 @@ pub struct ExplainArgs {
 }
 
 /// A seed as it is given; a recipe is written as TOML, whose numbers end at 2^63 - 1.
-fn seed(text: &str) -> Result<u64, String> {
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
     let seed = text.parse().ok().filter(|&seed: &u64| i64::try_from(seed).is_ok());
     seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
 }
@@ -437,6 +459,17 @@ fn dispatch(command: Command) -> Result<End> {
         Command::Train(args) => run::reproduce(&args, false),
         Command::Eval(args) => run::eval(&args),
         Command::Sample(args) => run::sample(&args),
+        Command::Interpolate(args) => show::interpolate(&args),
+        Command::Attribute(args) => show::attribute(&args),
+        Command::Reconstruct(args) => show::reconstruct(&args),
+        Command::Temperature(args) => show::temperature(&args),
+        Command::Levels(args) => show::levels(&args),
+        Command::Inpaint(args) => show::inpaint(&args),
+        Command::Nearest(args) => show::nearest(&args),
+        Command::Ood(args) => show::ood(&args),
+        Command::Layers(args) => show::layers(&args),
+        Command::Density(args) => show::density(&args),
+        Command::Doctor(args) => show::doctor(&args),
         Command::Pull(args) => transfer::pull(&args),
         Command::Push(args) => transfer::push(&args),
         Command::Table(args) => {

@@ -1,4 +1,4 @@
-//! `flow`: reproduce the papers' numbers, train, evaluate and sample flows, print tables of bits/dim.
+//! `flow`: reproduce the papers' numbers, train, evaluate and sample flows, print tables of bits/dim, show what latents do.
 
 mod batches;
 mod card;
@@ -19,6 +19,7 @@ mod plots;
 mod progress;
 mod recipe;
 mod run;
+mod show;
 mod summary;
 mod table;
 mod train;

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 use flows::models::write_atomic;
-use image::codecs::png::PngEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -16,10 +16,16 @@ use std::sync::Once;
 /// The longer side that a grid of samples is enlarged towards.
 const GRID_SIDE: usize = 640;
 
+/// How much finer [`draw_fine`] draws.
+pub const FINE: u32 = 3;
+
 /// Writes RGB pixels as PNG.
-fn write_png(path: &Path, rgb: &[u8], width: usize, height: usize) -> Result<()> {
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_png(path: &Path, rgb: &[u8], width: usize, height: usize) -> Result<()> {
     let mut file = Vec::new();
-    PngEncoder::new(&mut file)
+    PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
         .write_image(rgb, u32::try_from(width)?, u32::try_from(height)?, ExtendedColorType::Rgb8)
         .with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, &file)?)
@@ -52,17 +58,24 @@ pub fn grid(path: &Path, images: &[Vec<u8>], shape: [usize; 3]) -> Result<()> {
     write_png(path, &rgb, full_width * zoom, full_height * zoom)
 }
 
-/// Draws into memory with `draw`, then writes the picture.
-fn draw(
-    path: &Path,
-    (width, height): (u32, u32),
-    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
-) -> Result<()> {
+/// Has the text of every picture in the built-in font; before anything is measured or drawn.
+pub fn font() {
     static FONT: Once = Once::new();
     FONT.call_once(|| {
         // Only a damaged font is refused, and this one is compiled in.
         let _ = register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
     });
+}
+
+/// Draws on white into RGB pixels.
+///
+/// # Errors
+/// Those of `draw`.
+pub fn canvas(
+    (width, height): (u32, u32),
+    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
+) -> Result<Vec<u8>> {
+    font();
     let mut rgb = vec![255; (width * height * 3) as usize];
     {
         let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
@@ -70,7 +83,40 @@ fn draw(
         draw(&area)?;
         area.present()?;
     }
-    write_png(path, &rgb, width as usize, height as usize)
+    Ok(rgb)
+}
+
+/// As [`draw`], at `FINE` times the size with each square of pixels then averaged to one: thin, slanted lines stay lines. What
+/// is drawn says its sizes in fine pixels.
+///
+/// # Errors
+/// As [`draw`].
+pub fn draw_fine(
+    path: &Path,
+    (width, height): (u32, u32),
+    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
+) -> Result<()> {
+    let fine = canvas((width * FINE, height * FINE), draw)?;
+    let (w, h, by) = (width as usize, height as usize, FINE as usize);
+    let mut rgb = Vec::with_capacity(w * h * 3);
+    for (y, x, c) in (0..h).flat_map(|y| (0..w).flat_map(move |x| (0..3).map(move |c| (y, x, c)))) {
+        let square = (0..by * by).map(|i| ((y * by + i / by) * w * by + x * by + i % by) * 3 + c);
+        let sum: u32 = square.map(|at| u32::from(fine[at])).sum();
+        rgb.push((sum / (FINE * FINE)) as u8);
+    }
+    write_png(path, &rgb, w, h)
+}
+
+/// Draws into memory with `draw`, then writes the picture.
+///
+/// # Errors
+/// Those of `draw`, and when the file cannot be written.
+pub fn draw(
+    path: &Path,
+    (width, height): (u32, u32),
+    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
+) -> Result<()> {
+    write_png(path, &canvas((width, height), draw)?, width as usize, height as usize)
 }
 
 /// One line of a learning curve: (updates, value).
@@ -164,8 +210,10 @@ pub fn curve(
 
 /// Where a plane is looked at: the square that holds both clouds, with a margin.
 pub struct Window {
-    centre: [f64; 2],
-    half: f64,
+    /// Its middle.
+    pub centre: [f64; 2],
+    /// Half of its side.
+    pub half: f64,
 }
 
 impl Window {

@@ -269,7 +269,7 @@ fn beside(
 }
 
 /// Labels for `n` samples, if the model has classes.
-fn labels(model: &Model, n: usize, class: Option<u32>) -> Result<Option<Tensor>> {
+pub(crate) fn labels(model: &Model, n: usize, class: Option<u32>) -> Result<Option<Tensor>> {
     let device = model.params().device();
     match (model.config().classes(), class) {
         (None, None) => Ok(None),
@@ -286,6 +286,13 @@ fn labels(model: &Model, n: usize, class: Option<u32>) -> Result<Option<Tensor>>
             Ok(Some(Tensor::from_vec((0..n).map(|i| (i % classes) as u32).collect(), n, device)?))
         }
     }
+}
+
+/// A flow's values in [0, 2^bits) as bytes that can be seen: floors, as the data were dequantized upwards; a NaN becomes
+/// black.
+pub(crate) fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
+    let levels = f32::from(2u16.pow(bits.into()) - 1);
+    values.iter().map(|v| (v.floor().clamp(0., levels) * 255. / levels).round() as u8).collect()
 }
 
 /// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Data
@@ -311,13 +318,9 @@ fn picture(
     }
     match *model.config().shape() {
         [channels @ (1 | 3), height, width] => {
-            let levels = f32::from(2u16.pow(model.config().bits().into()) - 1);
-            // Floors, as the data were dequantized upwards; a NaN becomes black.
-            let grey = |v: &f32| (v.floor().clamp(0., levels) * 255. / levels).round() as u8;
-            let images: Vec<Vec<u8>> = values
-                .chunks_exact(channels * height * width)
-                .map(|v| v.iter().map(grey).collect())
-                .collect();
+            let bytes = to_bytes(&values, model.config().bits());
+            let images: Vec<Vec<u8>> =
+                bytes.chunks_exact(channels * height * width).map(<[u8]>::to_vec).collect();
             plots::grid(path, &images, [channels, height, width])?;
         }
         [2] => {
@@ -522,7 +525,7 @@ pub fn load_model(weights: &Path, device: &Device) -> Result<Model> {
 }
 
 /// Refuses a place where no picture can be written, before the work for it is done.
-fn writable(out: &Path) -> Result<()> {
+pub(crate) fn writable(out: &Path) -> Result<()> {
     let png = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
     ensure!(!out.is_dir(), "--out {} is a folder: name a .png file in it", out.display());
     ensure!(png, "--out {}: the picture is a PNG, give it a name that ends in .png", out.display());
@@ -546,7 +549,7 @@ fn writable(out: &Path) -> Result<()> {
 }
 
 /// The recipe in the folder of the weights.
-fn own_recipe(weights: &Path, sets: &[String]) -> Result<Recipe> {
+pub(crate) fn own_recipe(weights: &Path, sets: &[String]) -> Result<Recipe> {
     let path = weights.join(summary::RECIPE);
     ensure!(
         path.exists(),

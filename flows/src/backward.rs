@@ -82,6 +82,11 @@ impl Gradients {
         Self { names, by_name: Grads::new() }
     }
 
+    /// For whoever wants the gradient of the input alone: every parameter's is dropped.
+    pub(crate) fn none() -> Self {
+        Self { names: HashMap::new(), by_name: Grads::new() }
+    }
+
     /// Adds the gradient `g` of `p`; that of a parameter which is not trained is dropped.
     pub fn add(&mut self, p: &Param, g: Tensor) -> Result<()> {
         self.add_id(p.var().id(), g)

@@ -12,6 +12,7 @@
 //! A pass says who may write and who keeps a graph: [`Ctx`]. The inverse has neither, for only the evaluated flow has one.
 
 use crate::backward::{self, Gradients, Memory, Saved};
+use crate::latents::{Inside, Trace};
 use candle_core::{DType, Result, Tensor, bail};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,6 +140,19 @@ pub trait Bijection: Send + Sync {
         let (z, log_det) = self.forward(x, ctx)?;
         let bad = !(crate::params::is_finite(&z)? && crate::params::is_finite(&log_det)?);
         Ok(if bad { NonFinite::At(String::new()) } else { NonFinite::Clean(z) })
+    }
+
+    /// What this layer does to `x`, for [`crate::latents::trace`]: its scales or its matrix.
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Fixed)
+    }
+
+    /// The output; each layer's own step goes to `trace`. Only what has layers inside brings its own.
+    fn trace(&self, x: &Tensor, ctx: Ctx, trace: &mut Trace) -> Result<Tensor> {
+        let inside = self.inside(x, ctx)?;
+        let (z, log_det) = self.forward(x, ctx)?;
+        trace.push(&z, log_det, inside);
+        Ok(z)
     }
 }
 
@@ -361,6 +375,14 @@ impl Bijection for Chain {
         }
         Ok(NonFinite::Clean(h))
     }
+
+    fn trace(&self, x: &Tensor, ctx: Ctx, trace: &mut Trace) -> Result<Tensor> {
+        let mut h = x.clone();
+        for (name, link) in self.links() {
+            h = trace.within(name, |trace| link.trace(&h, ctx, trace))?;
+        }
+        Ok(h)
+    }
 }
 
 pub(crate) fn join(outer: &str, inner: &str) -> String {
@@ -409,6 +431,14 @@ impl Bijection for Box<dyn Bijection> {
 
     fn find_non_finite(&self, x: &Tensor, ctx: Ctx) -> Result<NonFinite> {
         self.as_ref().find_non_finite(x, ctx)
+    }
+
+    fn inside(&self, x: &Tensor, ctx: Ctx) -> Result<Inside> {
+        self.as_ref().inside(x, ctx)
+    }
+
+    fn trace(&self, x: &Tensor, ctx: Ctx, trace: &mut Trace) -> Result<Tensor> {
+        self.as_ref().trace(x, ctx, trace)
     }
 }
 

@@ -119,6 +119,28 @@ impl Flow {
         Ok(value.detach())
     }
 
+    /// log p(x) (B,) in nats, and its gradient by x, of x's shape, outside any graph:
+    ///
+    /// ```text
+    /// d log p(x) / dx = J^T d log p_Z(z) / dz + d log|det J| / dx
+    /// ```
+    ///
+    /// the direction in which an example becomes more likely, by the layers' own backward.
+    pub fn score(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        self.check(x)?;
+        let ctx = Ctx::eval().with_cond(cond);
+        let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, Memory::Store)?;
+        let leaf = Var::from_tensor(&z.detach())?;
+        let prior = self.prior.log_prob(&leaf.flatten_from(1)?)?;
+        let gz = match prior.sum_all()?.backward()?.remove(&leaf) {
+            Some(g) => g.detach(),
+            None => leaf.zeros_like()?,
+        };
+        let gld = log_det.ones_like()?.detach();
+        let (_, gx) = self.bijection.backward(&z, saved, (&gz, &gld), ctx, &mut Gradients::none())?;
+        Ok(((prior.detach() + log_det.detach())?, gx.detach()))
+    }
+
     /// How far inputs that [`Memory::Recompute`] rebuilds are from the true ones, on the batch x; nothing is written.
     /// [`Flow::store`] takes the layers over `bound`.
     pub fn drift(&self, x: &Tensor, ctx: Ctx, bound: f64) -> Result<Drift> {
@@ -198,7 +220,7 @@ impl Flow {
         }
     }
 
-    fn check(&self, x: &Tensor) -> Result<()> {
+    pub(crate) fn check(&self, x: &Tensor) -> Result<()> {
         if x.rank() != self.shape.len() + 1 || x.dims()[1..] != self.shape {
             bail!("this model takes (B, {:?}), got {:?}", self.shape, x.shape());
         }

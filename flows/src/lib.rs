@@ -3,6 +3,7 @@
 //! - [`bijection`]: the one abstraction, and the chain; [`backward`]: gradients in memory that does not grow with depth.
 //! - [`bijections`]: the layers; [`nets`]: the networks inside couplings.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
+//! - [`latents`]: what latents are for: interpolation, attributes, levels, inpainting, and a look inside.
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
 //! - [`ops`]: the numerical core, convolution with a backward of its own.
 //! - [`hub`]: the Hugging Face hub both ways (feature `hub`, on by default).
@@ -20,6 +21,7 @@ pub mod cuda;
 mod flow;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod latents;
 pub mod linalg;
 pub mod models;
 pub mod nets;

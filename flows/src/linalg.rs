@@ -32,6 +32,46 @@ pub fn inverse(w: &Tensor) -> Result<Tensor> {
     from_host(lu(&host, n)?.inverse(), n, w)
 }
 
+/// The singular values of a matrix, largest first: one-sided Jacobi rotations, which find small ones to full relative accuracy.
+///
+/// Their first over their last is the condition number, by which an inverse multiplies rounding errors.
+///
+/// # Errors
+/// For a NaN or an infinity, to which no rotation converges.
+pub fn singular_values(a: &[f64], n: usize) -> Result<Vec<f64>> {
+    let mut columns: Vec<Vec<f64>> = (0..n).map(|j| (0..n).map(|i| a[i * n + j]).collect()).collect();
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(a, b)| a * b).sum::<f64>();
+    for _ in 0..60 {
+        let mut worst = 0f64;
+        for p in 0..n {
+            for q in p + 1..n {
+                let (head, tail) = columns.split_at_mut(q);
+                let (x, y) = (&mut head[p], &mut tail[0]);
+                let (xx, yy, xy) = (dot(x, x), dot(y, y), dot(x, y));
+                if xy == 0. {
+                    continue;
+                }
+                worst = worst.max(xy.abs() / (xx * yy).sqrt().max(f64::MIN_POSITIVE));
+                // The rotation that makes the two columns orthogonal.
+                let zeta = (yy - xx) / (2. * xy);
+                let t = zeta.signum() / (zeta.abs() + (1. + zeta * zeta).sqrt());
+                let c = 1. / (1. + t * t).sqrt();
+                for (x, y) in x.iter_mut().zip(y.iter_mut()) {
+                    (*x, *y) = (c * (*x - t * *y), c * (t * *x + *y));
+                }
+            }
+        }
+        if worst < 1e-14 {
+            let mut values: Vec<f64> = columns.iter().map(|c| dot(c, c).sqrt()).collect();
+            values.sort_by(|a, b| b.total_cmp(a));
+            if values.iter().all(|v| v.is_finite()) {
+                return Ok(values);
+            }
+        }
+    }
+    bail!("a {n}x{n} matrix has no singular values that can be found: does it hold a NaN?")
+}
+
 /// A random orthogonal matrix, uniform under the Haar measure: modified Gram-Schmidt, run twice, of a Gaussian matrix.
 pub fn orthogonal(n: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let mut a: Vec<f64> = (0..n * n).map(|_| rng.sample(StandardNormal)).collect();
@@ -245,6 +285,23 @@ mod tests {
         assert_eq!(lu(&[1., 3., 2., 1.], 2)?.sign(), -1.);
         assert_identity(&mul(&[2., 1., 1., 3.], &f.inverse(), 2), 2, 1e-15);
         assert!(lu(&[1., 2., 2., 4.], 2).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn singular_values_are_those_of_the_factors() -> Result<()> {
+        let n = 9;
+        let (u, v) = (
+            orthogonal(n, &mut ChaCha8Rng::seed_from_u64(3)),
+            orthogonal(n, &mut ChaCha8Rng::seed_from_u64(4)),
+        );
+        let want: Vec<f64> = (0..n).map(|i| 10f64.powi(3 - i as i32)).collect();
+        let scaled: Vec<f64> = (0..n * n).map(|e| u[e] * want[e % n]).collect();
+        for (got, want) in singular_values(&mul(&scaled, &v, n), n)?.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-9 * want.max(1.), "{got} {want}");
+        }
+        assert_eq!(singular_values(&[2., 0., 0., 0.], 2)?, [2., 0.]);
+        assert!(singular_values(&[f64::NAN, 0., 0., 1.], 2).is_err());
         Ok(())
     }
 

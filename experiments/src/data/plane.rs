@@ -230,8 +230,8 @@ impl Plane {
     }
 
     /// ln p(x), in nats; −∞ where the density is 0.
-    #[cfg(test)]
-    fn log_density(self, point: [f64; 2]) -> f64 {
+    #[must_use]
+    pub fn log_density(self, point: [f64; 2]) -> f64 {
         match self {
             Self::Moons => moons().log_density(point),
             Self::Spirals => spirals().log_density(point),

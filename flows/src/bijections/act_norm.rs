@@ -2,6 +2,7 @@
 
 use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Mode, positions, same_per_example};
+use crate::latents::Inside;
 use crate::ops::channel;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
@@ -83,6 +84,10 @@ impl ActNorm {
 }
 
 impl Bijection for ActNorm {
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Channels((self.logs.value() * self.factor)?))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         if ctx.mode == Mode::Init {
             self.set_from(&channel::moments(&x.transpose(0, 1)?.contiguous()?)?)?;

@@ -1,6 +1,7 @@
 //! Elementwise affine maps with learned parameters: NICE's diagonal, Glow's learned top prior.
 
 use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example, sum_per_example};
+use crate::latents::Inside;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 
@@ -23,6 +24,10 @@ impl Diagonal {
 }
 
 impl Bijection for Diagonal {
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Channels(self.logs.value().clone()))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let logs = self.logs.get(ctx.grad);
         Ok((x.broadcast_mul(&logs.exp()?)?, same_per_example(&logs.sum_all()?, x)?))
@@ -92,6 +97,11 @@ impl ChannelPrior {
 }
 
 impl Bijection for ChannelPrior {
+    fn inside(&self, x: &Tensor, ctx: Ctx) -> Result<Inside> {
+        let (_, logs) = self.mean_logs(x, ctx.with_grad(false))?;
+        Ok(Inside::Elements(logs.neg()?.broadcast_as(x.shape())?.contiguous()?))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let (mean, logs) = self.mean_logs(x, ctx)?;
         let z = x.broadcast_sub(&mean)?.broadcast_mul(&logs.neg()?.exp()?)?;

@@ -2,6 +2,7 @@
 
 use crate::backward::{self, Gradients, Graph, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
+use crate::latents::Inside;
 use crate::ops::channel;
 use crate::ops::gemm::{Real, View, tensor};
 use crate::params::{Init, Param, Vb};
@@ -123,6 +124,10 @@ fn mix(running: &Tensor, batch: &Tensor, share: f64) -> Result<Tensor> {
 }
 
 impl Bijection for BatchNorm {
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Statistics(((self.var.value() + self.eps)?.log()? * -0.5)?))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         if ctx.mode.uses_batch_statistics() {
             let (z, log_det, _) = self.run(x, ctx, self.running()?)?;

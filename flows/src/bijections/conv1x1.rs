@@ -2,6 +2,7 @@
 
 use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
+use crate::latents::Inside;
 use crate::linalg;
 use crate::ops::conv::{channel_mix, channel_mix_backward};
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
@@ -135,6 +136,10 @@ impl Conv1x1 {
 }
 
 impl Bijection for Conv1x1 {
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Matrix(self.weight(false)?.0))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let (w, log_det) = self.weight(ctx.grad)?;
         let z = channel_mix(x, &w)?;

@@ -9,6 +9,7 @@
 
 use crate::backward::{self, Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
+use crate::latents::Inside;
 use crate::ops::coupling::{self, Law, LogScale};
 use crate::params::{Param, Vb};
 use candle_core::{Result, Tensor, bail};
@@ -203,6 +204,22 @@ struct Kept {
 }
 
 impl Bijection for Coupling {
+    fn inside(&self, x: &Tensor, ctx: Ctx) -> Result<Inside> {
+        if matches!(self.transform, Transform::Additive) {
+            return Ok(Inside::Fixed);
+        }
+        let x = x.contiguous()?;
+        let h = self.net.forward(&self.seen(&x)?, ctx.with_grad(false))?;
+        let s = match &self.partition {
+            Partition::Halves { swap } => self.shift_scale(&h, &Self::split(&x, *swap)?.1, false)?.1,
+            Partition::Mask(mask) => match self.shift_scale(&h, &x, false)?.1 {
+                Some(s) => Some(s.broadcast_mul(&(1. - mask)?)?),
+                None => None,
+            },
+        };
+        Ok(s.map_or(Inside::Fixed, Inside::Elements))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         if !ctx.grad && !x.track_op() {
             let (z, log_det, _) = self.forward_saved(x, ctx, Memory::Recompute)?;

@@ -2,6 +2,7 @@
 
 use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Drift, NonFinite, join, zeros_per_example};
+use crate::latents::Trace;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeSet;
 
@@ -190,5 +191,23 @@ impl Bijection for Multiscale {
             }
         }
         Ok(NonFinite::Clean(h))
+    }
+
+    fn trace(&self, x: &Tensor, ctx: Ctx, trace: &mut Trace) -> Result<Tensor> {
+        let mut h = x.clone();
+        let mut done = Vec::new();
+        for (i, level) in self.levels.iter().enumerate() {
+            let z = trace.within(&format!("level{i}"), |trace| level.trace(&h, ctx, trace))?;
+            if i + 1 == self.levels.len() {
+                done.push(z.flatten_from(1)?);
+                break;
+            }
+            let c = z.dim(1)?;
+            let part = z.narrow(1, c / 2, c - c / 2)?.contiguous()?;
+            done.push(part.flatten_from(1)?);
+            trace.factor_out(part);
+            h = z.narrow(1, 0, c / 2)?.contiguous()?;
+        }
+        Tensor::cat(&done, 1)
     }
 }

@@ -26,7 +26,7 @@ fn unit(shape: &[usize]) -> Tensor {
     ((t.tanh().unwrap() / 2.2).unwrap() + 0.5).unwrap()
 }
 
-type Build = Box<dyn Fn(&Vb) -> Result<Box<dyn Bijection>>>;
+pub(crate) type Build = Box<dyn Fn(&Vb) -> Result<Box<dyn Bijection>>>;
 
 fn layer<B: Bijection + 'static>(f: impl Fn(&Vb) -> Result<B> + 'static) -> Build {
     Box::new(move |vb| Ok(Box::new(f(vb)?)))
@@ -60,7 +60,7 @@ fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
     }
 }
 
-fn rows() -> Vec<(&'static str, Build, Tensor)> {
+pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
     let image = [2, 3, 4, 4];
     let affine = |scale, shift_first| Transform::Affine { scale, shift_first };
     vec![
@@ -228,7 +228,7 @@ fn small_glow() -> GlowConfig {
     GlowConfig { shape: [3, 4, 4], levels: 2, depth: 2, width: 5, ..GlowConfig::cifar_paper() }
 }
 
-fn models() -> Vec<(&'static str, ModelConfig)> {
+pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
     let zca = Preprocess::Zca { epsilon: 0.1 };
     vec![
         ("NICE, paper", ModelConfig::Nice(small_nice())),
@@ -296,7 +296,7 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
 }
 
 /// A batch in the units a model takes.
-fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
+pub(crate) fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
     let mut shape = vec![batch];
     shape.extend(config.shape());
     match config.preprocess() {

@@ -99,6 +99,7 @@ mod flops;
 mod golden;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod gpu;
+mod latents;
 mod laws;
 mod lifecycle;
 mod memory;

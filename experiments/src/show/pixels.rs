@@ -1,0 +1,315 @@
+//! `inpaint` and `nearest`: what a density says about pixels.
+
+use super::sheet::{Cell, Sheet};
+use super::{Base, Images, Out, Scale, Session, Source, doubles, mean, pooled};
+use crate::cli::End;
+use crate::data::Split;
+use crate::run;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::{Args, ValueEnum};
+use flows::latents::{self, Inpainting};
+use serde_json::json;
+
+/// Which part of an image is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Missing {
+    /// The right half.
+    Right,
+    /// The left half.
+    Left,
+    /// The upper half.
+    Top,
+    /// The lower half.
+    Bottom,
+    /// The square in the middle, of half the side.
+    Centre,
+    /// Three of four pixels, evenly spread.
+    Most,
+}
+
+impl Missing {
+    /// 1 where a pixel is known, (1, 1, H, W).
+    fn known(self, [_, h, w]: [usize; 3]) -> Result<Tensor> {
+        let missing = |y: usize, x: usize| match self {
+            Self::Right => x >= w / 2,
+            Self::Left => x < w / 2,
+            Self::Top => y < h / 2,
+            Self::Bottom => y >= h / 2,
+            Self::Centre => (h / 4..h - h / 4).contains(&y) && (w / 4..w - w / 4).contains(&x),
+            Self::Most => y % 2 == 1 || x % 2 == 1,
+        };
+        let v = (0..h * w).map(|p| f32::from(u8::from(!missing(p / w, p % w)))).collect();
+        Ok(Tensor::from_vec(v, (1, 1, h, w), &Device::Cpu)?)
+    }
+}
+
+/// `inpaint`.
+#[derive(Args)]
+pub struct InpaintArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// What is missing.
+    #[arg(long, value_enum, default_value = "right")]
+    missing: Missing,
+    /// Gradients of log p for each completion.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Completions of each image, from different samples.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+    draws: u8,
+    /// The temperature of the samples that the climb starts from.
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
+    temperature: f64,
+}
+
+/// Fills in the missing part of images.
+///
+/// # Errors
+/// When the images are not the model's, or a gradient is not finite.
+pub fn inpaint(args: &InpaintArgs) -> Result<End> {
+    let s = Session::open(&args.base, &args.out, "inpaint")?;
+    let shape = s.shape()?;
+    let known = args.missing.known(shape)?.to_device(&s.device)?;
+    ensure!(
+        doubles(&known)?.contains(&0.),
+        "images of {} × {} pixels are too small for --missing {:?}: choose another",
+        shape[1],
+        shape[2],
+        args.missing
+    );
+    let picked = s.images(&args.images, 5)?;
+    pooled(|| {
+        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
+        let bins = f64::from(1u32 << s.model.config().bits());
+        let bits = |x: &Tensor| -> Result<Vec<f64>> { doubles(&s.model.bits_per_dim(x, cond)?) };
+        let of_images = bits(&picked.x)?;
+        let mask = known.to_dtype(picked.x.dtype())?;
+        // What is missing is drawn in the middle grey.
+        let grey = (picked.x.broadcast_mul(&mask)?
+            + mask.affine(-bins / 2., bins / 2.)?.broadcast_as(picked.x.shape())?)?;
+        let with = |x: &Tensor, bits: &[f64]| -> Result<Vec<Option<Cell>>> {
+            let cells = s.bytes(x)?.into_iter().zip(bits);
+            Ok(cells.map(|(bytes, b)| Some(Cell { bytes, caption: format!("{b:.2}") })).collect())
+        };
+        let mut columns = vec![with(&picked.x, &of_images)?, s.cells(&grey)?];
+        let mut names = vec!["image".to_owned(), "known".to_owned()];
+        let (mut filled, mut climbs, mut of_filled) = (vec![], vec![], vec![]);
+        for draw in 0..args.draws {
+            tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
+            let seed = args.base.seed.wrapping_add(u64::from(draw));
+            let start = s.model.sample(n, args.temperature, seed, cond)?;
+            let start = s.finite(start, "the samples that completions start from")?;
+            let o = Inpainting::new(args.steps as usize, (0., bins));
+            let (x, climbed) = latents::inpaint(&s.model, &picked.x, &known, &start, cond, &o)?;
+            let b = bits(&x)?;
+            columns.push(with(&x, &b)?);
+            names.push(format!("filled {}", draw + 1));
+            of_filled.extend(b);
+            filled.push(x);
+            climbs.push(climbed);
+        }
+        let mut cells: Vec<Vec<Option<Cell>>> = (0..n).map(|_| Vec::new()).collect();
+        for column in columns {
+            for (row, cell) in cells.iter_mut().zip(column) {
+                row.push(cell);
+            }
+        }
+        let sheet = Sheet {
+            title: s.title("What is missing, filled in"),
+            notes: vec![format!(
+                "{} steps up log p, from a sample each; bits/dim under each image",
+                args.steps
+            )],
+            columns: names,
+            rows: picked.names.clone(),
+            cells,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(&s.out)?;
+        let lines = [format!(
+            "{n} images of {:.4} bits/dim on average, filled in {:.4}",
+            mean(&of_images),
+            mean(&of_filled)
+        )];
+        let figures = json!({
+            "images": picked.names, "missing": format!("{:?}", args.missing).to_lowercase(), "steps": args.steps,
+            "temperature": args.temperature,
+            "bits_per_dim": of_images, "filled_bits_per_dim": of_filled,
+        });
+        let tensors = vec![
+            ("images", picked.x),
+            ("known", known.to_dtype(DType::F32)?),
+            ("filled", Tensor::stack(&filled, 1)?),
+            ("log_prob", Tensor::stack(&climbs, 0)?),
+        ];
+        s.finish(figures, tensors, &lines)
+    })
+}
+
+/// `nearest`.
+#[derive(Args)]
+pub struct NearestArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// Samples.
+    #[arg(short, long = "number", default_value_t = 6)]
+    n: usize,
+    /// Neighbours of each.
+    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
+    k: u8,
+    /// The temperature of the samples.
+    #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
+    temperature: f64,
+}
+
+/// The nearest training images of one image, nearest first.
+struct Neighbours {
+    places: Vec<usize>,
+    /// In grey levels.
+    distances: Vec<f64>,
+}
+
+/// The k nearest of a split's images to each query, both as visible bytes.
+fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<Vec<Neighbours>> {
+    /// Images that are floats at a time.
+    const BLOCK: usize = 2048;
+    let n = queries.dim(0)?;
+    let mut found: Vec<Vec<(f64, usize)>> = vec![Vec::new(); n];
+    let bits = s.model.config().bits();
+    let [c, h, w] = s.shape()?;
+    for first in (0..split.len()).step_by(BLOCK) {
+        let end = (first + BLOCK).min(split.len());
+        let values: Vec<f32> =
+            (first..end).flat_map(|i| split.pixels(i)).map(|p| f32::from(p >> (8 - bits))).collect();
+        let seen: Vec<f32> = run::to_bytes(&values, bits).into_iter().map(f32::from).collect();
+        let block = Tensor::from_vec(seen, (end - first, c, h, w), &s.device)?;
+        let (places, distances) = latents::nearest(queries, &block, k.min(end - first))?;
+        for ((all, places), distances) in
+            found.iter_mut().zip(places.to_vec2::<u32>()?).zip(distances.to_vec2::<f32>()?)
+        {
+            all.extend(
+                distances.into_iter().map(f64::from).zip(places.into_iter().map(|p| first + p as usize)),
+            );
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            all.truncate(k);
+        }
+    }
+    let neighbours = |all: Vec<(f64, usize)>| {
+        let (distances, places) = all.into_iter().unzip();
+        Neighbours { places, distances }
+    };
+    Ok(found.into_iter().map(neighbours).collect())
+}
+
+/// Samples beside the training images nearest to them, and how near test images are.
+///
+/// # Errors
+/// When the data are not the model's.
+pub fn nearest(args: &NearestArgs) -> Result<End> {
+    /// Test images whose neighbours are what samples are compared with.
+    const COMPARED: usize = 50;
+    let s = Session::open(&args.base, &args.out, "nearest")?;
+    let shape = s.shape()?;
+    ensure!(args.n > 0, "-n 0: draw at least one sample");
+    crate::limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    let cond = s.labels(args.n)?;
+    let data = s.data(&args.source)?;
+    s.fits(&data.train, &data.name)?;
+    let k = usize::from(args.k).min(data.train.len());
+    pooled(|| {
+        let x = s.model.sample(args.n, args.temperature, args.base.seed, cond.as_ref())?;
+        let x = s.finite(x, "the samples")?;
+        let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
+            let n = bytes.len();
+            let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
+            Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
+        };
+        tracing::info!("comparing with {} training images", data.train.len());
+        let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
+        let test = data.test.take(COMPARED);
+        let (test_x, _) = s.dequantise(&test)?;
+        let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
+        let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
+        let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
+
+        let mut cells = Vec::new();
+        for (sample, near) in s.bytes(&x)?.into_iter().zip(&found) {
+            let neighbours = s.bytes(&s.dequantise(&data.train.select(&near.places))?.0)?;
+            let mut row = vec![Some(Cell { bytes: sample, caption: String::new() })];
+            row.extend(
+                neighbours
+                    .into_iter()
+                    .zip(&near.distances)
+                    .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
+            );
+            cells.push(row);
+        }
+        let sheet = Sheet {
+            title: s.title("Samples and their nearest training images"),
+            notes: vec![
+                "under each neighbour its distance: root-mean-square grey levels".to_owned(),
+                format!(
+                    "nearest of {} to a sample: {of_samples:.1}; to a test image: {of_test:.1}",
+                    data.train.len()
+                ),
+            ],
+            columns: std::iter::once("sample".to_owned()).chain((1..=k).map(|i| i.to_string())).collect(),
+            rows: vec![],
+            cells,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(&s.out)?;
+        let lines = [format!(
+            "the nearest of {} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {}), \
+             {of_test:.2} from a test image (mean of {})",
+            data.train.len(),
+            args.n,
+            test.len()
+        )];
+        let figures = json!({
+            "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
+            "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
+        });
+        let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
+        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.iter().copied()).collect();
+        let tensors = vec![
+            ("samples", x),
+            ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),
+            ("distances", Tensor::from_vec(distances, (args.n, k), &s.device)?),
+            ("test_distances", Tensor::new(first(&of_tests), &s.device)?),
+        ];
+        s.finish(figures, tensors, &lines)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_leave_what_they_say() {
+        let left =
+            |missing: Missing| -> f64 { doubles(&missing.known([1, 8, 8]).unwrap()).unwrap().iter().sum() };
+        for half in [Missing::Right, Missing::Left, Missing::Top, Missing::Bottom] {
+            assert_eq!(left(half), 32.);
+        }
+        assert_eq!((left(Missing::Centre), left(Missing::Most)), (48., 16.));
+        let known = doubles(&Missing::Right.known([1, 1, 4]).unwrap()).unwrap();
+        assert_eq!(known, [1., 1., 0., 0.]);
+    }
+}

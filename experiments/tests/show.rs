@@ -1,0 +1,325 @@
+//! The commands that show latents, and the doctor, from outside: what they draw and write, and what they refuse.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn flow(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
+    command.args(args).env_remove("FLOW_DATA").env_remove("RUST_LOG").output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn ok(args: &[&str]) -> String {
+    let output = flow(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn json(args: &[&str]) -> Value {
+    let stdout = ok(args);
+    serde_json::from_str(stdout.lines().last().expect("a line")).unwrap_or_else(|e| panic!("{e} in {stdout}"))
+}
+
+/// The one sentence of a command that fails with exit code 1.
+fn error(args: &[&str]) -> String {
+    let output = flow(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stdout));
+    let stderr = text(&output.stderr);
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    errors[0].to_owned()
+}
+
+fn str_of(path: &Path) -> &str {
+    path.to_str().expect("the test's folders are UTF-8")
+}
+
+fn train(dir: &Path, name: &str, recipe: &str, sets: &[&str]) -> PathBuf {
+    let out = dir.join(name);
+    let mut args = vec!["train", recipe, "--out", str_of(&out), "--threads", "2"];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    ok(&args);
+    out
+}
+
+/// A Glow of a second on drawn faces.
+fn faces(dir: &Path) -> PathBuf {
+    let sets = [
+        "data.set=faces",
+        "data.train=60",
+        "data.validation=8",
+        "data.test=12",
+        "model.levels=2",
+        "model.depth=1",
+        "model.width=4",
+        "train.updates=2",
+        "train.batch=8",
+        "train.init_images=32",
+        "eval.samples=0",
+        "eval.codec_images=0",
+    ];
+    train(dir, "faces", "glow-cifar-small", &sets)
+}
+
+#[test]
+fn a_class_conditional_model_takes_its_labels_from_the_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = [
+        "data.set=faces",
+        "data.train=60",
+        "data.validation=8",
+        "data.test=12",
+        "model.levels=1",
+        "model.depth=1",
+        "model.width=4",
+        "model.classes=4",
+        "train.updates=2",
+        "train.batch=8",
+        "train.init_images=32",
+        "eval.samples=0",
+    ];
+    let weights = train(dir.path(), "classes", "glow-cifar-small", &sets);
+    let out = dir.path().join("x.png");
+    let run = |command: &'static str, more: &[&'static str]| -> Vec<String> {
+        let args = [&[command, str_of(&weights), "--out", str_of(&out), "--threads", "2"], more].concat();
+        args.into_iter().map(str::to_owned).collect()
+    };
+    let go = |args: Vec<String>| ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    go(run("interpolate", &["--frames", "3"]));
+    go(run("levels", &["0", "--draws", "1", "--class", "2"]));
+    go(run("temperature", &["-n", "4", "--temperatures", "0.5"]));
+    go(run("ood", &["--against", "shuffled", "-n", "4"]));
+    go(run("attribute", &["--label", "glasses", "--strengths", "0.5", "--fit", "20"]));
+    ok(&["doctor", str_of(&weights), "--threads", "2"]);
+    let file = dir.path().join("a.png");
+    image::RgbImage::new(32, 32).save(&file).unwrap();
+    let args = ["layers", str_of(&weights), str_of(&file), "--out", str_of(&out)];
+    assert!(error(&args).contains("--class N"));
+    ok(&[&args[..], &["--class", "0"]].concat());
+    assert!(error(&[&args[..], &["--class", "4"]].concat()).contains("class 4"));
+    // Weights alone, without the recipe that says which data: files and samples serve.
+    std::fs::remove_file(weights.join("recipe.toml")).unwrap();
+    ok(&[&args[..], &["--class", "0"]].concat());
+    let lost = error(&["doctor", str_of(&weights)]);
+    assert!(lost.contains("--samples") && lost.contains("--recipe"), "{lost}");
+    ok(&["doctor", str_of(&weights), "--samples", "-n", "4", "--threads", "2"]);
+}
+
+/// An affine NICE of a second on two moons.
+fn moons(dir: &Path) -> PathBuf {
+    let sets = [
+        "model.hidden=[[8],[8]]",
+        "train.updates=20",
+        "train.validate_every=10",
+        "data.train=500",
+        "data.validation=50",
+        "data.test=200",
+        "eval.samples=50",
+    ];
+    train(dir, "moons", "moons", &sets)
+}
+
+#[test]
+fn each_command_draws_a_picture_and_writes_its_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let cases: [(&str, &[&str], &[&str]); 9] = [
+        ("interpolate", &["0", "3", "--frames", "3"], &["z", "linear", "spherical", "pixels"]),
+        (
+            "attribute",
+            &["--label", "smile", "--strengths=-1,1", "2", "5"],
+            &["direction", "z", "images", "strengths"],
+        ),
+        ("reconstruct", &["-n", "5"], &["images", "decoded", "error", "level_error"]),
+        ("temperature", &["-n", "3", "--temperatures", "0,0.5"], &["z", "images"]),
+        ("levels", &["4", "--draws", "1"], &["z", "images"]),
+        (
+            "inpaint",
+            &["1", "--steps", "3", "--draws", "2", "--missing", "centre"],
+            &["images", "known", "filled", "log_prob"],
+        ),
+        ("nearest", &["-n", "2", "-k", "3"], &["samples", "places", "distances", "test_distances"]),
+        ("ood", &["--against", "constant", "-n", "8"], &["bits_per_dim", "against_bits_per_dim"]),
+        ("layers", &["7"], &["states", "log_det", "bits_per_dim_if_ended"]),
+    ];
+    for (command, more, tensors) in cases {
+        let out = dir.path().join(format!("{command}.png"));
+        let args =
+            [&[command, str_of(&weights), "--out", str_of(&out), "--threads", "2", "--seed", "3"], more]
+                .concat();
+        let result = json(&[&args[..], &["--json"]].concat());
+        assert_eq!((&result["command"], &result["seed"]), (&command.into(), &3.into()));
+        assert_eq!(result["file"], str_of(&out));
+        let picture = image::open(&out).unwrap_or_else(|e| panic!("{command}: {e}"));
+        assert!(picture.width() > 100 && picture.height() > 100, "{command}");
+        let numbers = PathBuf::from(result["numbers"].as_str().unwrap());
+        let bytes = std::fs::read(&numbers).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut names: Vec<&str> = file.names().into_iter().collect();
+        names.sort_unstable();
+        let mut want = tensors.to_vec();
+        want.sort_unstable();
+        assert_eq!(names, want, "{command}");
+        // The figures that were printed lie in the file, too.
+        let (_, meta) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let figures: Value = serde_json::from_str(&meta.metadata().as_ref().unwrap()["flow"]).unwrap();
+        assert!(figures.as_object().unwrap().iter().all(|(k, v)| &result[k] == v), "{command}: {figures}");
+        // The same seed gives the same bytes, and people are told where they are.
+        let said = ok(&args);
+        assert!(said.contains(str_of(&out)), "{said}");
+        assert_eq!(std::fs::read(&numbers).unwrap(), bytes, "{command}");
+    }
+}
+
+#[test]
+fn images_are_numbers_or_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let (a, b) = (dir.path().join("a.png"), dir.path().join("b.jpg"));
+    image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([x as u8 * 8, y as u8 * 8, 90])).save(&a).unwrap();
+    image::GrayImage::from_fn(32, 32, |x, _| image::Luma([x as u8 * 8])).save(&b).unwrap();
+    let out = dir.path().join("mix.png");
+    fn after<'a>(base: &[&'a str], images: &[&'a str]) -> Vec<&'a str> {
+        [base, images].concat()
+    }
+    let base = ["interpolate", str_of(&weights), "--out", str_of(&out), "--scale", "1"];
+    assert_eq!(
+        json(&[&after(&base, &[str_of(&a), str_of(&b)])[..], &["--json"]].concat())["images"][1],
+        "b.jpg"
+    );
+    json(&[&after(&base, &["3", str_of(&b), "--split", "train"])[..], &["--json"]].concat());
+
+    assert!(error(&after(&base, &["1"])).contains("two images, 1 were given"));
+    assert!(error(&after(&base, &["1", "2", "3"])).contains("two images"));
+    let beyond = error(&after(&base, &["0", "12"]));
+    assert!(beyond.contains("no image 12") && beyond.contains("0 to 11"), "{beyond}");
+    let missing = error(&after(&base, &["0", "nothing.png"]));
+    assert!(missing.contains("nothing.png") && missing.contains("number"), "{missing}");
+    image::GrayImage::new(20, 30).save(&a).unwrap();
+    let sized = error(&after(&base, &[str_of(&a), "0"]));
+    assert!(sized.contains("30 × 20") && sized.contains("resize"), "{sized}");
+    std::fs::write(&a, "no image").unwrap();
+    assert!(error(&after(&base, &[str_of(&a), "0"])).contains("a.png is no readable"));
+    assert!(error(&after(&base, &["0", "1", "--data-set", "nothing"])).contains("data.set"));
+    assert!(error(&["interpolate", str_of(&weights), "--out", "mix.jpg"]).contains(".png"));
+    assert!(error(&after(&base, &["0", "1", "--class", "1"])).contains("--class"));
+    assert!(error(&["layers", str_of(&weights), "0", "1", "--out", str_of(&out)]).contains("one image"));
+    let size = ["levels", str_of(&weights), "0", "--scale", "256", "--draws", "20", "--out", str_of(&out)];
+    assert!(error(&size).contains("--scale"));
+}
+
+#[test]
+fn labels_and_other_data_that_are_not_there_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let out = dir.path().join("x.png");
+    let run = |command: &str, more: &[&str]| {
+        error(&[&[command, str_of(&weights), "--out", str_of(&out)], more].concat())
+    };
+    let unknown = run("attribute", &["--label", "moustache"]);
+    assert!(unknown.contains("`moustache`") && unknown.contains("smile, glasses"), "{unknown}");
+    assert!(unknown.contains("red hair"), "classes are labels, too: {unknown}");
+    assert!(run("attribute", &["--label", "hair=9"]).contains("0 have `hair=9`"));
+    assert!(run("attribute", &["--label", "hair=x"]).contains("--label hair=x"));
+    assert!(run("attribute", &["--label", "smile", "--fit", "0"]).contains("--fit"));
+    assert!(run("ood", &["--against", "nothing"]).contains("nothing"));
+    assert!(run("ood", &["--against", "noise", "-n", "0"]).contains("-n 0"));
+    assert!(run("temperature", &["--temperatures=-1"]).contains("-1"));
+    assert!(run("temperature", &["-n", "0"]).contains("-n 0"));
+    assert!(run("levels", &["--temperature", "-1"]).contains("--temperature"));
+    assert!(!out.exists());
+    // A class by its name, one level of several, and a label's own kind of model.
+    for label in ["red hair", "hair=2"] {
+        let args = [
+            "attribute",
+            str_of(&weights),
+            "--label",
+            label,
+            "--strengths",
+            "0",
+            "--out",
+            str_of(&out),
+            "--json",
+        ];
+        let result = json(&args);
+        assert!(result["with"].as_u64().unwrap() + result["without"].as_u64().unwrap() == 60, "{result}");
+    }
+}
+
+#[test]
+fn the_plane_has_a_density_and_no_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plane, images) = (moons(dir.path()), faces(dir.path()));
+    let out = dir.path().join("density.png");
+    let result = json(&["density", str_of(&plane), "--out", str_of(&out), "--json"]);
+    assert!(result["kl"].as_f64().unwrap() > 0. && result["points"] == 200, "{result}");
+    assert!(out.exists() && dir.path().join("density.safetensors").exists());
+    let refused = error(&["interpolate", str_of(&plane), "--out", str_of(&out)]);
+    assert!(refused.contains("takes vectors") && refused.contains("flow density"), "{refused}");
+    let refused = error(&["density", str_of(&images), "--out", str_of(&out)]);
+    assert!(refused.contains("two dimensions"), "{refused}");
+    assert!(ok(&["doctor", str_of(&plane)]).contains("verdict: "));
+}
+
+#[test]
+fn the_doctor_fails_only_for_what_is_broken() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let report = json(&["doctor", str_of(&weights), "--json"]);
+    assert_eq!(report["broken"].as_array().unwrap().len(), 0, "{report}");
+    assert!(report["reconstruction"]["max_error"].as_f64().unwrap() < 0.02, "{report}");
+    assert!(report["conditions"]["level0.step0.permutation"].as_f64().unwrap() < 10., "{report}");
+    for part in ["log_scales", "actnorms"] {
+        assert!(report[part]["level0.step0.actnorm"].is_object(), "{part}: {report}");
+    }
+    assert!(ok(&["doctor", str_of(&weights), "--samples", "-n", "4"]).contains("samples at temperature"));
+
+    // What changes one tensor, and what the doctor says of it.
+    let path = weights.join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let spoil = |name: &str, value: f32, at: usize| {
+        let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
+        let spoiled: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = tensors
+            .tensors()
+            .into_iter()
+            .map(|(n, t)| {
+                let mut data = t.data().to_vec();
+                if n == name {
+                    data[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes());
+                }
+                (n, t.dtype(), t.shape().to_vec(), data)
+            })
+            .collect();
+        let views = spoiled.iter().map(|(n, d, s, data)| {
+            (n.as_str(), safetensors::tensor::TensorView::new(*d, s.clone(), data).unwrap())
+        });
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    // A scale of exp(9): unusual, and everything works.
+    spoil("level0.step0.actnorm.logs", 3., 0);
+    let report = json(&["doctor", str_of(&weights), "--json"]);
+    let looks: Vec<&str> = report["look"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(looks.iter().any(|l| l.contains("`level0.step0.actnorm` has log-scales")), "{looks:?}");
+    assert!(
+        looks.iter().any(|l| l.contains("bits/dim")),
+        "an image costs more than uniform noise: {looks:?}"
+    );
+    assert_eq!(report["verdict"], "usable, with something to look at");
+    // A scale of exp(120) overflows.
+    spoil("level0.step0.actnorm.logs", 40., 0);
+    let output = flow(&["doctor", str_of(&weights), "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+    assert_eq!(report["verdict"], "broken", "the report is printed all the same");
+    let said = error(&["doctor", str_of(&weights)]);
+    assert!(said.contains("are broken") && said.contains("level0.step0.actnorm"), "{said}");
+    // A NaN is refused by the loader itself, which names the tensor.
+    spoil("level0.step0.actnorm.logs", f32::NAN, 1);
+    let said = error(&["doctor", str_of(&weights)]);
+    assert!(said.contains("level0.step0.actnorm.logs") && said.contains("NaN"), "{said}");
+    std::fs::write(&path, whole).unwrap();
+}

@@ -1,0 +1,528 @@
+//! What exact latents are for: walks between examples, attributes, single levels, missing pixels, and a look inside.
+//!
+//! Tensors in, tensors out. An example x has one latent z = f(x) and z one example, so whatever is done to z is undone by
+//! nothing but [`Flow::decode`]: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
+//! them; randomness is an argument.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use flows::models::GlowConfig;
+//! use flows::{Model, ModelConfig, latents};
+//!
+//! # let config = GlowConfig { shape: [3, 8, 8], levels: 2, depth: 1, width: 8, ..GlowConfig::cifar_paper() };
+//! # let model = Model::new(ModelConfig::Glow(config), 0, DType::F64, &Device::Cpu)?;
+//! let images = model.sample(4, 0.7, 0, None)?;
+//! let z = model.encode(&images, None)?;
+//! // From the first image to the second, on an arc.
+//! let frames = model.decode(&latents::slerp(&z.get(0)?, &z.get(1)?, &[0., 0.25, 0.5, 0.75, 1.])?, None)?;
+//! assert_eq!(frames.dims(), [5, 3, 8, 8]);
+//! // The same images with other fine details.
+//! let fresh = latents::prior(&model, 4, 1)?;
+//! let varied = model.decode(&latents::swap_levels(&model, &z, &fresh, &[0])?, None)?;
+//! assert_eq!(varied.dims(), images.dims());
+//! // Each layer's share of log p.
+//! for step in latents::trace(&model, &images, None)? {
+//!     println!("{:24} {:?}", step.path, step.log_det.to_vec1::<f64>()?);
+//! }
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+use crate::bijection::{Ctx, join as join_path};
+use crate::flow::Flow;
+use crate::models::Model;
+use crate::ops::squeeze::unsqueeze;
+use crate::params::rng_for;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// Points on the line between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
+///
+/// ```text
+/// z_t = (1 - t) a + t b
+/// ```
+///
+/// In many dimensions the middle of two independent Gaussian latents is shorter than either, by sqrt(2): it lies where the
+/// model puts higher density and less mass, as samples at temperature .7 do. [`slerp`] keeps the length.
+///
+/// # Errors
+/// When the shapes differ or there is no t.
+pub fn lerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
+    walk(a, b, t, |t| Ok((1. - t, t)))
+}
+
+/// Points on the arc between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
+///
+/// ```text
+/// z_t = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b,     cos(w) = a . b / (|a| |b|)
+/// ```
+///
+/// (Shoemake 1985; for latents White 2016, arXiv 1609.04468.) The length goes from |a| to |b| without the dip of [`lerp`].
+/// Where a and b are parallel the arc is the line.
+///
+/// # Errors
+/// As [`lerp`]; and where a and b point in opposite directions, since no arc between them is shorter than another.
+pub fn slerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
+    let dot = |x: &Tensor, y: &Tensor| -> Result<f64> {
+        (x.to_dtype(DType::F64)? * y.to_dtype(DType::F64)?)?.sum_all()?.to_scalar()
+    };
+    same_shape(a, b)?;
+    let lengths = (dot(a, a)? * dot(b, b)?).sqrt();
+    let cos = if lengths > 0. { (dot(a, b)? / lengths).clamp(-1., 1.) } else { 1. };
+    let (w, sin) = (cos.acos(), (1. - cos * cos).sqrt());
+    if sin < 1e-6 && cos < 0. {
+        bail!("two latents in opposite directions have no arc between them: use the straight line");
+    }
+    walk(a, b, t, |t| {
+        Ok(if sin < 1e-6 { (1. - t, t) } else { (((1. - t) * w).sin() / sin, (t * w).sin() / sin) })
+    })
+}
+
+fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.shape() != b.shape() {
+        bail!(
+            "only tensors of equal shape have points between them, got {:?} and {:?}",
+            a.shape(),
+            b.shape()
+        );
+    }
+    Ok(())
+}
+
+fn walk(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f64, f64)>) -> Result<Tensor> {
+    same_shape(a, b)?;
+    if t.is_empty() {
+        bail!("a walk needs at least one t");
+    }
+    let points = t.iter().map(|&t| {
+        let (u, v) = weights(t)?;
+        (a * u)? + (b * v)?
+    });
+    Tensor::stack(&points.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// The direction of an attribute, (D,), from latents with it (N, D) and without it (M, D):
+///
+/// ```text
+/// v = mean(with) - mean(without)
+/// ```
+///
+/// (Glow, section 6.) It is all that changes on average, so what goes together in the data goes together in v.
+///
+/// # Errors
+/// When there is no latent on one side, or their dimensions differ.
+pub fn attribute(with: &Tensor, without: &Tensor) -> Result<Tensor> {
+    let ((n, d), (m, e)) = (with.dims2()?, without.dims2()?);
+    if d != e {
+        bail!("latents with the attribute have {d} dimensions, those without have {e}");
+    }
+    if n == 0 || m == 0 {
+        bail!("an attribute's direction needs latents with it and without it, got {n} and {m}");
+    }
+    with.mean(0)? - without.mean(0)?
+}
+
+/// Latents (B, D) moved along a direction (D,) by each strength, example after example: (B S, D),
+///
+/// ```text
+/// z_{b S + s} = z_b + strength_s v
+/// ```
+///
+/// # Errors
+/// When the dimensions differ or there is no strength.
+pub fn apply(z: &Tensor, direction: &Tensor, strengths: &[f64]) -> Result<Tensor> {
+    let ((b, d), v) = (z.dims2()?, direction.dims1()?);
+    if d != v || strengths.is_empty() {
+        bail!("latents of {d} dimensions, a direction of {v} and {} strengths", strengths.len());
+    }
+    let s = Tensor::new(strengths, z.device())?.to_dtype(z.dtype())?.reshape((1, strengths.len(), 1))?;
+    let moves = s.broadcast_mul(&direction.reshape((1, 1, d))?)?;
+    z.unsqueeze(1)?.broadcast_add(&moves)?.reshape((b * strengths.len(), d))
+}
+
+/// `n` latents of the prior, (n, D), as [`Flow::sample`] draws them: z ~ p_Z, not yet scaled by a temperature.
+pub fn prior(model: &Model, n: usize, seed: u64) -> Result<Tensor> {
+    let z = model.prior().draw(n * model.dims(), &mut rng_for(seed, "sample"));
+    let params = model.params();
+    Tensor::from_vec(z, (n, model.dims()), &Device::Cpu)?.to_dtype(params.dtype())?.to_device(params.device())
+}
+
+/// The inverse of [`Model::levels`]: each level's (B, C, H, W) put together to z (B, D).
+///
+/// # Errors
+/// When there is no level, or their batches differ.
+pub fn join(levels: &[Tensor]) -> Result<Tensor> {
+    if levels.is_empty() {
+        bail!("a latent has at least one level");
+    }
+    let flat = levels.iter().map(|l| l.flatten_from(1)).collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&flat, 1)
+}
+
+/// z with some of its levels taken from `other`, both (B, D):
+///
+/// ```text
+/// z'_l = other_l for l in `taken`, z_l for all others
+/// ```
+///
+/// With `other` from [`prior`] it resamples those levels: what is left of the image is what the kept levels hold. Levels
+/// are counted from 0, the first that is factored out and so the finest.
+///
+/// # Errors
+/// When a level is not the model's, or the shapes differ.
+pub fn swap_levels(model: &Model, z: &Tensor, other: &Tensor, taken: &[usize]) -> Result<Tensor> {
+    same_shape(z, other)?;
+    let (mut levels, others) = (model.levels(z)?, model.levels(other)?);
+    for &l in taken {
+        let Some(level) = levels.get_mut(l) else {
+            bail!("there is no level {l}: this model has levels 0 to {}", others.len() - 1);
+        };
+        *level = others[l].clone();
+    }
+    join(&levels)
+}
+
+/// What [`reconstruct`] measures.
+pub struct Reconstruction {
+    /// f^-1(f(x)), of x's shape.
+    pub x: Tensor,
+    /// max |f^-1(f(x)) - x| of each example, (B,), in the units of x.
+    pub error: Tensor,
+    /// max |f(f^-1(z)) - z| of each example and level, (B, L).
+    pub level_error: Tensor,
+}
+
+/// How exact the inverse is, both ways round:
+///
+/// ```text
+/// max |f^-1(f(x)) - x| by example,     max |f(f^-1(z)) - z| by example and level
+/// ```
+///
+/// Both are zero but for rounding; what is not is a layer that is badly conditioned.
+pub fn reconstruct(model: &Model, x: &Tensor, cond: Option<&Tensor>) -> Result<Reconstruction> {
+    let z = model.encode(x, cond)?;
+    let back = model.decode(&z, cond)?;
+    let worst = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.flatten_from(1)?.max(1);
+    let error = worst(&back, x)?;
+    let again = model.encode(&back, cond)?;
+    let pairs = model.levels(&z)?.into_iter().zip(model.levels(&again)?);
+    let levels = pairs.map(|(a, b)| worst(&a, &b)).collect::<Result<Vec<_>>>()?;
+    Ok(Reconstruction { x: back, error, level_error: Tensor::stack(&levels, 1)? })
+}
+
+/// The `k` nearest of `candidates` (N, ..) to each of `queries` (B, ..), nearest first: their places (B, k) in u32, and
+/// distances (B, k),
+///
+/// ```text
+/// d(q, c) = sqrt(mean((q - c)^2))
+/// ```
+///
+/// the root-mean-square difference of a value: in grey levels for images. Differences are taken before they are squared, so
+/// that a copy is at distance 0 exactly. Of equal distances the first place wins.
+///
+/// # Errors
+/// When the examples' shapes differ, there is none, or k is not 1 to N.
+pub fn nearest(queries: &Tensor, candidates: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let (b, n) = (queries.dim(0)?, candidates.dim(0)?);
+    if queries.dims()[1..] != candidates.dims()[1..] {
+        bail!("examples of shape {:?} and {:?} have no distance", queries.shape(), candidates.shape());
+    }
+    if b == 0 || k == 0 || k > n {
+        bail!("{k} nearest of {n} examples to {b}: give at least one of each, and no more than there are");
+    }
+    // A block at a time: all differences at once would be as large as the whole set.
+    const BLOCK: usize = 512;
+    let (queries, candidates) = (queries.flatten_from(1)?, candidates.flatten_from(1)?);
+    let d = queries.dim(1)? as f64;
+    let mut squares: Vec<Vec<f64>> = vec![Vec::with_capacity(n); b];
+    for first in (0..n).step_by(BLOCK) {
+        let block = candidates.narrow(0, first, BLOCK.min(n - first))?;
+        for (i, all) in squares.iter_mut().enumerate() {
+            let q = queries.narrow(0, i, 1)?;
+            let s = block.broadcast_sub(&q)?.sqr()?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            all.extend(s);
+        }
+    }
+    let (mut places, mut distances) = (Vec::with_capacity(b * k), Vec::with_capacity(b * k));
+    for all in squares {
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| all[i].total_cmp(&all[j]));
+        for &i in &order[..k] {
+            places.push(i as u32);
+            distances.push((all[i] / d).sqrt());
+        }
+    }
+    let distances = Tensor::from_vec(distances, (b, k), &Device::Cpu)?.to_dtype(queries.dtype())?;
+    Ok((Tensor::from_vec(places, (b, k), queries.device())?, distances.to_device(queries.device())?))
+}
+
+/// How [`inpaint`] climbs.
+#[derive(Clone, Copy, Debug)]
+pub struct Inpainting {
+    /// Gradients of log p that are taken.
+    pub steps: usize,
+    /// Values lie in [low, high): for images [0, 2^bits).
+    pub range: (f64, f64),
+    /// The size of the first step, as a share of the range.
+    pub first: f64,
+    /// The size of the last step, as a share of the range.
+    pub last: f64,
+}
+
+impl Inpainting {
+    /// `steps` steps from a 64th of the range, four grey levels, down to a thousandth of it.
+    pub fn new(steps: usize, range: (f64, f64)) -> Self {
+        Self { steps, range, first: 1. / 64., last: 1e-3 }
+    }
+}
+
+/// Fills in what is missing of x (B, ..) by climbing log p from `start`, the known values fixed:
+///
+/// ```text
+/// x_0     = known x + (1 - known) start
+/// x_i+1   = clamp(x_i + a_i m_i / sqrt(v_i)) where missing,     g_i = d log p(x_i) / dx
+/// m_i, v_i  = moving averages of g_i and g_i^2, without their bias towards zero (Adam, arXiv 1412.6980)
+/// ```
+///
+/// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
+/// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from
+/// `first` to `last`. And what is far from all data, such as the paper's noise, is where a flow's log p leads nowhere: so the
+/// climb starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
+/// each start, smoother than data are, since it is a peak of the density and no draw from p(missing | known).
+///
+/// `known` is 1 where a value is kept and 0 where it is missing, of a shape that broadcasts to x; `start` has x's shape.
+/// Gives the filled examples, of x's shape, and log p (steps + 1, B) on the way.
+///
+/// # Errors
+/// When nothing is missing, the range is empty, or a gradient is not finite.
+pub fn inpaint(
+    flow: &Flow,
+    x: &Tensor,
+    known: &Tensor,
+    start: &Tensor,
+    cond: Option<&Tensor>,
+    o: &Inpainting,
+) -> Result<(Tensor, Tensor)> {
+    const DECAYS: [f64; 2] = [0.8, 0.9];
+    let (low, high) = o.range;
+    let ordered = low < high && o.first > 0. && o.last > 0. && o.first.is_finite() && o.last.is_finite();
+    if !ordered || o.steps == 0 {
+        bail!("inpainting needs at least one step, steps above 0 and a range, got {o:?}");
+    }
+    same_shape(x, start)?;
+    let known = known.broadcast_as(x.shape())?.to_dtype(x.dtype())?.contiguous()?;
+    let missing = (1. - &known)?;
+    let counts = missing.flatten_from(1)?.sum(1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    if counts.contains(&0.) {
+        bail!("nothing is missing: there is nothing to fill in");
+    }
+    // The end of the range is not in it.
+    let top = high - (high - low) * 1e-6;
+    let given = (x * &known)?;
+    let mut at = (&given + (start.clamp(low, top)? * &missing)?)?;
+    let (mut m, mut v) = (at.zeros_like()?, at.zeros_like()?);
+    let mut climbed = Vec::with_capacity(o.steps + 1);
+    for i in 0..o.steps {
+        let (log_p, g) = flow.score(&at, cond)?;
+        if !crate::params::is_finite(&g)? {
+            bail!("the gradient of log p is not finite at step {i} of inpainting");
+        }
+        climbed.push(log_p);
+        let g = (g * &missing)?;
+        let [b1, b2] = DECAYS;
+        m = ((m * b1)? + (&g * (1. - b1))?)?;
+        v = ((v * b2)? + (g.sqr()? * (1. - b2))?)?;
+        let n = i as i32 + 1;
+        let size = ((&v / (1. - b2.powi(n)))?.sqrt()? + f64::from(f32::MIN_POSITIVE))?;
+        let direction = ((&m / (1. - b1.powi(n)))? / size)?;
+        let share = i as f64 / (o.steps.max(2) - 1) as f64;
+        let step = (high - low) * o.first * (o.last / o.first).powf(share);
+        let moved = (&at + (direction * step)?)?;
+        at = (&given + (moved.clamp(low, top)? * &missing)?)?;
+    }
+    climbed.push(flow.log_prob(&at, cond)?);
+    Ok((at, Tensor::stack(&climbed, 0)?))
+}
+
+/// What a layer does, as its [`crate::Bijection::inside`] tells.
+#[derive(Clone, Debug)]
+pub enum Inside {
+    /// A map without parameters that scale or mix: squeeze, permutation, preprocessing, an additive coupling.
+    Fixed,
+    /// Scales each channel by a parameter (actnorm, NICE's diagonal): log-scales (C,).
+    Channels(Tensor),
+    /// Normalises each channel by running statistics (batch norm): log-scales (C,).
+    Statistics(Tensor),
+    /// Scales elements by factors of each example's own (affine couplings, learned priors): log-scales (B, ..) of what is
+    /// changed.
+    Elements(Tensor),
+    /// Mixes channels (1x1 convolution): its matrix W (C, C).
+    Matrix(Tensor),
+}
+
+/// One layer's step of a [`trace`].
+pub struct Step {
+    /// Where the layer is: `level0.step3.coupling`.
+    pub path: String,
+    /// What it made of its input, (B, D) or (B, C, H, W).
+    pub output: Tensor,
+    /// What was factored out before it, level by level, each (B, C, H, W).
+    pub done: Vec<Tensor>,
+    /// log |det| of this layer, (B,).
+    pub log_det: Tensor,
+    /// What it is inside.
+    pub inside: Inside,
+}
+
+impl Step {
+    /// The whole state after this layer in the order of an image: `output` and all of `done`, every squeeze undone and
+    /// every split joined again, nothing else; (B, C, H, W) of the given `[C, H, W]`, (B, D) for vectors.
+    ///
+    /// A flow keeps the number of dimensions, so each of its states is a picture of the input's size.
+    ///
+    /// # Errors
+    /// When the state cannot have come from an example of this shape.
+    pub fn layout(&self, shape: &[usize]) -> Result<Tensor> {
+        let b = self.output.dim(0)?;
+        let whole = |t: &Tensor| {
+            let mut all = vec![b];
+            all.extend(shape);
+            t.reshape(all)
+        };
+        if self.output.rank() != 4 {
+            return whole(&self.output);
+        }
+        let mut done: Vec<&Tensor> = self.done.iter().collect();
+        let mut h = self.output.clone();
+        loop {
+            match done.last() {
+                Some(part) if part.dims()[2..] == h.dims()[2..] => {
+                    h = Tensor::cat(&[&h, done.pop().expect("the last is there")], 1)?;
+                }
+                None if h.dims()[1..] == *shape => return Ok(h),
+                _ if h.dim(1)?.is_multiple_of(4) => h = unsqueeze(&h)?,
+                _ => bail!("a state of shape {:?} is no rearranged {shape:?}", self.output.shape()),
+            }
+        }
+    }
+}
+
+/// The steps of a pass, layer by layer; [`trace`] makes one.
+#[derive(Default)]
+pub struct Trace {
+    path: String,
+    done: Vec<Tensor>,
+    steps: Vec<Step>,
+}
+
+impl Trace {
+    /// Records a layer's step.
+    pub(crate) fn push(&mut self, output: &Tensor, log_det: Tensor, inside: Inside) {
+        let (path, done) = (self.path.clone(), self.done.clone());
+        self.steps.push(Step { path, output: output.clone(), done, log_det, inside });
+    }
+
+    /// Records that a level's part is done.
+    pub(crate) fn factor_out(&mut self, part: Tensor) {
+        self.done.push(part);
+    }
+
+    /// Runs `f` with `name` appended to the path.
+    pub(crate) fn within<R>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = self.path.clone();
+        self.path = join_path(&outer, name);
+        let r = f(self);
+        self.path = outer;
+        r
+    }
+}
+
+/// What becomes of x through the chain: every layer's output, log-det and inside, in order.
+///
+/// ```text
+/// h_0 = x,   h_i = f_i(h_i-1),     log p(x) = log p_Z(h_n) + sum_i log |det df_i|
+/// ```
+///
+/// # Errors
+/// When x has another shape than the flow takes.
+pub fn trace(flow: &Flow, x: &Tensor, cond: Option<&Tensor>) -> Result<Vec<Step>> {
+    flow.check(x)?;
+    let mut trace = Trace::default();
+    flow.bijection().trace(x, Ctx::eval().with_cond(cond), &mut trace)?;
+    Ok(trace.steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::normal;
+
+    fn rows(t: &Tensor) -> Vec<Vec<f64>> {
+        t.to_vec2().unwrap()
+    }
+
+    #[test]
+    fn walks_begin_and_end_where_they_should() -> Result<()> {
+        let (a, b) = (Tensor::new(&[3f64, 0.], &Device::Cpu)?, Tensor::new(&[0., 4f64], &Device::Cpu)?);
+        let t = [0., 0.5, 1.];
+        assert_eq!(rows(&lerp(&a, &b, &t)?), [[3., 0.], [1.5, 2.], [0., 4.]]);
+        let half = std::f64::consts::FRAC_1_SQRT_2;
+        for (got, want) in rows(&slerp(&a, &b, &t)?).iter().zip([[3., 0.], [3. * half, 4. * half], [0., 4.]])
+        {
+            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12), "{got:?}");
+        }
+        // Parallel ones have the line between them, opposite ones nothing, and a zero is no direction.
+        assert_eq!(rows(&slerp(&a, &(&a * 3.)?, &[0.5])?), [[6., 0.]]);
+        assert_eq!(rows(&slerp(&(&a * 0.)?, &a, &[0.5])?), [[1.5, 0.]]);
+        assert!(slerp(&a, &a.neg()?, &t).unwrap_err().to_string().contains("opposite"));
+        assert!(
+            lerp(&a, &normal(&[3], 0, &Device::Cpu)?, &t).unwrap_err().to_string().contains("equal shape")
+        );
+        assert!(lerp(&a, &b, &[]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_arc_keeps_the_length_and_the_line_does_not() -> Result<()> {
+        let z = normal(&[2, 2000], 5, &Device::Cpu)?;
+        let (a, b) = (z.get(0)?, z.get(1)?);
+        let length = |t: Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+        let (line, arc) = (length(lerp(&a, &b, &[0.5])?)?, length(slerp(&a, &b, &[0.5])?)?);
+        let end = length(a)?;
+        assert!(
+            (arc / end - 1.).abs() < 0.05 && (line / end * 2f64.sqrt() - 1.).abs() < 0.05,
+            "{line} {arc} {end}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn an_attribute_is_a_difference_of_means() -> Result<()> {
+        let with = Tensor::new(&[[1f64, 4.], [3., 4.]], &Device::Cpu)?;
+        let without = Tensor::new(&[[1f64, 1.]], &Device::Cpu)?;
+        let v = attribute(&with, &without)?;
+        assert_eq!(v.to_vec1::<f64>()?, [1., 3.]);
+        let moved = apply(&with, &v, &[-1., 0., 2.])?;
+        assert_eq!(rows(&moved), [[0., 1.], [1., 4.], [3., 10.], [2., 1.], [3., 4.], [5., 10.]]);
+        assert!(apply(&with, &v, &[]).is_err());
+        let none = with.narrow(0, 0, 0)?;
+        assert!(attribute(&with, &none).unwrap_err().to_string().contains("2 and 0"));
+        assert!(attribute(&with, &normal(&[2, 3], 0, &Device::Cpu)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_nearest_are_found_across_blocks() -> Result<()> {
+        let all = normal(&[1100, 6], 2, &Device::Cpu)?;
+        let queries = Tensor::cat(&[all.narrow(0, 700, 1)?, (all.narrow(0, 3, 1)? + 0.01)?], 0)?;
+        let (places, distances) = nearest(&queries, &all, 3)?;
+        let (places, distances) = (places.to_vec2::<u32>()?, rows(&distances));
+        assert_eq!((places[0][0], distances[0][0]), (700, 0.));
+        assert_eq!(places[1][0], 3);
+        assert!((distances[1][0] - 0.01).abs() < 1e-12);
+        assert!(distances.iter().all(|d| d[0] <= d[1] && d[1] <= d[2]));
+        for k in [0, 1101] {
+            assert!(nearest(&queries, &all, k).is_err());
+        }
+        assert!(nearest(&queries.narrow(1, 0, 5)?, &all, 1).is_err());
+        Ok(())
+    }
+}
