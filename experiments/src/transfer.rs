@@ -107,6 +107,11 @@ impl FromStr for Weights {
 }
 
 impl Weights {
+    /// Whether they are a model of the hub.
+    pub fn is_of_the_hub(&self) -> bool {
+        self.address.is_some()
+    }
+
     /// The folder they are in and, for those of the hub, which are fetched from there, the commit.
     ///
     /// # Errors

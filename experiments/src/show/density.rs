@@ -43,7 +43,7 @@ pub fn density(args: &DensityArgs) -> Result<End> {
         bail!(
             "the model of {} takes examples of shape {:?}, and `flow density` draws densities of the plane: choose a model of \
              two dimensions, such as `flow reproduce moons` trains",
-            args.base.weights.display(),
+            args.base.weights,
             s.model.config().shape()
         );
     }

@@ -114,7 +114,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<End> {
         bail!(
             "the weights of {} are broken: {first}{more}; take an earlier checkpoint, or train again with a lower `train.lr` or \
              `train.clip_norm`",
-            args.base.weights.display()
+            args.base.weights
         );
     }
     Ok(End::Done)
@@ -125,7 +125,7 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
     let model = &s.model;
     let mut found = Findings::default();
     let mut report = json!({
-        "command": "doctor", "weights": s.base.weights.display().to_string(), "on": on, "examples": x.dim(0)?,
+        "command": "doctor", "weights": s.base.weights.to_string(), "on": on, "examples": x.dim(0)?,
         "parameters": model.params().count(),
     });
     if let Some(name) = model.params().find_non_finite()? {

@@ -26,6 +26,7 @@ use crate::cli::{Compute, DataArgs, End, Part};
 use crate::data::{self, Dataset, Split, Values};
 use crate::limits::{self, Use};
 use crate::recipe::{Recipe, Resolved};
+use crate::transfer::{WEIGHTS, Weights};
 use crate::{output, run};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -44,8 +45,9 @@ const BATCH: usize = 100;
 /// What all of these commands take.
 #[derive(Args)]
 pub struct Base {
-    /// A folder with config.json and model.safetensors: a run or a model of weights/.
-    weights: PathBuf,
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
     /// The class, for a class-conditional model (default: the images' own, or all in turn).
     #[arg(long)]
     class: Option<u32>,
@@ -142,6 +144,8 @@ struct Session<'a> {
     base: &'a Base,
     command: &'static str,
     model: Model,
+    /// Where the weights are, those of the hub in its cache.
+    folder: PathBuf,
     device: Device,
     out: PathBuf,
 }
@@ -156,12 +160,13 @@ impl<'a> Session<'a> {
 
     fn load(base: &'a Base, out: PathBuf, command: &'static str) -> Result<Self> {
         let device = base.compute.open()?;
-        let model = run::load_model(&base.weights, &device)?;
+        let (folder, _) = base.weights.locate()?;
+        let model = run::load_model(&folder, &device)?;
         ensure!(
             base.class.is_none() || model.config().classes().is_some(),
             "this model has no classes: leave out --class"
         );
-        Ok(Self { base, command, model, device, out })
+        Ok(Self { base, command, model, folder, device, out })
     }
 
     /// The shape of the model's images.
@@ -171,7 +176,7 @@ impl<'a> Session<'a> {
             ref shape => bail!(
                 "the model of {} takes vectors of shape {shape:?}, and `flow {}` draws images: choose a model of grey or \
                  RGB images{}",
-                self.base.weights.display(),
+                self.base.weights,
                 self.command,
                 if shape[..] == [2] { ", or draw this one with `flow density`" } else { "" }
             ),
@@ -183,7 +188,7 @@ impl<'a> Session<'a> {
         let sets: Vec<String> = set.iter().map(|name| format!("data.set={name}")).collect();
         let mut recipe = match &source.recipe {
             Some(name) => Resolved::load(name, &sets)?.recipe,
-            None => run::own_recipe(&self.base.weights, &sets)?,
+            None => run::own_recipe(&self.folder, &sets)?,
         };
         recipe.model = self.model.config().clone();
         limits::recipe(&recipe, Use::Evaluation, self.device.is_cpu())?;
@@ -267,7 +272,7 @@ impl<'a> Session<'a> {
             split.shape == self.model.config().shape(),
             "`{name}` has examples of shape {:?}, the model of {} takes {:?}: choose other data with --data-set or --recipe",
             split.shape,
-            self.base.weights.display(),
+            self.base.weights,
             self.model.config().shape()
         );
         Ok(())
@@ -312,7 +317,7 @@ impl<'a> Session<'a> {
         ensure!(
             flows::params::is_finite(&x)?,
             "{what} are not finite: the inverse of {} overflows, look at it with `flow doctor`",
-            self.base.weights.display()
+            self.base.weights
         );
         Ok(x)
     }
@@ -332,15 +337,18 @@ impl<'a> Session<'a> {
 
     /// A title that says which model.
     fn title(&self, what: &str) -> String {
-        let weights = self.base.weights.canonicalize().unwrap_or_else(|_| self.base.weights.clone());
-        format!("{what}: {}", data::file_name(&weights))
+        let name = match self.base.weights.is_of_the_hub() {
+            true => self.base.weights.to_string(),
+            false => data::file_name(&self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone())),
+        };
+        format!("{what}: {name}")
     }
 
     /// Writes the numbers beside the picture, then prints: `lines` for people, or one object.
     fn finish(&self, figures: Value, tensors: Vec<(&str, Tensor)>, lines: &[String]) -> Result<End> {
         let mut object = Map::from_iter([
             ("command".to_owned(), Value::from(self.command)),
-            ("weights".to_owned(), self.base.weights.display().to_string().into()),
+            ("weights".to_owned(), self.base.weights.to_string().into()),
             ("seed".to_owned(), self.base.seed.into()),
         ]);
         if let Value::Object(figures) = figures {

@@ -255,6 +255,12 @@ fn a_published_model_of_megabytes_gives_the_same_bits() {
     let (there, here) = (user.bits("hf:user/faces@v1.0", &few), user.bits(faces, &few));
     println!("hf:user/faces@v1.0 {there}, weights/faces-glow-small {here}");
     assert_eq!(there, here);
+    // Other commands take the hub's weights, too.
+    let dir = tempfile::tempdir().unwrap();
+    user.ok(&["export", "hf:user/faces@v1.0", "--out", path(&dir.path().join("copy"))]);
+    let picture = dir.path().join("warm.png");
+    user.ok(&["temperature", "hf:user/faces@v1.0", "--out", path(&picture)]);
+    assert!(picture.is_file());
 }
 
 #[test]
