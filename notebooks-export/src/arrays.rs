@@ -138,7 +138,7 @@ impl Source<'_> {
     }
 
     fn temperatures(&self, all: &mut Arrays) -> Result<()> {
-        let n = 8;
+        let n = 6;
         let (z, labels) = (self.prior(n, "temperatures")?, self.labels(n)?);
         let (mut images, mut bits) = (vec![], vec![]);
         for t in TEMPERATURES {

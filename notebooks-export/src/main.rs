@@ -58,6 +58,14 @@ fn main() -> ExitCode {
         // SAFETY: no other thread exists yet. candle's own pool would take the cores from the one that computes; see `flows`.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
+    // The hub's storage client tries dead storage for minutes otherwise; it takes these settings from the environment only.
+    for (name, value) in [("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"), ("HF_XET_CLIENT_CONNECT_TIMEOUT", "10s")]
+    {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: as above.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
     match export(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -74,7 +82,7 @@ fn export(cli: &Cli) -> Result<()> {
     let out = &cli.out;
     let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
     ensure!(free, "--out {}: there are files already, name a new folder", out.display());
-    let (run, name) = locate(&cli.run)?;
+    let (run, name, origin) = locate(&cli.run)?;
     let notebook = format!("{name}.ipynb");
 
     // Everything is made beside the folder and moved there: what fails leaves nothing half done.
@@ -87,7 +95,7 @@ fn export(cli: &Cli) -> Result<()> {
     std::fs::create_dir(&partial).with_context(|| {
         format!("--out {}: nothing can be written in {}", out.display(), parent.display())
     })?;
-    let done = fill(cli, &run, &name, &partial.join(&notebook)).and_then(|()| {
+    let done = fill(cli, &run, (&name, &origin), &partial.join(&notebook)).and_then(|()| {
         if out.exists() {
             std::fs::remove_dir(out)?;
         }
@@ -106,8 +114,8 @@ fn export(cli: &Cli) -> Result<()> {
     Ok(())
 }
 
-/// The folder of a run, and what it is called.
-fn locate(run: &str) -> Result<(PathBuf, String)> {
+/// The folder of a run, what it is called, and how the notebook says where it comes from.
+fn locate(run: &str) -> Result<(PathBuf, String, String)> {
     let Some(address) = run.strip_prefix("hf:") else {
         let folder = PathBuf::from(run);
         ensure!(
@@ -116,7 +124,8 @@ fn locate(run: &str) -> Result<(PathBuf, String)> {
         );
         let full = folder.canonicalize().with_context(|| format!("cannot open {run}"))?;
         let name = full.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
-        return Ok((folder, name));
+        let origin = format!("the folder `{name}`");
+        return Ok((folder, name, origin));
     };
     let (id, revision) = match address.split_once('@') {
         Some((id, revision)) => (id, Revision::new(revision)?),
@@ -125,11 +134,11 @@ fn locate(run: &str) -> Result<(PathBuf, String)> {
     let also: Vec<&str> = [SUMMARY, METRICS].into_iter().chain(OWN).collect();
     let snapshot = Hub::from_env()?.pull(&Repository::model(id)?, &revision, &also)?;
     let name = id.rsplit('/').next().unwrap_or(id).to_owned();
-    Ok((snapshot.folder, name))
+    Ok((snapshot.folder, name, format!("`{run}`, commit {}", snapshot.commit)))
 }
 
 /// Writes the notebook at `path` and everything beside it.
-fn fill(cli: &Cli, run: &Path, name: &str, path: &Path) -> Result<()> {
+fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Result<()> {
     let out = path.parent().context("a file has a folder")?;
     let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
@@ -170,10 +179,7 @@ fn fill(cli: &Cli, run: &Path, name: &str, path: &Path) -> Result<()> {
     let names: Vec<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
     let story = Story {
         name,
-        origin: &match cli.run.starts_with("hf:") {
-            true => format!("`{}`", cli.run),
-            false => format!("the folder `{name}`"),
-        },
+        origin,
         config: model.config(),
         parameters: model.params().count(),
         summary: summary.as_ref(),

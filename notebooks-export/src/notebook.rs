@@ -148,8 +148,8 @@ pub fn write(story: &Story) -> Result<String> {
     if story.metrics {
         let curve = own("curve.png");
         let text = format!(
-            "## Training\n\nBits/dim are -log2 p(x) / D: of the batches (pale) and of validation images (dark), beside \
-             what they can be compared with.{}",
+            "## Training\n\nBits/dim are -log2 p(x) / D, of the training batches and of validation images, beside what they can \
+             be compared with.{}",
             shown(&curve)
         );
         book.text("training", &text, &curve)?;

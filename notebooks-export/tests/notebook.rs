@@ -193,6 +193,46 @@ fn without_jupyter_the_notebook_stays() {
     assert!(!cells(&out.join("glow.ipynb")).is_empty());
 }
 
+/// A model of the hub is taken from the hub's cache, whose files are links to blobs named by their hash.
+#[cfg(unix)]
+#[test]
+fn a_model_of_the_hub_becomes_a_notebook() {
+    use sha2::{Digest, Sha256};
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    fs::copy(Path::new(FACES).join("metrics.jsonl"), run.join("metrics.jsonl")).unwrap();
+    let repository = dir.path().join("home/hub/models--user--photos");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repository.join("snapshots").join(commit);
+    for folder in [&repository.join("blobs"), &repository.join("refs"), &snapshot] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(repository.join("refs/main"), commit).unwrap();
+    for name in ["config.json", "model.safetensors", "metrics.jsonl"] {
+        let bytes = fs::read(run.join(name)).unwrap();
+        let hash = format!("{:x}", Sha256::digest(&bytes));
+        fs::write(repository.join("blobs").join(&hash), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(name)).unwrap();
+    }
+    let offline = |address: &str, out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+        command.arg(address).arg("--out").arg(dir.path().join(out)).args(["--samples", "4"]);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", dir.path().join("home")).env("HF_HUB_OFFLINE", "1");
+        command.output().unwrap()
+    };
+    let output = offline("hf:user/photos", "out");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let out = dir.path().join("out");
+    assert!(out.join("metrics.parquet").exists() && !out.join("model.safetensors").is_symlink());
+    let text = fs::read_to_string(out.join("photos.ipynb")).unwrap();
+    assert!(text.contains("`hf:user/photos`") && text.contains(commit));
+
+    let missing = offline("hf:user/others@v1", "none");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("user/others at v1 is not in the cache"));
+}
+
 /// Validates and executes notebooks; without PyTorch the cells that need it are left out.
 const SCRIPT: &str = "
 import importlib.util, sys, pathlib, nbformat

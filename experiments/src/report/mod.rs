@@ -230,7 +230,11 @@ fn ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
 /// A number as an axis says it.
 fn label(v: f64) -> String {
     match v.abs() {
-        a if a != 0. && !(1e-3..1e6).contains(&a) => format!("{v:e}"),
+        a if a != 0. && !(1e-3..1e6).contains(&a) => {
+            let text = format!("{v:.2e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+        }
         // Ticks are sums of a step: what rounding leaves behind the ninth digit is not theirs.
         _ => format!("{}", (v * 1e9).round() / 1e9),
     }
@@ -321,7 +325,8 @@ fn chart(
             push(
                 html,
                 format_args!(
-                    "<polyline class=\"series {}\" stroke-linecap=\"round\" points=\"{}\"/>\n",
+                    "<polyline class=\"series {}\" fill=\"none\" stroke=\"currentColor\" stroke-linecap=\"round\" \
+                     points=\"{}\"/>\n",
                     class(i),
                     points.join(" ")
                 ),
@@ -331,7 +336,7 @@ fn chart(
     push(
         html,
         format_args!(
-            "<line class=\"cursor\" x1=\"0\" x2=\"0\" y1=\"{top}\" y2=\"{bottom}\"/>\n</svg>\n<div class=\"tip\"></div>\n"
+            "<line class=\"cursor\" visibility=\"hidden\" x1=\"0\" x2=\"0\" y1=\"{top}\" y2=\"{bottom}\"/>\n</svg>\n<div class=\"tip\"></div>\n"
         ),
     );
     if series.len() > 1 {
@@ -438,7 +443,7 @@ fn settings(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
         "<h2>Settings</h2>\n<div class=\"scroll\"><table id=\"settings\">\n<tr><th>setting</th><th>value</th><th>source</th>\
          </tr>\n",
     );
-    for (key, value, source) in &own {
+    for (key, value, source) in own.iter().filter(|row| !matches!(row.0.as_str(), "name" | "about")) {
         let source = match known.as_ref().map(|known| known.get(key.as_str())) {
             None => source.clone(),
             Some(Some((same, source))) if same == value => (*source).to_owned(),
@@ -468,7 +473,7 @@ mod tests {
         assert_eq!(ticks(0., 2200., 8.), [0., 500., 1000., 1500., 2000.]);
         let between: Vec<String> = ticks(4.03, 4.71, 6.).into_iter().map(label).collect();
         assert_eq!(between, ["4.2", "4.4", "4.6"]);
-        assert_eq!(label(1e-4), "1e-4");
+        assert_eq!([label(1e-4), label(3. * 2e-4), label(-2.5e7)], ["1e-4", "6e-4", "-2.5e7"]);
     }
 
     #[test]

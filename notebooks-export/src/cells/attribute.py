@@ -1,5 +1,6 @@
 strengths, images = arrays["attribute_strengths"], arrays["attribute_images"]
-sheet(images, columns=[f"{s:+g}" if s else "0" for s in strengths], title="rows: a sample each; columns: strength of the attribute")
+columns = [f"{s:+g}" if s else "0" for s in strengths]
+sheet(images, columns=columns, title="rows: a sample each; columns: strength of the attribute")
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 axis.plot(strengths, images.mean((2, 3, 4)).T, ".-", color=DARK, alpha=0.7)

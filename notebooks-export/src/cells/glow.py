@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 config = json.loads(Path("config.json").read_text())["config"]
-index = Path("model.safetensors.index.json")
-names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-weights = {k: v.double() if v.is_floating_point() else v.long() for name in names for k, v in load_file(name).items()}
+tensors = {k: v for file in Path().glob("model*.safetensors") for k, v in load_file(file).items()}
+weights = {k: v.double() if v.is_floating_point() else v.long() for k, v in tensors.items()}
 
 
 def norm(x, path):  # actnorm, and the scale at the end of a zero convolution: (x + bias) exp(3 logs)
@@ -28,8 +27,7 @@ def mix(x, path):  # z = W x at every pixel
     if config["permutation"] in ("shuffle", "reverse"):
         return x[:, weights[f"{path}.index"]], 0
     if config["permutation"] == "plain":
-        w = weights[f"{path}.weight"]
-        log_det = torch.linalg.slogdet(w)[1]
+        log_det, w = torch.linalg.slogdet(weights[f"{path}.weight"])[1], weights[f"{path}.weight"]
     else:  # W = P L (U + diag(sign exp(log s))), L, U and log s in one matrix
         lu, sign, perm = (weights[f"{path}.{name}"] for name in ("lu", "sign", "perm"))
         w = ((lu.tril(-1) + torch.eye(len(lu))) @ (lu.triu(1) + torch.diag(sign * lu.diagonal().exp())))[perm]
@@ -38,34 +36,30 @@ def mix(x, path):  # z = W x at every pixel
 
 
 def coupling(x, net, log_scale):  # the first half stays, the second becomes (x + t) exp(s), s = 0 if additive
-    kept, moved = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+    kept, moved = x.tensor_split([x.shape[1] // 2], 1)
     t, *h = net(kept).split(moved.shape[1], 1)
     s = log_scale(h[0]) if h else torch.zeros_like(t)
     return torch.cat([kept, (moved + t) * s.exp()], 1), s.flatten(1).sum(1)
 
 
-def zero(path):  # a convolution that starts as zero
-    return lambda x: norm(conv(x, f"{path}.zero"), f"{path}.zero")[0]
-
-
-def network(path):
-    hidden = lambda x, i: F.relu(norm(conv(x, f"{path}.conv{i}"), f"{path}.norm{i}")[0])
-    return lambda x: zero(path)(hidden(hidden(x, 1), 2))
+def network(x, path, hidden=(1, 2)):  # its last convolution starts as zero
+    for i in hidden:
+        x = F.relu(norm(conv(x, f"{path}.conv{i}"), f"{path}.norm{i}")[0])
+    return norm(conv(x, f"{path}.zero"), f"{path}.zero")[0]
 
 
 def parts(i):  # the layers of a level, each x -> (z, log-det)
     for path in (f"level{i}.step{k}" for k in range(config["depth"])):
         yield lambda x: norm(x, f"{path}.actnorm")
         yield lambda x: mix(x, f"{path}.permutation")
-        yield lambda x: coupling(x, network(f"{path}.net"), lambda h: F.logsigmoid(h + 2))
+        yield lambda x: coupling(x, lambda h: network(h, f"{path}.net"), lambda h: F.logsigmoid(h + 2))
     if i + 1 < config["levels"] and config["learn_split"]:
-        yield lambda x: coupling(x, zero(f"level{i}.split"), lambda h: h)
+        yield lambda x: coupling(x, lambda h: network(h, f"level{i}.split", ()), lambda h: h)
 
 
 def log_prob(x, y=None):
-    n = 2.0 ** config["bits"]
-    ranges = {"none": (1, 0), "unit": (1 / n, 0), "centered": (1 / n, -0.5), "symmetric": (2 / n, -1)}
-    a, b = ranges[config["preprocess"]["kind"]]
+    n, kind = 2.0 ** config["bits"], config["preprocess"]["kind"]
+    a, b = {"none": (1, 0), "unit": (1 / n, 0), "centered": (1 / n, -0.5), "symmetric": (2 / n, -1)}[kind]
     log_det, done, x = x[0].numel() * math.log(a), [], a * x + b
     for i in range(config["levels"]):
         x = F.pixel_unshuffle(x, 2)
@@ -73,8 +67,8 @@ def log_prob(x, y=None):
             x, ld = part(x)
             log_det = log_det + ld
         if i + 1 < config["levels"]:  # half of the channels are done
-            done.append(x[:, x.shape[1] // 2 :].flatten(1))
-            x = x[:, : x.shape[1] // 2]
+            x, half = x.tensor_split([x.shape[1] // 2], 1)
+            done.append(half.flatten(1))
     if config["learn_top"]:
         top = {name: weights.get(f"level{i}.top.{name}") for name in ("bias", "gain", "emb")}
         h = top["bias"][None] if y is None else top["bias"] + top["emb"][y]

@@ -11,7 +11,7 @@ from IPython.display import Image, display
 arrays = np.load("arrays.npz")
 
 # White paper under every figure, for dark pages too; two colours of different lightness, and dashes.
-plt.rcParams |= {"figure.facecolor": "white", "figure.dpi": 80, "font.size": 10, "axes.grid": True, "grid.alpha": 0.25}
+plt.rcParams |= {"figure.facecolor": "white", "figure.dpi": 80, "axes.grid": True, "grid.alpha": 0.25}
 DARK, LIGHT = "#17486f", "#e58a1f"
 
 
@@ -33,6 +33,6 @@ def sheet(images, rows=None, columns=None, title="", size=0.85):
     axis.set_title(title)
     # Noise makes large PNGs.
     file = io.BytesIO()
-    figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"quality": 88})
+    figure.savefig(file, format="jpeg", dpi=80, pil_kwargs={"quality": 75})
     plt.close(figure)
     display(Image(file.getvalue(), format="jpeg"))
