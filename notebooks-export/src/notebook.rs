@@ -222,7 +222,11 @@ pub fn write(story: &Story) -> Result<String> {
         book.text("pictures", &text, story.pictures)?;
     }
     if story.numbers {
-        book.text("pictures-numbers", "Their numbers, as far as they are images or histograms:", &[])?;
+        let text = match story.pictures {
+            [] => "## Pictures of this run\n\nFrom the numbers that the `flow` commands have left:",
+            _ => "Their numbers, as far as they are images or histograms:",
+        };
+        book.text("pictures-numbers", text, &[])?;
         book.code("pictures-drawn", include_str!("cells/pictures.py"))?;
     }
     if rebuilt(config) {

@@ -3,12 +3,13 @@
 //! `FLOWS_PYTHON` names a Python with notebooks-export/requirements.txt installed (PyTorch may be missing: the cells that
 //! need it are left out then); without it nothing is executed, and with `FLOWS_NEED_PYTHON` that is a failure.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use flows::models::glow::{Law, Permutation};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
 use flows::{Model, ModelConfig, SaveOptions};
 use nbformat::Notebook;
 use nbformat::v4::Cell;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -252,6 +253,34 @@ for path in map(pathlib.Path, sys.argv[1:]):
     print(path.name, len(notebook.cells), 'cells,', pictures, 'pictures;', *(compared if torch else ['no PyTorch']))
 ";
 
+/// What commands leave in the folder of pictures: arrays, and in the metadata their figures.
+fn drawn(folder: &Path) {
+    let numbers = |name: &str, figures: &str, tensors: Vec<(&str, Vec<usize>)>| {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, shape)| (name, Tensor::rand(0f32, 255., shape, &Device::Cpu).unwrap()));
+        let meta = HashMap::from([("flow".to_owned(), figures.to_owned())]);
+        let bytes = safetensors::serialize(tensors.collect::<Vec<_>>(), Some(meta)).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+    };
+    numbers(
+        "ood.safetensors",
+        r#"{"command":"ood","data":"faces","against":"noise","auroc":0.5}"#,
+        vec![("bits_per_dim", vec![20]), ("against_bits_per_dim", vec![20])],
+    );
+    numbers(
+        "interpolate.safetensors",
+        r#"{"command":"interpolate","t":[0,0.5,1]}"#,
+        vec![("linear", vec![3, 1, 3, 8, 8]), ("spherical", vec![3, 1, 3, 8, 8])],
+    );
+    numbers(
+        "attribute.safetensors",
+        r#"{"command":"attribute","label":"smile"}"#,
+        vec![("images", vec![2, 3, 3, 8, 8]), ("strengths", vec![3])],
+    );
+    numbers("reconstruct.safetensors", r#"{"command":"reconstruct"}"#, vec![("error", vec![4])]);
+}
+
 #[test]
 fn jupyter_executes_every_cell() {
     let Some(python) = std::env::var_os("FLOWS_PYTHON") else {
@@ -259,7 +288,14 @@ fn jupyter_executes_every_cell() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let runs = models(dir.path()).into_iter().chain([PathBuf::from(FACES)]).enumerate();
+    let faces = dir.path().join("faces");
+    fs::create_dir_all(faces.join("pictures")).unwrap();
+    for entry in fs::read_dir(FACES).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, faces.join(path.file_name().unwrap())).unwrap();
+    }
+    drawn(&faces.join("pictures"));
+    let runs = models(dir.path()).into_iter().chain([faces]).enumerate();
     let notebooks: Vec<PathBuf> =
         runs.map(|(i, run)| exported(&run, &dir.path().join(format!("out{i}")))).collect();
     let output = Command::new(python).args(["-c", SCRIPT]).args(&notebooks).output().unwrap();

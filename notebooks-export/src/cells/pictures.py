@@ -21,4 +21,6 @@ for path in sorted(Path("pictures").glob("*.safetensors")):
         images = np.stack([numbers[way] for way in ways]).squeeze()
         sheet(images.clip(0, 255).astype(np.uint8), rows=ways, columns=[f"{t:g}" for t in figures["t"]], title=command)
     elif numbers.get("images", np.empty(0)).ndim == 5:
-        sheet(numbers["images"].clip(0, 255).astype(np.uint8), title=f"{command} {figures.get('label', '')}")
+        columns = [f"{s:+g}" if s else "0" for s in numbers.get("strengths", [])]
+        title = f"{command} {figures.get('label', '')}".strip()
+        sheet(numbers["images"].clip(0, 255).astype(np.uint8), columns=columns, title=title)
