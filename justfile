@@ -41,3 +41,11 @@ bench *args:
 # All runs against the papers
 table *args:
     cargo run --release -- table {{args}}
+
+# A run as one HTML file
+report *args:
+    cargo run --release -- report {{args}}
+
+# A run out to a Jupyter notebook
+notebook *args:
+    cargo run --release --bin notebooks-export -- {{args}}

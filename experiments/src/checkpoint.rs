@@ -7,6 +7,7 @@
 //! state of every generator and of the order within the epoch.
 
 use crate::data::Dataset;
+use crate::events::Events;
 use crate::recipe::Recipe;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -16,6 +17,7 @@ use flows::optim::{Ema, Optimizer};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Write;
@@ -296,10 +298,23 @@ pub fn remove_leftovers(out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The lines of a run's log.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_metrics(out: &Path) -> Result<Vec<Value>> {
+    let path = out.join(METRICS);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let line = |line| serde_json::from_str(line).with_context(|| format!("{} is damaged", path.display()));
+    text.lines().map(line).collect()
+}
+
 /// The log of a run: one JSON object a line.
 pub struct Metrics {
     file: fs::File,
     path: PathBuf,
+    /// The same for TensorBoard.
+    events: Events,
 }
 
 impl Metrics {
@@ -325,7 +340,8 @@ impl Metrics {
             write_atomic(&path, kept.as_bytes())?;
         }
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        Ok(Self { file: file.with_context(|| format!("cannot write {}", path.display()))?, path })
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { file, path, events: Events::open(out, &kept)? })
     }
 
     /// Appends a line in one write.
@@ -333,7 +349,8 @@ impl Metrics {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
         let write = self.file.write_all(text.as_bytes());
-        write.with_context(|| format!("cannot write {}", self.path.display()))
+        write.with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.events.write(&serde_json::to_value(line)?)
     }
 
     /// Waits until every line is on the disk; before a checkpoint, which promises the lines up to its update.

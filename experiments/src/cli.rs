@@ -9,6 +9,7 @@ use crate::export::{self, ExportArgs};
 use crate::import::{self, ImportArgs};
 use crate::progress::{LogWriter, STOP};
 use crate::recipe::Resolved;
+use crate::report::{self, ReportArgs};
 use crate::transfer::{self, Address, WEIGHTS, Weights};
 use crate::weights::{self, WeightsArgs};
 use crate::{explain, output, recipe, run, show, table};
@@ -69,8 +70,10 @@ enum Command {
     Pull(PullArgs),
     /// Publish a run on the Hugging Face hub.
     Push(PushArgs),
-    /// All runs against the papers.
+    /// All runs against the papers, or runs side by side.
     Table(TableArgs),
+    /// A run as one HTML file: numbers, curves, pictures, settings.
+    Report(ReportArgs),
     /// Write saved weights once more: in another dtype, or in shards.
     Export(ExportArgs),
     /// Make a model of another project's PyTorch checkpoint.
@@ -343,6 +346,9 @@ struct TableArgs {
     /// How to print.
     #[arg(long, value_enum, default_value = "markdown")]
     format: table::Format,
+    /// Each run a column: its figures, and every setting in which the runs differ.
+    #[arg(long)]
+    side_by_side: bool,
 }
 
 #[derive(Args)]
@@ -473,9 +479,11 @@ fn dispatch(command: Command) -> Result<End> {
         Command::Pull(args) => transfer::pull(&args),
         Command::Push(args) => transfer::push(&args),
         Command::Table(args) => {
-            output::raw(&table::render(&table::find(&args.runs)?, args.format)?)?;
+            let render = if args.side_by_side { table::side_by_side } else { table::render };
+            output::raw(&render(&table::find(&args.runs)?, args.format)?)?;
             Ok(End::Done)
         }
+        Command::Report(args) => report::report(&args),
         Command::Export(args) => export::export(&args),
         Command::Import(args) => import::import(&args),
         Command::Card(args) => card::card(&args),

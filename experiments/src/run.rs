@@ -4,7 +4,6 @@
 //! checkpoint, recipe.toml (every setting, resolved), summary.json, samples.png, curve.png and README.md, its model card.
 //! The pictures are drawn before summary.json is written: where it is, the run has ended, and its card can be written.
 
-use crate::checkpoint::METRICS;
 use crate::cli::{End, EvalArgs, Part, RunArgs, SampleArgs};
 use crate::data::{self, Dataset, Split, Values};
 use crate::evaluate::{EvalOptions, Evaluation, evaluate_until};
@@ -13,7 +12,7 @@ use crate::lock::Lock;
 use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
 use crate::summary::{self, Beside, Codecs, Gaussian, Rounded, Summary};
-use crate::{card, codecs, limits, output, plots, table, train};
+use crate::{card, checkpoint, codecs, limits, output, plots, table, train};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use flows::ops::precision::{self, Precision};
@@ -347,12 +346,8 @@ fn picture(
 
 /// Draws curve.png from the run's log.
 fn curve(summary: &Summary, out: &Path) -> Result<()> {
-    let path = out.join(METRICS);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut train, mut validation) = (plots::Points::new(), plots::Points::new());
-    for line in text.lines() {
-        let line: Value =
-            serde_json::from_str(line).with_context(|| format!("{} is damaged", path.display()))?;
+    for line in checkpoint::read_metrics(out)? {
         let Some(update) = line["update"].as_f64() else { continue };
         if let Some(bits) = line["train_bits_per_dim"].as_f64() {
             train.push((update, bits));

@@ -1,8 +1,11 @@
-//! The table of runs against the papers.
+//! The table of runs against the papers, and of runs side by side.
 
+use crate::data::file_name;
 use crate::evaluate::Evaluation;
-use crate::summary::{Beside, SUMMARY, Summary};
+use crate::recipe::Resolved;
+use crate::summary::{Beside, RECIPE, SUMMARY, Summary};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Folders that hold runs, where no run is named.
@@ -174,22 +177,120 @@ pub fn markdown(rows: &[Vec<String>]) -> String {
             columns.push(std::iter::once((*title).to_owned()).chain(cells).collect());
         }
     }
+    // Numbers to the right, names to the left.
+    aligned(&columns, |title| matches!(title, "recipe" | "run" | "data" | "commit"))
+}
+
+/// Columns, each with its title on top, as Markdown.
+fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
     let widths: Vec<usize> =
         columns.iter().map(|c| c.iter().map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)).collect();
     let mut text = String::new();
-    for line in 0..=rows.len() {
+    for line in 0..columns.first().map_or(0, Vec::len) {
         for (column, &width) in columns.iter().zip(&widths) {
             text.push_str(&format!("| {:width$} ", column[line]));
         }
         text.push_str("|\n");
         if line == 0 {
-            // Numbers to the right, names to the left.
-            for (i, &width) in widths.iter().enumerate() {
-                let left = matches!(columns[i][0].as_str(), "recipe" | "run" | "data" | "commit");
-                text.push_str(&format!("|{}{}", "-".repeat(width + 1), if left { "-" } else { ":" }));
+            for (column, &width) in columns.iter().zip(&widths) {
+                let end = if left(&column[0]) { "-" } else { ":" };
+                text.push_str(&format!("|{}{end}", "-".repeat(width + 1)));
             }
             text.push_str("|\n");
         }
     }
     text
+}
+
+/// What runs are compared by, each a name and a value for every run: their figures, what each has more or less than the
+/// first in bits/dim, and every setting in which they differ.
+fn compared(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> {
+    let rows: Vec<Vec<String>> = runs.iter().map(|r| row(&r.summary, &r.dir)).collect();
+    let scores = |f: fn(&Summary) -> &Option<Evaluation>| {
+        runs.iter().map(move |r| f(&r.summary).as_ref().map(|s| s.bits_per_dim)).collect::<Vec<_>>()
+    };
+    let shown = |scores: &[Option<f64>]| -> Vec<String> {
+        scores.iter().map(|s| s.map_or_else(String::new, |s| format!("{s:.4}"))).collect()
+    };
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for (i, title) in COLUMNS.iter().enumerate().filter(|(_, title)| **title != "run") {
+        all.push(((*title).to_owned(), rows.iter().map(|row| row[i].clone()).collect()));
+        if *title == "std err" {
+            // On other images a difference would say nothing.
+            let (test, first) = (scores(|s| &s.test), &runs[0].summary);
+            let alike =
+                |r: &Run| r.summary.data == first.data && r.summary.data_revision == first.data_revision;
+            let less = runs.iter().zip(&test).map(|(r, score)| match (score, test[0]) {
+                (Some(score), Some(own)) if alike(r) => format!("{:+.4}", score - own),
+                _ => String::new(),
+            });
+            all.push(("less the first's".to_owned(), less.collect()));
+            all.push(("validation".to_owned(), shown(&scores(|s| &s.validation))));
+            all.push(("train".to_owned(), shown(&scores(|s| &s.train))));
+        }
+    }
+    let seconds = runs.iter().map(|r| format!("{:.0}", r.summary.training.wall_seconds)).collect();
+    all.push(("seconds".to_owned(), seconds));
+    all.push(("device".to_owned(), runs.iter().map(|r| r.summary.device.clone()).collect()));
+    all.push(("processor".to_owned(), runs.iter().map(|r| r.summary.machine.cpu.clone()).collect()));
+    all.retain(|(_, values)| values.iter().any(|v| !v.is_empty()));
+
+    let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (i, run) in runs.iter().enumerate() {
+        let path = run.dir.join(RECIPE);
+        if !path.exists() {
+            continue;
+        }
+        for (key, value, _) in Resolved::load(&path.to_string_lossy(), &[])?.settings()? {
+            settings.entry(key).or_insert_with(|| vec![String::new(); runs.len()])[i] = value;
+        }
+    }
+    let differ = |values: &[String]| values.iter().any(|v| *v != values[0]);
+    // The recipe's name is a figure already, and what is written for people is no setting.
+    settings.retain(|key, values| !matches!(key.as_str(), "name" | "about") && differ(values));
+    all.extend(settings);
+    Ok(all)
+}
+
+/// Runs side by side, each a column.
+///
+/// # Errors
+/// When there is no run, a recipe cannot be read, or it cannot be written as CSV or JSON.
+pub fn side_by_side(runs: &[Run], format: Format) -> Result<String> {
+    ensure!(!runs.is_empty(), "there are no runs to compare: name their folders");
+    let rows = compared(runs)?;
+    let name = |run: &Run| run.dir.canonicalize().map_or_else(|_| file_name(&run.dir), |dir| file_name(&dir));
+    let names: Vec<String> = runs.iter().map(name).collect();
+    match format {
+        Format::Markdown => {
+            let titles = std::iter::once(String::new()).chain(rows.iter().map(|r| r.0.clone())).collect();
+            let column = |(i, name): (usize, &String)| -> Vec<String> {
+                std::iter::once(name.clone()).chain(rows.iter().map(|r| r.1[i].clone())).collect()
+            };
+            let columns: Vec<Vec<String>> =
+                std::iter::once(titles).chain(names.iter().enumerate().map(column)).collect();
+            Ok(aligned(&columns, str::is_empty))
+        }
+        Format::Csv => {
+            let mut csv = csv::Writer::from_writer(Vec::new());
+            csv.write_record(std::iter::once(&String::new()).chain(&names))?;
+            for (title, values) in &rows {
+                csv.write_record(std::iter::once(title).chain(values))?;
+            }
+            Ok(String::from_utf8(csv.into_inner()?)?)
+        }
+        Format::Json => {
+            let all: Vec<_> = runs
+                .iter()
+                .enumerate()
+                .map(|(i, run)| {
+                    let mut object = run.summary.json(&run.dir);
+                    object["compared"] =
+                        rows.iter().map(|(title, values)| (title.clone(), values[i].clone())).collect();
+                    object
+                })
+                .collect();
+            Ok(serde_json::to_string(&all)? + "\n")
+        }
+    }
 }

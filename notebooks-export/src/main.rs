@@ -1,0 +1,278 @@
+//! `notebooks-export`: a run, or a model of the hub, out to a Jupyter notebook and the files that its cells read.
+//!
+//! It uses the library `flows` and meets the command line `flow` in run folders only: config.json and the weights, and as far
+//! as they are there summary.json, metrics.jsonl, curve.png, samples.png, and in `pictures/` what `flow interpolate`,
+//! `flow ood` and the like have drawn, each PNG with its numbers beside it as safetensors.
+
+mod arrays;
+mod metrics;
+mod notebook;
+
+use anyhow::{Context, Result, bail, ensure};
+use arrays::Source;
+use candle_core::{DType, Device, Tensor};
+use clap::Parser;
+use flows::Model;
+use flows::hub::{Hub, Repository, Revision};
+use flows::models::file::parse_index;
+use flows::models::{CONFIG, INDEX, WEIGHTS};
+use metrics::Metrics;
+use notebook::{Picture, Story};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// What a run has beside its model.
+const SUMMARY: &str = "summary.json";
+const METRICS: &str = "metrics.jsonl";
+const OWN: [&str; 2] = ["curve.png", "samples.png"];
+const PICTURES: &str = "pictures";
+
+/// A run out to a Jupyter notebook, which needs nothing of ours: text, pictures, code, and the arrays that the code reads.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = "RUN|hf:USER/NAME[@REVISION]")]
+    run: String,
+    /// The new folder of the notebook and its files.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Run the cells with Jupyter and keep their outputs.
+    #[arg(long)]
+    execute: bool,
+    /// Jupyter.
+    #[arg(long, value_name = "PROGRAM", default_value = "jupyter")]
+    jupyter: PathBuf,
+    /// How many samples the attribute and the histograms are of.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    samples: u32,
+    /// The seed of everything that is drawn.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: no other thread exists yet. candle's own pool would take the cores from the one that computes; see `flows`.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
+    // The hub's storage client tries dead storage for minutes otherwise; it takes these settings from the environment only.
+    for (name, value) in [("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"), ("HF_XET_CLIENT_CONNECT_TIMEOUT", "10s")]
+    {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: as above.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+    match export(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // candle puts a backtrace under its sentence.
+            let said: Vec<String> =
+                error.chain().map(|e| e.to_string().lines().next().unwrap_or_default().to_owned()).collect();
+            eprintln!("error: {}", said.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn export(cli: &Cli) -> Result<()> {
+    let out = &cli.out;
+    let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+    ensure!(free, "--out {}: there are files already, name a new folder", out.display());
+    let (run, name, origin) = locate(&cli.run)?;
+    let notebook = format!("{name}.ipynb");
+
+    // Everything is made beside the folder and moved there: what fails leaves nothing half done.
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).with_context(|| format!("--out {}: cannot be made", out.display()))?;
+    let partial = parent.join(format!(".notebook-{}.partial", std::process::id()));
+    std::fs::create_dir(&partial).with_context(|| {
+        format!("--out {}: nothing can be written in {}", out.display(), parent.display())
+    })?;
+    let done = fill(cli, &run, (&name, &origin), &partial.join(&notebook)).and_then(|()| {
+        if out.exists() {
+            std::fs::remove_dir(out)?;
+        }
+        std::fs::rename(&partial, out).with_context(|| format!("--out {}: cannot be made", out.display()))
+    });
+    if done.is_err() {
+        // What is left over is ours, and the error is what counts.
+        let _ = std::fs::remove_dir_all(&partial);
+    }
+    done?;
+    let path = out.join(&notebook);
+    if cli.execute {
+        execute(&cli.jupyter, &path)?;
+    }
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The folder of a run, what it is called, and how the notebook says where it comes from.
+fn locate(run: &str) -> Result<(PathBuf, String, String)> {
+    let Some(address) = run.strip_prefix("hf:") else {
+        let folder = PathBuf::from(run);
+        ensure!(
+            folder.join(CONFIG).is_file(),
+            "{run} holds no model: a run has a {CONFIG} and a {WEIGHTS}, and a model of the hub is written hf:user/name"
+        );
+        let full = folder.canonicalize().with_context(|| format!("cannot open {run}"))?;
+        let name = full.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+        let origin = format!("the folder `{name}`");
+        return Ok((folder, name, origin));
+    };
+    let (id, revision) = match address.split_once('@') {
+        Some((id, revision)) => (id, Revision::new(revision)?),
+        None => (address, Revision::default()),
+    };
+    let also: Vec<&str> = [SUMMARY, METRICS].into_iter().chain(OWN).collect();
+    let snapshot = Hub::from_env()?.pull(&Repository::model(id)?, &revision, &also)?;
+    let name = id.rsplit('/').next().unwrap_or(id).to_owned();
+    Ok((snapshot.folder, name, format!("`{run}`, commit {}", snapshot.commit)))
+}
+
+/// Writes the notebook at `path` and everything beside it.
+fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Result<()> {
+    let out = path.parent().context("a file has a folder")?;
+    let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
+    let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
+    eprintln!("{name}: drawing and measuring {} samples", cli.samples);
+    let source = Source { model: &model, exact: &exact, seed: cli.seed, samples: cli.samples as usize };
+    let arrays = source.arrays()?;
+    Tensor::write_npz(&arrays, out.join("arrays.npz")).context("cannot write arrays.npz")?;
+
+    for file in model_files(run)? {
+        copy(run, out, &file)?;
+    }
+    let summary = match read(&run.join(SUMMARY))? {
+        Some(bytes) => {
+            copy(run, out, SUMMARY)?;
+            Some(
+                serde_json::from_slice::<Value>(&bytes)
+                    .with_context(|| format!("{SUMMARY} of {name} is damaged"))?,
+            )
+        }
+        None => None,
+    };
+    let log = match read(&run.join(METRICS))? {
+        Some(bytes) => {
+            let text = String::from_utf8(bytes).with_context(|| format!("{METRICS} of {name} is damaged"))?;
+            Some(Metrics::parse(&text).with_context(|| name.to_owned())?)
+        }
+        None => None,
+    };
+    if let Some(log) = &log {
+        write(&out.join("metrics.csv"), &log.csv()?)?;
+        write(&out.join("metrics.parquet"), &log.parquet()?)?;
+    }
+    let mut own = Vec::new();
+    for file in OWN {
+        own.extend(read(&run.join(file))?.map(|bytes| (file.to_owned(), bytes)));
+    }
+    let (pictures, numbers) = pictures(&run.join(PICTURES), &out.join(PICTURES))?;
+    let names: Vec<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
+    let story = Story {
+        name,
+        origin,
+        config: model.config(),
+        parameters: model.params().count(),
+        summary: summary.as_ref(),
+        metrics: log.is_some(),
+        own: &own,
+        pictures: &pictures,
+        numbers,
+        arrays: &names,
+        seed: cli.seed,
+        samples: cli.samples as usize,
+    };
+    write(path, notebook::write(&story)?.as_bytes())
+}
+
+/// config.json and the weights, whole or in shards with their index.
+fn model_files(run: &Path) -> Result<BTreeSet<String>> {
+    let mut files = BTreeSet::from([CONFIG.to_owned()]);
+    match read(&run.join(INDEX))? {
+        Some(text) => {
+            files.insert(INDEX.to_owned());
+            files.extend(parse_index(&text)?.into_values());
+        }
+        None => {
+            files.insert(WEIGHTS.to_owned());
+        }
+    }
+    Ok(files)
+}
+
+/// The pictures of a folder, in the order of their names; the numbers beside them are copied to `out`. Whether there are any.
+fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
+    if !folder.is_dir() {
+        return Ok((Vec::new(), false));
+    }
+    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut files: Vec<PathBuf> = entries
+        .with_context(|| format!("cannot list {}", folder.display()))?
+        .iter()
+        .map(std::fs::DirEntry::path)
+        .collect();
+    files.sort();
+    let (mut pictures, mut numbers) = (Vec::new(), false);
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match file.extension().and_then(|e| e.to_str()) {
+            Some("png") => pictures.extend(read(&file)?.map(|bytes| (name, bytes))),
+            Some("safetensors") => {
+                numbers = true;
+                std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+                copy(folder, out, &name)?;
+            }
+            _ => {}
+        }
+    }
+    Ok((pictures, numbers))
+}
+
+/// A file's bytes, or `None` where there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
+    std::fs::copy(from.join(name), to.join(name))
+        .map(|_| ())
+        .with_context(|| format!("cannot copy {} to {}", from.join(name).display(), to.display()))
+}
+
+/// Runs every cell in place.
+fn execute(jupyter: &Path, notebook: &Path) -> Result<()> {
+    let said = Command::new(jupyter).arg("execute").arg("--inplace").arg(notebook).output();
+    let output = match said {
+        Ok(output) => output,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(
+            "there is no `{}` to run {}, which is written without outputs: pip install nbclient ipykernel, or name \
+             Jupyter with --jupyter",
+            jupyter.display(),
+            notebook.display()
+        ),
+        Err(e) => return Err(e).with_context(|| format!("cannot run {}", jupyter.display())),
+    };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        bail!("Jupyter stopped in {}, which is written without outputs: {last}", notebook.display());
+    }
+    Ok(())
+}

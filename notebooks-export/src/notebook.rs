@@ -1,0 +1,272 @@
+//! The notebook: Markdown cells with pictures as attachments, code cells without outputs; nbformat 4.5.
+//!
+//! The cells' Python is in `cells/`, and reads the files beside the notebook with numpy, pandas, safetensors, matplotlib and,
+//! for the model itself, PyTorch. Types and serialisation are those of the crate `nbformat`. A cell's id is what it is
+//! about, so that the same run gives the same file.
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use flows::ModelConfig;
+use flows::models::Preprocess;
+use nbformat::v4::{Cell, CellId, CellMetadata, KernelSpec, LanguageInfo, Metadata, Notebook};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// A picture, by its file's name.
+pub type Picture = (String, Vec<u8>);
+
+/// What the notebook is about.
+pub struct Story<'a> {
+    /// The model's name.
+    pub name: &'a str,
+    /// Where the run was.
+    pub origin: &'a str,
+    /// The config.
+    pub config: &'a ModelConfig,
+    /// Trained scalars.
+    pub parameters: usize,
+    /// summary.json, where there is one.
+    pub summary: Option<&'a Value>,
+    /// Whether there is a log.
+    pub metrics: bool,
+    /// curve.png and samples.png, as far as they are there.
+    pub own: &'a [Picture],
+    /// The pictures of the `flow` commands.
+    pub pictures: &'a [Picture],
+    /// Whether one of them has its numbers beside it.
+    pub numbers: bool,
+    /// Names of the arrays.
+    pub arrays: &'a [String],
+    /// The seed of the arrays.
+    pub seed: u64,
+    /// Samples that the attribute and the histograms are of.
+    pub samples: usize,
+}
+
+#[derive(Default)]
+struct Book(Vec<Cell>);
+
+impl Book {
+    /// A Markdown cell; each picture is drawn where the text says `![](attachment:NAME)`.
+    fn text(&mut self, id: &str, source: &str, pictures: &[Picture]) -> Result<()> {
+        let attached = pictures
+            .iter()
+            .map(|(name, bytes)| (name.clone(), json!({ "image/png": STANDARD.encode(bytes) })));
+        let attachments = (!pictures.is_empty()).then(|| Value::Object(attached.collect()));
+        self.0.push(Cell::Markdown {
+            id: cell_id(id)?,
+            metadata: plain()?,
+            source: lines(source),
+            attachments,
+        });
+        Ok(())
+    }
+
+    fn code(&mut self, id: &str, source: &str) -> Result<()> {
+        self.0.push(Cell::Code {
+            id: cell_id(id)?,
+            metadata: plain()?,
+            execution_count: None,
+            source: lines(source.trim_end()),
+            outputs: Vec::new(),
+        });
+        Ok(())
+    }
+}
+
+fn cell_id(id: &str) -> Result<CellId> {
+    CellId::try_from(id).map_err(anyhow::Error::msg).with_context(|| format!("`{id}` is no cell's id"))
+}
+
+fn plain() -> Result<CellMetadata> {
+    Ok(serde_json::from_value(json!({}))?)
+}
+
+/// The lines of a text, each with its end, as notebooks keep them.
+fn lines(text: &str) -> Vec<String> {
+    text.split_inclusive('\n').map(str::to_owned).collect()
+}
+
+/// `![](attachment:..)` of each.
+fn shown(pictures: &[Picture]) -> String {
+    pictures.iter().map(|(name, _)| format!("\n\n![{name}](attachment:{name})")).collect()
+}
+
+/// Whether the notebook rebuilds this model in PyTorch: a Glow whose first layer is a scale and a shift.
+#[must_use]
+pub fn rebuilt(config: &ModelConfig) -> bool {
+    let scaled = !matches!(config.preprocess(), Preprocess::Logit { .. } | Preprocess::Zca { .. });
+    matches!(config, ModelConfig::Glow(_)) && scaled
+}
+
+fn kind(config: &ModelConfig) -> &'static str {
+    match config {
+        ModelConfig::Nice(_) => "NICE",
+        ModelConfig::RealNvp(_) => "RealNVP",
+        ModelConfig::Glow(_) => "Glow",
+    }
+}
+
+/// The notebook's text.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn write(story: &Story) -> Result<String> {
+    let mut book = Book::default();
+    let Story { name, config, summary, seed, samples, .. } = story;
+    let has = |array: &str| story.arrays.iter().any(|a| a == array);
+    let own = |file: &str| story.own.iter().filter(|p| p.0 == file).cloned().collect::<Vec<_>>();
+
+    let mut title = format!(
+        "# {name}\n\nA {} with {} trained numbers, of examples of shape {:?}",
+        kind(config),
+        story.parameters,
+        config.shape()
+    );
+    let score = summary.and_then(|s| {
+        let data = s["data"].as_str()?;
+        ["test", "validation"].iter().find_map(|split| {
+            let (bits, error) = (s[split]["bits_per_dim"].as_f64()?, s[split]["std_err"].as_f64()?);
+            let images = s[split]["images"].as_u64()?;
+            Some(format!(": **{bits:.4} ± {error:.4} bits/dim** on {images} {split} examples of {data}"))
+        })
+    });
+    title.push_str(&score.unwrap_or_default());
+    title.push_str(&format!(
+        ".\n\nWritten from {} by `notebooks-export`. What the cells show is in the files beside this notebook: \
+         `arrays.npz` (what the model made of seed {seed}), `config.json` and the weights{}{}. The cells need numpy, \
+         pandas with pyarrow, matplotlib and safetensors{}, nothing else.",
+        story.origin,
+        if story.metrics { ", the log of training (`metrics.parquet`, and the same as `metrics.csv`)" } else { "" },
+        if summary.is_some() { ", `summary.json`" } else { "" },
+        if rebuilt(config) { ", and PyTorch for the last part" } else { "" },
+    ));
+    book.text("title", &title, &[])?;
+    book.code("setup", include_str!("cells/setup.py"))?;
+
+    if story.metrics {
+        let curve = own("curve.png");
+        let text = format!(
+            "## Training\n\nBits/dim are -log2 p(x) / D, of the training batches and of validation images, beside what they can \
+             be compared with.{}",
+            shown(&curve)
+        );
+        book.text("training", &text, &curve)?;
+        book.code("training-curve", include_str!("cells/curve.py"))?;
+    }
+    if summary.is_some() {
+        book.text(
+            "numbers",
+            "## Numbers\n\nThe log-likelihood has two terms, the prior's and the log-det's. Below the splits: the paper, \
+             the data's entropy where it is known, and lossless codecs on the same images.",
+            &[],
+        )?;
+        book.code("numbers-table", include_str!("cells/table.py"))?;
+    }
+    if has("points") {
+        let picture = own("samples.png");
+        book.text("samples", &format!("## Samples{}", shown(&picture)), &picture)?;
+        book.code("samples-points", include_str!("cells/points.py"))?;
+    }
+    if has("temperature_images") {
+        let picture = own("samples.png");
+        let text = format!(
+            "## Samples and temperature\n\nA sample is the inverse of z ~ p_Z. Multiplying z by a temperature below 1 moves \
+             it towards what the model holds most likely: cleaner, less varied, fewer bits.{}",
+            shown(&picture)
+        );
+        book.text("samples", &text, &picture)?;
+        book.code("samples-temperature", include_str!("cells/temperature.py"))?;
+    }
+    if has("walk_images") {
+        book.text(
+            "interpolation",
+            "## Interpolation\n\nFrom one latent to another: on the line, whose middle is shorter than its ends and so \
+             cleaner, as at a lower temperature; and on the arc, which keeps the length.",
+            &[],
+        )?;
+        book.code("interpolation-walk", include_str!("cells/walk.py"))?;
+    }
+    if has("attribute_images") {
+        let text = format!(
+            "## An attribute\n\nThe mean latent of images with an attribute minus that of images without it is a direction; \
+             adding it moves any image. Here the attribute is one that can be read off the model's own {samples} samples: \
+             *brighter* (the brighter half against the darker one). It is added to samples that were not among them. (With \
+             labelled data, `flow attribute` does the same for a label such as a smile.)"
+        );
+        book.text("attribute", &text, &[])?;
+        book.code("attribute-moved", include_str!("cells/attribute.py"))?;
+    }
+    if has("level_images") {
+        book.text(
+            "levels",
+            "## Levels\n\nThe latent comes in levels: level 0 leaves the flow first and holds the finest detail, the last \
+             one holds the whole. Each row draws one level anew and keeps the others.",
+            &[],
+        )?;
+        book.code("levels-anew", include_str!("cells/levels.py"))?;
+    }
+    if has("ood_samples") {
+        let text = format!(
+            "## Out of distribution\n\nBits/dim of {samples} samples of the model, and of as many images that it has not \
+             learned: the samples' pixels in another order, one grey all over, uniform noise. A density is no detector: \
+             what is smooth may cost fewer bits than what the model was trained on."
+        );
+        book.text("ood", &text, &[])?;
+        book.code("ood-histograms", include_str!("cells/ood.py"))?;
+    }
+    if !story.pictures.is_empty() {
+        let text =
+            format!("## Pictures of this run\n\nMade by the `flow` commands.{}", shown(story.pictures));
+        book.text("pictures", &text, story.pictures)?;
+    }
+    if story.numbers {
+        let text = match story.pictures {
+            [] => "## Pictures of this run\n\nFrom the numbers that the `flow` commands have left:",
+            _ => "Their numbers, as far as they are images or histograms:",
+        };
+        book.text("pictures-numbers", text, &[])?;
+        book.code("pictures-drawn", include_str!("cells/pictures.py"))?;
+    }
+    if rebuilt(config) {
+        book.text(
+            "pytorch",
+            "## The model in PyTorch\n\nThe whole of Glow's log p(x) from `config.json` and the safetensors file, in double \
+             precision. `x` are samples with their noise, as the model sees data; `log_prob` is what the library computed.",
+            &[],
+        )?;
+        book.code("pytorch-model", include_str!("cells/glow.py"))?;
+        book.code("pytorch-compared", include_str!("cells/compare.py"))?;
+    } else {
+        let text = format!(
+            "## The model in PyTorch\n\nThis notebook rebuilds Glow only. `docs/python/flows_torch.py` of the library, one \
+             file, loads this {} from `config.json` and `model.safetensors`.",
+            kind(config)
+        );
+        book.text("pytorch", &text, &[])?;
+    }
+
+    let notebook = Notebook {
+        metadata: Metadata {
+            kernelspec: Some(KernelSpec {
+                display_name: "Python 3".to_owned(),
+                name: "python3".to_owned(),
+                language: Some("python".to_owned()),
+                additional: HashMap::new(),
+            }),
+            language_info: Some(LanguageInfo {
+                name: "python".to_owned(),
+                version: None,
+                codemirror_mode: None,
+                additional: HashMap::new(),
+            }),
+            authors: None,
+            additional: HashMap::new(),
+        },
+        nbformat: 4,
+        nbformat_minor: 5,
+        cells: book.0,
+    };
+    Ok(nbformat::serialize_notebook(&nbformat::Notebook::V4(notebook))?)
+}

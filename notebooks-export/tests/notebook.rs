@@ -1,0 +1,311 @@
+//! The binary from outside: what it writes, what it refuses, and its notebooks in real Jupyter.
+//!
+//! `FLOWS_PYTHON` names a Python with notebooks-export/requirements.txt installed (PyTorch may be missing: the cells that
+//! need it are left out then); without it nothing is executed, and with `FLOWS_NEED_PYTHON` that is a failure.
+
+use candle_core::{DType, Device, Tensor};
+use flows::models::glow::{Law, Permutation};
+use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
+use flows::{Model, ModelConfig, SaveOptions};
+use nbformat::Notebook;
+use nbformat::v4::Cell;
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const FACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
+
+fn export(run: &Path, out: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+    command.arg(run).arg("--out").arg(out).args(["--samples", "8"]).args(more).output().unwrap()
+}
+
+/// The notebook of a run, exported.
+fn exported(run: &Path, out: &Path) -> PathBuf {
+    let output = export(run, out, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+fn refused(run: &Path, out: &Path, more: &[&str]) -> String {
+    let output = export(run, out, more);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let errors: Vec<&str> = said.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    errors[0].to_owned()
+}
+
+fn save(config: ModelConfig, dir: &Path, max_shard_size: usize) {
+    let model = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap();
+    model.params().shake(2, 0.05).unwrap();
+    model.save(dir, &SaveOptions { max_shard_size, dtype: None }).unwrap();
+}
+
+fn small(config: GlowConfig) -> ModelConfig {
+    ModelConfig::Glow(GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 4, ..config })
+}
+
+/// Models that together take every way through the cells.
+fn models(dir: &Path) -> Vec<PathBuf> {
+    let code = GlowConfig::cifar_code();
+    let all = [
+        ("edge", small(code.clone()), usize::MAX),
+        (
+            "additive",
+            small(GlowConfig {
+                law: Law::Additive,
+                permutation: Permutation::Shuffle,
+                learn_top: false,
+                learn_split: false,
+                preprocess: Preprocess::Symmetric {},
+                bits: 5,
+                ..code
+            }),
+            usize::MAX,
+        ),
+        ("classes", small(GlowConfig { classes: Some(3), ..GlowConfig::cifar_paper() }), 2000),
+        (
+            "grey",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![1, 6, 6],
+                hidden: vec![vec![8], vec![8]],
+                ..NiceConfig::mnist_paper()
+            }),
+            usize::MAX,
+        ),
+        (
+            "real-nvp",
+            ModelConfig::RealNvp(RealNvpConfig {
+                shape: [3, 8, 8],
+                features: 4,
+                blocks: 1,
+                ..RealNvpConfig::cifar_paper()
+            }),
+            usize::MAX,
+        ),
+        (
+            "plane",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![2],
+                hidden: vec![vec![8], vec![8]],
+                preprocess: Preprocess::None {},
+                ..NiceConfig::mnist_paper()
+            }),
+            usize::MAX,
+        ),
+    ];
+    let folder = |(name, config, shard)| {
+        let run = dir.join(name);
+        save(config, &run, shard);
+        run
+    };
+    all.into_iter().map(folder).collect()
+}
+
+fn cells(path: &Path) -> Vec<Cell> {
+    match nbformat::parse_notebook(&fs::read_to_string(path).unwrap()).unwrap() {
+        Notebook::V4(notebook) => {
+            assert_eq!((notebook.nbformat, notebook.nbformat_minor), (4, 5));
+            notebook.cells
+        }
+        _ => panic!("a notebook of another version"),
+    }
+}
+
+#[test]
+fn a_run_becomes_a_notebook_with_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("faces");
+    fs::create_dir_all(run.join("pictures")).unwrap();
+    for entry in fs::read_dir(FACES).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, run.join(path.file_name().unwrap())).unwrap();
+    }
+    fs::copy(run.join("curve.png"), run.join("pictures/ood.png")).unwrap();
+    fs::copy(run.join("model.safetensors"), run.join("pictures/ood.safetensors")).unwrap();
+    let out = dir.path().join("new/notebook");
+    let path = exported(&run, &out);
+    assert_eq!(path, out.join("faces.ipynb"));
+    let beside = [
+        "arrays.npz",
+        "config.json",
+        "metrics.csv",
+        "metrics.parquet",
+        "model.safetensors",
+        "pictures/ood.safetensors",
+        "summary.json",
+    ];
+    for file in beside {
+        assert!(out.join(file).exists(), "{file}");
+    }
+    assert_eq!(fs::read_dir(dir.path().join("new")).unwrap().count(), 1, "nothing half done is left");
+
+    let cells = cells(&path);
+    let mut attached = Vec::new();
+    for cell in &cells {
+        match cell {
+            Cell::Markdown { attachments, source, .. } => {
+                for name in attachments.iter().flat_map(|a| a.as_object().unwrap().keys()) {
+                    assert!(source.concat().contains(&format!("(attachment:{name})")), "{name} is not shown");
+                    attached.push(name.clone());
+                }
+            }
+            Cell::Code { outputs, execution_count, source, .. } => {
+                assert!(outputs.is_empty() && execution_count.is_none());
+                assert!(!source.concat().contains("import flows"), "no import of ours");
+            }
+            Cell::Raw { .. } => panic!("a raw cell"),
+        }
+    }
+    assert_eq!(attached, ["curve.png", "samples.png", "ood.png"]);
+    let ids: Vec<&str> = cells.iter().map(|c| c.id().as_str()).collect();
+    for topic in
+        ["training-curve", "numbers-table", "samples-temperature", "interpolation-walk", "attribute-moved"]
+    {
+        assert!(ids.contains(&topic), "{topic}");
+    }
+    for topic in ["levels-anew", "ood-histograms", "pictures-drawn", "pytorch-compared"] {
+        assert!(ids.contains(&topic), "{topic}");
+    }
+
+    let again = dir.path().join("again");
+    assert_eq!(
+        fs::read(exported(&run, &again)).unwrap(),
+        fs::read(&path).unwrap(),
+        "the same run, the same file"
+    );
+    assert!(refused(&run, &out, &[]).contains("name a new folder"));
+    assert!(refused(dir.path(), &dir.path().join("x"), &[]).contains("holds no model"));
+    fs::write(run.join("metrics.jsonl"), "{\n{}\n").unwrap();
+    assert!(refused(&run, &dir.path().join("y"), &[]).contains("line 1 of metrics.jsonl is damaged"));
+    assert!(!dir.path().join("y").exists());
+}
+
+#[test]
+fn without_jupyter_the_notebook_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("glow");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    let out = dir.path().join("out");
+    let said = refused(&run, &out, &["--execute", "--jupyter", "no-such-jupyter"]);
+    assert!(said.contains("pip install"), "{said}");
+    assert!(!cells(&out.join("glow.ipynb")).is_empty());
+}
+
+/// A model of the hub is taken from the hub's cache, whose files are links to blobs named by their hash.
+#[cfg(unix)]
+#[test]
+fn a_model_of_the_hub_becomes_a_notebook() {
+    use sha2::{Digest, Sha256};
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    fs::copy(Path::new(FACES).join("metrics.jsonl"), run.join("metrics.jsonl")).unwrap();
+    let repository = dir.path().join("home/hub/models--user--photos");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repository.join("snapshots").join(commit);
+    for folder in [&repository.join("blobs"), &repository.join("refs"), &snapshot] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    fs::write(repository.join("refs/main"), commit).unwrap();
+    for name in ["config.json", "model.safetensors", "metrics.jsonl"] {
+        let bytes = fs::read(run.join(name)).unwrap();
+        let hash = format!("{:x}", Sha256::digest(&bytes));
+        fs::write(repository.join("blobs").join(&hash), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(name)).unwrap();
+    }
+    let offline = |address: &str, out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+        command.arg(address).arg("--out").arg(dir.path().join(out)).args(["--samples", "4"]);
+        command.env_remove("HF_HUB_CACHE").env("HF_HOME", dir.path().join("home")).env("HF_HUB_OFFLINE", "1");
+        command.output().unwrap()
+    };
+    let output = offline("hf:user/photos", "out");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let out = dir.path().join("out");
+    assert!(out.join("metrics.parquet").exists() && !out.join("model.safetensors").is_symlink());
+    let text = fs::read_to_string(out.join("photos.ipynb")).unwrap();
+    assert!(text.contains("`hf:user/photos`") && text.contains(commit));
+
+    let missing = offline("hf:user/others@v1", "none");
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("user/others at v1 is not in the cache"));
+}
+
+/// Validates and executes notebooks; without PyTorch the cells that need it are left out.
+const SCRIPT: &str = "
+import importlib.util, sys, pathlib, nbformat
+from nbclient import NotebookClient
+torch = importlib.util.find_spec('torch') is not None
+for path in map(pathlib.Path, sys.argv[1:]):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.nbformat_minor == 5
+    if not torch:
+        notebook.cells = [c for c in notebook.cells if not c.id.startswith('pytorch')]
+    NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(path.parent)}}).execute()
+    said = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
+    assert not any(o.get('name') == 'stderr' for o in said), [o for o in said if o.get('name') == 'stderr']
+    pictures = sum('image/png' in o.get('data', {}) for o in said)
+    compared = [o.text.strip() for o in said if 'largest difference' in o.get('text', '')]
+    print(path.name, len(notebook.cells), 'cells,', pictures, 'pictures;', *(compared if torch else ['no PyTorch']))
+";
+
+/// What commands leave in the folder of pictures: arrays, and in the metadata their figures.
+fn drawn(folder: &Path) {
+    let numbers = |name: &str, figures: &str, tensors: Vec<(&str, Vec<usize>)>| {
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, shape)| (name, Tensor::rand(0f32, 255., shape, &Device::Cpu).unwrap()));
+        let meta = HashMap::from([("flow".to_owned(), figures.to_owned())]);
+        let bytes = safetensors::serialize(tensors.collect::<Vec<_>>(), Some(meta)).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+    };
+    numbers(
+        "ood.safetensors",
+        r#"{"command":"ood","data":"faces","against":"noise","auroc":0.5}"#,
+        vec![("bits_per_dim", vec![20]), ("against_bits_per_dim", vec![20])],
+    );
+    numbers(
+        "interpolate.safetensors",
+        r#"{"command":"interpolate","t":[0,0.5,1]}"#,
+        vec![("linear", vec![3, 1, 3, 8, 8]), ("spherical", vec![3, 1, 3, 8, 8])],
+    );
+    numbers(
+        "attribute.safetensors",
+        r#"{"command":"attribute","label":"smile"}"#,
+        vec![("images", vec![2, 3, 3, 8, 8]), ("strengths", vec![3])],
+    );
+    numbers("reconstruct.safetensors", r#"{"command":"reconstruct"}"#, vec![("error", vec![4])]);
+}
+
+#[test]
+fn jupyter_executes_every_cell() {
+    let Some(python) = std::env::var_os("FLOWS_PYTHON") else {
+        println!("skipped: FLOWS_PYTHON names no Python with notebooks-export/requirements.txt");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let faces = dir.path().join("faces");
+    fs::create_dir_all(faces.join("pictures")).unwrap();
+    for entry in fs::read_dir(FACES).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, faces.join(path.file_name().unwrap())).unwrap();
+    }
+    drawn(&faces.join("pictures"));
+    let runs = models(dir.path()).into_iter().chain([faces]).enumerate();
+    let notebooks: Vec<PathBuf> =
+        runs.map(|(i, run)| exported(&run, &dir.path().join(format!("out{i}")))).collect();
+    let output = Command::new(python).args(["-c", SCRIPT]).args(&notebooks).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if stderr.contains("No module named 'nb") {
+        assert!(std::env::var_os("FLOWS_NEED_PYTHON").is_none(), "{stderr}");
+        println!("skipped: the Python that FLOWS_PYTHON names lacks nbformat or nbclient");
+        return;
+    }
+    print!("{stdout}");
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert_eq!(stdout.lines().count(), notebooks.len());
+}
