@@ -40,7 +40,12 @@ def load(folder, dtype=torch.float32):
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     tensors = {}
     for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index}: `{name}` is no name of a shard in this folder")
         tensors |= load_file(folder / name)
+    for name, t in tensors.items():
+        if t.is_floating_point() and not t.isfinite().all():
+            raise ValueError(f"{folder}: tensor `{name}` holds a NaN or an infinity")
     return Model(file["config"], tensors, dtype)
 
 

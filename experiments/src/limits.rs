@@ -312,11 +312,7 @@ pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<
 /// When the config asks for more than there is.
 pub fn saved(dir: &Path) -> Result<()> {
     let path = dir.join("config.json");
-    let config = std::fs::read(&path)
-        .ok()
-        .and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok())
-        .and_then(|mut file| serde_json::from_value::<ModelConfig>(file["config"].take()).ok());
-    let Some(config) = config else { return Ok(()) };
+    let Ok(config) = flows::models::file::config(dir) else { return Ok(()) };
     let need = Estimate::of(&config);
     let bytes = need.parameters * VALUE + need.records + need.widest * VALUE;
     fits(

@@ -342,12 +342,11 @@ impl Run<'_> {
             let update = self.position.update;
             let done = self.done();
             let regular = update > 0 && update.is_multiple_of(t.validate_every);
+            // Asked once: what is read back for it and what is saved for it must be of the same mind.
+            let stop = self.stop.load(Ordering::Relaxed);
             #[cfg(kernels)]
             if let Source::Gpu(gpu) = &mut source
-                && (regular
-                    || done.is_some()
-                    || self.stop.load(Ordering::Relaxed)
-                    || update.is_multiple_of(t.checkpoint_every))
+                && (regular || done.is_some() || stop || update.is_multiple_of(t.checkpoint_every))
             {
                 self.read_back(gpu)?;
             }
@@ -358,7 +357,6 @@ impl Run<'_> {
                 }
                 continue;
             }
-            let stop = self.stop.load(Ordering::Relaxed);
             let regular = update > 0 && update.is_multiple_of(t.checkpoint_every);
             if (regular || stop || done.is_some()) && self.checkpointed != Some(update) {
                 self.checkpoint()?;
@@ -373,7 +371,11 @@ impl Run<'_> {
                 && update.is_multiple_of(t.probe_every)
                 && self.position.probed != Some(update)
             {
-                self.probe()?;
+                match (self.probe()?, &mut source) {
+                    #[cfg(kernels)]
+                    (true, Source::Gpu(gpu)) => gpu.record_again(),
+                    _ => {}
+                }
             }
             match &mut source {
                 Source::Thread(batches) => {
@@ -386,9 +388,9 @@ impl Run<'_> {
         }
     }
 
-    /// Measures how far rebuilt inputs drift on a few training images, and stores the layers that drift too far. Once
-    /// stored a layer stays so: it was over the bound with weights not far from those to come.
-    fn probe(&mut self) -> Result<()> {
+    /// Measures how far rebuilt inputs drift on a few training images, and stores the layers that drift too far; whether
+    /// there are new ones. Once stored a layer stays so: it was over the bound with weights not far from those to come.
+    fn probe(&mut self) -> Result<bool> {
         let batch = self.feed.examples.batch(self.feed.initial(PROBED), self.device)?;
         let drift = self.model.drift(&batch.x, Ctx::train().with_cond(batch.cond()), Drift::BOUND)?;
         let over: Vec<String> = drift.over().difference(&self.position.stored).cloned().collect();
@@ -403,11 +405,13 @@ impl Run<'_> {
                 drift.largest()
             ));
         }
+        let newly_stored = !over.is_empty();
         self.position.stored.extend(over);
         self.position.probed = Some(self.position.update);
         self.model.store(&self.position.stored);
         let line = DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() };
-        self.log(Line { drift: Some(line), ..Line::default() })
+        self.log(Line { drift: Some(line), ..Line::default() })?;
+        Ok(newly_stored)
     }
 
     fn wall_seconds(&self) -> f64 {

@@ -261,6 +261,15 @@ fn what_is_not_there_is_said_in_a_sentence() {
     let nothing = str_of(dir.path());
     let error_of = error(&["eval", nothing]);
     assert!(error_of.contains("config.json") && error_of.contains("a model is a folder"), "{error_of}");
+    for text in ["[]", "3", "null", "\"x\"", "[2, {}]"] {
+        std::fs::write(dir.path().join("config.json"), text).unwrap();
+        let error_of = error(&["eval", nothing]);
+        assert!(
+            error_of.contains("not a model's config") && error_of.contains("fetch it again"),
+            "{error_of}"
+        );
+    }
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
     assert!(error(&["table", nothing]).contains("holds no finished run"));
     assert!(error(&["explain", "moons", "--device", "tpu"]).contains("cuda:N"));
     if !candle_core::utils::cuda_is_available() {

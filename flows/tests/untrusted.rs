@@ -123,6 +123,11 @@ fn headers_are_compared_with_the_file() {
     assert!(refusal(dir.path()).contains("no such file"));
     fs::create_dir(&path).unwrap();
     assert!(refusal(dir.path()).contains("not a file"));
+    fs::remove_dir(&path).unwrap();
+    // A pipe is not waited for.
+    if std::process::Command::new("mkfifo").arg(&path).status().is_ok_and(|status| status.success()) {
+        assert!(refusal(dir.path()).contains("not a file"));
+    }
 }
 
 fn tensors_are_compared_with_the_config() {

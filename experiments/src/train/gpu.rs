@@ -62,6 +62,13 @@ impl Gpu {
         Ok(Some(Self { batches, step, launch: Launch::WarmUp(WARM_UP), pending: 0, since: Instant::now() }))
     }
 
+    /// Has the step recorded anew, for it has changed: a layer is stored that was rebuilt.
+    pub(super) fn record_again(&mut self) {
+        if let Launch::Replay(_) = self.launch {
+            self.launch = Launch::WarmUp(WARM_UP);
+        }
+    }
+
     /// One whole step, with nothing in it that waits.
     fn pass(&mut self, model: &Model, memory: Memory, factor: f64) -> candle_core::Result<()> {
         let (x, labels) = self.batches.next()?;

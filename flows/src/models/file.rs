@@ -17,6 +17,7 @@
 //! before a tensor is read; tensors are read one at a time. So a refusal costs at most what the files hold, whatever they
 //! claim. Every error is one sentence with the thing and the remedy.
 //!
+//! Weights that another tool has written again have lost their metadata: then names, shapes and values alone are compared.
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
 use super::ModelConfig;
@@ -121,6 +122,14 @@ pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, String)> {
     let text = read_whole(&path, LONGEST_CONFIG)?;
     let (config, hash) = parse_config(&text).map_err(|e| e.with_path(&path))?;
     Ok((config, hash))
+}
+
+/// The config of a saved folder alone.
+///
+/// # Errors
+/// As [`parse_config`], or when the file cannot be read or is longer than any config.
+pub fn config(dir: &Path) -> Result<ModelConfig> {
+    Ok(read_config(dir)?.0)
 }
 
 /// A config.json's text: its config, with no size above what [`ModelConfig::check`] allows, and its hash.
@@ -381,10 +390,16 @@ pub fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>> {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).and_then(|file| Ok((file.metadata()?, file)));
+    // Looked at before it is opened: to open a pipe waits for whoever writes into it.
+    let file = fs::metadata(path).and_then(|meta| match meta.is_file() {
+        true => Ok((meta, Some(File::open(path)?))),
+        false => Ok((meta, None)),
+    });
     match file {
-        Ok((meta, file)) if meta.is_file() => Ok((file, meta.len())),
-        Ok(_) => refuse(path, "not a file: a model is a folder with config.json and model.safetensors"),
+        Ok((meta, Some(file))) => Ok((file, meta.len())),
+        Ok((_, None)) => {
+            refuse(path, "not a file: a model is a folder with config.json and model.safetensors")
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             refuse(path, "no such file: a model is a folder with config.json and model.safetensors")
         }

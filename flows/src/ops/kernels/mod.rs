@@ -142,11 +142,12 @@ fn fresh(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tenso
     Tensor::zeros(shape, dtype, device)
 }
 
-/// Sizes and places inside kernels are 32-bit.
+/// Sizes and places inside kernels are 32-bit, and a thread's last stride must not pass their end.
 fn count(n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| {
-        candle_core::Error::msg(format!("{n} elements are more than a kernel counts: use a smaller batch"))
-    })
+    match u32::try_from(n) {
+        Ok(n) if n <= u32::MAX - (BLOCKS * THREADS) as u32 => Ok(n),
+        _ => bail!("{n} elements are more than a kernel counts: use a smaller batch"),
+    }
 }
 
 /// Blocks of an elementwise kernel over n elements.
