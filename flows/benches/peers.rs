@@ -38,7 +38,7 @@ use flops::{Precision, forward_flops, peak};
 use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
 use flows::ops::conv::{conv2d, conv2d_backward};
 #[cfg(feature = "cuda")]
-use flows::ops::kernels::{Graph, capture, warm_up};
+use flows::ops::kernels::{Graph, capture, trace, warm_up};
 #[cfg(feature = "cuda")]
 use flows::optim::OnDevice;
 use flows::optim::{Grads, Optimizer, Rule, global_norm};
@@ -262,8 +262,8 @@ fn name(device: &Device) -> anyhow::Result<String> {
     Ok(cpu.trim_start_matches([' ', '\t', ':']).to_string())
 }
 
-/// What became of recording a training step on a GPU: its nodes and the seconds of a step launched kernel by kernel, or why it
-/// was refused.
+/// What became of recording a training step on a GPU: its nodes and the seconds of a step launched kernel by kernel; or why it
+/// was refused, how many launches a step is then, and for how long the GPU is busy with them.
 static RECORDING: OnceLock<Value> = OnceLock::new();
 
 /// A training step as `flow train` takes it on a GPU: launched kernel by kernel three times, then recorded and replayed.
@@ -309,7 +309,19 @@ impl OnGpu {
                     self.graph = Some(graph);
                     json!({"nodes": nodes, "seconds_kernel_by_kernel": each})
                 }
-                Err(e) => json!({"refused": e.to_string(), "seconds_kernel_by_kernel": each}),
+                Err(e) => {
+                    let (done, traced) = trace(device, || self.pass(model, x, memory));
+                    done?;
+                    let mut recording = json!({"refused": e.to_string(), "seconds_kernel_by_kernel": each});
+                    match traced {
+                        Ok(t) => {
+                            recording["launches"] = t.launches.into();
+                            recording["seconds_busy"] = t.busy.into();
+                        }
+                        Err(e) => recording["not_traced"] = e.to_string().into(),
+                    }
+                    recording
+                }
             };
             RECORDING.set(recording).ok();
             return Ok(());
@@ -979,17 +991,23 @@ fn operations(task: &str, forward: f64, rate: f64) -> f64 {
     rate * forward * if task == "train" { 3. } else { 1. }
 }
 
-/// What recording a step was worth: without it the GPU waits for the processor for at least the difference.
+/// What recording a step was worth: without it the GPU waits for the processor for at least the difference. Where it was
+/// refused: what the GPU was seen to do.
 fn recorded(recording: &Value, per_second: f64) -> String {
     let each = recording["seconds_kernel_by_kernel"].as_f64().unwrap_or(f64::NAN);
-    match recording["nodes"].as_u64() {
-        Some(nodes) => format!(
-            "{nodes} nodes in one launch; kernel by kernel {:.1} ms, of which the GPU is idle for {:.0}%",
-            1e3 * each,
-            (100. * (1. - 1. / (each * per_second))).max(0.)
-        ),
-        None => format!("not recorded: {}", recording["refused"].as_str().unwrap_or_default()),
+    let idle =
+        |busy: f64| format!("of which the GPU is idle for {:.0}%", (100. * (1. - busy / each)).max(0.));
+    if let Some(nodes) = recording["nodes"].as_u64() {
+        let idle = idle(1. / per_second);
+        return format!("{nodes} nodes in one launch; kernel by kernel {:.1} ms, {idle}", 1e3 * each);
     }
+    let what = match (recording["launches"].as_u64(), recording["seconds_busy"].as_f64()) {
+        (Some(launches), Some(busy)) => {
+            format!("{launches} launches in {:.1} ms, {}", 1e3 * each, idle(busy))
+        }
+        _ => format!("launches not counted: {}", recording["not_traced"].as_str().unwrap_or_default()),
+    };
+    format!("not recorded: {}; {what}", recording["refused"].as_str().unwrap_or_default())
 }
 
 fn print(case: &str, task: &str, all: &[Contender], o: &Options, counted: Option<(f64, Option<f64>)>) {

@@ -62,10 +62,13 @@ pub fn capture(device: &Device, step: impl FnOnce() -> Result<()>) -> Result<Gra
                 .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
                 .map_err(wrap)?;
             let result = warm_up(device, step);
-            // The recording has to end, whatever happened.
+            // The recording has to end, whatever happened: what was freed in one that is refused has left an error behind,
+            // which the next call would return instead of doing anything.
+            let left = stream.context().check_err();
             let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = stream.end_capture(flags).map_err(wrap);
             result?;
+            left.map_err(wrap)?;
             let Some(graph) = graph? else { candle_core::bail!("the recording of a step is empty") };
             let mut nodes = 0;
             // SAFETY: the graph is alive, and without an array only their number is written.

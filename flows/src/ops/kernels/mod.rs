@@ -15,13 +15,17 @@
 //! is dropped is freed after the kernels that read it.
 
 mod batches;
+#[cfg(feature = "cuda")]
+mod cupti;
 mod graph;
 #[cfg(all(test, feature = "emulate"))]
 mod tests;
+mod trace;
 mod update;
 
 pub use batches::{Batches, Variation};
 pub use graph::{Graph, capture, warm_up};
+pub use trace::{Traced, trace};
 pub use update::Tally;
 pub(crate) use update::{Hyper, Update};
 
