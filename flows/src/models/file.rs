@@ -10,7 +10,8 @@
 //! The metadata is one JSON text under one key, because safetensors writes several keys in a random order and a model's
 //! bytes are to depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's canonical
 //! JSON (no space, keys sorted), taken of what config.json says and not of what this version makes of it, so that a later
-//! version, which may have more settings, still agrees.
+//! version, which may have more settings, still agrees. Shards carry a hash of all weights besides, `weights_sha256`, so that
+//! those of two saves are never read as one model; they replace an earlier save when all of them are written.
 //!
 //! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
 //! where the file does) before a tensor is looked at; names, shapes and dtypes are compared with what the config asks for
@@ -71,6 +72,9 @@ struct ConfigFile {
 struct Meta {
     format: u32,
     config_sha256: String,
+    /// Of shards: the SHA-256 of all tensors' names and values, so that those of two saves are not mixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights_sha256: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -236,12 +240,14 @@ struct Place {
 pub(super) struct Weights {
     files: Vec<(PathBuf, Mutex<File>)>,
     places: BTreeMap<String, Place>,
+    /// What the shards so far say of all weights.
+    hash: Option<String>,
 }
 
 impl Weights {
     /// Opens the weights of `dir`, which must be of the config with this hash.
     pub(super) fn open(dir: &Path, config_hash: &str) -> Result<Self> {
-        let mut all = Self { files: vec![], places: BTreeMap::new() };
+        let mut all = Self { files: vec![], places: BTreeMap::new(), hash: None };
         let index = dir.join(INDEX);
         if !index.exists() {
             all.add(dir.join(WEIGHTS), config_hash)?;
@@ -301,6 +307,14 @@ impl Weights {
                         // What a file says is not printed at any length.
                         meta.config_sha256.chars().take(64).collect::<String>()
                     ),
+                );
+            }
+            if let Some(hash) = meta.weights_sha256
+                && *self.hash.get_or_insert_with(|| hash.clone()) != hash
+            {
+                return refuse(
+                    &path,
+                    "the shard is of other weights than those before it: fetch all of them again",
                 );
             }
         }
@@ -449,11 +463,15 @@ pub(super) fn write(
         shards.last_mut().expect("never empty").push((name, t));
     }
     let config = serde_json::to_value(config).map_err(Error::wrap)?;
-    let meta = Meta { format: FORMAT, config_sha256: config_hash(&config) };
-    let meta = serde_json::to_string(&meta).map_err(Error::wrap)?;
     let n = shards.len();
+    let config_sha256 = config_hash(&config);
+    let weights_sha256 = (n > 1).then(|| weights_hash(shards.iter().flatten())).transpose()?;
+    let meta = serde_json::to_string(&Meta { format: FORMAT, config_sha256, weights_sha256 })
+        .map_err(Error::wrap)?;
     let mut weight_map = BTreeMap::new();
     let mut total = 0;
+    // An earlier save is replaced when all of this one lies beside it.
+    let mut written = Vec::new();
     for (i, shard) in shards.into_iter().enumerate() {
         let file =
             if n == 1 { WEIGHTS.to_string() } else { format!("model-{:05}-of-{n:05}.safetensors", i + 1) };
@@ -467,7 +485,10 @@ pub(super) fn write(
             .collect::<Result<Vec<_>>>()?;
         let meta = HashMap::from([(KEY.to_string(), meta.clone())]);
         let bytes = safetensors::serialize(shard.iter().map(|(n, t)| (n, t)), Some(meta))?;
-        write_atomic(&dir.join(file), &bytes)?;
+        written.push(Written::new(&dir.join(file), &bytes)?);
+    }
+    for file in written {
+        file.replace()?;
     }
     let index = dir.join(INDEX);
     let files: BTreeSet<String> = weight_map.values().cloned().collect();
@@ -501,24 +522,69 @@ fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
+/// The SHA-256 of names and values, in the order of the names.
+fn weights_hash<'a>(tensors: impl Iterator<Item = &'a (String, Tensor)>) -> Result<String> {
+    let mut sorted: Vec<_> = tensors.collect();
+    sorted.sort_by_key(|(name, _)| name);
+    let mut hash = Sha256::new();
+    for (name, t) in sorted {
+        hash.update(name);
+        // Bytes as they are saved, whatever the type.
+        let t = t.to_device(&Device::Cpu)?;
+        hash.update(safetensors::serialize([("", &t)], None)?);
+    }
+    Ok(hex(hash.finalize()))
+}
+
+/// A file that lies complete under a temporary name beside its own, and goes if it is not put there.
+struct Written {
+    path: PathBuf,
+    tmp: Option<PathBuf>,
+}
+
+impl Written {
+    /// Writes and syncs it.
+    fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!(".tmp{}", std::process::id()));
+        let tmp = path.with_file_name(name);
+        let this = Self { path: path.to_path_buf(), tmp: Some(tmp.clone()) };
+        let write = || -> std::io::Result<()> {
+            let mut f = fs::File::create(&tmp)?;
+            f.write_all(bytes)?;
+            f.sync_all()
+        };
+        write().map_err(|e| Error::wrap(e).with_path(path))?;
+        Ok(this)
+    }
+
+    /// Puts it in its place, and syncs the folder.
+    fn replace(mut self) -> Result<()> {
+        let move_it = || -> std::io::Result<()> {
+            if let Some(tmp) = &self.tmp {
+                fs::rename(tmp, &self.path)?;
+            }
+            match self.path.parent().filter(|d| !d.as_os_str().is_empty()) {
+                Some(dir) => fs::File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        move_it().map_err(|e| Error::wrap(e).with_path(&self.path))?;
+        self.tmp = None;
+        Ok(())
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if let Some(tmp) = &self.tmp {
+            let _ = fs::remove_file(tmp);
+        }
+    }
+}
+
 /// Writes a file so that a reader sees the old content or the new one, never a part: to a temporary name in the same
 /// folder, synced, renamed, and the folder synced.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".tmp{}", std::process::id()));
-    let tmp = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut f = fs::File::create(&tmp)?;
-        f.write_all(bytes)?;
-        f.sync_all()?;
-        fs::rename(&tmp, path)?;
-        if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            fs::File::open(dir)?.sync_all()?;
-        }
-        Ok(())
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&tmp);
-        Error::wrap(e).with_path(path)
-    })
+    Written::new(path, bytes)?.replace()
 }

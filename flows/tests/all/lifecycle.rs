@@ -91,8 +91,15 @@ twins! {
             .count();
         assert!(shards > 1 && dir.path().join("model.safetensors.index.json").exists());
         assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
-        // A later unsharded save in the same folder is the one that is read.
+        // A shard of a later save, of the same config and in as many parts, is not mixed with these.
+        let later = tempfile::tempdir()?;
         m.params().shake(9, 0.1)?;
+        m.save(later.path(), &SaveOptions { max_shard_size: 4000, dtype: None })?;
+        let second = format!("model-00002-of-{shards:05}.safetensors");
+        std::fs::copy(later.path().join(&second), dir.path().join(&second))?;
+        let why = Model::load(dir.path(), &device()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(why.contains(&second) && why.contains("other weights"), "{why}");
+        // A later unsharded save in the same folder is the one that is read.
         m.save(dir.path(), &SaveOptions::default())?;
         assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 2, "the shards are gone");
