@@ -1,43 +1,12 @@
 //! The binary `flow` from outside: what it prints, what it refuses, what it leaves behind.
 
+mod common;
+
+use common::{error, flow, json, ok, text};
 use serde_json::Value;
 use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-
-fn flow(args: &[&str]) -> Output {
-    // Two threads: whatever else runs on the machine, a test is not slowed down by more.
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
-    command.args(args).env_remove("FLOW_DATA").env_remove("RUST_LOG").output().expect("the binary runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Standard output of a command that succeeds.
-fn ok(args: &[&str]) -> String {
-    let output = flow(args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-/// The object on the last line of standard output.
-fn json(args: &[&str]) -> Value {
-    let stdout = ok(args);
-    serde_json::from_str(stdout.lines().last().expect("a line")).unwrap_or_else(|e| panic!("{e} in {stdout}"))
-}
-
-/// The one line on standard error of a command that fails with exit code 1.
-fn error(args: &[&str]) -> String {
-    let output = flow(args);
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stdout));
-    let stderr = text(&output.stderr);
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    assert!(stderr.trim_end().ends_with(errors[0]), "nothing comes after the error: {stderr}");
-    errors[0].to_owned()
-}
+use std::process::{Command, Stdio};
 
 /// A run of a second.
 fn tiny<'a>(command: &'a str, out: &'a str) -> Vec<&'a str> {

@@ -1,38 +1,10 @@
 //! The commands that show latents, and the doctor, from outside: what they draw and write, and what they refuse.
 
+mod common;
+
+use common::{error, flow, json, ok, text};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn flow(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
-    command.args(args).env_remove("FLOW_DATA").env_remove("RUST_LOG").output().expect("the binary runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn ok(args: &[&str]) -> String {
-    let output = flow(args);
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn json(args: &[&str]) -> Value {
-    let stdout = ok(args);
-    serde_json::from_str(stdout.lines().last().expect("a line")).unwrap_or_else(|e| panic!("{e} in {stdout}"))
-}
-
-/// The one sentence of a command that fails with exit code 1.
-fn error(args: &[&str]) -> String {
-    let output = flow(args);
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stdout));
-    let stderr = text(&output.stderr);
-    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{stderr}");
-    errors[0].to_owned()
-}
 
 fn str_of(path: &Path) -> &str {
     path.to_str().expect("the test's folders are UTF-8")

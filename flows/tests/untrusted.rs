@@ -1,37 +1,18 @@
 //! What a saved folder claims is not believed: every kind of damage is one sentence with the remedy, and a refusal takes no
 //! more memory than a few times the files, counted by the allocator, so in a test binary of its own.
 
+mod common;
+
 use candle_core::{DType, Device, Result, Tensor};
+use common::{Counting, LIVE, PEAK};
 use flows::models::file::{CONFIG, INDEX, WEIGHTS};
 use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
 use flows::{Model, ModelConfig, SaveOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: the system's allocator, counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
-        PEAK.fetch_max(live, Ordering::SeqCst);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
+use std::sync::atomic::Ordering;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
