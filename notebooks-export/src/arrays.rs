@@ -16,8 +16,8 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use flows::Model;
 use flows::params::rng_for;
+use flows::{Model, latents};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -35,6 +35,10 @@ const BATCH: usize = 32;
 const COMPARED: usize = 8;
 /// Points on a side of a density's raster.
 const RASTER: usize = 120;
+/// What is drawn apart from the samples of the seed, each from a seed of its own: what another latent replaces, and what an
+/// attribute is tried on.
+const FRESH: u64 = 1;
+const HELD_OUT: u64 = 2;
 
 /// Arrays by their names.
 pub type Arrays = Vec<(String, Tensor)>;
@@ -75,11 +79,9 @@ impl Source<'_> {
         Ok(all)
     }
 
-    /// Latents of the prior, (n, D).
-    fn prior(&self, n: usize, name: &str) -> Result<Tensor> {
-        let z = self.model.prior().draw(n * self.model.dims(), &mut rng_for(self.seed, name));
-        Ok(Tensor::from_vec(z, (n, self.model.dims()), &Device::Cpu)?
-            .to_dtype(self.model.params().dtype())?)
+    /// Latents of the prior, (n, D): those that `flow sample` draws at this seed, or others.
+    fn prior(&self, n: usize, other: u64) -> Result<Tensor> {
+        Ok(latents::prior(self.model, n, self.seed.wrapping_add(other))?)
     }
 
     /// The class of each of `n` examples: all in turn.
@@ -127,7 +129,7 @@ impl Source<'_> {
 
     fn compared(&self, all: &mut Arrays) -> Result<()> {
         let labels = self.labels(COMPARED)?;
-        let z = (self.prior(COMPARED, "compared")? * TEMPERATURE)?;
+        let z = (self.prior(COMPARED, 0)? * TEMPERATURE)?;
         let x = self.decode(&z, labels.as_ref())?.to_dtype(DType::F32)?;
         let log_prob = self.exact.log_prob(&x.to_dtype(DType::F64)?, labels.as_ref())?;
         all.extend([("x".to_owned(), x), ("log_prob".to_owned(), log_prob)]);
@@ -139,7 +141,7 @@ impl Source<'_> {
 
     fn temperatures(&self, all: &mut Arrays) -> Result<()> {
         let n = 6;
-        let (z, labels) = (self.prior(n, "temperatures")?, self.labels(n)?);
+        let (z, labels) = (self.prior(n, 0)?, self.labels(n)?);
         let (mut images, mut bits) = (vec![], vec![]);
         for t in TEMPERATURES {
             let x = self.decode(&(&z * t)?, labels.as_ref())?;
@@ -153,21 +155,13 @@ impl Source<'_> {
     }
 
     fn walks(&self, all: &mut Arrays) -> Result<()> {
-        let ends = self.prior(2, "walk")?;
+        let ends = self.prior(2, 0)?;
         let (a, b) = (ends.get(0)?, ends.get(1)?);
-        let dot = |x: &Tensor, y: &Tensor| -> Result<f64> {
-            Ok((x * y)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?)
-        };
-        let w = (dot(&a, &b)? / (dot(&a, &a)? * dot(&b, &b)?).sqrt()).clamp(-1., 1.).acos();
         let t: Vec<f64> = (0..STEPS).map(|i| i as f64 / (STEPS - 1) as f64).collect();
-        let line = t.iter().map(|t| (1. - t, *t)).collect::<Vec<_>>();
-        let arc = t.iter().map(|t| (((1. - t) * w).sin() / w.sin(), (t * w).sin() / w.sin()));
         let (mut images, mut bits) = (vec![], vec![]);
         // One class all the way, for the way is what is shown.
         let labels = self.labels(1)?.map(|l| l.broadcast_as(STEPS)?.contiguous()).transpose()?;
-        for weights in [line, arc.collect()] {
-            let points = weights.iter().map(|(u, v)| (&a * *u)? + (&b * *v)?);
-            let z = Tensor::stack(&points.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+        for z in [latents::lerp(&a, &b, &t)?, latents::slerp(&a, &b, &t)?] {
             let x = self.decode(&z, labels.as_ref())?;
             bits.push(self.bits(&x, labels.as_ref())?);
             images.push(self.bytes(&x)?);
@@ -180,24 +174,21 @@ impl Source<'_> {
 
     /// The brighter half of the samples against the darker one: the one attribute that every image has.
     fn attribute(&self, all: &mut Arrays) -> Result<()> {
-        let (z, labels) =
-            ((self.prior(self.samples, "attribute")? * TEMPERATURE)?, self.labels(self.samples)?);
+        let (z, labels) = ((self.prior(self.samples, 0)? * TEMPERATURE)?, self.labels(self.samples)?);
         let x = self.decode(&z, labels.as_ref())?;
         let brightness: Vec<f64> = x.flatten_from(1)?.mean(1)?.to_dtype(DType::F64)?.to_vec1()?;
         let mut order: Vec<u32> = (0..self.samples as u32).collect();
         order.sort_by(|&i, &j| brightness[i as usize].total_cmp(&brightness[j as usize]));
         let half = self.samples / 2;
-        let mean = |of: &[u32]| -> Result<Tensor> {
-            Ok(z.index_select(&Tensor::new(of, &Device::Cpu)?, 0)?.mean(0)?)
-        };
-        let direction = (mean(&order[half..])? - mean(&order[..half])?)?;
-        let n = 5;
-        let (held, labels) = ((self.prior(n, "held out")? * TEMPERATURE)?, self.labels(n)?);
-        let moved = STRENGTHS.map(|s| -> Result<Tensor> {
-            let x = self.decode(&held.broadcast_add(&(&direction * s)?)?, labels.as_ref())?;
-            self.bytes(&x)
-        });
-        let images = Tensor::stack(&moved.into_iter().collect::<Result<Vec<_>>>()?, 1)?;
+        let of = |order: &[u32]| z.index_select(&Tensor::new(order, &Device::Cpu)?, 0);
+        let direction = latents::attribute(&of(&order[half..])?, &of(&order[..half])?)?;
+        let (n, steps) = (5, STRENGTHS.len());
+        let held = (self.prior(n, HELD_OUT)? * TEMPERATURE)?;
+        let each = |l: Tensor| l.unsqueeze(1)?.broadcast_as((n, steps))?.flatten_all();
+        let labels = self.labels(n)?.map(each).transpose()?;
+        let moved =
+            self.bytes(&self.decode(&latents::apply(&held, &direction, &STRENGTHS)?, labels.as_ref())?)?;
+        let images = moved.reshape([&[n, steps], self.model.config().shape()].concat())?;
         all.push(("attribute_strengths".to_owned(), Tensor::new(&STRENGTHS, &Device::Cpu)?));
         all.push(("attribute_images".to_owned(), images));
         Ok(())
@@ -206,22 +197,14 @@ impl Source<'_> {
     fn levels(&self, all: &mut Arrays) -> Result<()> {
         let n = 6;
         let labels = self.labels(n)?;
-        let (z, fresh) = (self.prior(n, "levels")?, self.prior(n, "levels drawn anew")?);
-        let (own, other) =
-            (self.model.levels(&(z * TEMPERATURE)?)?, self.model.levels(&(fresh * TEMPERATURE)?)?);
-        if own.len() < 2 {
+        let (z, fresh) = ((self.prior(n, 0)? * TEMPERATURE)?, (self.prior(n, FRESH)? * TEMPERATURE)?);
+        let levels = self.model.levels(&z)?.len();
+        if levels < 2 {
             return Ok(());
         }
         let mut rows = vec![];
-        for replaced in std::iter::once(None).chain((0..own.len()).map(Some)) {
-            let parts = own.iter().zip(&other).enumerate();
-            let parts =
-                parts.map(
-                    |(l, (own, other))| {
-                        if replaced == Some(l) { other.flatten_from(1) } else { own.flatten_from(1) }
-                    },
-                );
-            let z = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 1)?;
+        for anew in std::iter::once(vec![]).chain((0..levels).map(|l| vec![l])) {
+            let z = latents::swap_levels(self.model, &z, &fresh, &anew)?;
             rows.push(self.bytes(&self.decode(&z, labels.as_ref())?)?);
         }
         all.push(("level_images".to_owned(), Tensor::stack(&rows, 0)?));
@@ -238,7 +221,7 @@ impl Source<'_> {
         let channels = shape[1];
         let mut rng = rng_for(self.seed, "others");
         let levels = 2f32.powi(self.model.config().bits().into());
-        let x = self.decode(&self.prior(n, "others")?, labels.as_ref())?;
+        let x = self.decode(&self.prior(n, 0)?, labels.as_ref())?;
         let pixels: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let mut order: Vec<usize> = (0..dims / channels).collect();
         order.shuffle(&mut rng);
@@ -263,7 +246,7 @@ impl Source<'_> {
     fn points(&self, all: &mut Arrays) -> Result<()> {
         let n = 8 * self.samples;
         let labels = self.labels(n)?;
-        let x = self.decode(&self.prior(n, "points")?, labels.as_ref())?;
+        let x = self.decode(&self.prior(n, 0)?, labels.as_ref())?;
         let flat = x.flatten_from(1)?.to_dtype(DType::F64)?;
         all.push(("points".to_owned(), flat.to_dtype(DType::F32)?));
         if self.model.config().shape() != [2] || labels.is_some() {

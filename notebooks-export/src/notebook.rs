@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flows::ModelConfig;
-use flows::models::Preprocess;
 use nbformat::v4::{Cell, CellId, CellMetadata, KernelSpec, LanguageInfo, Metadata, Notebook};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -93,18 +92,17 @@ fn shown(pictures: &[Picture]) -> String {
     pictures.iter().map(|(name, _)| format!("\n\n![{name}](attachment:{name})")).collect()
 }
 
-/// Whether the notebook rebuilds this model in PyTorch: a Glow whose first layer is a scale and a shift.
-#[must_use]
-pub fn rebuilt(config: &ModelConfig) -> bool {
-    let scaled = !matches!(config.preprocess(), Preprocess::Logit { .. } | Preprocess::Zca { .. });
-    matches!(config, ModelConfig::Glow(_)) && scaled
-}
+/// Each model's name, and its log p(x) in PyTorch: what reads the weights, and the model itself, 60 lines of code at most.
+const WEIGHTS: &str = include_str!("cells/weights.py");
+const NICE: (&str, &str) = ("NICE", include_str!("cells/nice.py"));
+const REALNVP: (&str, &str) = ("RealNVP", include_str!("cells/realnvp.py"));
+const GLOW: (&str, &str) = ("Glow", include_str!("cells/glow.py"));
 
-fn kind(config: &ModelConfig) -> &'static str {
+fn kind(config: &ModelConfig) -> (&'static str, &'static str) {
     match config {
-        ModelConfig::Nice(_) => "NICE",
-        ModelConfig::RealNvp(_) => "RealNVP",
-        ModelConfig::Glow(_) => "Glow",
+        ModelConfig::Nice(_) => NICE,
+        ModelConfig::RealNvp(_) => REALNVP,
+        ModelConfig::Glow(_) => GLOW,
     }
 }
 
@@ -115,12 +113,12 @@ fn kind(config: &ModelConfig) -> &'static str {
 pub fn write(story: &Story) -> Result<String> {
     let mut book = Book::default();
     let Story { name, config, summary, seed, samples, .. } = story;
+    let (family, in_torch) = kind(config);
     let has = |array: &str| story.arrays.iter().any(|a| a == array);
     let own = |file: &str| story.own.iter().filter(|p| p.0 == file).cloned().collect::<Vec<_>>();
 
     let mut title = format!(
-        "# {name}\n\nA {} with {} trained numbers, of examples of shape {:?}",
-        kind(config),
+        "# {name}\n\nA {family} with {} trained numbers, of examples of shape {:?}",
         story.parameters,
         config.shape()
     );
@@ -136,11 +134,10 @@ pub fn write(story: &Story) -> Result<String> {
     title.push_str(&format!(
         ".\n\nWritten from {} by `notebooks-export`. What the cells show is in the files beside this notebook: \
          `arrays.npz` (what the model made of seed {seed}), `config.json` and the weights{}{}. The cells need numpy, \
-         pandas with pyarrow, matplotlib and safetensors{}, nothing else.",
+         pandas with pyarrow, matplotlib and safetensors, and PyTorch for the last part, nothing else.",
         story.origin,
         if story.metrics { ", the log of training (`metrics.parquet`, and the same as `metrics.csv`)" } else { "" },
         if summary.is_some() { ", `summary.json`" } else { "" },
-        if rebuilt(config) { ", and PyTorch for the last part" } else { "" },
     ));
     book.text("title", &title, &[])?;
     book.code("setup", include_str!("cells/setup.py"))?;
@@ -229,23 +226,15 @@ pub fn write(story: &Story) -> Result<String> {
         book.text("pictures-numbers", text, &[])?;
         book.code("pictures-drawn", include_str!("cells/pictures.py"))?;
     }
-    if rebuilt(config) {
-        book.text(
-            "pytorch",
-            "## The model in PyTorch\n\nThe whole of Glow's log p(x) from `config.json` and the safetensors file, in double \
-             precision. `x` are samples with their noise, as the model sees data; `log_prob` is what the library computed.",
-            &[],
-        )?;
-        book.code("pytorch-model", include_str!("cells/glow.py"))?;
-        book.code("pytorch-compared", include_str!("cells/compare.py"))?;
-    } else {
-        let text = format!(
-            "## The model in PyTorch\n\nThis notebook rebuilds Glow only. `docs/python/flows_torch.py` of the library, one \
-             file, loads this {} from `config.json` and `model.safetensors`.",
-            kind(config)
-        );
-        book.text("pytorch", &text, &[])?;
-    }
+    let text = format!(
+        "## The model in PyTorch\n\nThe whole of {family}'s log p(x) from `config.json` and the safetensors file in 60 lines, \
+         in double precision. `x` are samples with their noise, as the model sees data; `log_prob` is what the library \
+         computed."
+    );
+    book.text("pytorch", &text, &[])?;
+    book.code("pytorch-weights", WEIGHTS)?;
+    book.code("pytorch-model", in_torch)?;
+    book.code("pytorch-compared", include_str!("cells/compare.py"))?;
 
     let notebook = Notebook {
         metadata: Metadata {
@@ -269,4 +258,19 @@ pub fn write(story: &Story) -> Result<String> {
         cells: book.0,
     };
     Ok(nbformat::serialize_notebook(&nbformat::Notebook::V4(notebook))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_model_is_sixty_lines_of_pytorch() {
+        for (family, model) in [NICE, REALNVP, GLOW] {
+            let lines: Vec<&str> =
+                WEIGHTS.lines().chain(model.lines()).filter(|line| !line.trim().is_empty()).collect();
+            assert!(lines.len() <= 60, "{family}: {} lines", lines.len());
+            assert!(lines.iter().all(|line| line.len() <= 120 && !line.contains(';')), "{family}: crowded");
+        }
+    }
 }
