@@ -301,6 +301,56 @@ KERNEL(NAME(plu_inverse), NAME(PluInverse)) {
     }
 }
 
+// W^-1 and log |det W| by Gauss-Jordan elimination with partial pivoting, in f64 and in one block. `work` is (n, 2 n): W beside
+// the identity. A singular W gives what is not finite.
+typedef struct {
+    const R *w;
+    double *work;
+    R *inverse, *log_det;
+    unsigned n;
+} NAME(Invert);
+
+KERNEL(NAME(invert), NAME(Invert)) {
+    unsigned n = a.n, m = 2 * n;
+    double *work = a.work, logs = 0;
+    for OF_BLOCK(e, n * m) {
+        unsigned i = e / m, j = e % m;
+        work[e] = j < n ? (double)a.w[i * n + j] : (double)(j - n == i);
+    }
+    SYNC();
+    for (unsigned k = 0; k < n; k++) {
+        double most = -1;
+        unsigned row = k;
+        for (unsigned i = k + THREAD; i < n; i += THREADS) {
+            double v = fabs(work[i * m + k]);
+            if (v > most) {
+                most = v;
+                row = i;
+            }
+        }
+        row = block_argmax(most, row);
+        double pivot = work[row * m + k];
+        logs += log(fabs(pivot));
+        // The pivot's row changes places with row k, and is divided; column k is not read again but in the elimination.
+        double *from = work + row * m, *to = work + k * m;
+        SYNC();
+        for OF_BLOCK(j, m - k) {
+            double v = from[k + j];
+            if (row != k) from[k + j] = to[k + j];
+            to[k + j] = j ? v / pivot : v;
+        }
+        SYNC();
+        unsigned width = m - k - 1;
+        for OF_BLOCK(e, n * width) {
+            unsigned i = e / width, j = k + 1 + e % width;
+            if (i != k) work[i * m + j] -= work[i * m + k] * to[j];
+        }
+        SYNC();
+    }
+    for OF_BLOCK(e, n * n) a.inverse[e] = (R)work[e / n * m + n + e % n];
+    if (THREAD == 0) *a.log_det = (R)logs;
+}
+
 // w = g v / |v| for each output channel, and 1/|v|. One block a channel.
 typedef struct {
     const R *v, *g;

@@ -3,6 +3,7 @@
 //! Matrices are row-major slices of n * n numbers. The sizes met are the channels of a 1x1 convolution (at most a few
 //! hundred), done plainly, and the dimensions of ZCA whitening (3072 for CIFAR-10), done with GEMM.
 
+use crate::ops::reference::kernel;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -23,13 +24,16 @@ pub fn from_host(v: Vec<f64>, n: usize, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(v, (n, n), &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())
 }
 
-/// The inverse of a square matrix, on its device and in its dtype; factored on the host in f64.
+/// W^-1 and log |det W| of a square matrix, on its device and in its dtype: in f64 on the host, or by a kernel on a GPU.
 ///
 /// # Errors
-/// Where it is singular.
-pub fn inverse(w: &Tensor) -> Result<Tensor> {
+/// Where it is singular; a kernel, for which nobody waits, gives numbers that are not finite instead.
+pub fn inverse_log_det(w: &Tensor) -> Result<(Tensor, Tensor)> {
+    kernel!([w], crate::ops::kernels::invert(w));
     let (host, n) = to_host(w)?;
-    from_host(lu(&host, n)?.inverse(), n, w)
+    let f = lu(&host, n)?;
+    let log_det = Tensor::new(f.log_abs_det(), &Device::Cpu)?.to_dtype(w.dtype())?.to_device(w.device())?;
+    Ok((from_host(f.inverse(), n, w)?, log_det))
 }
 
 /// The singular values of a matrix, largest first: one-sided Jacobi rotations, which find small ones to full relative accuracy.

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 pub enum Weight {
     /// W = P L (U + diag(sign exp(log s))): the log-det is a sum, and W cannot become singular (section 3.2, the default).
     Plu,
-    /// W itself, as the released code's default: the log-det comes from an LU on the host in f64.
+    /// W itself, as the released code's default: the log-det comes from a factorisation in f64.
     Plain,
 }
 
@@ -37,7 +37,7 @@ enum Form {
 /// ```
 ///
 /// W starts as a random rotation. **Shapes.** (B, D) or (B, C, H, W); W (C, C). The log-det is exact: a sum of log s for
-/// [`Weight::Plu`], an f64 factorisation on the host for [`Weight::Plain`], whose gradient is W^-T.
+/// [`Weight::Plu`], an f64 factorisation for [`Weight::Plain`], whose gradient is W^-T.
 pub struct Conv1x1 {
     form: Form,
     /// W^-1 and the version of the parameter that it belongs to: sampling would factor every W for every batch.
@@ -95,30 +95,47 @@ impl Conv1x1 {
         Ok(Self { form, inverse: Mutex::default() })
     }
 
-    /// W and log |det W|, in the graph if `grad`.
-    fn weight(&self, grad: bool) -> Result<(Tensor, Tensor)> {
+    /// W and log |det W|, in the graph if `grad`, and W^-1 where the log-det gives it for nothing.
+    fn weight(&self, grad: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         match &self.form {
             Form::Plain(p) => {
+                let (inverse, log_det) = linalg::inverse_log_det(p.value())?;
                 let w = p.get(grad);
-                let (host, n) = linalg::to_host(w)?;
-                let f = linalg::lu(&host, n)?;
-                let inv = linalg::from_host(f.inverse(), n, w)?;
-                // The host's value with the host's gradient: W^-T . W is subtracted from itself.
-                let carrier = (w * inv.t()?)?.sum_all()?;
-                Ok((w.clone(), ((&carrier - carrier.detach())? + f.log_abs_det())?))
+                // The value from outside the graph with its gradient: W^-T . W is subtracted from itself.
+                let carrier = (w * inverse.t()?)?.sum_all()?;
+                Ok((w.clone(), ((&carrier - carrier.detach())? + log_det)?, Some(inverse)))
             }
-            Form::Plu { lu, rows } => plu(lu.get(grad), rows),
+            Form::Plu { lu, rows } => plu(lu.get(grad), rows).map(|(w, log_det)| (w, log_det, None)),
         }
     }
-}
 
-impl Conv1x1 {
+    /// W alone, outside any graph.
+    fn matrix(&self) -> Result<Tensor> {
+        match &self.form {
+            Form::Plain(p) => Ok(p.value().clone()),
+            Form::Plu { lu, rows } => Ok(plu(lu.value(), rows)?.0),
+        }
+    }
+
     /// W^-1.
     fn invert(&self) -> Result<Tensor> {
         match &self.form {
-            Form::Plain(p) => linalg::inverse(p.value()),
+            Form::Plain(p) => Ok(linalg::inverse_log_det(p.value())?.0),
             Form::Plu { lu, rows } => plu_inverse(lu.value(), rows),
         }
+    }
+
+    /// W^-1 within a training step. On a GPU one may be recorded: what it allocates is the recording's, and must not be kept.
+    fn inverse_in_step(&self, like: &Tensor) -> Result<Tensor> {
+        if crate::ops::on_cpu(like) { self.inverse_weight() } else { self.invert() }
+    }
+
+    /// W x, the log-det, and W^-1 if it is there.
+    fn pass(&self, x: &Tensor, grad: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let (w, log_det, inverse) = self.weight(grad)?;
+        let z = channel_mix(x, &w)?;
+        let log_det = (log_det * positions(x)? as f64)?;
+        Ok((z, same_per_example(&log_det, x)?, inverse))
     }
 
     /// W^-1, computed once for each change of W.
@@ -137,23 +154,21 @@ impl Conv1x1 {
 
 impl Bijection for Conv1x1 {
     fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Matrix(self.weight(false)?.0))
+        Ok(Inside::Matrix(self.matrix()?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        let (w, log_det) = self.weight(ctx.grad)?;
-        let z = channel_mix(x, &w)?;
-        let log_det = (log_det * positions(x)? as f64)?;
-        Ok((z, same_per_example(&log_det, x)?))
+        let (z, log_det, _) = self.pass(x, ctx.grad)?;
+        Ok((z, log_det))
     }
 
     fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
         channel_mix(z, &self.inverse_weight()?)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
-        let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-        let saved = if memory == Memory::Store { Saved::new(x.clone()) } else { Saved::nothing() };
+    fn forward_saved(&self, x: &Tensor, _: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        let (z, log_det, inverse) = self.pass(x, false)?;
+        let saved = if memory == Memory::Store { Saved::new((x.clone(), inverse)) } else { Saved::nothing() };
         Ok((z, log_det, saved))
     }
 
@@ -162,21 +177,22 @@ impl Bijection for Conv1x1 {
         z: &Tensor,
         saved: Saved,
         (gz, gld): (&Tensor, &Tensor),
-        ctx: Ctx,
+        _: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let x = match saved.take() {
-            Some(x) => x,
-            None if crate::ops::on_cpu(z) => self.inverse(z, ctx.cond)?,
-            // On a GPU a step may be recorded: what it allocates is the recording's, and must not be kept here.
-            None => channel_mix(z, &self.invert()?)?,
+        let (x, inverse) = match saved.take::<(Tensor, Option<Tensor>)>() {
+            Some(kept) => kept,
+            None => {
+                let inverse = self.inverse_in_step(z)?;
+                (channel_mix(z, &inverse)?, Some(inverse))
+            }
         };
-        let (w, _) = self.weight(false)?;
-        let (gx, gw) = channel_mix_backward(&x, &w, gz)?;
+        let (gx, gw) = channel_mix_backward(&x, &self.matrix()?, gz)?;
         let gld = (gld.sum_all()? * positions(z)? as f64)?;
         match &self.form {
             Form::Plain(p) => {
-                grads.add(p, (gw + self.inverse_weight()?.t()?.broadcast_mul(&gld)?)?)?;
+                let inverse = inverse.map_or_else(|| self.inverse_in_step(z), Ok)?;
+                grads.add(p, (gw + inverse.t()?.broadcast_mul(&gld)?)?)?;
             }
             Form::Plu { lu, rows } => grads.add(lu, plu_backward(lu.value(), rows, &gw, &gld)?)?,
         }

@@ -70,7 +70,7 @@ pub fn plu(packed: &Tensor, rows: &Rows) -> Result<(Tensor, Tensor)> {
 /// W^-1: a kernel where there is one, else the host's in f64.
 pub(crate) fn plu_inverse(packed: &Tensor, rows: &Rows) -> Result<Tensor> {
     reference::kernel!([packed], super::kernels::plu_inverse(packed, &rows.there[0], &rows.there[2]));
-    crate::linalg::inverse(&plu(packed, rows)?.0)
+    Ok(crate::linalg::inverse_log_det(&plu(packed, rows)?.0)?.0)
 }
 
 /// The gradient of `packed`, from that of W (C, C) and that of the log-det.

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, Var, bail};
 macro_rules! kernel {
     ([$($t:expr),*], $call:expr) => {
         #[cfg(kernels)]
-        if super::kernels::take(&[$($t),*]) {
+        if crate::ops::kernels::take(&[$($t),*]) {
             return $call;
         }
     };

@@ -972,6 +972,39 @@ pub(crate) fn plu_inverse(packed: &Tensor, perm: &Tensor, sign: &Tensor) -> Resu
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct Invert {
+    w: Ptr,
+    work: Ptr,
+    inverse: Ptr,
+    log_det: Ptr,
+    n: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for Invert {}
+
+/// W^-1 and log |det W|, neither finite where W is singular.
+pub(crate) fn invert(w: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (n, m) = w.dims2()?;
+    if n != m {
+        bail!("expected a square matrix, got {n}x{m}");
+    }
+    let w = w.contiguous()?;
+    count(2 * n * n)?;
+    let work = fresh((n, 2 * n), DType::F64, w.device())?;
+    let (inverse, log_det) = (fresh((n, n), w.dtype(), w.device())?, fresh((), w.dtype(), w.device())?);
+    let args = Invert {
+        w: Ptr::of(&w)?,
+        work: Ptr::of(&work)?,
+        inverse: Ptr::of(&inverse)?,
+        log_det: Ptr::of(&log_det)?,
+        n: count(n)?,
+    };
+    launch(w.device(), "invert", Some(w.dtype()), 1, &args)?;
+    Ok((inverse, log_det))
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct WeightNormArgs {
     v: Ptr,
     g: Ptr,

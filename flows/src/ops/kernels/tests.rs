@@ -184,6 +184,17 @@ fn matrices() -> Result<()> {
         let want = reference::gradients(&[&packed], &[&gw, &gld], of)?;
         near("plu's gradient", &plu_backward(&packed, &here(&place)?, &signs, &gw, &gld)?, &want[0]);
 
+        // Its first pivot is not on the diagonal, and more rows than threads.
+        for n in [1usize, 2, 5, 19] {
+            let m = (wave(&[n, n], 0.9)
+                + Tensor::eye(n, DType::F64, &Device::Cpu)?.roll(1, 0)?.affine(3., 0.)?)?;
+            let w = to(&m);
+            let (inverse, log_det) = invert(&w)?;
+            let (want, want_log_det) = crate::linalg::inverse_log_det(&w)?;
+            near("invert", &inverse, &want);
+            near("invert's log-det", &log_det, &want_log_det);
+        }
+
         let (v, g, gw) = (to(&wave(&[3, 2, 3, 3], 0.6)), to(&wave(&[3], 1.1)), to(&wave(&[3, 2, 3, 3], 0.8)));
         let of = |v: &Tensor, g: &Tensor| {
             let norm = (v.flatten_from(1)?.sqr()?.sum(1)? + 1e-12)?.sqrt()?;
