@@ -112,7 +112,8 @@ impl Source<'_> {
         let x = self.over(z, labels, |z, cond| self.model.decode(z, cond))?;
         ensure!(
             flows::params::is_finite(&x)?,
-            "samples of this model are not finite: its inverse overflows, and there is nothing to show"
+            "samples of this model are not finite, its inverse overflows, and there is nothing to show: examine it with `flow \
+             doctor`"
         );
         Ok(x)
     }

@@ -7,6 +7,7 @@
 mod arrays;
 mod metrics;
 mod notebook;
+mod rust;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrays::Source;
@@ -14,11 +15,12 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
-use flows::models::file::parse_index;
+use flows::models::file::{parse_index, read_header};
 use flows::models::{CONFIG, INDEX, WEIGHTS};
 use metrics::Metrics;
 use notebook::{Picture, Story};
-use serde_json::Value;
+use rust::Dependencies;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -39,6 +41,9 @@ struct Cli {
     /// The new folder of the notebook and its files.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Also write NAME-rust.ipynb, which uses the library itself from this checkout, for Jupyter's kernel evcxr.
+    #[arg(long, value_name = "CHECKOUT")]
+    rust: Option<PathBuf>,
     /// Run the cells with Jupyter and keep their outputs.
     #[arg(long)]
     execute: bool,
@@ -81,21 +86,33 @@ fn main() -> ExitCode {
 fn export(cli: &Cli) -> Result<()> {
     let out = &cli.out;
     let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    ensure!(free, "--out {}: there are files already, name a new folder", out.display());
+    ensure!(free, "--out {}: there is something already, name a new folder", out.display());
     let (run, name, origin) = locate(&cli.run)?;
-    let notebook = format!("{name}.ipynb");
+    let dependencies = cli.rust.as_deref().map(Dependencies::of).transpose()?;
+    let notebooks: Vec<String> = std::iter::once(format!("{name}.ipynb"))
+        .chain(dependencies.is_some().then(|| format!("{name}-rust.ipynb")))
+        .collect();
 
     // Everything is made beside the folder and moved there: what fails leaves nothing half done.
     let parent = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    std::fs::create_dir_all(parent).with_context(|| format!("--out {}: cannot be made", out.display()))?;
+    std::fs::create_dir_all(parent)
+        .with_context(|| format!("--out {}: cannot be made, name another folder", out.display()))?;
     let partial = parent.join(format!(".notebook-{}.partial", std::process::id()));
     std::fs::create_dir(&partial).with_context(|| {
-        format!("--out {}: nothing can be written in {}", out.display(), parent.display())
+        format!(
+            "--out {}: nothing can be written in {}, name another folder",
+            out.display(),
+            parent.display()
+        )
     })?;
-    let done = fill(cli, &run, (&name, &origin), &partial.join(&notebook)).and_then(|()| {
+    let texts = fill(cli, &run, (&name, &origin), dependencies.as_ref(), &partial);
+    let done = texts.and_then(|texts| {
+        for (name, text) in notebooks.iter().zip(texts) {
+            write(&partial.join(name), text.as_bytes())?;
+        }
         if out.exists() {
             std::fs::remove_dir(out)?;
         }
@@ -106,11 +123,12 @@ fn export(cli: &Cli) -> Result<()> {
         let _ = std::fs::remove_dir_all(&partial);
     }
     done?;
-    let path = out.join(&notebook);
+    let paths: Vec<PathBuf> = notebooks.iter().map(|name| out.join(name)).collect();
+    // Named before anything is run: they stay, whatever Jupyter says.
+    paths.iter().for_each(|path| println!("{}", path.display()));
     if cli.execute {
-        execute(&cli.jupyter, &path)?;
+        paths.iter().try_for_each(|path| execute(&cli.jupyter, path))?;
     }
-    println!("{}", path.display());
     Ok(())
 }
 
@@ -137,9 +155,14 @@ fn locate(run: &str) -> Result<(PathBuf, String, String)> {
     Ok((snapshot.folder, name, format!("`{run}`, commit {}", snapshot.commit)))
 }
 
-/// Writes the notebook at `path` and everything beside it.
-fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Result<()> {
-    let out = path.parent().context("a file has a folder")?;
+/// Writes everything beside the notebooks to `out`; their texts, the one in Python first.
+fn fill(
+    cli: &Cli,
+    run: &Path,
+    (name, origin): (&str, &str),
+    dependencies: Option<&Dependencies>,
+    out: &Path,
+) -> Result<Vec<String>> {
     let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
     eprintln!("{name}: drawing and measuring {} samples", cli.samples);
@@ -153,17 +176,17 @@ fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Res
     let summary = match read(&run.join(SUMMARY))? {
         Some(bytes) => {
             copy(run, out, SUMMARY)?;
-            Some(
-                serde_json::from_slice::<Value>(&bytes)
-                    .with_context(|| format!("{SUMMARY} of {name} is damaged"))?,
-            )
+            let damaged = || format!("{SUMMARY} of {name} is damaged: write or fetch it again, or remove it");
+            let summary: Map<String, Value> = serde_json::from_slice(&bytes).with_context(damaged)?;
+            Some(Value::Object(summary))
         }
         None => None,
     };
     let log = match read(&run.join(METRICS))? {
         Some(bytes) => {
-            let text = String::from_utf8(bytes).with_context(|| format!("{METRICS} of {name} is damaged"))?;
-            Some(Metrics::parse(&text).with_context(|| name.to_owned())?)
+            let damaged = || format!("{METRICS} of {name} is damaged: fetch it again, or remove it");
+            let text = String::from_utf8(bytes).with_context(damaged)?;
+            Metrics::parse(&text).with_context(damaged)?
         }
         None => None,
     };
@@ -173,7 +196,7 @@ fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Res
     }
     let mut own = Vec::new();
     for file in OWN {
-        own.extend(read(&run.join(file))?.map(|bytes| (file.to_owned(), bytes)));
+        own.extend(picture(&run.join(file))?);
     }
     let (pictures, numbers) = pictures(&run.join(PICTURES), &out.join(PICTURES))?;
     let names: Vec<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
@@ -191,7 +214,11 @@ fn fill(cli: &Cli, run: &Path, (name, origin): (&str, &str), path: &Path) -> Res
         seed: cli.seed,
         samples: cli.samples as usize,
     };
-    write(path, notebook::write(&story)?.as_bytes())
+    let mut texts = vec![notebook::write(&story)?];
+    if let Some(dependencies) = dependencies {
+        texts.push(rust::write(&story, dependencies)?);
+    }
+    Ok(texts)
 }
 
 /// config.json and the weights, whole or in shards with their index.
@@ -225,8 +252,12 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
     for file in files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match file.extension().and_then(|e| e.to_str()) {
-            Some("png") => pictures.extend(read(&file)?.map(|bytes| (name, bytes))),
+            Some("png") => pictures.extend(picture(&file)?),
             Some("safetensors") => {
+                let damaged = || format!("cannot read {}: draw it again, or remove it", file.display());
+                let mut opened = std::fs::File::open(&file).with_context(damaged)?;
+                let length = opened.metadata().with_context(damaged)?.len();
+                read_header(&mut opened, length).with_context(damaged)?;
                 numbers = true;
                 std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
                 copy(folder, out, &name)?;
@@ -237,9 +268,21 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
     Ok((pictures, numbers))
 }
 
+/// A picture by its file's name, or `None` where there is none.
+fn picture(path: &Path) -> Result<Option<Picture>> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    ensure!(bytes.starts_with(b"\x89PNG\r\n"), "{} is no PNG: draw it again, or remove it", path.display());
+    Ok(Some((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes)))
+}
+
 /// A file's bytes, or `None` where there is none.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
+    let bytes = std::fs::metadata(path).and_then(|found| match found.is_file() {
+        true => std::fs::read(path),
+        // A pipe would be waited for.
+        false => Err(std::io::Error::other("it is no file")),
+    });
+    match bytes {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
@@ -258,21 +301,23 @@ fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
 
 /// Runs every cell in place.
 fn execute(jupyter: &Path, notebook: &Path) -> Result<()> {
+    let written = format!("{} is written without outputs", notebook.display());
     let said = Command::new(jupyter).arg("execute").arg("--inplace").arg(notebook).output();
-    let output = match said {
-        Ok(output) => output,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!(
-            "there is no `{}` to run {}, which is written without outputs: pip install nbclient ipykernel, or name \
-             Jupyter with --jupyter",
-            jupyter.display(),
-            notebook.display()
-        ),
-        Err(e) => return Err(e).with_context(|| format!("cannot run {}", jupyter.display())),
-    };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-        bail!("Jupyter stopped in {}, which is written without outputs: {last}", notebook.display());
+    let output = said.with_context(|| {
+        format!(
+            "{written}, for `{}` cannot be run: pip install nbclient ipykernel, or name Jupyter with --jupyter",
+            jupyter.display()
+        )
+    })?;
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why");
+    ensure!(
+        !last.contains("NoSuchKernel"),
+        "{written}, for Jupyter lacks its kernel ({last}): pip install ipykernel, or for Rust cargo install --locked \
+         evcxr_jupyter and evcxr_jupyter --install"
+    );
+    bail!("{written}, for Jupyter stopped: {last}")
 }

@@ -22,19 +22,25 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// The table of the text of metrics.jsonl. A last line that was cut short, as a killed run leaves it, is left out.
+    /// The table of the text of metrics.jsonl, `None` before anything was logged. A last line that was cut short, as a killed
+    /// run leaves it, is left out.
     ///
     /// # Errors
-    /// When another line is no JSON object, or no line holds a number.
-    pub fn parse(text: &str) -> Result<Self> {
+    /// When another line is no JSON object with an `update`.
+    pub fn parse(text: &str) -> Result<Option<Self>> {
         let mut lines: Vec<Map<String, Value>> = Vec::new();
         for (i, line) in text.split_inclusive('\n').enumerate() {
-            match serde_json::from_str(line) {
-                Ok(object) => lines.push(object),
-                Err(_) if !line.ends_with('\n') => {}
-                Err(e) => {
-                    return Err(e).with_context(|| format!("line {} of metrics.jsonl is damaged", i + 1));
+            match serde_json::from_str::<Map<_, _>>(line) {
+                Ok(object) => {
+                    ensure!(
+                        object.get("update").is_some_and(Value::is_u64),
+                        "line {} has no `update`",
+                        i + 1
+                    );
+                    lines.push(object);
                 }
+                Err(_) if !line.ends_with('\n') => {}
+                Err(e) => return Err(e).with_context(|| format!("line {}", i + 1)),
             }
         }
         let mut columns: Vec<String> = Vec::new();
@@ -43,12 +49,14 @@ impl Metrics {
                 columns.push(key.clone());
             }
         }
-        ensure!(!columns.is_empty(), "metrics.jsonl holds no numbers");
+        if columns.is_empty() {
+            return Ok(None);
+        }
         // The JSON objects are sorted by key; what everything is plotted against comes first.
         columns.sort_by_key(|c| (c != "update", c != "epoch", c != "images_seen", c != "seconds"));
         let cell = |line: &Map<String, Value>, column: &String| line.get(column)?.as_number().cloned();
         let rows = lines.iter().map(|line| columns.iter().map(|c| cell(line, c)).collect()).collect();
-        Ok(Self { columns, rows })
+        Ok(Some(Self { columns, rows }))
     }
 
     /// As CSV.
@@ -110,7 +118,7 @@ mod tests {
 
     #[test]
     fn each_key_is_a_column_and_what_was_not_logged_is_empty() {
-        let csv = Metrics::parse(LOG).unwrap().csv().unwrap();
+        let csv = Metrics::parse(LOG).unwrap().unwrap().csv().unwrap();
         assert_eq!(
             String::from_utf8(csv).unwrap(),
             "update,epoch,train_bits_per_dim,validation_bits_per_dim\n1,0.5,4,\n1,0.5,,4.25\n"
@@ -119,7 +127,7 @@ mod tests {
 
     #[test]
     fn parquet_reads_back_with_its_types_and_gaps() {
-        let bytes = Metrics::parse(LOG).unwrap().parquet().unwrap();
+        let bytes = Metrics::parse(LOG).unwrap().unwrap().parquet().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.parquet");
         std::fs::write(&path, bytes).unwrap();
@@ -137,9 +145,10 @@ mod tests {
     #[test]
     fn only_a_last_line_may_be_cut_short() {
         let cut = &LOG[..LOG.len() - 5];
-        assert_eq!(Metrics::parse(cut).unwrap().rows.len(), 1);
+        assert_eq!(Metrics::parse(cut).unwrap().unwrap().rows.len(), 1);
         let damaged = format!("{{\"update\":\n{LOG}");
         assert!(format!("{:#}", Metrics::parse(&damaged).unwrap_err()).contains("line 1"));
-        assert!(Metrics::parse("").is_err());
+        assert!(Metrics::parse("").unwrap().is_none());
+        assert!(Metrics::parse("{\"epoch\":1}\n").unwrap_err().to_string().contains("`update`"));
     }
 }

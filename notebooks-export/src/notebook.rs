@@ -43,12 +43,16 @@ pub struct Story<'a> {
     pub samples: usize,
 }
 
+/// A notebook's cells.
 #[derive(Default)]
-struct Book(Vec<Cell>);
+pub struct Book(Vec<Cell>);
 
 impl Book {
     /// A Markdown cell; each picture is drawn where the text says `![](attachment:NAME)`.
-    fn text(&mut self, id: &str, source: &str, pictures: &[Picture]) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the id is none.
+    pub fn text(&mut self, id: &str, source: &str, pictures: &[Picture]) -> Result<()> {
         let attached = pictures
             .iter()
             .map(|(name, bytes)| (name.clone(), json!({ "image/png": STANDARD.encode(bytes) })));
@@ -62,7 +66,11 @@ impl Book {
         Ok(())
     }
 
-    fn code(&mut self, id: &str, source: &str) -> Result<()> {
+    /// A code cell without outputs.
+    ///
+    /// # Errors
+    /// When the id is none.
+    pub fn code(&mut self, id: &str, source: &str) -> Result<()> {
         self.0.push(Cell::Code {
             id: cell_id(id)?,
             metadata: plain()?,
@@ -71,6 +79,35 @@ impl Book {
             outputs: Vec::new(),
         });
         Ok(())
+    }
+
+    /// The file's text, for a kernel of this title, name and language.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn finish(self, (title, kernel, language): (&str, &str, &str)) -> Result<String> {
+        let notebook = Notebook {
+            metadata: Metadata {
+                kernelspec: Some(KernelSpec {
+                    display_name: title.to_owned(),
+                    name: kernel.to_owned(),
+                    language: Some(language.to_owned()),
+                    additional: HashMap::new(),
+                }),
+                language_info: Some(LanguageInfo {
+                    name: language.to_owned(),
+                    version: None,
+                    codemirror_mode: None,
+                    additional: HashMap::new(),
+                }),
+                authors: None,
+                additional: HashMap::new(),
+            },
+            nbformat: 4,
+            nbformat_minor: 5,
+            cells: self.0,
+        };
+        Ok(nbformat::serialize_notebook(&nbformat::Notebook::V4(notebook))?)
     }
 }
 
@@ -236,28 +273,7 @@ pub fn write(story: &Story) -> Result<String> {
     book.code("pytorch-model", in_torch)?;
     book.code("pytorch-compared", include_str!("cells/compare.py"))?;
 
-    let notebook = Notebook {
-        metadata: Metadata {
-            kernelspec: Some(KernelSpec {
-                display_name: "Python 3".to_owned(),
-                name: "python3".to_owned(),
-                language: Some("python".to_owned()),
-                additional: HashMap::new(),
-            }),
-            language_info: Some(LanguageInfo {
-                name: "python".to_owned(),
-                version: None,
-                codemirror_mode: None,
-                additional: HashMap::new(),
-            }),
-            authors: None,
-            additional: HashMap::new(),
-        },
-        nbformat: 4,
-        nbformat_minor: 5,
-        cells: book.0,
-    };
-    Ok(nbformat::serialize_notebook(&nbformat::Notebook::V4(notebook))?)
+    book.finish(("Python 3", "python3", "python"))
 }
 
 #[cfg(test)]

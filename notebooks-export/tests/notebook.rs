@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const FACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
 
 fn export(run: &Path, out: &Path, more: &[&str]) -> Output {
@@ -224,8 +225,79 @@ fn a_run_becomes_a_notebook_with_its_files() {
     assert!(refused(&run, &out, &[]).contains("name a new folder"));
     assert!(refused(dir.path(), &dir.path().join("x"), &[]).contains("holds no model"));
     fs::write(run.join("metrics.jsonl"), "{\n{}\n").unwrap();
-    assert!(refused(&run, &dir.path().join("y"), &[]).contains("line 1 of metrics.jsonl is damaged"));
+    assert!(
+        refused(&run, &dir.path().join("y"), &[])
+            .contains("metrics.jsonl of faces is damaged: fetch it again, or remove it: line 1")
+    );
     assert!(!dir.path().join("y").exists());
+}
+
+#[test]
+fn a_second_notebook_uses_the_library() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let output = export(Path::new(FACES), &out, &["--rust", CHECKOUT]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let names = ["faces-glow-small.ipynb", "faces-glow-small-rust.ipynb"];
+    assert_eq!(said.lines().map(Path::new).collect::<Vec<_>>(), names.map(|name| out.join(name)));
+    let text = fs::read_to_string(out.join(names[1])).unwrap();
+    let notebook: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(notebook["metadata"]["kernelspec"]["name"], "rust");
+    let mut sources = Vec::new();
+    for cell in cells(&out.join(names[1])) {
+        if let Cell::Code { source, outputs, .. } = cell {
+            assert!(outputs.is_empty());
+            sources.push(source.concat());
+        }
+    }
+    let flows = Path::new(CHECKOUT).join("flows").canonicalize().unwrap();
+    assert!(
+        sources[0].contains(&format!(":dep flows = {{ path = \"{}\"", flows.display())),
+        "{}",
+        sources[0]
+    );
+    assert!(sources[0].contains("\n:dep candle-core = "), "{}", sources[0]);
+    for call in
+        ["flows::load(\".\"", "exact.log_prob(", "model.sample(", "latents::slerp(", "latents::trace("]
+    {
+        assert!(sources.iter().any(|source| source.contains(call)), "{call}");
+    }
+    assert!(
+        refused(Path::new(FACES), &dir.path().join("x"), &["--rust", "/"])
+            .contains("no checkout of the library")
+    );
+}
+
+/// What is damaged is named before anything is left.
+#[test]
+fn what_is_damaged_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    let out = dir.path().join("out");
+    let damaged: [(&str, &[u8], &str); 5] = [
+        ("summary.json", b"[1]", "summary.json of run is damaged: write or fetch it again, or remove it"),
+        ("metrics.jsonl", b"\xff\n", "metrics.jsonl of run is damaged: fetch it again, or remove it"),
+        ("metrics.jsonl", b"{\"epoch\":1}\n", "line 1 has no `update`"),
+        ("samples.png", b"GIF89a", "samples.png is no PNG: draw it again, or remove it"),
+        ("pictures/ood.safetensors", b"junk", "ood.safetensors: draw it again, or remove it"),
+    ];
+    fs::create_dir(run.join("pictures")).unwrap();
+    for (file, bytes, says) in damaged {
+        fs::write(run.join(file), bytes).unwrap();
+        let said = refused(&run, &out, &[]);
+        assert!(said.contains(says), "{said}");
+        fs::remove_file(run.join(file)).unwrap();
+    }
+    // A run that was stopped before it logged anything, and what is no folder.
+    fs::write(run.join("metrics.jsonl"), "").unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "kept").unwrap();
+    assert!(refused(&run, &file, &[]).contains("name a new folder"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    exported(&run, &out);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing half done is left");
 }
 
 #[test]
@@ -279,26 +351,33 @@ fn a_model_of_the_hub_becomes_a_notebook() {
     assert!(String::from_utf8_lossy(&missing.stderr).contains("user/others at v1 is not in the cache"));
 }
 
-/// Validates and executes notebooks, two at a time; without PyTorch the cells that need it are left out.
+/// Validates and executes notebooks, two at a time; without PyTorch the cells that need it are left out, and without evcxr
+/// the notebooks in Rust are only validated.
 const SCRIPT: &str = "
 import asyncio, importlib.util, sys, pathlib, nbformat
 from nbclient import NotebookClient
+from jupyter_client.kernelspec import KernelSpecManager
 torch = importlib.util.find_spec('torch') is not None
+kernels = KernelSpecManager().find_kernel_specs()
 
 async def run(path, room):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert notebook.nbformat_minor == 5
-    if not torch:
+    rust = notebook.metadata.kernelspec.name == 'rust'
+    if rust and 'rust' not in kernels:
+        return f'{path.name} {len(notebook.cells)} cells; not executed: there is no kernel evcxr'
+    if not torch and not rust:
         notebook.cells = [c for c in notebook.cells if not c.id.startswith('pytorch')]
     async with room:
-        await NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(path.parent)}}).async_execute()
+        await NotebookClient(notebook, timeout=3600, resources={'metadata': {'path': str(path.parent)}}).async_execute()
     said = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
-    assert not any(o.get('name') == 'stderr' for o in said), [o for o in said if o.get('name') == 'stderr']
+    # Cargo says on stderr what it builds.
+    assert rust or not any(o.get('name') == 'stderr' for o in said), [o for o in said if o.get('name') == 'stderr']
     pictures = sum('image/png' in o.get('data', {}) for o in said)
     compared = [o.text.strip() for o in said if 'largest difference' in o.get('text', '')]
-    assert len(compared) == torch, compared
-    return f'{path.name} {len(notebook.cells)} cells, {pictures} pictures; {compared[0] if torch else \"no PyTorch\"}'
+    assert len(compared) == (rust or torch), compared
+    return f'{path.name} {len(notebook.cells)} cells, {pictures} pictures; {compared[0] if compared else \"no PyTorch\"}'
 
 async def main():
     room = asyncio.Semaphore(2)
@@ -353,6 +432,13 @@ fn jupyter_executes_every_cell() {
     let runs = models(dir.path()).into_iter().chain([faces]).enumerate();
     let notebooks: Vec<PathBuf> =
         runs.map(|(i, run)| exported(&run, &dir.path().join(format!("out{i}")))).collect();
+    // The same in Rust: images of a model with classes, and points.
+    let in_rust = ["classes", "plane"].map(|name| {
+        let out = dir.path().join(format!("{name}-rust"));
+        assert!(export(&dir.path().join(name), &out, &["--rust", CHECKOUT]).status.success());
+        out.join(format!("{name}-rust.ipynb"))
+    });
+    let notebooks: Vec<PathBuf> = notebooks.into_iter().chain(in_rust).collect();
     let output = Command::new(python).args(["-c", SCRIPT]).args(&notebooks).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if stderr.contains("No module named 'nb") {
