@@ -19,6 +19,11 @@ println!(
     flow.len()
 );
 assert!((prior + sum(&data) + sum(&flow) - bits_per_dim).abs() < 1e-9);
+let mut largest = flow.clone();
+largest.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+for (path, bits) in largest.iter().take(5) {
+    println!("{bits:+.4} {path}");
+}
 let low = flow.iter().fold(0f64, |m, layer| m.min(layer.1));
 let high = flow.iter().fold(1e-3f64, |m, layer| m.max(layer.1));
 let margin = 0.05 * (high - low);
