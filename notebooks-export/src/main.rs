@@ -255,6 +255,8 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
             Some("png") => pictures.extend(picture(&file)?),
             Some("safetensors") => {
                 let damaged = || format!("cannot read {}: draw it again, or remove it", file.display());
+                // A pipe would be waited for.
+                ensure!(file.is_file(), "{} is no file: remove it", file.display());
                 let mut opened = std::fs::File::open(&file).with_context(damaged)?;
                 let length = opened.metadata().with_context(damaged)?.len();
                 read_header(&mut opened, length).with_context(damaged)?;

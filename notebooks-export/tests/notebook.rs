@@ -290,6 +290,9 @@ fn what_is_damaged_is_named() {
         assert!(said.contains(says), "{said}");
         fs::remove_file(run.join(file)).unwrap();
     }
+    fs::create_dir(run.join("pictures/ood.safetensors")).unwrap();
+    assert!(refused(&run, &out, &[]).contains("ood.safetensors is no file: remove it"));
+    fs::remove_dir(run.join("pictures/ood.safetensors")).unwrap();
     // A run that was stopped before it logged anything, and what is no folder.
     fs::write(run.join("metrics.jsonl"), "").unwrap();
     let file = dir.path().join("file");
