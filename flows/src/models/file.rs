@@ -50,8 +50,13 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// No config is longer; a NICE of a thousand couplings has ten kilobytes.
 const LONGEST_CONFIG: u64 = 1 << 20;
 
+/// An error about a file or folder. candle's own `with_path` prints `path: "PATH" WHAT`, which is no sentence.
+pub(super) fn at(path: &Path, what: impl std::fmt::Display) -> Error {
+    Error::msg(format!("{}: {what}", path.display()))
+}
+
 fn refuse<T>(path: &Path, what: impl std::fmt::Display) -> Result<T> {
-    Err(Error::msg(what.to_string()).with_path(path))
+    Err(at(path, what))
 }
 
 /// config.json.
@@ -124,7 +129,7 @@ fn config_hash(config: &Value) -> String {
 pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, String)> {
     let path = dir.join(CONFIG);
     let text = read_whole(&path, LONGEST_CONFIG)?;
-    let (config, hash) = parse_config(&text).map_err(|e| e.with_path(&path))?;
+    let (config, hash) = parse_config(&text).map_err(|e| at(&path, e))?;
     Ok((config, hash))
 }
 
@@ -254,7 +259,7 @@ impl Weights {
             return Ok(all);
         }
         let text = read_whole(&index, LONGEST_HEADER)?;
-        let map = parse_index(&text).map_err(|e| e.with_path(&index))?;
+        let map = parse_index(&text).map_err(|e| at(&index, e))?;
         let files: BTreeSet<&String> = map.values().collect();
         for name in files {
             let path = dir.join(name);
@@ -287,7 +292,7 @@ impl Weights {
 
     fn add(&mut self, path: PathBuf, config_hash: &str) -> Result<()> {
         let (mut file, length) = open(&path)?;
-        let (header, start) = read_header(&mut file, length).map_err(|e| e.with_path(&path))?;
+        let (header, start) = read_header(&mut file, length).map_err(|e| at(&path, e))?;
         if let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) {
             let meta: Meta = match serde_json::from_str(text) {
                 Ok(meta) => meta,
@@ -298,7 +303,7 @@ impl Weights {
                     );
                 }
             };
-            check_format(meta.format).map_err(|e| e.with_path(&path))?;
+            check_format(meta.format).map_err(|e| at(&path, e))?;
             if meta.config_sha256 != config_hash {
                 return refuse(
                     &path,
@@ -375,7 +380,7 @@ impl Source for Weights {
             return refuse(path, format!("tensor `{name}` cannot be read ({e}): fetch the file again"));
         }
         Tensor::from_raw_buffer(&bytes, place.dtype, place.shape.dims(), &Device::Cpu)
-            .map_err(|e| e.with_path(path))
+            .map_err(|e| at(path, e))
     }
 }
 
@@ -417,7 +422,7 @@ fn open(path: &Path) -> Result<(File, u64)> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             refuse(path, "no such file: a model is a folder with config.json and model.safetensors")
         }
-        Err(e) => Err(Error::wrap(e).with_path(path)),
+        Err(e) => Err(at(path, e)),
     }
 }
 
@@ -430,7 +435,7 @@ fn read_whole(path: &Path, longest: u64) -> Result<Vec<u8>> {
         );
     }
     let mut text = Vec::new();
-    file.take(longest).read_to_end(&mut text).map_err(|e| Error::wrap(e).with_path(path))?;
+    file.take(longest).read_to_end(&mut text).map_err(|e| at(path, e))?;
     Ok(text)
 }
 
@@ -443,7 +448,7 @@ pub(super) fn write(
     max_shard_size: usize,
     dtype: Option<DType>,
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| Error::wrap(e).with_path(dir))?;
+    fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
     let mut size = 0;
     for (name, t) in tensors {
@@ -498,7 +503,7 @@ pub(super) fn write(
         write_atomic(&index, &json)?;
     } else if index.exists() {
         // An older, sharded save in the same folder would win over this file.
-        fs::remove_file(&index).map_err(|e| Error::wrap(e).with_path(&index))?;
+        fs::remove_file(&index).map_err(|e| at(&index, e))?;
     }
     remove_stale(dir, &files)?;
     let flows_version = env!("CARGO_PKG_VERSION").to_string();
@@ -509,14 +514,14 @@ pub(super) fn write(
 
 /// Removes the weights of an earlier save in the same folder, which would be uploaded with the new ones.
 fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(|e| Error::wrap(e).with_path(dir))? {
+    for entry in fs::read_dir(dir).map_err(|e| at(dir, e))? {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
         let digits = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
         let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
         let ours = shard.and_then(|s| s.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n));
         if (ours || name == WEIGHTS) && !files.contains(name) {
-            fs::remove_file(&path).map_err(|e| Error::wrap(e).with_path(&path))?;
+            fs::remove_file(&path).map_err(|e| at(&path, e))?;
         }
     }
     Ok(())
@@ -554,7 +559,7 @@ impl Written {
             f.write_all(bytes)?;
             f.sync_all()
         };
-        write().map_err(|e| Error::wrap(e).with_path(path))?;
+        write().map_err(|e| at(path, e))?;
         Ok(this)
     }
 
@@ -569,7 +574,7 @@ impl Written {
                 None => Ok(()),
             }
         };
-        move_it().map_err(|e| Error::wrap(e).with_path(&self.path))?;
+        move_it().map_err(|e| at(&self.path, e))?;
         self.tmp = None;
         Ok(())
     }

@@ -275,7 +275,7 @@ impl Model {
         let weights = Weights::open(dir, &hash)?;
         let dtype = dtype.unwrap_or(if weights.double() { DType::F64 } else { DType::F32 });
         let params = Params::from_source(weights, dtype, device);
-        Self::with_params(config, params).map_err(|e| e.with_path(dir))
+        Self::with_params(config, params).map_err(|e| file::at(dir, e))
     }
 }
 
