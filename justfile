@@ -33,7 +33,7 @@ dist-cuda *args:
 ci:
     bash .ci/run
 
-# What a step is made of, then whole steps beside PyTorch (FLOWS_PYTHON: see flows/benches/requirements.txt)
+# What a step is made of, then whole steps beside PyTorch (FLOWS_PYTHON: see flows/benches/peers/requirements.txt)
 bench *args:
     CANDLE_NUM_THREADS=1 cargo bench --workspace --bench parts
     cargo bench --workspace --bench peers -- {{args}}

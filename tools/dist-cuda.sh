@@ -39,10 +39,10 @@ for line in sys.stdin:
 take flow flow
 take all tests
 take peers bench
-cp flows/benches/peers.py tools/gpu-run.sh "$out/"
+cp flows/benches/peers/peers.py tools/gpu-run.sh "$out/"
 cp -r flows/tests/golden "$out/golden" && rm -f "$out/golden/make.py"
 python3 -m pip install -q --no-deps --no-compile --disable-pip-version-check --root-user-action=ignore \
-    --target "$out/python" "$(grep '^normflows==' flows/benches/requirements.txt)"
+    --target "$out/python" "$(grep '^normflows==' flows/benches/peers/requirements.txt)"
 commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
 git diff --quiet HEAD 2> /dev/null || commit=$commit-dirty
 echo "$commit" > "$out/commit"

@@ -1,6 +1,6 @@
 //! What the benchmark counts is what can be counted by hand, and what PyTorch counts.
 
-#[path = "../../benches/flops.rs"]
+#[path = "../../benches/peers/flops.rs"]
 mod count;
 
 use candle_core::{DType, Device};

@@ -1,0 +1,224 @@
+//! The process that measures ours.
+
+use crate::config;
+use crate::flops::Precision;
+#[cfg(feature = "cuda")]
+use crate::gpu::{self, OnGpu};
+use candle_core::{DType, Device, Tensor};
+use flows::ops::conv::{conv2d, conv2d_backward};
+use flows::optim::{Grads, Optimizer, Rule, global_norm};
+use flows::testing::normal;
+use flows::{Ctx, Memory, Model};
+use serde_json::{Value, json};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// As in the binary `flow`: `mi_option_purge_delay`.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// What became of recording a training step on a GPU: its nodes and the seconds of a step launched kernel by kernel; or why it
+/// was refused, how many launches a step is then, and for how long the GPU is busy with them.
+pub static RECORDING: OnceLock<Value> = OnceLock::new();
+
+fn f32s(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+    normal(shape, 1, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)
+}
+
+/// `cpu` or `cuda:N`.
+fn open(device: &str) -> anyhow::Result<Device> {
+    match device.strip_prefix("cuda:") {
+        #[cfg(feature = "cuda")]
+        Some(n) => Ok(flows::cuda::device(n.parse()?)?),
+        #[cfg(not(feature = "cuda"))]
+        Some(n) => anyhow::bail!("cuda:{n}: this program was built without the feature `cuda`"),
+        None => Ok(Device::Cpu),
+    }
+}
+
+/// Tells the library what the factors of products are rounded to. The only place here that does.
+fn set_precision(precision: Precision, device: &Device) -> anyhow::Result<()> {
+    use flows::ops::precision::{Precision as Ours, set};
+    let ours = match precision {
+        Precision::F32 => Ours::Full,
+        Precision::Tf32 => Ours::Tf32,
+        Precision::Bf16 => Ours::Bf16,
+    };
+    anyhow::ensure!(ours == Ours::Full || device.is_cuda(), "`--{}` is for GPUs", precision.name());
+    set(ours);
+    Ok(())
+}
+
+/// The most memory in use so far on the device, in bytes.
+fn high_water(device: &Device) -> anyhow::Result<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(gpu::peak(device)?);
+    }
+    debug_assert!(device.is_cpu());
+    Ok(high_water_of_process())
+}
+
+/// The process's high-water mark of memory in bytes, or 0 where the system does not tell.
+fn high_water_of_process() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("0");
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+/// The device's own name.
+pub fn name(device: &Device) -> anyhow::Result<String> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(gpu::name(device)?);
+    }
+    debug_assert!(device.is_cpu());
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
+    Ok(cpu.trim_start_matches([' ', '\t', ':']).to_string())
+}
+
+/// `n` times `run`: seconds, what they gave, and the most memory.
+fn timed(
+    device: &Device,
+    what: &str,
+    n: usize,
+    run: &mut impl FnMut(&str) -> anyhow::Result<f64>,
+    unit: &str,
+) -> anyhow::Result<Value> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        run(what)?;
+        device.synchronize()?;
+        gpu::reset_peak(device)?;
+    }
+    let clock = Instant::now();
+    let mut units = 0.;
+    for _ in 0..n {
+        units += run(what)?;
+    }
+    device.synchronize()?;
+    let seconds = clock.elapsed().as_secs_f64();
+    let peak = high_water(device)?;
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        gpu::make_room(device)?;
+    }
+    Ok(json!({"seconds": seconds, unit: units, "peak_bytes": peak, "recording": RECORDING.get()}))
+}
+
+/// Answers each line of `train N`, `eval N`, `sample N` (or `forward N`, `backward N`) with one line of JSON.
+fn serve(
+    device: &Device,
+    ready: Value,
+    mut run: impl FnMut(&str) -> anyhow::Result<f64>,
+    unit: &str,
+) -> anyhow::Result<()> {
+    println!("{ready}");
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        let Some((what, n)) = line.split_once(' ') else { break };
+        let answer = timed(device, what, n.parse()?, &mut run, unit);
+        println!("{}", answer.unwrap_or_else(|e| json!({"error": format!("{e:#}")})));
+    }
+    Ok(())
+}
+
+/// `store|recompute CASE DEVICE PRECISION`.
+pub fn work(args: &[String]) -> anyhow::Result<()> {
+    let [memory, case, device, precision] = args else {
+        anyhow::bail!("usage: worker store|recompute CASE DEVICE PRECISION")
+    };
+    let device = &open(device)?;
+    set_precision(Precision::parse(precision)?, device)?;
+    if case.starts_with("conv:") {
+        return convolution(case, device);
+    }
+    let memory = if memory == "recompute" { Memory::Recompute } else { Memory::Store };
+    let (config, batch) = config(case)?;
+    let model = Model::new(config, 0, DType::F32, device)?;
+    let mut shape = vec![batch];
+    shape.extend(model.shape());
+    let x = (((f32s(&shape, device)?.tanh()? / 2.2)? + 0.5)? * 256.)?;
+    model.init(&x.narrow(0, 0, batch.min(16))?, None)?;
+    let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
+    let mut opt = Optimizer::new(rule, model.params())?;
+    // Zeros take memory when they are first written: a step of zero gradients makes the optimiser's state real.
+    let trained = model.params().trained();
+    let zeros = trained.iter().map(|(n, p)| Ok((n.clone(), p.value().zeros_like()?)));
+    opt.step(&zeros.collect::<candle_core::Result<Grads>>()?, 0., 1.)?;
+    // What is free goes back to the system, so that it is not mistaken for something held.
+    // SAFETY: it may be called at any time.
+    unsafe { libmimalloc_sys::mi_collect(true) };
+    if memory == Memory::Store {
+        // SAFETY: sets a number.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    }
+    // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
+    std::fs::write("/proc/self/clear_refs", "5").ok();
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        gpu::reset_peak(device)?;
+    }
+    let ready = json!({
+        "ready": true, "parameters": model.params().count(), "peak_bytes": high_water(device)?, "device": name(device)?
+    });
+    let mut seed = 0;
+    // In the pool, as training runs: from outside each parallel op wakes a worker and sleeps until it is done.
+    rayon::scope(|_| {
+        // Made here: a recording belongs to the thread that replays it.
+        #[cfg(feature = "cuda")]
+        let mut on_gpu = match device.is_cuda() {
+            true => Some(OnGpu::new(&opt)?),
+            false => None,
+        };
+        serve(
+            device,
+            ready,
+            |what| {
+                match what {
+                    #[cfg(feature = "cuda")]
+                    "train" if on_gpu.is_some() => {
+                        on_gpu.as_mut().expect("just asked").train(&model, &mut opt, &x, memory)?;
+                    }
+                    "train" => {
+                        let loss = |lp: &Tensor| lp.mean_all()? * (-1. / (model.dims() as f64 * 2f64.ln()));
+                        let (_, grads) = model.gradients(&x, Ctx::train(), memory, loss)?;
+                        let norm = global_norm(&grads)?;
+                        opt.step(&grads, 1e-6, 1f64.min(1. / norm))?;
+                    }
+                    "eval" => drop(model.log_prob(&x, None)?),
+                    "sample" => {
+                        seed += 1;
+                        drop(model.sample(batch, 1., seed, None)?);
+                    }
+                    other => anyhow::bail!("there is no task `{other}`"),
+                }
+                Ok(batch as f64)
+            },
+            "images",
+        )
+    })
+}
+
+fn convolution(case: &str, device: &Device) -> anyhow::Result<()> {
+    let n: Vec<usize> = case.split(':').skip(1).map(str::parse).collect::<Result<_, _>>()?;
+    let [c, o, k, side] = n[..] else { anyhow::bail!("conv:C:O:K:SIDE") };
+    let x = f32s(&[c, 16, side, side], device)?;
+    let w = f32s(&[o, c, k, k], device)?;
+    let gy = f32s(&[o, 16, side, side], device)?;
+    // SAFETY: sets a number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    let flops = (2 * c * o * k * k * side * side * 16) as f64;
+    rayon::scope(|_| {
+        serve(
+            device,
+            json!({"ready": true, "peak_bytes": high_water(device)?, "device": name(device)?}),
+            |what| match what {
+                "forward" => conv2d(&x, &w).map(|_| flops).map_err(Into::into),
+                "backward" => conv2d_backward(&x, &w, &gy).map(|_| 2. * flops).map_err(Into::into),
+                other => anyhow::bail!("there is no task `{other}`"),
+            },
+            "flops",
+        )
+    })
+}
