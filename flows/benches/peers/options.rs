@@ -11,7 +11,8 @@ const CONTENDERS: [&str; 6] =
 
 /// Whole models and convolutions against PyTorch, in one run
 #[derive(Parser)]
-#[command(name = "peers", group = ArgGroup::new("rounding").multiple(false))]
+// The last of two values counts: scripts have their own before those of a person.
+#[command(name = "peers", args_override_self = true, group = ArgGroup::new("rounding").multiple(false))]
 pub struct Options {
     /// `cpu`, or `cuda:N` for the Nth GPU
     #[arg(long, default_value = "cpu")]
