@@ -319,18 +319,18 @@ KERNEL(NAME(invert), NAME(Invert)) {
     }
     SYNC();
     for (unsigned k = 0; k < n; k++) {
-        double most = -1;
+        // Every thread looks for the pivot itself, so that none has to wait.
         unsigned row = k;
-        for (unsigned i = k + THREAD; i < n; i += THREADS) {
+        double most = fabs(work[k * m + k]);
+        for (unsigned i = k + 1; i < n; i++) {
             double v = fabs(work[i * m + k]);
             if (v > most) {
                 most = v;
                 row = i;
             }
         }
-        row = block_argmax(most, row);
         double pivot = work[row * m + k];
-        logs += log(fabs(pivot));
+        logs += log(most);
         // The pivot's row changes places with row k, and is divided; column k is not read again but in the elimination.
         double *from = work + row * m, *to = work + k * m;
         SYNC();

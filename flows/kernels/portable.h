@@ -53,29 +53,6 @@ DEVICE double block_sum(double v) {
     return s;
 }
 
-// The row of the thread with the largest value, the first such row among equals, known to all of the block's threads.
-DEVICE unsigned block_argmax(double v, unsigned row) {
-    SHARED double value[THREADS];
-    SHARED unsigned at[THREADS];
-    value[THREAD] = v;
-    at[THREAD] = row;
-    SYNC();
-    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
-        if (THREAD < half) {
-            double w = value[THREAD + half];
-            unsigned other = at[THREAD + half];
-            if (w > value[THREAD] || (w == value[THREAD] && other < at[THREAD])) {
-                value[THREAD] = w;
-                at[THREAD] = other;
-            }
-        }
-        SYNC();
-    }
-    unsigned best = at[0];
-    SYNC();
-    return best;
-}
-
 // bf16 is stored as its sixteen bits.
 DEVICE float of_bf16(unsigned short v) {
     union { unsigned u; float f; } b;
