@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const FACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
@@ -105,6 +105,90 @@ fn a_folder_without_a_run_has_no_report() {
         Command::new(env!("CARGO_BIN_EXE_flow")).args(["report", str_of(dir.path())]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("holds no finished run"));
+}
+
+/// What a refused command says, which is one sentence.
+fn refused(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_flow")).args(args).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    assert_eq!(said.trim().lines().count(), 1, "{said}");
+    said
+}
+
+/// The committed run, without its weights.
+fn faces(dir: &Path) -> PathBuf {
+    let run = dir.join("faces");
+    fs::create_dir_all(run.join("pictures")).unwrap();
+    for file in ["config.json", "summary.json", "metrics.jsonl", "recipe.toml", "samples.png"] {
+        fs::copy(Path::new(FACES).join(file), run.join(file)).unwrap();
+    }
+    run
+}
+
+#[test]
+fn a_report_goes_where_a_report_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = faces(dir.path());
+    let config = run.join("config.json");
+    let before = fs::read(&config).unwrap();
+    let to = |out: &Path| refused(&["report", str_of(&run), "--out", str_of(out)]);
+    assert!(to(&config).contains(".html"), "a run's own file is not written over");
+    assert_eq!(fs::read(&config).unwrap(), before);
+    assert!(to(dir.path()).contains("--out"));
+    let lost = to(&dir.path().join("none/x.html"));
+    assert!(
+        lost.contains("there is no folder") && lost.contains("--out") && !lost.contains("os error"),
+        "{lost}"
+    );
+    ok(&["report", str_of(&run), "--out", str_of(&dir.path().join("X.HTML"))]);
+}
+
+#[test]
+fn what_is_no_picture_is_left_out_of_a_report_with_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = faces(dir.path());
+    let pictures = run.join("pictures");
+    fs::write(pictures.join("text.png"), "no picture").unwrap();
+    let samples = fs::read(run.join("samples.png")).unwrap();
+    fs::write(pictures.join("torn.png"), &samples[..samples.len() / 2]).unwrap();
+    fs::create_dir(pictures.join("folder.png")).unwrap();
+    #[cfg(unix)]
+    assert!(Command::new("mkfifo").arg(pictures.join("pipe.png")).status().unwrap().success());
+    let output = Command::new(env!("CARGO_BIN_EXE_flow"))
+        .args(["report", str_of(&run)])
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    for name in
+        ["text.png", "torn.png", "folder.png", "pipe.png"].into_iter().take(if cfg!(unix) { 4 } else { 3 })
+    {
+        assert_eq!(
+            said.lines().filter(|line| line.contains(name) && line.contains("without it")).count(),
+            1,
+            "{said}"
+        );
+    }
+    let html = fs::read_to_string(run.join("report.html")).unwrap();
+    assert_eq!(html.matches("src=\"data:").count(), 1, "the samples alone");
+}
+
+#[test]
+fn a_damaged_log_is_named_by_its_line_and_a_report_goes_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = faces(dir.path());
+    let path = run.join("metrics.jsonl");
+    let log = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    fs::write(&path, [&lines[..6], &["{\"update\": 3"], &lines[7..]].concat().join("\n")).unwrap();
+    let said = refused(&["report", str_of(&run)]);
+    assert!(said.contains("metrics.jsonl is damaged in line 7: ") && !said.contains("line 1"), "{said}");
+    fs::remove_file(&path).unwrap();
+    ok(&["report", str_of(&run)]);
+    let html = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(html.contains("id=\"numbers\"") && !html.contains("<svg"));
 }
 
 #[test]

@@ -4,14 +4,14 @@
 //! in the run's folder and in its folder `pictures`. Curves are drawn as SVG here, and read without a script; the few lines
 //! of script only say the value under the pointer.
 
-use crate::checkpoint::{self, METRICS};
+use crate::checkpoint::METRICS;
 use crate::cli::End;
 use crate::evaluate::Evaluation;
 use crate::recipe::{BUILTIN, Resolved};
 use crate::run::{CURVE, SAMPLES};
 use crate::summary::{RECIPE, SUMMARY, Summary};
 use crate::{data, output};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flows::models::write_atomic;
@@ -34,23 +34,50 @@ pub struct ReportArgs {
 /// Writes the report of a run.
 ///
 /// # Errors
-/// When the folder holds no finished run, or the file cannot be written.
+/// When the folder holds no finished run, or the file cannot be written or is not to be one of HTML.
 pub fn report(args: &ReportArgs) -> Result<End> {
     let out = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
-    ensure!(!out.is_dir(), "--out {} is a folder: name a file in it", out.display());
-    let html = render(&args.run)?;
+    let summary = Summary::read(&args.run)?.with_context(|| {
+        format!(
+            "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
+            args.run.display()
+        )
+    })?;
+    writable(&out)?;
+    let html = render(&args.run, &summary)?;
     write_atomic(&out, html.as_bytes())?;
     output::line(out.display())?;
     Ok(End::Done)
 }
 
+/// Refuses a place where no report can be written, or that is another file of a run, before the work for it is done.
+fn writable(out: &Path) -> Result<()> {
+    let html = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("html"));
+    ensure!(!out.is_dir(), "{} is a folder: name a .html file in it with --out", out.display());
+    ensure!(html, "--out {}: the report is HTML, give it a name that ends in .html", out.display());
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    ensure!(
+        folder.is_dir(),
+        "--out {}: there is no folder {}, make it or name a file in another",
+        out.display(),
+        folder.display()
+    );
+    tempfile::NamedTempFile::new_in(folder).map(drop).with_context(|| {
+        format!(
+            "{}: nothing can be written in {}, name a .html file in another folder with --out",
+            out.display(),
+            folder.display()
+        )
+    })
+}
+
 /// The folder of the pictures that the commands have drawn of a run.
 const PICTURES: &str = "pictures";
 
-fn render(run: &Path) -> Result<String> {
-    let summary = Summary::read(run)?.with_context(|| {
-        format!("{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder", run.display())
-    })?;
+fn render(run: &Path, summary: &Summary) -> Result<String> {
     let folder = run.canonicalize().unwrap_or_else(|_| run.to_owned());
     let name = escape(&data::file_name(&folder));
     let mut html = format!(
@@ -59,12 +86,12 @@ fn render(run: &Path) -> Result<String> {
          <title>{name}</title>\n<style>\n{}</style>\n</head>\n<body>\n",
         include_str!("style.css")
     );
-    head(&mut html, &name, &summary);
-    numbers(&mut html, &summary);
-    curves(&mut html, run, &summary)?;
+    head(&mut html, &name, summary);
+    numbers(&mut html, summary);
+    curves(&mut html, run, summary)?;
     pictures(&mut html, run)?;
-    training(&mut html, &summary);
-    settings(&mut html, run, &summary)?;
+    training(&mut html, summary);
+    settings(&mut html, run, summary)?;
     write!(html, "<script>\n{}</script>\n</body>\n</html>\n", include_str!("hover.js"))?;
     Ok(html)
 }
@@ -182,14 +209,34 @@ fn numbers(html: &mut String, summary: &Summary) {
     html.push_str("</table></div>\n");
 }
 
+/// The lines of a run's log, or `None` where there is none: published weights may come without.
+fn log(run: &Path) -> Result<Option<Vec<Value>>> {
+    let path = run.join(METRICS);
+    // A pipe would be waited for.
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("cannot read {}: without that file the report has no curves", path.display())
+    })?;
+    let line = |(i, line): (usize, &str)| {
+        // The parser has seen this line only, so that its own words would say it is the first.
+        serde_json::from_str(line).map_err(|_| {
+            anyhow!(
+                "{} is damaged in line {}: restore it, or move it away and the report has no curves",
+                path.display(),
+                i + 1
+            )
+        })
+    };
+    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
+}
+
 /// (update, value).
 type Line = Vec<(f64, f64)>;
 
 fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
-    if !run.join(METRICS).exists() {
-        return Ok(());
-    }
-    let log = checkpoint::read_metrics(run)?;
+    let Some(log) = log(run)? else { return Ok(()) };
     let line = |key: &str| -> Line {
         let point = |v: &Value| Some((v["update"].as_f64()?, v[key].as_f64()?));
         log.iter().filter_map(point).filter(|p| p.1.is_finite()).collect()
@@ -218,13 +265,18 @@ fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
     Ok(())
 }
 
-/// Round numbers in a range, about `n` of them.
+/// Round numbers in a range, about `n` of them and never one alone, which would leave an axis without a scale.
 fn ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
     let rough = (high - low) / n;
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1., 2., 5., 10.].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(rough);
-    let first = (low / step).ceil();
-    (0..).map(|i| (first + f64::from(i)) * step).take_while(|t| *t <= high + 1e-9 * step).collect()
+    let at = |step: f64| -> Vec<f64> {
+        let first = (low / step).ceil();
+        (0..).map(|i| (first + f64::from(i)) * step).take_while(|t| *t <= high + 1e-9 * step).collect()
+    };
+    // From the first step that is not below the rough one, which may be too long, on to finer ones.
+    let steps = [10., 5., 2., 1., 0.5, 0.2].map(|m| m * power);
+    let coarsest = steps.iter().rposition(|s| *s >= rough).unwrap_or(0);
+    steps[coarsest..].iter().map(|step| at(*step)).find(|ticks| ticks.len() > 1).unwrap_or_default()
 }
 
 /// A number as an axis says it.
@@ -263,7 +315,9 @@ fn chart(
     late.truncate(late.len() - late.len() / 100);
     late.extend(marks.iter().map(|m| m.1));
     let (low, high) = late.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-    let margin = (0.06 * (high - low)).max(1e-3 * high.abs()).max(1e-9);
+    // A line that is level has no range of its own: a tenth of its value, so that the ticks differ in what they say.
+    let level = if high > low { 1e-3 } else { 0.1 };
+    let margin = (0.06 * (high - low)).max(level * high.abs()).max(1e-9);
     let (low, high) = (low - margin, high + margin);
     let x = |update: f64| LEFT + update / last * (right - LEFT);
     let y = |v: f64| bottom - (v - low) / (high - low) * (bottom - top);
@@ -271,7 +325,7 @@ fn chart(
     push(
         html,
         format_args!(
-            "<figure class=\"chart\">\n<h3>{}</h3>\n<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{} by \
+            "<figure class=\"chart\">\n<h3>{}</h3>\n<div class=\"scroll\"><div class=\"plot\">\n<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{} by \
              update\">\n",
             escape(title),
             escape(title)
@@ -336,7 +390,8 @@ fn chart(
     push(
         html,
         format_args!(
-            "<line class=\"cursor\" visibility=\"hidden\" x1=\"0\" x2=\"0\" y1=\"{top}\" y2=\"{bottom}\"/>\n</svg>\n<div class=\"tip\"></div>\n"
+            "<line class=\"cursor\" visibility=\"hidden\" x1=\"0\" x2=\"0\" y1=\"{top}\" y2=\"{bottom}\"/>\n</svg>\n\
+             <div class=\"tip\"></div>\n</div></div>\n"
         ),
     );
     if series.len() > 1 {
@@ -370,12 +425,16 @@ fn pictures(html: &mut String, run: &Path) -> Result<()> {
         own.sort_by_key(|path| (data::file_name(path) != SAMPLES, path.clone()));
         files.extend(own.into_iter().filter(|path| data::file_name(path) != CURVE));
     }
-    if files.is_empty() {
-        return Ok(());
-    }
-    html.push_str("<h2>Pictures</h2>\n");
+    let mut title = "<h2>Pictures</h2>\n";
     for path in files {
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = match picture(&path) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                tracing::warn!("{e:#}: the report goes without it");
+                continue;
+            }
+        };
+        html.push_str(std::mem::take(&mut title));
         let name = data::file_name(&path);
         let name = escape(name.strip_suffix(".png").unwrap_or(&name));
         push(
@@ -387,6 +446,16 @@ fn pictures(html: &mut String, run: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The bytes of a PNG that a browser can show.
+fn picture(path: &Path) -> Result<Vec<u8>> {
+    // A pipe would be waited for.
+    ensure!(path.is_file(), "{} is no file", path.display());
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)
+        .with_context(|| format!("{} is no readable PNG", path.display()))?;
+    Ok(bytes)
 }
 
 fn training(html: &mut String, summary: &Summary) {
@@ -473,6 +542,14 @@ mod tests {
         assert_eq!(ticks(0., 2200., 8.), [0., 500., 1000., 1500., 2000.]);
         let between: Vec<String> = ticks(4.03, 4.71, 6.).into_iter().map(label).collect();
         assert_eq!(between, ["4.2", "4.4", "4.6"]);
+        // Three fifths of the range are no tick's distance: one finer.
+        assert_eq!(ticks(26.6, 29.4, 3.), [27., 28., 29.]);
+        for i in 0..1000 {
+            let (low, high) = (f64::from(i) * 0.37, f64::from(i) * 0.37 + 1. + f64::from(i % 97) * 0.11);
+            for n in [3., 6., 8.] {
+                assert!((2..=20).contains(&ticks(low, high, n).len()), "{low} to {high}, about {n}");
+            }
+        }
         assert_eq!([label(1e-4), label(3. * 2e-4), label(-2.5e7)], ["1e-4", "6e-4", "-2.5e7"]);
     }
 
