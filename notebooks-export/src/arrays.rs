@@ -13,8 +13,11 @@
 //! | `points`, `density`, `window` | (N, D), (R, R), (4,) | for vectors: samples; in the plane the density as well |
 //!
 //! Images are bytes as they are seen; `x` and `points` are in the units of the data.
+//!
+//! The inverse of a model may overflow at some latents. A sample that is not finite, or whose log p(x) is not, is in no
+//! array: where few are shown another is drawn in its place, where many are counted it is missing, and both are told.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use flows::params::rng_for;
 use flows::{Model, latents};
@@ -35,13 +38,43 @@ const BATCH: usize = 32;
 const COMPARED: usize = 8;
 /// Points on a side of a density's raster.
 const RASTER: usize = 120;
+/// How many times as many are drawn where one of the few that are shown is not finite.
+const SPARE: usize = 4;
 /// What is drawn apart from the samples of the seed, each from a seed of its own: what another latent replaces, and what an
 /// attribute is tried on.
 const FRESH: u64 = 1;
 const HELD_OUT: u64 = 2;
 
-/// Arrays by their names.
-pub type Arrays = Vec<(String, Tensor)>;
+/// What was drawn.
+#[derive(Default)]
+pub struct Drawn {
+    /// Arrays by their names.
+    pub arrays: Vec<(String, Tensor)>,
+    /// What is in none of them.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Drawings that are not finite.
+pub struct LeftOut {
+    /// The cells' topic.
+    pub topic: &'static str,
+    /// How many.
+    pub left: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Drawn {
+    fn put(&mut self, name: &str, array: Tensor) {
+        self.arrays.push((name.to_owned(), array));
+    }
+
+    fn leave(&mut self, topic: &'static str, left: usize, of: usize) {
+        if left > 0 {
+            self.left_out.push(LeftOut { topic, left, of });
+        }
+    }
+}
 
 /// A model as the notebook asks it.
 pub struct Source<'a> {
@@ -59,9 +92,9 @@ impl Source<'_> {
     /// All arrays that this model has.
     ///
     /// # Errors
-    /// When the model cannot be computed, or a sample is not finite.
-    pub fn arrays(&self) -> Result<Arrays> {
-        let mut all = Arrays::new();
+    /// When the model cannot be computed, or more than half of its samples are not finite.
+    pub fn arrays(&self) -> Result<Drawn> {
+        let mut all = Drawn::default();
         self.compared(&mut all)?;
         match *self.model.config().shape() {
             [1 | 3, _, _] => {
@@ -73,7 +106,7 @@ impl Source<'_> {
             }
             _ => self.points(&mut all)?,
         }
-        for (_, tensor) in &mut all {
+        for (_, tensor) in &mut all.arrays {
             *tensor = tensor.contiguous()?;
         }
         Ok(all)
@@ -109,13 +142,48 @@ impl Source<'_> {
     }
 
     fn decode(&self, z: &Tensor, labels: Option<&Tensor>) -> Result<Tensor> {
-        let x = self.over(z, labels, |z, cond| self.model.decode(z, cond))?;
-        ensure!(
-            flows::params::is_finite(&x)?,
-            "samples of this model are not finite, its inverse overflows, and there is nothing to show: examine it with `flow \
-             doctor`"
-        );
-        Ok(x)
+        self.over(z, labels, |z, cond| self.model.decode(z, cond))
+    }
+
+    /// The first `n` drawings that are finite in all that `draw` makes of them, (m, ...) each for m drawings, in the order in
+    /// which they are drawn; fewer where there are not as many among [`SPARE`] times as many, and `None` where there are none.
+    fn first(
+        &self,
+        all: &mut Drawn,
+        topic: &'static str,
+        n: usize,
+        draw: impl Fn(usize) -> Result<Vec<Tensor>>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        let mut made = draw(n)?;
+        let mut kept = finite(&made)?;
+        let mut of = n;
+        if kept.len() < n {
+            made = draw(SPARE * n)?;
+            kept = finite(&made)?;
+            kept.truncate(n);
+            of = if kept.len() == n { kept[n - 1] as usize + 1 } else { SPARE * n };
+        }
+        all.leave(topic, of - kept.len(), of);
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let rows = Tensor::new(kept, &Device::Cpu)?;
+        Ok(Some(made.iter().map(|t| t.index_select(&rows, 0)).collect::<candle_core::Result<_>>()?))
+    }
+
+    /// Those of many samples that are finite, and have a finite log p(x).
+    fn finite_of(&self, all: &mut Drawn, topic: &'static str, z: &Tensor) -> Result<Many> {
+        let n = z.dim(0)?;
+        let labels = self.labels(n)?;
+        let x = self.decode(z, labels.as_ref())?;
+        let log_prob = self.over(&x, labels.as_ref(), |x, cond| self.model.log_prob(x, cond))?;
+        let kept = finite(&[x.clone(), log_prob])?;
+        let left = n - kept.len();
+        ensure!(2 * left <= n, overflow(left, n));
+        all.leave(topic, left, n);
+        let rows = Tensor::new(kept, &Device::Cpu)?;
+        let labels = labels.map(|l| l.index_select(&rows, 0)).transpose()?;
+        Ok(Many { x: x.index_select(&rows, 0)?, z: z.index_select(&rows, 0)?, labels })
     }
 
     fn bits(&self, x: &Tensor, labels: Option<&Tensor>) -> Result<Tensor> {
@@ -128,101 +196,129 @@ impl Source<'_> {
         Ok(((x.floor()?.clamp(0., most)? * (255. / most))?.round()?).to_dtype(DType::U8)?)
     }
 
-    fn compared(&self, all: &mut Arrays) -> Result<()> {
-        let labels = self.labels(COMPARED)?;
-        let z = (self.prior(COMPARED, 0)? * TEMPERATURE)?;
-        let x = self.decode(&z, labels.as_ref())?.to_dtype(DType::F32)?;
-        let log_prob = self.exact.log_prob(&x.to_dtype(DType::F64)?, labels.as_ref())?;
-        all.extend([("x".to_owned(), x), ("log_prob".to_owned(), log_prob)]);
-        if let Some(labels) = labels {
-            all.push(("labels".to_owned(), labels.to_dtype(DType::I64)?));
+    fn compared(&self, all: &mut Drawn) -> Result<()> {
+        let made = self.first(all, "pytorch", COMPARED, |m| {
+            let labels = self.labels(m)?;
+            let x =
+                self.decode(&(self.prior(m, 0)? * TEMPERATURE)?, labels.as_ref())?.to_dtype(DType::F32)?;
+            let log_prob = self.exact.log_prob(&x.to_dtype(DType::F64)?, labels.as_ref())?;
+            Ok([x, log_prob].into_iter().chain(labels).collect())
+        })?;
+        let Some(made) = made else { bail!(overflow(SPARE * COMPARED, SPARE * COMPARED)) };
+        all.put("x", made[0].clone());
+        all.put("log_prob", made[1].clone());
+        if let Some(labels) = made.get(2) {
+            all.put("labels", labels.to_dtype(DType::I64)?);
         }
         Ok(())
     }
 
-    fn temperatures(&self, all: &mut Arrays) -> Result<()> {
-        let n = 6;
-        let (z, labels) = (self.prior(n, 0)?, self.labels(n)?);
-        let (mut images, mut bits) = (vec![], vec![]);
-        for t in TEMPERATURES {
-            let x = self.decode(&(&z * t)?, labels.as_ref())?;
-            bits.push(self.bits(&x, labels.as_ref())?);
-            images.push(self.bytes(&x)?);
+    fn temperatures(&self, all: &mut Drawn) -> Result<()> {
+        let made = self.first(all, "samples", 6, |m| {
+            let (z, labels) = (self.prior(m, 0)?, self.labels(m)?);
+            let (mut images, mut bits) = (vec![], vec![]);
+            for t in TEMPERATURES {
+                let x = self.decode(&(&z * t)?, labels.as_ref())?;
+                bits.push(self.bits(&x, labels.as_ref())?);
+                images.push(x);
+            }
+            Ok(vec![Tensor::stack(&images, 1)?, Tensor::stack(&bits, 1)?])
+        })?;
+        if let Some(made) = made {
+            all.put("temperatures", Tensor::new(&TEMPERATURES, &Device::Cpu)?);
+            all.put("temperature_images", self.bytes(&made[0].transpose(0, 1)?.contiguous()?)?);
+            all.put("temperature_bits", made[1].t()?);
         }
-        all.push(("temperatures".to_owned(), Tensor::new(&TEMPERATURES, &Device::Cpu)?));
-        all.push(("temperature_images".to_owned(), Tensor::stack(&images, 0)?));
-        all.push(("temperature_bits".to_owned(), Tensor::stack(&bits, 0)?));
         Ok(())
     }
 
-    fn walks(&self, all: &mut Arrays) -> Result<()> {
-        let ends = self.prior(2, 0)?;
-        let (a, b) = (ends.get(0)?, ends.get(1)?);
+    fn walks(&self, all: &mut Drawn) -> Result<()> {
         let t: Vec<f64> = (0..STEPS).map(|i| i as f64 / (STEPS - 1) as f64).collect();
-        let (mut images, mut bits) = (vec![], vec![]);
         // One class all the way, for the way is what is shown.
         let labels = self.labels(1)?.map(|l| l.broadcast_as(STEPS)?.contiguous()).transpose()?;
-        for z in [latents::lerp(&a, &b, &t)?, latents::slerp(&a, &b, &t)?] {
-            let x = self.decode(&z, labels.as_ref())?;
-            bits.push(self.bits(&x, labels.as_ref())?);
-            images.push(self.bytes(&x)?);
+        let made = self.first(all, "interpolation", 1, |m| {
+            let ends = self.prior(2 * m, 0)?;
+            let (mut images, mut bits) = (vec![], vec![]);
+            for pair in 0..m {
+                let (a, b) = (ends.get(2 * pair)?, ends.get(2 * pair + 1)?);
+                for z in [latents::lerp(&a, &b, &t)?, latents::slerp(&a, &b, &t)?] {
+                    let x = self.decode(&z, labels.as_ref())?;
+                    bits.push(self.bits(&x, labels.as_ref())?);
+                    images.push(x);
+                }
+            }
+            let shape = [&[m, 2, STEPS], self.model.config().shape()].concat();
+            let (images, bits) = (Tensor::stack(&images, 0)?, Tensor::stack(&bits, 0)?);
+            Ok(vec![images.reshape(shape)?, bits.reshape((m, 2, STEPS))?])
+        })?;
+        if let Some(made) = made {
+            all.put("walk_t", Tensor::new(t, &Device::Cpu)?);
+            all.put("walk_images", self.bytes(&made[0].get(0)?)?);
+            all.put("walk_bits", made[1].get(0)?);
         }
-        all.push(("walk_t".to_owned(), Tensor::new(t, &Device::Cpu)?));
-        all.push(("walk_images".to_owned(), Tensor::stack(&images, 0)?));
-        all.push(("walk_bits".to_owned(), Tensor::stack(&bits, 0)?));
         Ok(())
     }
 
     /// The brighter half of the samples against the darker one: the one attribute that every image has.
-    fn attribute(&self, all: &mut Arrays) -> Result<()> {
-        let (z, labels) = ((self.prior(self.samples, 0)? * TEMPERATURE)?, self.labels(self.samples)?);
-        let x = self.decode(&z, labels.as_ref())?;
+    fn attribute(&self, all: &mut Drawn) -> Result<()> {
+        let Many { x, z, .. } =
+            self.finite_of(all, "attribute", &(self.prior(self.samples, 0)? * TEMPERATURE)?)?;
         let brightness: Vec<f64> = x.flatten_from(1)?.mean(1)?.to_dtype(DType::F64)?.to_vec1()?;
-        let mut order: Vec<u32> = (0..self.samples as u32).collect();
+        if brightness.len() < 2 {
+            return Ok(());
+        }
+        let mut order: Vec<u32> = (0..brightness.len() as u32).collect();
         order.sort_by(|&i, &j| brightness[i as usize].total_cmp(&brightness[j as usize]));
-        let half = self.samples / 2;
+        let half = order.len() / 2;
         let of = |order: &[u32]| z.index_select(&Tensor::new(order, &Device::Cpu)?, 0);
         let direction = latents::attribute(&of(&order[half..])?, &of(&order[..half])?)?;
-        let (n, steps) = (5, STRENGTHS.len());
-        let held = (self.prior(n, HELD_OUT)? * TEMPERATURE)?;
-        let each = |l: Tensor| l.unsqueeze(1)?.broadcast_as((n, steps))?.flatten_all();
-        let labels = self.labels(n)?.map(each).transpose()?;
-        let moved =
-            self.bytes(&self.decode(&latents::apply(&held, &direction, &STRENGTHS)?, labels.as_ref())?)?;
-        let images = moved.reshape([&[n, steps], self.model.config().shape()].concat())?;
-        all.push(("attribute_strengths".to_owned(), Tensor::new(&STRENGTHS, &Device::Cpu)?));
-        all.push(("attribute_images".to_owned(), images));
+        let steps = STRENGTHS.len();
+        let made = self.first(all, "attribute-moved", 5, |m| {
+            let held = (self.prior(m, HELD_OUT)? * TEMPERATURE)?;
+            let each = |l: Tensor| l.unsqueeze(1)?.broadcast_as((m, steps))?.flatten_all();
+            let labels = self.labels(m)?.map(each).transpose()?;
+            let moved = self.decode(&latents::apply(&held, &direction, &STRENGTHS)?, labels.as_ref())?;
+            Ok(vec![moved.reshape([&[m, steps], self.model.config().shape()].concat())?])
+        })?;
+        if let Some(made) = made {
+            all.put("attribute_strengths", Tensor::new(&STRENGTHS, &Device::Cpu)?);
+            all.put("attribute_images", self.bytes(&made[0])?);
+        }
         Ok(())
     }
 
-    fn levels(&self, all: &mut Arrays) -> Result<()> {
-        let n = 6;
-        let labels = self.labels(n)?;
-        let (z, fresh) = ((self.prior(n, 0)? * TEMPERATURE)?, (self.prior(n, FRESH)? * TEMPERATURE)?);
-        let levels = self.model.levels(&z)?.len();
+    fn levels(&self, all: &mut Drawn) -> Result<()> {
+        let levels = self.model.levels(&self.prior(1, 0)?)?.len();
         if levels < 2 {
             return Ok(());
         }
-        let mut rows = vec![];
-        for anew in std::iter::once(vec![]).chain((0..levels).map(|l| vec![l])) {
-            let z = latents::swap_levels(self.model, &z, &fresh, &anew)?;
-            rows.push(self.bytes(&self.decode(&z, labels.as_ref())?)?);
+        let made = self.first(all, "levels", 6, |m| {
+            let labels = self.labels(m)?;
+            let (z, fresh) = ((self.prior(m, 0)? * TEMPERATURE)?, (self.prior(m, FRESH)? * TEMPERATURE)?);
+            let mut rows = vec![];
+            for anew in std::iter::once(vec![]).chain((0..levels).map(|l| vec![l])) {
+                let z = latents::swap_levels(self.model, &z, &fresh, &anew)?;
+                rows.push(self.decode(&z, labels.as_ref())?);
+            }
+            Ok(vec![Tensor::stack(&rows, 1)?])
+        })?;
+        if let Some(made) = made {
+            all.put("level_images", self.bytes(&made[0].transpose(0, 1)?.contiguous()?)?);
         }
-        all.push(("level_images".to_owned(), Tensor::stack(&rows, 0)?));
         Ok(())
     }
 
     /// Bits/dim of samples, and of three kinds of images that the model has not learned: the samples' own pixels in another
     /// order, one grey all over, and uniform noise. All with uniform noise in the last bit, as data have.
-    fn others(&self, all: &mut Arrays) -> Result<()> {
-        let (n, dims) = (self.samples, self.model.dims());
-        let labels = self.labels(n)?;
+    fn others(&self, all: &mut Drawn) -> Result<()> {
+        let dims = self.model.dims();
+        let Many { x, labels, .. } = self.finite_of(all, "ood", &self.prior(self.samples, 0)?)?;
+        let n = x.dim(0)?;
         let mut shape = vec![n];
         shape.extend(self.model.config().shape());
         let channels = shape[1];
         let mut rng = rng_for(self.seed, "others");
         let levels = 2f32.powi(self.model.config().bits().into());
-        let x = self.decode(&self.prior(n, 0)?, labels.as_ref())?;
         let pixels: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let mut order: Vec<usize> = (0..dims / channels).collect();
         order.shuffle(&mut rng);
@@ -235,21 +331,19 @@ impl Source<'_> {
             .flat_map(|i| std::iter::repeat_n((i as f32 / n as f32 * levels).floor(), dims))
             .map(|grey| grey + rng.random::<f32>())
             .collect();
-        all.push(("ood_samples".to_owned(), self.bits(&x, labels.as_ref())?));
+        all.put("ood_samples", self.bits(&x, labels.as_ref())?);
         for (name, values) in [("ood_shuffled", shuffled), ("ood_constant", constant), ("ood_noise", noise)] {
             let values: Vec<f32> = values;
             let x = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?.to_dtype(x.dtype())?;
-            all.push((name.to_owned(), self.bits(&x, labels.as_ref())?));
+            all.put(name, self.bits(&x, labels.as_ref())?);
         }
         Ok(())
     }
 
-    fn points(&self, all: &mut Arrays) -> Result<()> {
-        let n = 8 * self.samples;
-        let labels = self.labels(n)?;
-        let x = self.decode(&self.prior(n, 0)?, labels.as_ref())?;
+    fn points(&self, all: &mut Drawn) -> Result<()> {
+        let Many { x, labels, .. } = self.finite_of(all, "samples", &self.prior(8 * self.samples, 0)?)?;
         let flat = x.flatten_from(1)?.to_dtype(DType::F64)?;
-        all.push(("points".to_owned(), flat.to_dtype(DType::F32)?));
+        all.put("points", flat.to_dtype(DType::F32)?);
         if self.model.config().shape() != [2] || labels.is_some() {
             return Ok(());
         }
@@ -267,8 +361,34 @@ impl Source<'_> {
             .collect();
         let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), &Device::Cpu)?.to_dtype(x.dtype())?;
         let density = self.model.log_prob(&raster, None)?.exp()?.to_dtype(DType::F32)?;
-        all.push(("density".to_owned(), density.reshape((RASTER, RASTER))?));
-        all.push(("window".to_owned(), Tensor::new(&[left, right, bottom, top], &Device::Cpu)?));
+        all.put("density", density.reshape((RASTER, RASTER))?);
+        all.put("window", Tensor::new(&[left, right, bottom, top], &Device::Cpu)?);
         Ok(())
     }
+}
+
+/// Samples with what they were made from.
+struct Many {
+    x: Tensor,
+    z: Tensor,
+    labels: Option<Tensor>,
+}
+
+/// The rows in which all tensors are finite.
+fn finite(tensors: &[Tensor]) -> Result<Vec<u32>> {
+    let mut rows: Vec<u32> = (0..tensors[0].dim(0)? as u32).collect();
+    for t in tensors {
+        // 0 for what is finite, NaN otherwise.
+        let t = t.to_dtype(DType::F64)?;
+        let zero = (&t - &t)?.reshape((t.dim(0)?, ()))?.sum(1)?.to_vec1::<f64>()?;
+        rows.retain(|&row| zero[row as usize] == 0.);
+    }
+    Ok(rows)
+}
+
+fn overflow(left: usize, of: usize) -> String {
+    format!(
+        "{left} of {of} samples of this model are not finite, its inverse overflows, and there is nothing to show: examine it \
+         with `flow doctor`"
+    )
 }

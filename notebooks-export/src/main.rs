@@ -7,10 +7,12 @@
 mod arrays;
 mod metrics;
 mod notebook;
+mod output;
 mod rust;
+mod work;
 
 use anyhow::{Context, Result, bail, ensure};
-use arrays::Source;
+use arrays::{Drawn, Source};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use flows::Model;
@@ -18,12 +20,13 @@ use flows::hub::{Hub, Repository, Revision};
 use flows::models::file::{parse_index, read_header};
 use flows::models::{CONFIG, INDEX, WEIGHTS};
 use metrics::Metrics;
-use notebook::{Picture, Story};
+use notebook::{Picture, Story, code};
 use rust::Dependencies;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use work::Partial;
 
 /// What a run has beside its model.
 const SUMMARY: &str = "summary.json";
@@ -77,55 +80,30 @@ fn main() -> ExitCode {
             // candle puts a backtrace under its sentence.
             let said: Vec<String> =
                 error.chain().map(|e| e.to_string().lines().next().unwrap_or_default().to_owned()).collect();
-            eprintln!("error: {}", said.join(": "));
+            output::tell(format_args!("error: {}", said.join(": ")));
             ExitCode::FAILURE
         }
     }
 }
 
 fn export(cli: &Cli) -> Result<()> {
+    work::catch_signals()?;
     let out = &cli.out;
-    let free = !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
-    ensure!(free, "--out {}: there is something already, name a new folder", out.display());
     let (run, name, origin) = locate(&cli.run)?;
     let dependencies = cli.rust.as_deref().map(Dependencies::of).transpose()?;
     let notebooks: Vec<String> = std::iter::once(format!("{name}.ipynb"))
         .chain(dependencies.is_some().then(|| format!("{name}-rust.ipynb")))
         .collect();
 
-    // Everything is made beside the folder and moved there: what fails leaves nothing half done.
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent)
-        .with_context(|| format!("--out {}: cannot be made, name another folder", out.display()))?;
-    let partial = parent.join(format!(".notebook-{}.partial", std::process::id()));
-    std::fs::create_dir(&partial).with_context(|| {
-        format!(
-            "--out {}: nothing can be written in {}, name another folder",
-            out.display(),
-            parent.display()
-        )
-    })?;
-    let texts = fill(cli, &run, (&name, &origin), dependencies.as_ref(), &partial);
-    let done = texts.and_then(|texts| {
-        for (name, text) in notebooks.iter().zip(texts) {
-            write(&partial.join(name), text.as_bytes())?;
-        }
-        if out.exists() {
-            std::fs::remove_dir(out)?;
-        }
-        std::fs::rename(&partial, out).with_context(|| format!("--out {}: cannot be made", out.display()))
-    });
-    if done.is_err() {
-        // What is left over is ours, and the error is what counts.
-        let _ = std::fs::remove_dir_all(&partial);
+    let partial = Partial::new(out)?;
+    let texts = fill(cli, &run, (&name, &origin), dependencies.as_ref(), &partial.folder)?;
+    for (name, text) in notebooks.iter().zip(texts) {
+        write(&partial.folder.join(name), text.as_bytes())?;
     }
-    done?;
+    partial.finish()?;
     let paths: Vec<PathBuf> = notebooks.iter().map(|name| out.join(name)).collect();
     // Named before anything is run: they stay, whatever Jupyter says.
-    paths.iter().for_each(|path| println!("{}", path.display()));
+    paths.iter().try_for_each(|path| output::line(path.display()))?;
     if cli.execute {
         paths.iter().try_for_each(|path| execute(&cli.jupyter, path))?;
     }
@@ -142,7 +120,7 @@ fn locate(run: &str) -> Result<(PathBuf, String, String)> {
         );
         let full = folder.canonicalize().with_context(|| format!("cannot open {run}"))?;
         let name = full.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
-        let origin = format!("the folder `{name}`");
+        let origin = format!("the folder {}", code(&name));
         return Ok((folder, name, origin));
     };
     let (id, revision) = match address.split_once('@') {
@@ -152,7 +130,7 @@ fn locate(run: &str) -> Result<(PathBuf, String, String)> {
     let also: Vec<&str> = [SUMMARY, METRICS].into_iter().chain(OWN).collect();
     let snapshot = Hub::from_env()?.pull(&Repository::model(id)?, &revision, &also)?;
     let name = id.rsplit('/').next().unwrap_or(id).to_owned();
-    Ok((snapshot.folder, name, format!("`{run}`, commit {}", snapshot.commit)))
+    Ok((snapshot.folder, name, format!("{}, commit {}", code(run), snapshot.commit)))
 }
 
 /// Writes everything beside the notebooks to `out`; their texts, the one in Python first.
@@ -165,9 +143,16 @@ fn fill(
 ) -> Result<Vec<String>> {
     let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
-    eprintln!("{name}: drawing and measuring {} samples", cli.samples);
+    output::tell(format_args!("{name}: drawing and measuring {} samples", cli.samples));
     let source = Source { model: &model, exact: &exact, seed: cli.seed, samples: cli.samples as usize };
-    let arrays = source.arrays()?;
+    let Drawn { arrays, left_out } = source.arrays()?;
+    if !left_out.is_empty() {
+        let (left, of) = left_out.iter().fold((0, 0), |sum, l| (sum.0 + l.left, sum.1 + l.of));
+        output::tell(format_args!(
+            "warning: {left} of {of} drawings that are not finite are left out, for the inverse of {name} overflows there: \
+             examine it with `flow doctor`"
+        ));
+    }
     Tensor::write_npz(&arrays, out.join("arrays.npz")).context("cannot write arrays.npz")?;
 
     for file in model_files(run)? {
@@ -211,6 +196,7 @@ fn fill(
         pictures: &pictures,
         numbers,
         arrays: &names,
+        left_out: &left_out,
         seed: cli.seed,
         samples: cli.samples as usize,
     };
@@ -261,7 +247,10 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
                 let length = opened.metadata().with_context(damaged)?.len();
                 read_header(&mut opened, length).with_context(damaged)?;
                 numbers = true;
-                std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+                // Never with its parent, which is gone when a signal has come.
+                if !out.is_dir() {
+                    std::fs::create_dir(out).with_context(|| format!("cannot make {}", out.display()))?;
+                }
                 copy(folder, out, &name)?;
             }
             _ => {}
@@ -304,7 +293,9 @@ fn copy(from: &Path, to: &Path, name: &str) -> Result<()> {
 /// Runs every cell in place.
 fn execute(jupyter: &Path, notebook: &Path) -> Result<()> {
     let written = format!("{} is written without outputs", notebook.display());
-    let said = Command::new(jupyter).arg("execute").arg("--inplace").arg(notebook).output();
+    let mut command = Command::new(jupyter);
+    let said =
+        work::run(command.arg("execute").arg("--inplace").arg(notebook), format!("stopped: {written}"));
     let output = said.with_context(|| {
         format!(
             "{written}, for `{}` cannot be run: pip install nbclient ipykernel, or name Jupyter with --jupyter",
@@ -314,7 +305,8 @@ fn execute(jupyter: &Path, notebook: &Path) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    // Tracebacks are in colours.
+    let said = anstream::adapter::strip_str(&String::from_utf8_lossy(&output.stderr)).to_string();
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it does not say why");
     ensure!(
         !last.contains("NoSuchKernel"),

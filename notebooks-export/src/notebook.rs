@@ -4,6 +4,7 @@
 //! for the model itself, PyTorch. Types and serialisation are those of the crate `nbformat`. A cell's id is what it is
 //! about, so that the same run gives the same file.
 
+use crate::arrays::LeftOut;
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -37,6 +38,8 @@ pub struct Story<'a> {
     pub numbers: bool,
     /// Names of the arrays.
     pub arrays: &'a [String],
+    /// Drawings that are in none of them.
+    pub left_out: &'a [LeftOut],
     /// The seed of the arrays.
     pub seed: u64,
     /// Samples that the attribute and the histograms are of.
@@ -48,14 +51,15 @@ pub struct Story<'a> {
 pub struct Book(Vec<Cell>);
 
 impl Book {
-    /// A Markdown cell; each picture is drawn where the text says `![](attachment:NAME)`.
+    /// A Markdown cell; each picture is drawn where the text says `![](attachment:..)`, with [`attachment`]'s name of it.
     ///
     /// # Errors
     /// When the id is none.
     pub fn text(&mut self, id: &str, source: &str, pictures: &[Picture]) -> Result<()> {
         let attached = pictures
             .iter()
-            .map(|(name, bytes)| (name.clone(), json!({ "image/png": STANDARD.encode(bytes) })));
+            .enumerate()
+            .map(|(i, (name, bytes))| (attachment(i, name), json!({ "image/png": STANDARD.encode(bytes) })));
         let attachments = (!pictures.is_empty()).then(|| Value::Object(attached.collect()));
         self.0.push(Cell::Markdown {
             id: cell_id(id)?,
@@ -126,7 +130,42 @@ fn lines(text: &str) -> Vec<String> {
 
 /// `![](attachment:..)` of each.
 fn shown(pictures: &[Picture]) -> String {
-    pictures.iter().map(|(name, _)| format!("\n\n![{name}](attachment:{name})")).collect()
+    let shown = |(i, (name, _)): (usize, &Picture)| {
+        format!("\n\n![{}](attachment:{})", escaped(name), attachment(i, name))
+    };
+    pictures.iter().enumerate().map(shown).collect()
+}
+
+/// What the picture is called that is the `i`-th of a cell: its file's name where that can stand in a link, and otherwise
+/// one that no PNG has.
+fn attachment(i: usize, name: &str) -> String {
+    match name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        true => name.to_owned(),
+        false => format!("picture-{}", i + 1),
+    }
+}
+
+/// A name of the user's as Markdown's text, in one line.
+pub fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if "\\`*_{}[]<>&~|#$!".contains(c) {
+            text.push('\\');
+        }
+        text.push(if c.is_control() { ' ' } else { c });
+    }
+    text
+}
+
+/// A name of the user's as code, in one line: between more backticks than it has itself.
+pub fn code(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let most = name.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(most + 1);
+    match most {
+        0 => format!("{fence}{name}{fence}"),
+        _ => format!("{fence} {name} {fence}"),
+    }
 }
 
 /// Each model's name, and its log p(x) in PyTorch: what reads the weights, and the model itself, 60 lines of code at most.
@@ -152,10 +191,20 @@ pub fn write(story: &Story) -> Result<String> {
     let Story { name, config, summary, seed, samples, .. } = story;
     let (family, in_torch) = kind(config);
     let has = |array: &str| story.arrays.iter().any(|a| a == array);
+    let left = |topic: &str| {
+        let mut text = String::new();
+        for LeftOut { left, of, .. } in story.left_out.iter().filter(|l| l.topic == topic) {
+            text.push_str(&format!(
+                " ({left} of {of} that were drawn are left out: they, or their log p(x), are not finite.)"
+            ));
+        }
+        text
+    };
     let own = |file: &str| story.own.iter().filter(|p| p.0 == file).cloned().collect::<Vec<_>>();
 
     let mut title = format!(
-        "# {name}\n\nA {family} with {} trained numbers, of examples of shape {:?}",
+        "# {}\n\nA {family} with {} trained numbers, of examples of shape {:?}",
+        escaped(name),
         story.parameters,
         config.shape()
     );
@@ -164,7 +213,10 @@ pub fn write(story: &Story) -> Result<String> {
         ["test", "validation"].iter().find_map(|split| {
             let (bits, error) = (s[split]["bits_per_dim"].as_f64()?, s[split]["std_err"].as_f64()?);
             let images = s[split]["images"].as_u64()?;
-            Some(format!(": **{bits:.4} ± {error:.4} bits/dim** on {images} {split} examples of {data}"))
+            Some(format!(
+                ": **{bits:.4} ± {error:.4} bits/dim** on {images} {split} examples of {}",
+                escaped(data)
+            ))
         })
     });
     title.push_str(&score.unwrap_or_default());
@@ -200,26 +252,31 @@ pub fn write(story: &Story) -> Result<String> {
     }
     if has("points") {
         let picture = own("samples.png");
-        book.text("samples", &format!("## Samples{}", shown(&picture)), &picture)?;
+        book.text(
+            "samples",
+            &format!("## Samples\n\nDrawn at temperature 1.{}{}", left("samples"), shown(&picture)),
+            &picture,
+        )?;
         book.code("samples-points", include_str!("cells/points.py"))?;
     }
     if has("temperature_images") {
         let picture = own("samples.png");
         let text = format!(
             "## Samples and temperature\n\nA sample is the inverse of z ~ p_Z. Multiplying z by a temperature below 1 moves \
-             it towards what the model holds most likely: cleaner, less varied, fewer bits.{}",
+             it towards what the model holds most likely: cleaner, less varied, fewer bits.{}{}",
+            left("samples"),
             shown(&picture)
         );
         book.text("samples", &text, &picture)?;
         book.code("samples-temperature", include_str!("cells/temperature.py"))?;
     }
     if has("walk_images") {
-        book.text(
-            "interpolation",
+        let text = format!(
             "## Interpolation\n\nFrom one latent to another: on the line, whose middle is shorter than its ends and so \
-             cleaner, as at a lower temperature; and on the arc, which keeps the length.",
-            &[],
-        )?;
+             cleaner, as at a lower temperature; and on the arc, which keeps the length.{}",
+            left("interpolation")
+        );
+        book.text("interpolation", &text, &[])?;
         book.code("interpolation-walk", include_str!("cells/walk.py"))?;
     }
     if has("attribute_images") {
@@ -227,25 +284,28 @@ pub fn write(story: &Story) -> Result<String> {
             "## An attribute\n\nThe mean latent of images with an attribute minus that of images without it is a direction; \
              adding it moves any image. Here the attribute is one that can be read off the model's own {samples} samples: \
              *brighter* (the brighter half against the darker one). It is added to samples that were not among them. (With \
-             labelled data, `flow attribute` does the same for a label such as a smile.)"
+             labelled data, `flow attribute` does the same for a label such as a smile.){}{}",
+            left("attribute"),
+            left("attribute-moved")
         );
         book.text("attribute", &text, &[])?;
         book.code("attribute-moved", include_str!("cells/attribute.py"))?;
     }
     if has("level_images") {
-        book.text(
-            "levels",
+        let text = format!(
             "## Levels\n\nThe latent comes in levels: level 0 leaves the flow first and holds the finest detail, the last \
-             one holds the whole. Each row draws one level anew and keeps the others.",
-            &[],
-        )?;
+             one holds the whole. Each row draws one level anew and keeps the others.{}",
+            left("levels")
+        );
+        book.text("levels", &text, &[])?;
         book.code("levels-anew", include_str!("cells/levels.py"))?;
     }
     if has("ood_samples") {
         let text = format!(
             "## Out of distribution\n\nBits/dim of {samples} samples of the model, and of as many images that it has not \
              learned: the samples' pixels in another order, one grey all over, uniform noise. A density is no detector: \
-             what is smooth may cost fewer bits than what the model was trained on."
+             what is smooth may cost fewer bits than what the model was trained on.{}",
+            left("ood")
         );
         book.text("ood", &text, &[])?;
         book.code("ood-histograms", include_str!("cells/ood.py"))?;
@@ -266,7 +326,8 @@ pub fn write(story: &Story) -> Result<String> {
     let text = format!(
         "## The model in PyTorch\n\nThe whole of {family}'s log p(x) from `config.json` and the safetensors file in 60 lines, \
          in double precision. `x` are samples with their noise, as the model sees data; `log_prob` is what the library \
-         computed."
+         computed.{}",
+        left("pytorch")
     );
     book.text("pytorch", &text, &[])?;
     book.code("pytorch-weights", WEIGHTS)?;
@@ -279,6 +340,13 @@ pub fn write(story: &Story) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_text_in_markdown() {
+        assert_eq!(escaped("a_b <img> [1]\n#"), "a\\_b \\<img\\> \\[1\\] \\#");
+        assert_eq!(code("a_b <img>"), "`a_b <img>`");
+        assert_eq!(code("a``b`"), "``` a``b` ```");
+    }
 
     #[test]
     fn each_model_is_sixty_lines_of_pytorch() {

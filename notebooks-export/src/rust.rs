@@ -7,7 +7,7 @@
 //! sessions, all other cells 1 to 9 seconds, most of it compilation. evcxr keeps no closures and no references from one
 //! cell to the next, so the cells have none at their top level.
 
-use crate::notebook::{Book, Story};
+use crate::notebook::{Book, Story, escaped};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -52,9 +52,10 @@ pub fn write(story: &Story, dependencies: &Dependencies) -> Result<String> {
     let mut book = Book::default();
     let Story { name, seed, .. } = story;
     let text = format!(
-        "# {name} in Rust\n\nThe library itself on the files beside this notebook. The kernel is evcxr: `cargo install \
+        "# {} in Rust\n\nThe library itself on the files beside this notebook. The kernel is evcxr: `cargo install \
          --locked evcxr_jupyter`, then `evcxr_jupyter --install`. The first cell builds candle and the library: minutes the \
-         first time, one at most later, for evcxr keeps what it built of candle. All other cells take seconds."
+         first time, one at most later, for evcxr keeps what it built of candle. All other cells take seconds.",
+        escaped(name)
     );
     book.text("title", &text, &[])?;
     book.code("dependencies", &dependencies.0)?;
@@ -64,7 +65,7 @@ pub fn write(story: &Story, dependencies: &Dependencies) -> Result<String> {
     let text = "## The density\n\nOf the samples in `arrays.npz`, with what was stored when this notebook was written.";
     book.text("density", text, &[])?;
     book.code("density-compared", include_str!("cells/rust/compare.rs"))?;
-    if story.arrays.iter().any(|array| array == "walk_images") {
+    if !story.arrays.iter().any(|array| array == "points") {
         book.text("samples", "## Samples\n\nAt temperature 0.7.", &[])?;
         book.code("samples-drawn", include_str!("cells/rust/sample.rs"))?;
         book.text("interpolation", "## Interpolation\n\nAbove on the line, below on the arc.", &[])?;

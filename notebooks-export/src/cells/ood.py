@@ -1,5 +1,8 @@
 kinds = {name.removeprefix("ood_"): arrays[name] for name in arrays.files if name.startswith("ood_")}
-kinds = {name: bits[np.isfinite(bits)] for name, bits in kinds.items()}
+for name, bits in kinds.items():
+    if not np.isfinite(bits).all():
+        print(f"{name}: {(~np.isfinite(bits)).sum()} of {len(bits)} have no finite bits/dim")
+kinds = {name: bits[np.isfinite(bits)] for name, bits in kinds.items() if np.isfinite(bits).any()}
 # A model may give what it has not learned bits/dim of any size: beyond 20 they are counted at 20.
 low = min(bits.min() for bits in kinds.values())
 bins = np.linspace(low, min(20, max(bits.max() for bits in kinds.values())) + 1e-3, 80)

@@ -3,11 +3,12 @@ fn range(points: &[Vec<f64>], axis: usize) -> std::ops::Range<f64> {
     values.clone().fold(f64::INFINITY, f64::min)..values.fold(f64::NEG_INFINITY, f64::max)
 }
 
-let points: Vec<Vec<f64>> = model
+let mut points: Vec<Vec<f64>> = model
     .sample(2000, 1., SEED, labels(&model, 2000)?.as_ref())?
     .flatten_from(1)?
     .to_dtype(DType::F64)?
     .to_vec2()?;
+points.retain(|p| p.iter().all(|v| v.is_finite()));
 plotters::evcxr::evcxr_figure((480, 440), |root| {
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)

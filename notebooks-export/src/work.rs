@@ -1,0 +1,247 @@
+//! What the process has begun: folders half done and Jupyter, which do not outlive it when it fails or is stopped.
+//!
+//! Everything is made in a folder beside its place, or in it where it is there and empty, and moved at the end. A signal
+//! (Ctrl-C, SIGTERM, SIGHUP) ends Jupyter and its kernels, removes what is half done, and ends the process with 130.
+
+use crate::output;
+use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What a process ends with when a signal has stopped it.
+const STOPPED: i32 = 130;
+/// How long Jupyter may take to end its kernel and itself; a kernel is asked, and given 5 seconds.
+const GRACE: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_millis(20);
+
+/// Whoever holds it changes what has been begun. Once a signal has come it is not given back.
+static BEGUN: Mutex<Begun> = Mutex::new(Begun { folders: Vec::new(), child: None });
+/// Signals so far.
+static SIGNALS: AtomicU32 = AtomicU32::new(0);
+
+struct Begun {
+    /// The folders that were made, the outer ones first, and last the one with all that is half done.
+    folders: Vec<PathBuf>,
+    /// The process that leads Jupyter's group, and what is said when it is ended.
+    child: Option<(u32, String)>,
+}
+
+fn begun() -> MutexGuard<'static, Begun> {
+    BEGUN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Catches signals from now on.
+///
+/// # Errors
+/// When the system does not let it.
+pub fn catch_signals() -> Result<()> {
+    ctrlc::set_handler(|| {
+        // Whoever asks twice does not want to wait, which `stop` sees.
+        if SIGNALS.fetch_add(1, Ordering::SeqCst) == 0 {
+            std::thread::spawn(stop);
+        }
+    })
+    .context("cannot catch Ctrl-C")
+}
+
+fn stop() {
+    let mut begun = begun();
+    if let Some((child, told)) = begun.child.take() {
+        end(child);
+        output::tell(told);
+    }
+    begun.undo();
+    std::process::exit(STOPPED);
+}
+
+impl Begun {
+    fn undo(&mut self) {
+        if let Some(partial) = self.folders.pop() {
+            // What is left over is ours. The other thread may write one more file; without its folder it cannot.
+            for _ in 0..50 {
+                if std::fs::remove_dir_all(&partial).is_ok() || !partial.exists() {
+                    break;
+                }
+                std::thread::sleep(STEP);
+            }
+        }
+        while let Some(folder) = self.folders.pop() {
+            // Unless somebody has put something there.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
+/// The new folder while it is half done; dropped, nothing of it is left.
+pub struct Partial {
+    out: PathBuf,
+    /// Where files go until [`Partial::finish`].
+    pub folder: PathBuf,
+    /// Whether `out` was there before, and empty: `.` cannot be replaced.
+    inside: bool,
+}
+
+impl Partial {
+    /// Begins a folder, which may be there if it is empty.
+    ///
+    /// # Errors
+    /// When there is something, or nothing can be written.
+    pub fn new(out: &Path) -> Result<Self> {
+        let inside = out.exists();
+        let free = !inside || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
+        ensure!(free, "--out {}: there is something already, name a new folder", out.display());
+        let parent = match out.parent() {
+            _ if inside => out,
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut begun = begun();
+        let mut missing: Vec<PathBuf> = parent
+            .ancestors()
+            .take_while(|f| !f.exists() && *f != Path::new(""))
+            .map(Path::to_owned)
+            .collect();
+        missing.reverse();
+        let folder = parent.join(format!(".notebook-{}.partial", std::process::id()));
+        begun.folders = missing;
+        begun.folders.push(folder.clone());
+        let partial = Self { out: out.to_owned(), folder, inside };
+        let made = std::fs::create_dir_all(parent).and_then(|()| std::fs::create_dir(&partial.folder));
+        // Dropping it takes what has been begun.
+        drop(begun);
+        made.with_context(|| {
+            format!(
+                "--out {}: nothing can be written in {}, name another folder",
+                out.display(),
+                parent.display()
+            )
+        })?;
+        Ok(partial)
+    }
+
+    /// Moves everything to its place.
+    ///
+    /// # Errors
+    /// When somebody else has taken the place, or it cannot be written.
+    pub fn finish(self) -> Result<()> {
+        let mut begun = begun();
+        let out = self.out.display();
+        let taken = || format!("--out {out}: somebody has written there meanwhile, name a new folder");
+        let failed = || format!("--out {out}: cannot be made, name another folder");
+        let moved = if self.inside {
+            move_up(&self.folder, &self.out).and_then(|free| match free {
+                true => std::fs::remove_dir(&self.folder).with_context(failed),
+                false => Err(anyhow::Error::msg(taken())),
+            })
+        } else {
+            std::fs::rename(&self.folder, &self.out)
+                .with_context(|| if self.out.exists() { taken() } else { failed() })
+        };
+        if moved.is_ok() {
+            begun.folders.clear();
+        }
+        // Dropping it takes what has been begun.
+        drop(begun);
+        moved
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        begun().undo();
+    }
+}
+
+/// Moves what a folder's only entry holds to the folder itself; `false` when it is not the only one.
+fn move_up(from: &Path, to: &Path) -> Result<bool> {
+    let cannot = || format!("--out {}: cannot be written, name another folder", to.display());
+    let list = |folder: &Path| {
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()
+    };
+    if list(to).with_context(cannot)?.len() != 1 {
+        return Ok(false);
+    }
+    for name in list(from).with_context(cannot)? {
+        std::fs::rename(from.join(&name), to.join(&name)).with_context(cannot)?;
+    }
+    Ok(true)
+}
+
+/// Runs a command to its end, in a group of its own, so that a signal can end it with its children; `told` is said then.
+///
+/// # Errors
+/// When it cannot be started or waited for.
+pub fn run(command: &mut Command, told: String) -> std::io::Result<Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    let child = {
+        let mut begun = begun();
+        let child: Child = command.spawn()?;
+        begun.child = Some((child.id(), told));
+        child
+    };
+    let output = child.wait_with_output();
+    // Never, where a signal has come: then the other thread ends the process.
+    begun().child = None;
+    output
+}
+
+/// Ends a process, its group, and its kernels, which lead sessions of their own.
+#[cfg(unix)]
+fn end(child: u32) {
+    use nix::sys::signal::{Signal, kill, killpg};
+    use nix::unistd::Pid;
+    let group = Pid::from_raw(child as i32);
+    let family = descendants(child);
+    let _ = killpg(group, Signal::SIGTERM);
+    for _ in 0..GRACE.as_millis() / STEP.as_millis() {
+        if killpg(group, None).is_err() || SIGNALS.load(Ordering::SeqCst) > 1 {
+            break;
+        }
+        std::thread::sleep(STEP);
+    }
+    let _ = killpg(group, Signal::SIGKILL);
+    for (pid, started) in family {
+        // The same process, and not another one with its number.
+        if process(pid).is_some_and(|(_, now)| now == started) {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The console has told Jupyter itself.
+#[cfg(not(unix))]
+fn end(_: u32) {}
+
+/// A process's children and theirs, each with its start; none where there is no /proc, and a kernel has to see by itself
+/// that Jupyter has gone.
+#[cfg(unix)]
+fn descendants(of: u32) -> Vec<(u32, String)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all: Vec<(u32, u32, String)> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| process(pid).map(|(parent, started)| (pid, parent, started)))
+        .collect();
+    let mut family: Vec<(u32, String)> = Vec::new();
+    let mut parents = vec![of];
+    while let Some(of) = parents.pop() {
+        for (pid, _, started) in all.iter().filter(|(_, parent, _)| *parent == of) {
+            parents.push(*pid);
+            family.push((*pid, started.clone()));
+        }
+    }
+    family
+}
+
+/// The parent of a process, and when it started.
+#[cfg(unix)]
+fn process(pid: u32) -> Option<(u32, String)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name may hold anything, brackets and spaces too: the fields after it are its state, its parent, ...
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(1)?.parse().ok()?, (*fields.get(19)?).to_owned()))
+}
