@@ -330,17 +330,39 @@ impl Resolved {
         if self.set.iter().any(|k| within(k)) {
             return "--set".into();
         }
-        let longest = self.recipe.source.iter().filter(|(k, _)| within(k)).max_by_key(|(k, _)| k.len());
-        if let Some((_, source)) = longest {
+        // What is said of a whole table is about what the file chose in it, not about what it left alone.
+        let about = |k: &str| within(k) && (k.contains('.') || self.own.contains(key));
+        let longest = self.recipe.source.iter().filter(|(k, _)| about(k)).max_by_key(|(k, _)| k.len());
+        let convention = CONVENTIONS.contains(&key);
+        if let Some((k, source)) = longest
+            && (k.contains('.') || !convention)
+        {
             return source.clone();
         }
         match &self.preset {
+            _ if convention => "ours: a convention".into(),
             _ if self.own.contains(key) => "this recipe".into(),
             Some(preset) if key.starts_with("model.") => format!("preset {preset}"),
             _ => "default".into(),
         }
     }
 }
+
+/// Settings that nobody tunes: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
+const CONVENTIONS: &[&str] = &[
+    "data.seed",
+    "train.seed",
+    "train.memory",
+    "train.probe_every",
+    "train.validate_every",
+    "train.validate_images",
+    "train.checkpoint_every",
+    "train.log_every",
+    "eval.batch",
+    "eval.samples",
+    "eval.temperature",
+    "eval.codec_images",
+];
 
 /// Settings that may be absent, so that a source can say why they are.
 const OPTIONAL: &[&str] =
@@ -690,6 +712,23 @@ mod tests {
         let same = builtin("moons", &[]).unwrap().recipe.fingerprint().unwrap();
         assert_ne!(builtin("moons", &["train.lr=1e-4"]).unwrap().recipe.fingerprint().unwrap(), same);
         assert_eq!(builtin("moons", &["about=other"]).unwrap().recipe.fingerprint().unwrap(), same);
+    }
+
+    #[test]
+    fn what_is_said_of_a_table_is_not_said_of_what_was_not_chosen() {
+        let source = |name: &str, key: &str| {
+            let rows = builtin(name, &[]).unwrap().settings().unwrap();
+            rows.into_iter().find(|row| row.0 == key).unwrap_or_else(|| panic!("{name}: {key}")).2
+        };
+        assert_eq!(source("quickstart", "train.lr"), "ours: found on the validation images");
+        for key in ["train.seed", "train.memory", "train.log_every", "train.validate_images", "data.seed"] {
+            assert_eq!(source("quickstart", key), "ours: a convention", "{key}");
+        }
+        for key in ["train.l2", "train.init_images", "train.hflip"] {
+            assert_eq!(source("quickstart", key), "default", "{key}");
+        }
+        assert!(source("nice-mnist", "train.validate_every").contains("once an epoch"), "it is explained");
+        assert_eq!(source("moons", "model.law"), "ours");
     }
 
     #[test]
