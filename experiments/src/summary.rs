@@ -259,7 +259,7 @@ impl Summary {
             Ok(bytes) => {
                 let mut summary: Self = serde_json::from_slice(&bytes).with_context(|| {
                     format!(
-                        "{} is damaged or of another version, delete it and the same command writes it anew",
+                        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
                         path.display()
                     )
                 })?;
@@ -357,7 +357,7 @@ pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
             Resolved::parse("", &text, &[])
                 .with_context(|| {
                     format!(
-                        "{} is damaged or of another version, delete it and the same command writes it anew",
+                        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
                         path.display()
                     )
                 })?
