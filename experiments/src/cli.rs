@@ -381,12 +381,12 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
     seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
 }
 
-fn repository(text: &str) -> candle_core::Result<Repository> {
-    Repository::model(text.strip_prefix("hf:").unwrap_or(text))
+fn repository(text: &str) -> Result<Repository> {
+    Repository::model(text.strip_prefix("hf:").unwrap_or(text)).map_err(transfer::why)
 }
 
-fn revision(text: &str) -> candle_core::Result<Revision> {
-    Revision::new(text)
+fn revision(text: &str) -> Result<Revision> {
+    Revision::new(text).map_err(transfer::why)
 }
 
 /// How a command ended.

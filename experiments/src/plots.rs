@@ -96,6 +96,17 @@ pub fn draw_fine(
     (width, height): (u32, u32),
     draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
 ) -> Result<()> {
+    write_png(path, &fine((width, height), draw)?, width as usize, height as usize)
+}
+
+/// As [`canvas`], drawn `FINE` times as large and averaged.
+///
+/// # Errors
+/// Those of `draw`.
+pub fn fine(
+    (width, height): (u32, u32),
+    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
+) -> Result<Vec<u8>> {
     let fine = canvas((width * FINE, height * FINE), draw)?;
     let (w, h, by) = (width as usize, height as usize, FINE as usize);
     let mut rgb = Vec::with_capacity(w * h * 3);
@@ -104,7 +115,7 @@ pub fn draw_fine(
         let sum: u32 = square.map(|at| u32::from(fine[at])).sum();
         rgb.push((sum / (FINE * FINE)) as u8);
     }
-    write_png(path, &rgb, w, h)
+    Ok(rgb)
 }
 
 /// Draws into memory with `draw`, then writes the picture.

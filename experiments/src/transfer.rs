@@ -65,10 +65,10 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self> {
         let rest = text.strip_prefix(PREFIX).unwrap_or(text);
         let (id, revision) = match rest.split_once('@') {
-            Some((id, revision)) => (id, Revision::new(revision)?),
+            Some((id, revision)) => (id, Revision::new(revision).map_err(why)?),
             None => (rest, Revision::default()),
         };
-        Ok(Self { repository: Repository::model(id)?, revision })
+        Ok(Self { repository: Repository::model(id).map_err(why)?, revision })
     }
 }
 

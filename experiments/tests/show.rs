@@ -295,3 +295,46 @@ fn the_doctor_fails_only_for_what_is_broken() {
     assert!(said.contains("level0.step0.actnorm.logs") && said.contains("NaN"), "{said}");
     std::fs::write(&path, whole).unwrap();
 }
+
+#[test]
+fn what_is_there_survives_a_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let model = weights.join("model.safetensors");
+    let before = std::fs::read(&model).unwrap();
+    // Its numbers would replace the weights.
+    let out = weights.join("model.png");
+    let why = error(&["layers", str_of(&weights), "0", "--out", str_of(&out)]);
+    assert!(why.contains("model.safetensors") && why.contains("another name"), "{why}");
+    assert_eq!(std::fs::read(&model).unwrap(), before);
+    // An image that goes in does not come out.
+    let image = dir.path().join("image.png");
+    image::RgbImage::new(32, 32).save(&image).unwrap();
+    let why = error(&["layers", str_of(&weights), str_of(&image), "--out", str_of(&image)]);
+    assert!(why.contains("one of the images"), "{why}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_picture_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces(dir.path());
+    let out = dir.path().join("inpaint.png");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_flow"))
+        .args(["inpaint", str_of(&weights), "0", "--steps", "1000000", "--out", str_of(&out)])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is at work once it says so.
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("gradients") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut stderr, &mut line).unwrap() > 0, "it ended early");
+    }
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 1, "only the run is there: {left:?}");
+}

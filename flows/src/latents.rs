@@ -301,6 +301,23 @@ pub fn inpaint(
     cond: Option<&Tensor>,
     o: &Inpainting,
 ) -> Result<(Tensor, Tensor)> {
+    inpaint_while(flow, x, known, start, cond, o, |_| true)
+        .map(|done| done.expect("nobody ends it before its last step"))
+}
+
+/// As [`inpaint`], for as long as `go_on` says so before each step; `None` once it does not.
+///
+/// # Errors
+/// Those of [`inpaint`].
+pub fn inpaint_while(
+    flow: &Flow,
+    x: &Tensor,
+    known: &Tensor,
+    start: &Tensor,
+    cond: Option<&Tensor>,
+    o: &Inpainting,
+    mut go_on: impl FnMut(usize) -> bool,
+) -> Result<Option<(Tensor, Tensor)>> {
     const DECAYS: [f64; 2] = [0.8, 0.9];
     let (low, high) = o.range;
     let ordered = low < high && o.first > 0. && o.last > 0. && o.first.is_finite() && o.last.is_finite();
@@ -321,6 +338,9 @@ pub fn inpaint(
     let (mut m, mut v) = (at.zeros_like()?, at.zeros_like()?);
     let mut climbed = Vec::with_capacity(o.steps + 1);
     for i in 0..o.steps {
+        if !go_on(i) {
+            return Ok(None);
+        }
         let (log_p, g) = flow.score(&at, cond)?;
         if !crate::params::is_finite(&g)? {
             bail!("the gradient of log p is not finite at step {i} of inpainting");
@@ -339,7 +359,7 @@ pub fn inpaint(
         at = (&given + (moved.clamp(low, top)? * &missing)?)?;
     }
     climbed.push(flow.log_prob(&at, cond)?);
-    Ok((at, Tensor::stack(&climbed, 0)?))
+    Ok(Some((at, Tensor::stack(&climbed, 0)?)))
 }
 
 /// What a layer does, as its [`crate::Bijection::inside`] tells.

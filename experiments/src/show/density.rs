@@ -184,7 +184,7 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
         name,
         "its grid of latents, decoded".to_owned(),
     ];
-    plots::draw_fine(&s.out, (3 * PANEL, PANEL + 40), |area| {
+    plots::draw_fine(s.draft.drawn(), (3 * PANEL, PANEL + 40), |area| {
         for (i, (panel, title)) in area.split_evenly((1, 3)).iter().zip(&titles).enumerate() {
             let range = |axis: usize| window.centre[axis] - window.half..window.centre[axis] + window.half;
             let mut chart = ChartBuilder::on(panel)

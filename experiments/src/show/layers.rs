@@ -3,6 +3,7 @@
 use super::sheet::{Area, Cell, Sheet};
 use super::{Base, Images, Out, Scale, Session, brief, doubles, host, pooled};
 use crate::cli::End;
+use crate::plots::FINE;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -101,7 +102,12 @@ pub fn layers(args: &LayersArgs) -> Result<End> {
         }
         let sheet = Sheet {
             title: s.title(&format!("Image {} through the layers", picked.names[0])),
-            notes: vec!["values after a layer, in the order of an image; black to white is three standard deviations each way".to_owned()],
+            notes: std::iter::once(
+                "values after a layer, in the order of an image; black to white is three standard deviations each way",
+            )
+            .chain((shown < candidates.len()).then_some("not every step is drawn"))
+            .map(str::to_owned)
+            .collect(),
             columns: vec![],
             rows: vec![],
             cells: rows,
@@ -110,7 +116,7 @@ pub fn layers(args: &LayersArgs) -> Result<End> {
         };
         let first = steps.iter().position(|step| !preprocesses(step)).unwrap_or(0);
         let shares: Vec<f64> = log_dets.iter().map(|l| per_dim(*l)).collect();
-        sheet.write_over(&s.out, 330, |area| {
+        sheet.write_over(s.draft.drawn(), 330, |area| {
             let (left, right) = area.split_horizontally(area.dim_in_pixel().0 / 2);
             chart(&left, "bits/dim if the flow ended after this layer", &ended, first, false)?;
             chart(&right, "bits/dim that this layer's log-det adds", &shares, first, true)
@@ -145,20 +151,20 @@ fn chart(area: &Area, title: &str, values: &[f64], first: usize, bars: bool) -> 
     let margin = 0.06 * (high - low).max(1e-6);
     let end = values.len() as f64;
     let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 17))
-        .margin(12)
-        .x_label_area_size(42)
-        .y_label_area_size(62)
+        .caption(title, ("sans-serif", 17 * FINE))
+        .margin(12 * FINE)
+        .x_label_area_size(42 * FINE)
+        .y_label_area_size(62 * FINE)
         .build_cartesian_2d(first as f64..end, low - margin..high + margin)?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
-        .bold_line_style(BLACK.mix(0.1))
+        .bold_line_style(BLACK.mix(0.1).stroke_width(FINE))
         .x_desc("layer")
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| brief(if y.abs() < 1e-9 * (high - low) { 0. } else { *y }))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 15))
+        .label_style(("sans-serif", 14 * FINE))
+        .axis_desc_style(("sans-serif", 15 * FINE))
         .draw()?;
     let blue = RGBColor(31, 90, 150);
     if bars {
@@ -166,10 +172,10 @@ fn chart(area: &Area, title: &str, values: &[f64], first: usize, bars: bool) -> 
             let x = (first + i) as f64;
             Rectangle::new([(x + 0.1, 0.), (x + 0.9, *v)], blue.filled())
         }))?;
-        chart.draw_series(LineSeries::new([(first as f64, 0.), (end, 0.)], BLACK.stroke_width(1)))?;
+        chart.draw_series(LineSeries::new([(first as f64, 0.), (end, 0.)], BLACK.stroke_width(FINE)))?;
     } else {
         let points = shown.iter().enumerate().map(|(i, v)| ((first + i) as f64 + 0.5, *v));
-        chart.draw_series(LineSeries::new(points, blue.stroke_width(2)))?;
+        chart.draw_series(LineSeries::new(points, blue.stroke_width(2 * FINE)))?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! `reconstruct`, `temperature` and `levels`: what comes back, how far from the mean, and what each level holds.
 
-use super::sheet::{Cell, Sheet};
-use super::{BATCH, Base, Images, Out, Scale, Session, brief, doubles, host, largest, list, mean, pooled};
+use super::sheet::{Cell, Sheet, room};
+use super::{
+    BATCH, Base, Images, Out, Scale, Session, brief, doubles, go_on, host, largest, list, mean, pooled,
+};
 use crate::cli::End;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -40,6 +42,7 @@ pub fn reconstruct(args: &ReconstructArgs) -> Result<End> {
     pooled(|| {
         let (mut back, mut error, mut level_error) = (vec![], vec![], vec![]);
         for first in (0..picked.names.len()).step_by(BATCH) {
+            go_on()?;
             let count = BATCH.min(picked.names.len() - first);
             let cond = picked.cond.as_ref().map(|c| c.narrow(0, first, count)).transpose()?;
             let r = latents::reconstruct(&s.model, &picked.x.narrow(0, first, count)?, cond.as_ref())?;
@@ -87,7 +90,7 @@ pub fn reconstruct(args: &ReconstructArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let figures = json!({
             "images": errors.len(), "max_error": worst, "mean_error": mean(&errors), "exact_images": exact,
             "max_error_by_level": by_level,
@@ -134,39 +137,73 @@ pub fn temperature(args: &TemperatureArgs) -> Result<End> {
     let negative = args.temperatures.iter().find(|t| **t < 0.);
     ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
     crate::limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    room(args.temperatures.len(), args.n, shape, args.scale.scale)?;
     let cond = s.labels(args.n)?;
     pooled(|| {
         let z = latents::prior(&s.model, args.n, args.base.seed)?;
-        let (mut cells, mut bits, mut images) = (vec![], vec![], vec![]);
+        let (mut cells, mut bits, mut images, mut lost) = (vec![], vec![], vec![], vec![]);
         for t in &args.temperatures {
+            go_on()?;
             let x = s.model.decode(&(&z * *t)?, cond.as_ref())?;
-            let x = s.finite(x, &format!("samples at temperature {t}"))?;
-            bits.push(mean(&doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?));
-            cells.push(s.cells(&x)?);
+            let row = s.seen(&x)?;
+            let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?;
+            let finite: Vec<f64> = each
+                .into_iter()
+                .zip(&row)
+                .filter(|(b, c)| c.is_some() && b.is_finite())
+                .map(|(b, _)| b)
+                .collect();
+            bits.push(mean(&finite));
+            lost.push(row.iter().filter(|cell| cell.is_none()).count());
+            cells.push(row);
             images.push(x);
         }
+        ensure!(
+            lost.iter().any(|n| *n < args.n),
+            "no sample is finite at any of these temperatures, for the inverse of {} overflows: give smaller --temperatures",
+            args.base.weights
+        );
+        let free = lost.iter().any(|n| *n > 0);
         let sheet = Sheet {
             title: s.title("Samples by temperature"),
-            notes: vec!["each column one latent, multiplied by the temperature".to_owned()],
+            notes: std::iter::once("each column one latent, multiplied by the temperature")
+                .chain(free.then_some("a free place: the inverse overflows"))
+                .map(str::to_owned)
+                .collect(),
             columns: vec![],
             rows: args
                 .temperatures
                 .iter()
                 .zip(&bits)
-                .map(|(t, b)| format!("{}\n{b:.2} bits/dim", brief(*t)))
+                .map(|(t, b)| match b.is_finite() {
+                    true => format!("{}\n{b:.2} bits/dim", brief(*t)),
+                    false => brief(*t),
+                })
                 .collect(),
             cells,
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let lines: Vec<String> = args
             .temperatures
             .iter()
             .zip(&bits)
-            .map(|(t, b)| format!("temperature {}: {b:.4} bits/dim on average", brief(*t)))
+            .zip(&lost)
+            .map(|((t, b), lost)| {
+                let what = match lost {
+                    0 => String::new(),
+                    n => format!("; {n} of {} samples are not finite and not drawn", args.n),
+                };
+                match b.is_finite() {
+                    true => format!("temperature {}: {b:.4} bits/dim on average{what}", brief(*t)),
+                    false => format!("temperature {}: no bits/dim{what}", brief(*t)),
+                }
+            })
             .collect();
-        let figures = json!({ "temperatures": args.temperatures, "bits_per_dim": bits, "samples": args.n });
+        let figures = json!({
+            "temperatures": args.temperatures, "bits_per_dim": bits, "samples": args.n, "not_finite": lost,
+        });
         s.finish(figures, vec![("z", z), ("images", Tensor::stack(&images, 0)?)], &lines)
     })
 }
@@ -203,6 +240,7 @@ pub fn levels(args: &LevelsArgs) -> Result<End> {
         args.temperature
     );
     let picked = s.images(&args.images, 5)?;
+    room(picked.names.len(), 1 + usize::from(args.draws), shape, args.scale.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;
@@ -211,28 +249,46 @@ pub fn levels(args: &LevelsArgs) -> Result<End> {
         let mut rows: Vec<Vec<Option<Cell>>> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
         let mut changes = vec![];
         let mut all = vec![];
+        let mut lost = 0;
         for (level, part) in parts.iter().enumerate() {
             let (_, c, h, w) = part.dims4()?;
             let mut off = vec![];
             for draw in 0..args.draws {
+                go_on()?;
                 let fresh = latents::prior(&s.model, n, args.base.seed.wrapping_add(u64::from(draw)))?;
                 let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
-                let x = s.finite(s.model.decode(&swapped, cond)?, "images with a level drawn anew")?;
-                off.push(doubles(&(&x - &picked.x)?.sqr()?.mean_all()?)?[0].sqrt());
-                for (row, cell) in rows.iter_mut().zip(s.cells(&x)?) {
+                let x = s.model.decode(&swapped, cond)?;
+                let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
+                let mut seen = vec![];
+                for ((row, cell), square) in rows.iter_mut().zip(s.seen(&x)?).zip(squares) {
+                    if cell.is_some() {
+                        seen.push(square);
+                    } else {
+                        lost += 1;
+                    }
                     row.push(cell);
+                }
+                if !seen.is_empty() {
+                    off.push(mean(&seen).sqrt());
                 }
                 columns.push(format!("level {level}\n{c}×{h}×{w}"));
                 all.push(x);
             }
             changes.push(mean(&off));
         }
+        let drawn = all.len() * n;
+        ensure!(
+            lost < drawn,
+            "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
+            args.base.weights
+        );
         let sheet = Sheet {
             title: s.title("One level's latents drawn anew"),
             notes: vec![format!(
-                "level 0 is the first that is factored out, level {} the last; temperature {}",
+                "level 0 is the first that is factored out, level {} the last; temperature {}{}",
                 parts.len() - 1,
-                brief(args.temperature)
+                brief(args.temperature),
+                if lost > 0 { "; a free place: the inverse overflows" } else { "" }
             )],
             columns,
             rows: picked.names.clone(),
@@ -240,8 +296,8 @@ pub fn levels(args: &LevelsArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
-        let lines: Vec<String> = parts
+        sheet.write(s.draft.drawn())?;
+        let mut lines: Vec<String> = parts
             .iter()
             .zip(&changes)
             .enumerate()
@@ -251,9 +307,15 @@ pub fn levels(args: &LevelsArgs) -> Result<End> {
                 format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)")
             })
             .collect();
+        if lost > 0 {
+            lines.push(format!(
+                "{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature"
+            ));
+        }
         let images = Tensor::stack(&all, 1)?;
         let figures = json!({
             "images": picked.names, "draws": args.draws, "temperature": args.temperature, "rms_change": changes,
+            "not_finite": lost,
             "shapes": parts.iter().map(|p| p.dims()[1..].to_vec()).collect::<Vec<_>>(),
         });
         s.finish(figures, vec![("z", z), ("images", images.to_dtype(DType::F32)?)], &lines)

@@ -2,10 +2,12 @@
 //!
 //! Each takes its images from the test split of the weights' own data unless told otherwise, draws a labelled PNG, and
 //! writes the numbers behind it beside it as safetensors, whose metadata hold the figures that are printed. The numbers
-//! come from [`flows::latents`].
+//! come from [`flows::latents`]. Both files are made under other names and put in their places together at the end, so
+//! that a command that fails or is interrupted leaves what was there.
 
 mod density;
 mod doctor;
+mod draft;
 mod layers;
 mod levels;
 mod ood;
@@ -25,14 +27,15 @@ use crate::batches::{Augment, Examples};
 use crate::cli::{Compute, DataArgs, End, Part};
 use crate::data::{self, Dataset, Split, Values};
 use crate::limits::{self, Use};
+use crate::progress::stopped;
 use crate::recipe::{Recipe, Resolved};
-use crate::transfer::{WEIGHTS, Weights};
+use crate::transfer::{Stopped, WEIGHTS, Weights};
 use crate::{output, run};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
+use draft::{Draft, numbers_of};
 use flows::Model;
-use flows::models::write_atomic;
 use flows::params::rng_for;
 use serde_json::{Map, Value};
 use sheet::Cell;
@@ -147,7 +150,8 @@ struct Session<'a> {
     /// Where the weights are, those of the hub in its cache.
     folder: PathBuf,
     device: Device,
-    out: PathBuf,
+    /// What the picture is until it is finished.
+    draft: Draft,
 }
 
 impl<'a> Session<'a> {
@@ -155,6 +159,7 @@ impl<'a> Session<'a> {
     fn open(base: &'a Base, out: &Out, command: &'static str) -> Result<Self> {
         let out = out.out.clone().unwrap_or_else(|| PathBuf::from(format!("{command}.png")));
         run::writable(&out)?;
+        numbers_of(&out)?;
         Self::load(base, out, command)
     }
 
@@ -162,11 +167,9 @@ impl<'a> Session<'a> {
         let device = base.compute.open()?;
         let (folder, _) = base.weights.locate()?;
         let model = run::load_model(&folder, &device)?;
-        ensure!(
-            base.class.is_none() || model.config().classes().is_some(),
-            "this model has no classes: leave out --class"
-        );
-        Ok(Self { base, command, model, folder, device, out })
+        // Refused here whether or not the command comes to need labels.
+        run::labels(&model, 1, base.class)?;
+        Ok(Self { base, command, model, folder, device, draft: Draft::new(out) })
     }
 
     /// The shape of the model's images.
@@ -237,11 +240,20 @@ impl<'a> Session<'a> {
         let shape = self.shape()?;
         let mut pixels = Vec::new();
         let mut labels = Vec::new();
-        for spec in specs {
+        // An image of the data has the same noise wherever it is asked for.
+        let mut noise = Vec::new();
+        for (i, spec) in specs.iter().enumerate() {
             let (Ok(place), Some(part)) = (spec.parse::<usize>(), part) else {
-                pixels.extend(read_image(Path::new(spec), shape)?);
+                let path = Path::new(spec);
+                ensure!(
+                    !self.draft.replaces(path),
+                    "--out {spec} is one of the images: choose another name for the picture"
+                );
+                pixels.extend(read_image(path, shape)?);
+                noise.push(i as u64);
                 continue;
             };
+            noise.push(place as u64);
             self.fits(&part.split, &part.name)?;
             ensure!(
                 place < part.split.len(),
@@ -258,7 +270,7 @@ impl<'a> Session<'a> {
             "this model is class-conditional and a file has no label: say the class with --class N"
         );
         let split = Split::new(shape.to_vec(), Values::Pixels(pixels), complete.then_some(labels), None)?;
-        let (x, cond) = self.dequantise(&split)?;
+        let (x, cond) = self.dequantise_with(split, &noise)?;
         let name = |spec: &String| match spec.parse::<usize>() {
             Ok(_) => spec.clone(),
             Err(_) => data::file_name(Path::new(spec)),
@@ -284,14 +296,19 @@ impl<'a> Session<'a> {
     }
 
     /// As [`Session::dequantise`], for examples whose first has the place `first`.
-    fn dequantise_from(&self, mut split: Split, first: usize) -> Result<(Tensor, Option<Tensor>)> {
+    fn dequantise_from(&self, split: Split, first: usize) -> Result<(Tensor, Option<Tensor>)> {
+        let places: Vec<u64> = (0..split.len()).map(|i| (first + i) as u64).collect();
+        self.dequantise_with(split, &places)
+    }
+
+    /// As [`Session::dequantise`], with the noise of these places.
+    fn dequantise_with(&self, mut split: Split, noise_of: &[u64]) -> Result<(Tensor, Option<Tensor>)> {
         if let Some(class) = self.base.class {
             split.labels = Some(vec![class; split.len()]);
         }
         let examples = Examples::new(&split, self.model.config())?;
         let noise = rng_for(self.base.seed, "show");
-        let host =
-            examples.host((0..split.len()).map(|i| (i, (first + i) as u64)), &noise, Augment::default());
+        let host = examples.host(noise_of.iter().copied().enumerate(), &noise, Augment::default());
         let batch = examples.batch(host, &self.device)?;
         Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.cond().cloned()))
     }
@@ -300,6 +317,7 @@ impl<'a> Session<'a> {
     fn over(&self, split: &Split, f: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>) -> Result<Tensor> {
         let mut done = Vec::new();
         for first in (0..split.len()).step_by(BATCH) {
+            go_on()?;
             let batch = split.slice(first..(first + BATCH).min(split.len()));
             let (x, cond) = self.dequantise_from(batch, first)?;
             done.push(f(&x, cond.as_ref())?);
@@ -312,14 +330,21 @@ impl<'a> Session<'a> {
         run::labels(&self.model, n, self.base.class)
     }
 
-    /// Latents or values that came out of the inverse: refuses what is not finite, which could not be drawn.
-    fn finite(&self, x: Tensor, what: &str) -> Result<Tensor> {
+    /// Values that came out of the inverse: refuses what is not finite, which could not be drawn.
+    fn finite(&self, x: Tensor, what: &str, remedy: &str) -> Result<Tensor> {
         ensure!(
             flows::params::is_finite(&x)?,
-            "{what} are not finite: the inverse of {} overflows, look at it with `flow doctor`",
+            "{what} are not finite, for the inverse of {} overflows there: {remedy}",
             self.base.weights
         );
         Ok(x)
+    }
+
+    /// Each image of (B, C, H, W) as a cell without a caption, none where a value is not finite: far from the mean an inverse
+    /// may overflow, and that place stays free.
+    fn seen(&self, x: &Tensor) -> Result<Vec<Option<Cell>>> {
+        let cells = self.cells(x)?.into_iter().zip(finite_rows(x)?);
+        Ok(cells.map(|(cell, finite)| cell.filter(|_| finite)).collect())
     }
 
     /// Each image of (B, C, H, W) as bytes that can be seen.
@@ -354,25 +379,31 @@ impl<'a> Session<'a> {
         if let Value::Object(figures) = figures {
             object.extend(figures);
         }
-        let numbers = self.out.with_extension("safetensors");
-        let meta = HashMap::from([("flow".to_owned(), Value::Object(object.clone()).to_string())]);
+        let (picture, numbers) = (self.draft.path(), numbers_of(self.draft.path())?);
+        let meta = HashMap::from([(draft::KEY.to_owned(), Value::Object(object.clone()).to_string())]);
         let tensors = tensors
             .into_iter()
             .map(|(name, t)| Ok((name, t.to_device(&Device::Cpu)?.contiguous()?)))
             .collect::<Result<Vec<_>>>()?;
         let bytes = safetensors::serialize(tensors.iter().map(|(n, t)| (*n, t)), Some(meta))
             .with_context(|| format!("cannot encode {}", numbers.display()))?;
-        write_atomic(&numbers, &bytes)?;
+        go_on()?;
+        self.draft.finish(&numbers, &bytes)?;
         if self.base.json {
-            object.insert("file".to_owned(), self.out.display().to_string().into());
+            object.insert("file".to_owned(), picture.display().to_string().into());
             object.insert("numbers".to_owned(), numbers.display().to_string().into());
             output::line(Value::Object(object))?;
         } else {
-            let files = format!("{} and its numbers in {}", self.out.display(), numbers.display());
+            let files = format!("{} and its numbers in {}", picture.display(), numbers.display());
             output::line(lines.iter().cloned().chain([files]).collect::<Vec<_>>().join("\n"))?;
         }
         Ok(End::Done)
     }
+}
+
+/// Ends a command that was interrupted, before it has written anything.
+fn go_on() -> Result<()> {
+    if stopped() { Err(Stopped.into()) } else { Ok(()) }
 }
 
 /// The values of a tensor.
@@ -383,6 +414,12 @@ fn host(t: &Tensor) -> Result<Vec<f32>> {
 /// The values of a tensor in double precision.
 fn doubles(t: &Tensor) -> Result<Vec<f64>> {
     Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+/// Which examples of (B, ..) have finite values only.
+fn finite_rows(x: &Tensor) -> Result<Vec<bool>> {
+    let dims: usize = x.dims()[1..].iter().product();
+    Ok(host(x)?.chunks_exact(dims).map(|v| v.iter().all(|x| x.is_finite())).collect())
 }
 
 /// The largest of some values; a NaN among them is the largest.

@@ -6,7 +6,7 @@
 use super::{Base, Out, Session, Which, auroc, brief, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::{Split, Values};
-use crate::plots;
+use crate::plots::{self, FINE};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -130,6 +130,7 @@ pub fn ood(args: &OodArgs) -> Result<End> {
 /// Two histograms over one axis: the data's filled, the other an outline, so that they are told apart without colour.
 fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Result<()> {
     const BINS: usize = 60;
+    const F: i32 = FINE as i32;
     // A few outliers would flatten all others: they are in the outermost bins.
     let ends = |v: &[f64]| {
         let mut v = v.to_vec();
@@ -160,23 +161,23 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
     });
     let top = shares.iter().flatten().copied().fold(0., f64::max) * 1.3;
     let title = format!("{}; the second costs more in {:.1} % of pairs", s.title("Bits/dim"), 100. * told);
-    plots::draw(&s.out, (900, 480), |area| {
+    plots::draw_fine(s.draft.drawn(), (900, 480), |area| {
         let mut chart = ChartBuilder::on(area)
-            .caption(title, ("sans-serif", 21))
-            .margin(14)
-            .x_label_area_size(46)
-            .y_label_area_size(70)
+            .caption(title, ("sans-serif", 21 * FINE))
+            .margin(14 * FINE)
+            .x_label_area_size(46 * FINE)
+            .y_label_area_size(70 * FINE)
             .build_cartesian_2d(low..high, 0. ..top)?;
         chart
             .configure_mesh()
             .light_line_style(WHITE)
-            .bold_line_style(BLACK.mix(0.1))
+            .bold_line_style(BLACK.mix(0.1).stroke_width(FINE))
             .x_desc("bits/dim of an image; what lies beyond is in the outermost bars")
             .y_desc("share of images")
             .x_label_formatter(&label)
             .y_label_formatter(&|v| if *v > 1. { String::new() } else { format!("{:.0} %", 100. * v) })
-            .label_style(("sans-serif", 15))
-            .axis_desc_style(("sans-serif", 17))
+            .label_style(("sans-serif", 15 * FINE))
+            .axis_desc_style(("sans-serif", 17 * FINE))
             .draw()?;
         let blue = RGBColor(120, 170, 215);
         let edge = |i: usize| low + i as f64 * width;
@@ -189,8 +190,8 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
                     .map(|(i, v)| Rectangle::new([(edge(i), 0.), (edge(i + 1), *v)], blue.filled())),
             )?
             .label(names[0].clone())
-            .legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 22, y + 6)], blue.filled()));
-        let dark = RGBColor(150, 50, 0).stroke_width(3);
+            .legend(move |(x, y)| Rectangle::new([(x, y - 6 * F), (x + 22 * F, y + 6 * F)], blue.filled()));
+        let dark = RGBColor(150, 50, 0).stroke_width(3 * FINE);
         // The outline begins and ends on the axis, where its images do.
         let taken = |bins: &[f64]| (bins.iter().position(|v| *v > 0.), bins.iter().rposition(|v| *v > 0.));
         let (Some(from), Some(to)) = taken(&shares[1]) else { return Ok(()) };
@@ -199,13 +200,15 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
         chart
             .draw_series(LineSeries::new(steps, dark))?
             .label(names[1].clone())
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], dark));
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22 * F, y)], dark));
         chart
             .configure_series_labels()
+            .legend_area_size(30 * FINE)
+            .margin(6 * FINE)
             .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE.mix(0.85))
             .border_style(BLACK.mix(0.3))
-            .label_font(("sans-serif", 16))
+            .label_font(("sans-serif", 16 * FINE))
             .draw()?;
         Ok(())
     })

@@ -1,15 +1,17 @@
 //! `inpaint` and `nearest`: what a density says about pixels.
 
-use super::sheet::{Cell, Sheet};
+use super::sheet::{Cell, Sheet, room};
 use super::{Base, Images, Out, Scale, Session, Source, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::Split;
 use crate::run;
+use crate::transfer::Stopped;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use flows::latents::{self, Inpainting};
 use serde_json::json;
+use std::time::Instant;
 
 /// Which part of an image is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -85,6 +87,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
         args.missing
     );
     let picked = s.images(&args.images, 5)?;
+    room(picked.names.len(), 2 + usize::from(args.draws), shape, args.scale.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let bins = f64::from(1u32 << s.model.config().bits());
@@ -105,9 +108,19 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
             tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
             let seed = args.base.seed.wrapping_add(u64::from(draw));
             let start = s.model.sample(n, args.temperature, seed, cond)?;
-            let start = s.finite(start, "the samples that completions start from")?;
+            let start =
+                s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
             let o = Inpainting::new(args.steps as usize, (0., bins));
-            let (x, climbed) = latents::inpaint(&s.model, &picked.x, &known, &start, cond, &o)?;
+            let mut told = Instant::now();
+            let go_on = |step: usize| {
+                if told.elapsed().as_secs() >= 10 {
+                    told = Instant::now();
+                    tracing::info!("gradient {step} of {}", args.steps);
+                }
+                super::go_on().is_ok()
+            };
+            let inpainted = latents::inpaint_while(&s.model, &picked.x, &known, &start, cond, &o, go_on)?;
+            let (x, climbed) = inpainted.ok_or(Stopped)?;
             let b = bits(&x)?;
             columns.push(with(&x, &b)?);
             names.push(format!("filled {}", draw + 1));
@@ -133,7 +146,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let lines = [format!(
             "{n} images of {:.4} bits/dim on average, filled in {:.4}",
             mean(&of_images),
@@ -226,13 +239,14 @@ pub fn nearest(args: &NearestArgs) -> Result<End> {
     let shape = s.shape()?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     crate::limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    room(args.n, 1 + usize::from(args.k), shape, args.scale.scale)?;
     let cond = s.labels(args.n)?;
     let data = s.data(&args.source)?;
     s.fits(&data.train, &data.name)?;
     let k = usize::from(args.k).min(data.train.len());
     pooled(|| {
         let x = s.model.sample(args.n, args.temperature, args.base.seed, cond.as_ref())?;
-        let x = s.finite(x, "the samples")?;
+        let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
         let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
             let n = bytes.len();
             let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
@@ -273,7 +287,7 @@ pub fn nearest(args: &NearestArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let lines = [format!(
             "the nearest of {} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {}), \
              {of_test:.2} from a test image (mean of {})",

@@ -2,7 +2,7 @@
 //!
 //! Black on white, so that a page may be dark or light; nothing is told by colour alone.
 
-use crate::plots::{canvas, font, write_png};
+use crate::plots::{FINE, fine, font, write_png};
 use anyhow::{Result, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -52,10 +52,28 @@ pub struct Sheet {
     pub scale: Option<u32>,
 }
 
+/// Refuses a sheet of so many images before they are made.
+///
+/// # Errors
+/// When it would be larger than a picture can be.
+pub fn room(rows: usize, columns: usize, [_, height, width]: [usize; 3], scale: Option<u32>) -> Result<()> {
+    let zoom = scale.map_or_else(|| (SIDE / height.max(width).max(1)).max(1), |s| s as usize);
+    let size = (columns * (width * zoom + GAP as usize), rows * (height * zoom + GAP as usize));
+    ensure!(
+        size.0 <= LONGEST as usize && size.1 <= LONGEST as usize,
+        "the picture would be at least {} × {} pixels, more than {LONGEST} a side: ask for fewer images or a smaller --scale",
+        size.0,
+        size.1
+    );
+    Ok(())
+}
+
 /// The width of a text.
 fn width_of(text: &str, size: u32) -> u32 {
-    let measured = ("sans-serif", size).into_font().layout_box(text);
-    measured.map_or(text.len() as u32 * size / 2, |((left, _), (right, _))| (right - left).max(0) as u32)
+    let measured = ("sans-serif", size * FINE).into_font().layout_box(text);
+    let width =
+        |((left, _), (right, _)): ((i32, i32), (i32, i32))| ((right - left).max(0) as u32).div_ceil(FINE);
+    measured.map_or(text.len() as u32 * size / 2, width)
 }
 
 fn widest(text: &str, size: u32) -> u32 {
@@ -113,11 +131,29 @@ impl Sheet {
         Ok(Places { zoom, origin: (left, top), pitch: (column, row), header, size })
     }
 
-    fn text(&self, area: &Area, p: &Places) -> Result<()> {
-        let dark = RGBColor(20, 20, 20);
-        let put = |text: &str, x: u32, y: u32, size: u32| -> Result<()> {
-            let style = ("sans-serif", size).into_font().color(&dark);
-            Ok(area.draw(&Text::new(text.to_owned(), (x as i32, y as i32), style))?)
+    /// Puts all text on what was drawn, each drawn finer first: at these sizes letters and spaces that begin at whole pixels
+    /// stand unevenly.
+    fn text(&self, rgb: &mut [u8], p: &Places) -> Result<()> {
+        let stride = p.size.0 as usize;
+        let mut put = |text: &str, x: u32, y: u32, size: u32| -> Result<()> {
+            if text.is_empty() {
+                return Ok(());
+            }
+            // Letters may stand out above their place.
+            let above = size / 3;
+            let width = (width_of(text, size) + 4).min(p.size.0.saturating_sub(x));
+            let letters = fine((width, line(size) + above), |area| {
+                let style = ("sans-serif", size * FINE).into_font().color(&RGBColor(20, 20, 20));
+                Ok(area.draw(&Text::new(text.to_owned(), (0, (above * FINE) as i32), style))?)
+            })?;
+            let (x, top, width) = (x as usize, y.saturating_sub(above) as usize, width as usize);
+            for (row, letters) in letters.chunks_exact(3 * width).enumerate() {
+                let at = ((top + row) * stride + x) * 3;
+                let Some(under) = rgb.get_mut(at..at + 3 * width) else { continue };
+                // Dark on what is there: a box of text may reach into its neighbour's.
+                under.iter_mut().zip(letters).for_each(|(u, l)| *u = (*u).min(*l));
+            }
+            Ok(())
         };
         put(&self.title, MARGIN, MARGIN, TITLE)?;
         for (i, note) in self.notes.iter().enumerate() {
@@ -183,7 +219,7 @@ impl Sheet {
         self.write_over(path, 0, |_| Ok(()))
     }
 
-    /// Writes the sheet with a drawing of `height` pixels below it.
+    /// Writes the sheet with a drawing of `height` pixels below it, which says its sizes in fine pixels.
     ///
     /// # Errors
     /// As [`Sheet::write`], and those of `below`.
@@ -194,14 +230,13 @@ impl Sheet {
         below: impl FnOnce(&Area) -> Result<()>,
     ) -> Result<()> {
         let p = self.places()?;
-        let size = (p.size.0, p.size.1 + height);
-        let mut rgb = canvas(size, |area| {
-            let (top, bottom) = area.split_vertically(p.size.1);
-            self.text(&top, &p)?;
-            if height > 0 { below(&bottom) } else { Ok(()) }
-        })?;
+        let mut rgb = vec![255; p.size.0 as usize * p.size.1 as usize * 3];
+        self.text(&mut rgb, &p)?;
         self.blit(&mut rgb, &p);
-        write_png(path, &rgb, size.0 as usize, size.1 as usize)
+        if height > 0 {
+            rgb.extend(fine((p.size.0, height), below)?);
+        }
+        write_png(path, &rgb, p.size.0 as usize, (p.size.1 + height) as usize)
     }
 }
 

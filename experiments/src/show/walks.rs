@@ -1,8 +1,8 @@
 //! `interpolate` and `attribute`: straight lines through latents.
 
-use super::sheet::{Cell, Sheet};
+use super::sheet::{Cell, Sheet, room};
 use super::{
-    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, host, list, mean, pooled,
+    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, go_on, list, mean, pooled,
 };
 use crate::cli::End;
 use crate::data::{Dataset, Split};
@@ -41,6 +41,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result<End> {
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
     let picked = s.images(&args.images, 2)?;
+    room(3, usize::from(args.frames), shape, args.scale.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
@@ -57,7 +58,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result<End> {
         let (a, b) = ends(&z)?;
         let (x, y) = ends(&picked.x)?;
         let decode = |z: Tensor| -> Result<Tensor> {
-            s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way")
+            s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way", "choose other images")
         };
         let ways = [
             ("linear", "latents,\non a line", decode(latents::lerp(&a, &b, &t)?)?),
@@ -84,7 +85,7 @@ pub fn interpolate(args: &InterpolateArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let middle = t.len() / 2;
         let figures = json!({
             "images": picked.names, "t": t,
@@ -204,6 +205,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
     let first = |with: bool| side(&held_flags, with).into_iter().take(3);
     let first: Vec<String> = first(false).chain(first(true)).map(|i| i.to_string()).collect();
     let specs = if args.images.images.is_empty() { &first } else { &args.images.images };
+    room(specs.len(), 1 + args.strengths.len(), shape, args.scale.scale)?;
     let picked = s.pick(specs, Some(&Named { name: data.name, split: part }))?;
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));
@@ -233,17 +235,13 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
         };
         let mut images = Vec::new();
         for first in (0..moved.dim(0)?).step_by(BATCH) {
+            go_on()?;
             let count = BATCH.min(moved.dim(0)? - first);
             let cond = cond.as_ref().map(|c| c.narrow(0, first, count)).transpose()?;
             images.push(s.model.decode(&moved.narrow(0, first, count)?, cond.as_ref())?);
         }
         let images = Tensor::cat(&images, 0)?;
-        // Far along a direction an inverse may overflow: that place stays free.
-        let dims: usize = shape.iter().product();
-        let values = host(&images)?;
-        let drawn = s.cells(&images)?.into_iter().zip(values.chunks_exact(dims));
-        let cells: Vec<Option<Cell>> =
-            drawn.map(|(cell, v)| cell.filter(|_| v.iter().all(|x| x.is_finite()))).collect();
+        let cells = s.seen(&images)?;
         let overflowed = cells.iter().filter(|cell| cell.is_none()).count();
         ensure!(
             overflowed < cells.len(),
@@ -277,7 +275,10 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
                     with.len(),
                     without.len()
                 ),
-                "each row one held-out image; over each column how much of the direction is added".to_owned(),
+                format!(
+                    "each row one held-out image; over each column how much of the direction is added{}",
+                    if overflowed > 0 { "; a free place: the inverse overflows" } else { "" }
+                ),
             ],
             columns: std::iter::once("image".to_owned())
                 .chain(
@@ -289,7 +290,7 @@ pub fn attribute(args: &AttributeArgs) -> Result<End> {
             shape,
             scale: args.scale.scale,
         };
-        sheet.write(&s.out)?;
+        sheet.write(s.draft.drawn())?;
         let mut all = vec![picked.names.len(), n];
         all.extend(shape);
         let figures = json!({

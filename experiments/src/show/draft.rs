@@ -1,0 +1,153 @@
+//! A picture and its numbers, which replace those of an earlier command together or not at all.
+
+use anyhow::{Context, Result, ensure};
+use flows::models::write_atomic;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The key of the figures in the metadata of the numbers, by which they are told from weights.
+pub const KEY: &str = "flow";
+
+/// A picture on its way to `path`.
+pub struct Draft {
+    path: PathBuf,
+    tmp: PathBuf,
+}
+
+impl Draft {
+    /// Of the picture that is to be at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        let tmp = beside(&path);
+        Self { path, tmp }
+    }
+
+    /// Where the picture is drawn.
+    pub fn drawn(&self) -> &Path {
+        &self.tmp
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is this file that the picture will replace.
+    pub fn replaces(&self, file: &Path) -> bool {
+        matches!((file.canonicalize(), self.path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    }
+
+    /// Puts the picture in its place, and these bytes at `numbers`.
+    ///
+    /// # Errors
+    /// When there is no room for them: then both are as they were.
+    pub fn finish(&self, numbers: &Path, bytes: &[u8]) -> Result<()> {
+        let cannot =
+            |file: &Path| format!("cannot write {}: make room, or choose another --out", file.display());
+        let tmp = beside(numbers);
+        let put = || -> Result<()> {
+            write_atomic(&tmp, bytes).with_context(|| cannot(numbers))?;
+            fs::rename(&tmp, numbers).with_context(|| cannot(numbers))?;
+            fs::rename(&self.tmp, &self.path).with_context(|| cannot(&self.path))
+        };
+        put().inspect_err(|_| _ = fs::remove_file(&tmp))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.tmp);
+    }
+}
+
+/// A name of this process's own in the same folder.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+/// Where the numbers of the picture `out` go.
+///
+/// # Errors
+/// When that is a file of somebody else, such as the weights themselves.
+pub fn numbers_of(out: &Path) -> Result<PathBuf> {
+    let numbers = out.with_extension("safetensors");
+    let name = numbers.file_name().unwrap_or_default().to_string_lossy();
+    ensure!(
+        !(name == "model.safetensors" || name.starts_with("model-")) && (!numbers.exists() || ours(&numbers)),
+        "--out {}: its numbers would go to {}, which {}: choose another name",
+        out.display(),
+        numbers.display(),
+        if numbers.exists() { "is there and is not of a picture" } else { "is a name for weights" }
+    );
+    Ok(numbers)
+}
+
+/// Whether a file has the numbers of a picture: the header of a safetensors file is JSON behind its length.
+fn ours(path: &Path) -> bool {
+    let metadata = || -> std::io::Result<bool> {
+        if !fs::metadata(path)?.is_file() {
+            return Ok(false);
+        }
+        let mut file = File::open(path)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let mut header = Vec::new();
+        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+        let header: serde_json::Value = serde_json::from_slice(&header)?;
+        Ok(header["__metadata__"][KEY].is_string())
+    };
+    metadata().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn save(path: &Path, key: &str) {
+        let t = candle_core::Tensor::new(&[1f32], &candle_core::Device::Cpu).unwrap();
+        let meta = HashMap::from([(key.to_owned(), "{}".to_owned())]);
+        fs::write(path, safetensors::serialize([("x", &t)], Some(meta)).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn only_numbers_of_pictures_are_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        save(&at("mine.safetensors"), "flows");
+        save(&at("smile.safetensors"), KEY);
+        fs::create_dir(at("folder.safetensors")).unwrap();
+        fs::write(at("text.safetensors"), "no").unwrap();
+        for refused in ["mine.png", "folder.png", "text.png", "model.png", "model-00001-of-00002.png"] {
+            let why = numbers_of(&at(refused)).unwrap_err().to_string();
+            assert!(why.contains("choose another name"), "{why}");
+        }
+        assert_eq!(numbers_of(&at("smile.png")).unwrap(), at("smile.safetensors"));
+        assert_eq!(numbers_of(&at("new.png")).unwrap(), at("new.safetensors"));
+    }
+
+    #[test]
+    fn both_files_are_there_or_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, numbers) = (dir.path().join("a.png"), dir.path().join("a.safetensors"));
+        fs::write(&out, "old").unwrap();
+        {
+            let draft = Draft::new(out.clone());
+            assert!(draft.replaces(&out));
+            fs::write(draft.drawn(), "new").unwrap();
+            // A folder cannot be replaced by a file.
+            fs::create_dir(&numbers).unwrap();
+            let why = format!("{:#}", draft.finish(&numbers, b"n").unwrap_err());
+            assert!(why.contains("choose another --out"), "{why}");
+        }
+        assert_eq!(fs::read(&out).unwrap(), b"old");
+        fs::remove_dir(&numbers).unwrap();
+        let draft = Draft::new(out.clone());
+        fs::write(draft.drawn(), "new").unwrap();
+        draft.finish(&numbers, b"n").unwrap();
+        drop(draft);
+        assert_eq!((fs::read(&out).unwrap(), fs::read(&numbers).unwrap()), (b"new".to_vec(), b"n".to_vec()));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}
