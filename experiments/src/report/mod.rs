@@ -65,11 +65,13 @@ fn writable(out: &Path) -> Result<()> {
         out.display(),
         folder.display()
     );
-    tempfile::NamedTempFile::new_in(folder).map(drop).with_context(|| {
-        format!(
-            "{}: nothing can be written in {}, name a .html file in another folder with --out",
+    // Of the reason its kind alone: the rest names a file that nobody asked for.
+    tempfile::NamedTempFile::new_in(folder).map(drop).map_err(|e| {
+        anyhow!(
+            "{}: nothing can be written in {} ({}), name a .html file in another folder with --out",
             out.display(),
-            folder.display()
+            folder.display(),
+            e.kind()
         )
     })
 }
