@@ -137,8 +137,10 @@ impl Partial {
                 false => Err(anyhow::Error::msg(taken())),
             })
         } else {
-            std::fs::rename(&self.folder, &self.out)
-                .with_context(|| if self.out.exists() { taken() } else { failed() })
+            std::fs::rename(&self.folder, &self.out).map_err(|e| match self.out.exists() {
+                true => anyhow::Error::msg(taken()),
+                false => anyhow::Error::new(e).context(failed()),
+            })
         };
         if moved.is_ok() {
             begun.folders.clear();

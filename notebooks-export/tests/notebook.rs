@@ -314,6 +314,200 @@ fn without_jupyter_the_notebook_stays() {
     assert!(!cells(&out.join("glow.ipynb")).is_empty());
 }
 
+/// One of the first samples of this model overflows where it is drawn at a high temperature.
+const OVERFLOWS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/cifar10-glow-small");
+
+#[test]
+fn samples_that_overflow_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let output = export(Path::new(OVERFLOWS), &out, &[]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("that are not finite are left out"), "{said}");
+    for (name, array) in Tensor::read_npz(out.join("arrays.npz")).unwrap() {
+        // What the model has not learned may have no density.
+        if !name.starts_with("ood_") || name == "ood_samples" {
+            let array = array.to_dtype(DType::F64).unwrap();
+            assert!(flows::params::is_finite(&array).unwrap(), "{name}");
+        }
+    }
+    let text = fs::read_to_string(out.join("cifar10-glow-small.ipynb")).unwrap();
+    assert!(text.contains("that were drawn are left out"));
+
+    // All of them overflow.
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    let model = Model::load(&run, &Device::Cpu).unwrap();
+    for (_, logs) in model.params().all().iter().filter(|(name, _)| name.ends_with("actnorm.logs")) {
+        logs.set(&(logs.value().zeros_like().unwrap() - 80.).unwrap()).unwrap();
+    }
+    model.save(&run, &SaveOptions { max_shard_size: usize::MAX, dtype: None }).unwrap();
+    let said = refused(&run, &dir.path().join("none"), &[]);
+    assert!(said.contains("samples of this model are not finite") && said.contains("flow doctor"), "{said}");
+}
+
+#[test]
+fn names_are_no_markup() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("a_<b>`[c]");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    fs::create_dir(run.join("pictures")).unwrap();
+    for name in ["ood [noise] (1).png", "plain.png"] {
+        fs::copy(Path::new(FACES).join("curve.png"), run.join("pictures").join(name)).unwrap();
+    }
+    let (mut text, mut attached) = (String::new(), Vec::new());
+    for cell in cells(&exported(&run, &dir.path().join("out"))) {
+        if let Cell::Markdown { source, attachments, .. } = cell {
+            text.push_str(&source.concat());
+            attached.extend(attachments.iter().flat_map(|a| a.as_object().unwrap().keys().cloned()));
+        }
+    }
+    attached.sort();
+    assert_eq!(attached, ["picture-1", "plain.png"]);
+    for part in [
+        r"# a\_\<b\>\`\[c\]",
+        "the folder `` a_<b>`[c] ``",
+        r"![ood \[noise\] (1).png](attachment:picture-1)",
+        "![plain.png](attachment:plain.png)",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn the_folder_may_be_there_and_its_parents_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    let here = dir.path().join("here");
+    fs::create_dir(&here).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+    let output =
+        command.arg(&run).args(["--out", ".", "--samples", "8"]).current_dir(&here).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut names: Vec<_> = fs::read_dir(&here).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["arrays.npz", "config.json", "model.safetensors", "run.ipynb"]);
+
+    // Two at once: one has it.
+    let both = dir.path().join("new/both");
+    let one = || export(&run, &both, &[]);
+    let outputs = std::thread::scope(|scope| {
+        let other = scope.spawn(one);
+        [one(), other.join().unwrap()]
+    });
+    assert_eq!(outputs.iter().filter(|o| o.status.success()).count(), 1);
+    let second = outputs.iter().find(|o| !o.status.success()).unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.trim_end().ends_with("name a new folder"), "{said}");
+    assert_eq!(fs::read_dir(dir.path().join("new")).unwrap().count(), 1);
+
+    fs::write(run.join("summary.json"), "[1]").unwrap();
+    refused(&run, &dir.path().join("a/b/c"), &[]);
+    assert!(!dir.path().join("a").exists());
+    refused(&run, &dir.path().join("new/b/c"), &[]);
+    assert!(both.exists() && !dir.path().join("new/b").exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_may_be_closed_or_full() {
+    use std::process::Stdio;
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    let to = |out: &str, stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+        command.arg(&run).arg("--out").arg(dir.path().join(out)).args(["--samples", "8"]);
+        command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut child = to("closed", Stdio::piped());
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("error"), "{said}");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = to("full", full.into()).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("error: the notebook's name cannot"), "{said}");
+    assert!(dir.path().join("full/run.ipynb").exists());
+}
+
+/// A program in Jupyter's place.
+#[cfg(unix)]
+fn jupyter(path: &Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn what_jupyter_says_is_in_no_colours() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, program) = (dir.path().join("run"), dir.path().join("jupyter"));
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    jupyter(&program, r"printf '\033[0;31mValueError\033[0m: no\n' >&2; exit 1");
+    let said = refused(&run, &dir.path().join("out"), &["--execute", "--jupyter", program.to_str().unwrap()]);
+    assert!(said.ends_with("for Jupyter stopped: ValueError: no"), "{said}");
+}
+
+/// Whoever ends the process by its id leaves neither folders half done nor Jupyter, nor a kernel in a session of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+    let dir = tempfile::tempdir().unwrap();
+    let (run, program, pids) = (dir.path().join("run"), dir.path().join("jupyter"), dir.path().join("pids"));
+    save(small(GlowConfig::cifar_paper()), &run, usize::MAX);
+    jupyter(
+        &program,
+        &format!("setsid sleep 600 & echo $! $$ > {0}.new; mv {0}.new {0}; wait", pids.display()),
+    );
+    let start = |out: &str, samples: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_notebooks-export"));
+        command.arg(&run).arg("--out").arg(dir.path().join(out)).args(["--samples", samples, "--execute"]);
+        command.arg("--jupyter").arg(&program).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let wait_for = |what: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !what() {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let stop = |child: std::process::Child, signal| {
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        String::from_utf8(output.stderr).unwrap()
+    };
+
+    // While it draws, which takes minutes.
+    let child = start("new/drawing", "100000");
+    wait_for(&|| dir.path().join("new").exists());
+    stop(child, Signal::SIGTERM);
+    assert!(!dir.path().join("new").exists());
+
+    // While Jupyter runs.
+    let child = start("executed", "8");
+    wait_for(&|| pids.exists());
+    let said = stop(child, Signal::SIGINT);
+    assert!(said.contains("run.ipynb is written without outputs"), "{said}");
+    assert!(dir.path().join("executed/run.ipynb").exists());
+    for pid in fs::read_to_string(&pids).unwrap().split_whitespace() {
+        // A zombie is no process any more.
+        let alive = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+        };
+        wait_for(&|| !alive());
+    }
+}
+
 /// A model of the hub is taken from the hub's cache, whose files are links to blobs named by their hash.
 #[cfg(unix)]
 #[test]
@@ -432,7 +626,7 @@ fn jupyter_executes_every_cell() {
         fs::copy(&path, faces.join(path.file_name().unwrap())).unwrap();
     }
     drawn(&faces.join("pictures"));
-    let runs = models(dir.path()).into_iter().chain([faces]).enumerate();
+    let runs = models(dir.path()).into_iter().chain([faces, PathBuf::from(OVERFLOWS)]).enumerate();
     let notebooks: Vec<PathBuf> =
         runs.map(|(i, run)| exported(&run, &dir.path().join(format!("out{i}")))).collect();
     // The same in Rust: images of a model with classes, and points.
