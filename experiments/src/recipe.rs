@@ -589,22 +589,13 @@ impl Recipe {
     }
 
     /// The settings, as `key=value`, in which this recipe differs from the built-in one of its name: empty where there is
-    /// none of that name. How long it trains and with which seed stands in columns of their own, so it does not count, and
-    /// neither does how often it writes, or what is written for people.
+    /// none of that name. All that changes a number counts, how long it trains and with which seed among it; how often a run
+    /// writes does not, and neither does what is written for people.
     ///
     /// # Errors
     /// When a recipe cannot be written as TOML.
     pub fn changed(&self) -> Result<Vec<String>> {
-        const APART: [&str; 8] = [
-            "about",
-            "name",
-            "train.updates",
-            "train.epochs",
-            "train.minutes",
-            "train.seed",
-            "train.log_every",
-            "train.checkpoint_every",
-        ];
+        const APART: [&str; 4] = ["about", "name", "train.log_every", "train.checkpoint_every"];
         let Some((name, text)) = BUILTIN.iter().find(|(name, _)| *name == self.name) else {
             return Ok(Vec::new());
         };
@@ -712,6 +703,16 @@ mod tests {
         let same = builtin("moons", &[]).unwrap().recipe.fingerprint().unwrap();
         assert_ne!(builtin("moons", &["train.lr=1e-4"]).unwrap().recipe.fingerprint().unwrap(), same);
         assert_eq!(builtin("moons", &["about=other"]).unwrap().recipe.fingerprint().unwrap(), same);
+    }
+
+    #[test]
+    fn what_changes_a_number_is_a_change_of_the_recipe() {
+        let changed = |sets: &[&str]| builtin("nice-mnist-small", sets).unwrap().recipe.changed().unwrap();
+        assert!(changed(&[]).is_empty());
+        assert!(changed(&["about=other", "train.log_every=3", "train.checkpoint_every=3"]).is_empty());
+        for set in ["train.updates=300", "train.epochs=2.5", "train.minutes=1.5", "train.seed=1"] {
+            assert_eq!(changed(&[set]), [set]);
+        }
     }
 
     #[test]

@@ -162,8 +162,8 @@ pub struct Training {
 pub struct Summary {
     /// The recipe's name.
     pub recipe: String,
-    /// In what the recipe differed from the built-in one of its name ([`Recipe::changed`]); `None` in summaries of before
-    /// this was recorded.
+    /// In what the recipe differed from the built-in one of its name ([`Recipe::changed`]), read anew from the folder's
+    /// recipe where there is one; `None` in summaries of before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Vec<String>>,
     /// The data set.
@@ -263,9 +263,8 @@ impl Summary {
                         path.display()
                     )
                 })?;
-                if summary.changed.is_none()
-                    && let Some(recipe) = read_recipe(dir)?
-                {
+                // The folder's recipe says more than a summary of an earlier version, which knew of fewer changes or none.
+                if let Some(recipe) = read_recipe(dir)? {
                     summary.changed = Some(recipe.changed()?);
                 }
                 Ok(Some(summary))

@@ -430,12 +430,22 @@ fn the_table_marks_what_is_not_the_recipe_of_that_name() {
         changed.contains(&"model.hidden=[[8], [8]]") && changed.contains(&"data.train=500"),
         "{changed:?}"
     );
-    assert!(!changed.iter().any(|c| c.starts_with("train.updates")), "how long is a column of its own");
+    assert!(
+        changed.iter().any(|c| c.starts_with("train.updates=")),
+        "a shorter run is not the recipe's: {changed:?}"
+    );
     let table = ok(&["table", str_of(&out)]);
     assert!(table.contains("moons (") && table.contains("| narrow "), "{table}");
-    // A summary of before this was recorded: the folder's recipe says it.
+    let report = dir.path().join("report.html");
+    ok(&["report", str_of(&out), "--out", str_of(&report)]);
+    let report = std::fs::read_to_string(report).unwrap();
+    assert!(report.contains("recipe moons, changed: ") && report.contains("train.updates="));
+    // A summary of before this was recorded, or before so much counted: the folder's recipe says it.
     let path = out.join("summary.json");
     let mut old: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    old["changed"] = serde_json::json!([]);
+    std::fs::write(&path, old.to_string()).unwrap();
+    assert_eq!(ok(&["table", str_of(&out)]), table);
     old.as_object_mut().unwrap().remove("changed").unwrap();
     std::fs::write(&path, old.to_string()).unwrap();
     assert_eq!(ok(&["table", str_of(&out)]), table);
