@@ -380,7 +380,7 @@ fn finite(tensors: &[Tensor]) -> Result<Vec<u32>> {
     for t in tensors {
         // 0 for what is finite, NaN otherwise.
         let t = t.to_dtype(DType::F64)?;
-        let zero = (&t - &t)?.reshape((t.dim(0)?, ()))?.sum(1)?.to_vec1::<f64>()?;
+        let zero = t.sub(&t)?.reshape((t.dim(0)?, ()))?.sum(1)?.to_vec1::<f64>()?;
         rows.retain(|&row| zero[row as usize] == 0.);
     }
     Ok(rows)
