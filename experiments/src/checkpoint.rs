@@ -298,15 +298,29 @@ pub fn remove_leftovers(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The lines of a run's log.
+/// The lines of a run's log, or `None` where there is none: published weights may come without.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn read_metrics(out: &Path) -> Result<Vec<Value>> {
+pub fn read_metrics(out: &Path) -> Result<Option<Vec<Value>>> {
     let path = out.join(METRICS);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let line = |line| serde_json::from_str(line).with_context(|| format!("{} is damaged", path.display()));
-    text.lines().map(line).collect()
+    // A pipe would be waited for.
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
+    let line = |(i, line): (usize, &str)| {
+        // The parser has seen this line only, so that its own words would say it is the first.
+        serde_json::from_str(line).map_err(|_| {
+            anyhow!(
+                "{} is damaged in line {}: restore it, or move it away and there are no curves",
+                path.display(),
+                i + 1
+            )
+        })
+    };
+    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
 }
 
 /// The log of a run: one JSON object a line.

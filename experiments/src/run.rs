@@ -13,7 +13,7 @@ use crate::progress::{self, Count};
 use crate::recipe::{Recipe, Resolved};
 use crate::summary::{self, Beside, Codecs, Gaussian, Rounded, Summary};
 use crate::{card, checkpoint, codecs, limits, output, plots, table, train};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use flows::ops::precision::{self, Precision};
 use flows::{Memory, Model};
@@ -347,7 +347,7 @@ fn picture(
 /// Draws curve.png from the run's log.
 fn curve(summary: &Summary, out: &Path) -> Result<()> {
     let (mut train, mut validation) = (plots::Points::new(), plots::Points::new());
-    for line in checkpoint::read_metrics(out)? {
+    for line in checkpoint::read_metrics(out)?.unwrap_or_default() {
         let Some(update) = line["update"].as_f64() else { continue };
         if let Some(bits) = line["train_bits_per_dim"].as_f64() {
             train.push((update, bits));
@@ -519,26 +519,34 @@ pub fn load_model(weights: &Path, device: &Device) -> Result<Model> {
     Ok(Model::load(weights, device)?)
 }
 
-/// Refuses a place where no picture can be written, before the work for it is done.
-pub(crate) fn writable(out: &Path) -> Result<()> {
-    let png = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
-    ensure!(!out.is_dir(), "--out {} is a folder: name a .png file in it", out.display());
-    ensure!(png, "--out {}: the picture is a PNG, give it a name that ends in .png", out.display());
+/// The ending of pictures, for [`writable`], and why.
+pub(crate) const PNG: &str = "png";
+pub(crate) const PICTURE: &str = "the picture is a PNG";
+
+/// Refuses a place where no file with this ending can be written, before the work for it is done; `what` says why that ending.
+pub(crate) fn writable(out: &Path, ending: &str, what: &str) -> Result<()> {
+    let name = out.display();
+    ensure!(!out.is_dir(), "--out {name} is a folder: name a .{ending} file in it");
+    ensure!(
+        out.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending)),
+        "--out {name}: {what}, give it a name that ends in .{ending}"
+    );
     let folder = match out.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    ensure!(folder.is_dir(), "--out {}: there is no folder {}, make it", out.display(), folder.display());
+    ensure!(folder.is_dir(), "--out {name}: there is no folder {}, make it", folder.display());
     // A full disk still makes empty files.
     let probe = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
         file.write_all(&[0; 1 << 16])?;
         file.as_file().sync_all()
     });
-    probe.with_context(|| {
-        format!(
-            "--out {}: nothing can be written in {}, choose another folder",
-            out.display(),
-            folder.display()
+    // Of the reason its kind alone: the rest names a file that nobody asked for.
+    probe.map_err(|e| {
+        anyhow!(
+            "--out {name}: nothing can be written in {} ({}), choose another folder",
+            folder.display(),
+            e.kind()
         )
     })
 }
@@ -565,7 +573,7 @@ pub fn sample(args: &SampleArgs) -> Result<End> {
         "--temperature {}: it must be 0 or more",
         args.temperature
     );
-    writable(&args.out)?;
+    writable(&args.out, PNG, PICTURE)?;
     let device = args.compute.open()?;
     let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;

@@ -4,14 +4,13 @@
 //! in the run's folder and in its folder `pictures`. Curves are drawn as SVG here, and read without a script; the few lines
 //! of script only say the value under the pointer.
 
-use crate::checkpoint::METRICS;
 use crate::cli::End;
 use crate::evaluate::Evaluation;
 use crate::recipe::{BUILTIN, Resolved};
-use crate::run::{CURVE, SAMPLES};
+use crate::run::{self, CURVE, SAMPLES};
 use crate::summary::{RECIPE, SUMMARY, Summary};
-use crate::{data, output};
-use anyhow::{Context, Result, anyhow, ensure};
+use crate::{checkpoint, data, output};
+use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flows::models::write_atomic;
@@ -43,37 +42,11 @@ pub fn report(args: &ReportArgs) -> Result<End> {
             args.run.display()
         )
     })?;
-    writable(&out)?;
+    run::writable(&out, "html", "the report is HTML")?;
     let html = render(&args.run, &summary)?;
     write_atomic(&out, html.as_bytes())?;
     output::line(out.display())?;
     Ok(End::Done)
-}
-
-/// Refuses a place where no report can be written, or that is another file of a run, before the work for it is done.
-fn writable(out: &Path) -> Result<()> {
-    let html = out.extension().is_some_and(|e| e.eq_ignore_ascii_case("html"));
-    ensure!(!out.is_dir(), "{} is a folder: name a .html file in it with --out", out.display());
-    ensure!(html, "--out {}: the report is HTML, give it a name that ends in .html", out.display());
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    ensure!(
-        folder.is_dir(),
-        "--out {}: there is no folder {}, make it or name a file in another",
-        out.display(),
-        folder.display()
-    );
-    // Of the reason its kind alone: the rest names a file that nobody asked for.
-    tempfile::NamedTempFile::new_in(folder).map(drop).map_err(|e| {
-        anyhow!(
-            "{}: nothing can be written in {} ({}), name a .html file in another folder with --out",
-            out.display(),
-            folder.display(),
-            e.kind()
-        )
-    })
 }
 
 /// The folder of the pictures that the commands have drawn of a run.
@@ -211,34 +184,11 @@ fn numbers(html: &mut String, summary: &Summary) {
     html.push_str("</table></div>\n");
 }
 
-/// The lines of a run's log, or `None` where there is none: published weights may come without.
-fn log(run: &Path) -> Result<Option<Vec<Value>>> {
-    let path = run.join(METRICS);
-    // A pipe would be waited for.
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).with_context(|| {
-        format!("cannot read {}: without that file the report has no curves", path.display())
-    })?;
-    let line = |(i, line): (usize, &str)| {
-        // The parser has seen this line only, so that its own words would say it is the first.
-        serde_json::from_str(line).map_err(|_| {
-            anyhow!(
-                "{} is damaged in line {}: restore it, or move it away and the report has no curves",
-                path.display(),
-                i + 1
-            )
-        })
-    };
-    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
-}
-
 /// (update, value).
 type Line = Vec<(f64, f64)>;
 
 fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
-    let Some(log) = log(run)? else { return Ok(()) };
+    let Some(log) = checkpoint::read_metrics(run)? else { return Ok(()) };
     let line = |key: &str| -> Line {
         let point = |v: &Value| Some((v["update"].as_f64()?, v[key].as_f64()?));
         log.iter().filter_map(point).filter(|p| p.1.is_finite()).collect()

@@ -158,7 +158,7 @@ impl<'a> Session<'a> {
     /// Refuses a place where nothing can be written, then loads the weights.
     fn open(base: &'a Base, out: &Out, command: &'static str) -> Result<Self> {
         let out = out.out.clone().unwrap_or_else(|| PathBuf::from(format!("{command}.png")));
-        run::writable(&out)?;
+        run::writable(&out, run::PNG, run::PICTURE)?;
         numbers_of(&out)?;
         Self::load(base, out, command)
     }
