@@ -199,9 +199,12 @@ fn end(child: u32) {
     use nix::unistd::Pid;
     let group = Pid::from_raw(child as i32);
     let family = descendants(child);
+    let seen = process(child).is_some();
     let _ = killpg(group, Signal::SIGTERM);
     for _ in 0..GRACE.as_millis() / STEP.as_millis() {
-        if killpg(group, None).is_err() || SIGNALS.load(Ordering::SeqCst) > 1 {
+        // It is waited for only when all that hold its standard error have ended, kernels too.
+        let ended = killpg(group, None).is_err() || seen && process(child).is_none();
+        if ended || SIGNALS.load(Ordering::SeqCst) > 1 {
             break;
         }
         std::thread::sleep(STEP);
@@ -239,11 +242,14 @@ fn descendants(of: u32) -> Vec<(u32, String)> {
     family
 }
 
-/// The parent of a process, and when it started.
+/// The parent of a process that has not ended, and when it started.
 #[cfg(unix)]
 fn process(pid: u32) -> Option<(u32, String)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Its name may hold anything, brackets and spaces too: the fields after it are its state, its parent, ...
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    if *fields.first()? == "Z" {
+        return None;
+    }
     Some((fields.get(1)?.parse().ok()?, (*fields.get(19)?).to_owned()))
 }
