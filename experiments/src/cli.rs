@@ -7,7 +7,7 @@
 use crate::card::{self, CardArgs};
 use crate::export::{self, ExportArgs};
 use crate::import::{self, ImportArgs};
-use crate::progress::{LogWriter, STOP};
+use crate::progress::{LogWriter, STOP, Stopped};
 use crate::recipe::Resolved;
 use crate::report::{self, ReportArgs};
 use crate::transfer::{self, Address, WEIGHTS, Weights};
@@ -420,7 +420,7 @@ pub fn main() -> ExitCode {
             if error.is::<output::Closed>() {
                 return ExitCode::SUCCESS;
             }
-            if error.is::<transfer::Stopped>() {
+            if error.is::<Stopped>() {
                 return ExitCode::from(130);
             }
             output::tell(format_args!("error: {}", sentence(&error)));

@@ -23,6 +23,26 @@ pub fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
+/// Ctrl-C ended a command: what is there is whole, and the same command does it anew or goes on.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the command was stopped")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Ends a command once somebody has asked to stop.
+///
+/// # Errors
+/// [`Stopped`] then.
+pub fn go_on() -> Result<(), Stopped> {
+    if stopped() { Err(Stopped) } else { Ok(()) }
+}
+
 /// Standard error with the bar out of the way.
 #[derive(Clone, Copy)]
 pub struct LogWriter;

@@ -32,22 +32,10 @@ pub fn hub() -> Result<Hub> {
     Ok(Hub::from_env().map_err(why)?.with_observer(Arc::new(progress::Transfers::default())))
 }
 
-/// Ctrl-C ended a transfer: what is there is whole, and the same command goes on.
-#[derive(Debug)]
-pub struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the transfer was stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
 /// Why a transfer failed: the library's sentence, without the backtrace that candle may put under it.
 pub fn why(error: candle_core::Error) -> anyhow::Error {
     if progress::stopped() {
-        return Stopped.into();
+        return progress::Stopped.into();
     }
     anyhow!("{}", error.to_string().lines().next().unwrap_or_default())
 }

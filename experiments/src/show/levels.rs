@@ -1,10 +1,9 @@
 //! `reconstruct`, `temperature` and `levels`: what comes back, how far from the mean, and what each level holds.
 
 use super::sheet::{Cell, Sheet, room};
-use super::{
-    BATCH, Base, Images, Out, Scale, Session, brief, doubles, go_on, host, largest, list, mean, pooled,
-};
+use super::{BATCH, Base, Images, Out, Scale, Session, brief, doubles, host, largest, list, mean, pooled};
 use crate::cli::End;
+use crate::progress::go_on;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;

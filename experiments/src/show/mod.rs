@@ -27,9 +27,9 @@ use crate::batches::{Augment, Examples};
 use crate::cli::{Compute, DataArgs, End, Part};
 use crate::data::{self, Dataset, Split, Values};
 use crate::limits::{self, Use};
-use crate::progress::stopped;
+use crate::progress::go_on;
 use crate::recipe::{Recipe, Resolved};
-use crate::transfer::{Stopped, WEIGHTS, Weights};
+use crate::transfer::{WEIGHTS, Weights};
 use crate::{output, run};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -399,11 +399,6 @@ impl<'a> Session<'a> {
         }
         Ok(End::Done)
     }
-}
-
-/// Ends a command that was interrupted, before it has written anything.
-fn go_on() -> Result<()> {
-    if stopped() { Err(Stopped.into()) } else { Ok(()) }
 }
 
 /// The values of a tensor.

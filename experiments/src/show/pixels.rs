@@ -4,8 +4,8 @@ use super::sheet::{Cell, Sheet, room};
 use super::{Base, Images, Out, Scale, Session, Source, doubles, mean, pooled};
 use crate::cli::End;
 use crate::data::Split;
+use crate::progress::{Stopped, stopped};
 use crate::run;
-use crate::transfer::Stopped;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -117,7 +117,7 @@ pub fn inpaint(args: &InpaintArgs) -> Result<End> {
                     told = Instant::now();
                     tracing::info!("gradient {step} of {}", args.steps);
                 }
-                super::go_on().is_ok()
+                !stopped()
             };
             let inpainted = latents::inpaint_while(&s.model, &picked.x, &known, &start, cond, &o, go_on)?;
             let (x, climbed) = inpainted.ok_or(Stopped)?;

@@ -52,12 +52,17 @@ pub struct Sheet {
     pub scale: Option<u32>,
 }
 
+/// How many times a pixel is enlarged.
+fn zoom(height: usize, width: usize, scale: Option<u32>) -> u32 {
+    scale.unwrap_or_else(|| (SIDE / height.max(width).max(1)).max(1) as u32)
+}
+
 /// Refuses a sheet of so many images before they are made.
 ///
 /// # Errors
 /// When it would be larger than a picture can be.
 pub fn room(rows: usize, columns: usize, [_, height, width]: [usize; 3], scale: Option<u32>) -> Result<()> {
-    let zoom = scale.map_or_else(|| (SIDE / height.max(width).max(1)).max(1), |s| s as usize);
+    let zoom = zoom(height, width, scale) as usize;
     let size = (columns * (width * zoom + GAP as usize), rows * (height * zoom + GAP as usize));
     ensure!(
         size.0 <= LONGEST as usize && size.1 <= LONGEST as usize,
@@ -104,7 +109,7 @@ impl Sheet {
             channels == 1 || channels == 3,
             "a picture has 1 or 3 channels, these images have {channels}: they cannot be drawn"
         );
-        let zoom = self.scale.unwrap_or_else(|| (SIDE / height.max(width).max(1)).max(1) as u32);
+        let zoom = zoom(height, width, self.scale);
         let lines = |labels: &[String]| labels.iter().map(|l| l.lines().count()).max().unwrap_or(0) as u32;
         let captions = self.cells.iter().flatten().flatten().map(|c| &c.caption);
         let caption = captions.map(|c| widest(c, SMALL)).max().unwrap_or(0);

@@ -2,10 +2,11 @@
 
 use super::sheet::{Cell, Sheet, room};
 use super::{
-    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, go_on, list, mean, pooled,
+    BATCH, Base, Images, Named, Out, Scale, Session, auroc, brief, choose, doubles, list, mean, pooled,
 };
 use crate::cli::End;
 use crate::data::{Dataset, Split};
+use crate::progress::go_on;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;

@@ -101,6 +101,9 @@ impl Conv1x1 {
             Form::Plain(p) => {
                 let (inverse, log_det) = linalg::inverse_log_det(p.value())?;
                 let w = p.get(grad);
+                if !grad {
+                    return Ok((w.clone(), log_det, Some(inverse)));
+                }
                 // The value from outside the graph with its gradient: W^-T . W is subtracted from itself.
                 let carrier = (w * inverse.t()?)?.sum_all()?;
                 Ok((w.clone(), ((&carrier - carrier.detach())? + log_det)?, Some(inverse)))
