@@ -165,7 +165,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     let mut update = |size: usize| -> Result<Duration> {
         let batch = batch(size)?;
         let start = Instant::now();
-        let ctx = Ctx::train().with_cond(batch.cond());
+        let ctx = Ctx::train().with_context(batch.cond());
         let (_, grads) = model.gradients(&batch.x, ctx, recipe.train.memory, |p| p.mean_all()?.neg())?;
         // A rate of zero: the cost is that of an update, and random pixels do not spoil the next one.
         let clip = 1. / global_norm(&grads)?.max(1.);

@@ -11,7 +11,7 @@
 
 use crate::recipe::{Recipe, Train};
 use anyhow::{Result, ensure};
-use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
+use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::{Memory, ModelConfig};
 use std::path::Path;
 
@@ -74,10 +74,11 @@ impl Estimate {
     pub fn of(config: &ModelConfig) -> Self {
         let dims = product(config.shape());
         let mut all = Self { widest: dims, ..Self::default() };
+        let per_element = config.params_per_element() as f64;
         match config {
-            ModelConfig::Nice(c) => all.nice(c, dims),
-            ModelConfig::RealNvp(c) => all.realnvp(c),
-            ModelConfig::Glow(c) => all.glow(c),
+            ModelConfig::Nice(c) => all.nice(c, dims, per_element),
+            ModelConfig::RealNvp(c) => all.realnvp(c, per_element),
+            ModelConfig::Glow(c) => all.glow(c, per_element),
         }
         if matches!(config.preprocess(), Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
@@ -85,8 +86,8 @@ impl Estimate {
         all
     }
 
-    fn nice(&mut self, c: &NiceConfig, dims: f64) {
-        let outputs = if c.law == nice::Law::Affine { dims } else { dims / 2. };
+    fn nice(&mut self, c: &NiceConfig, dims: f64, per_element: f64) {
+        let outputs = per_element * dims / 2.;
         for hidden in &c.hidden {
             let (mut parameters, mut before, mut widest) = (0., (dims / 2.).floor(), 0_f64);
             for width in hidden.iter().map(|&h| h as f64) {
@@ -100,7 +101,7 @@ impl Estimate {
         self.parameters += dims;
     }
 
-    fn glow(&mut self, c: &GlowConfig) {
+    fn glow(&mut self, c: &GlowConfig, per_element: f64) {
         let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
         let width = c.width as f64;
         for _ in 0..c.levels.min(64) {
@@ -110,7 +111,7 @@ impl Estimate {
             }
             (channels, h, w) = (4. * channels, h / 2., w / 2.);
             let half = (channels / 2.).floor();
-            let outputs = if c.law == glow::Law::Affine { 2. * half } else { half };
+            let outputs = per_element * half;
             let mixing = match c.permutation {
                 glow::Permutation::Plu | glow::Permutation::Plain => channels * channels,
                 glow::Permutation::Shuffle | glow::Permutation::Reverse => 0.,
@@ -124,14 +125,14 @@ impl Estimate {
         self.parameters += c.classes.map_or(0., |n| n as f64) * channels;
     }
 
-    fn realnvp(&mut self, c: &RealNvpConfig) {
+    fn realnvp(&mut self, c: &RealNvpConfig, per_element: f64) {
         let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
         let mut features = c.features as f64;
         let blocks = c.blocks as f64;
         for i in 0..c.scales.min(64) {
             let last = i + 1 == c.scales;
             let mut couplings = |inputs: f64, outputs: f64, f: f64, area: f64, n: usize| {
-                let parameters = 9. * inputs * f + blocks * 18. * f * f + 2. * f * outputs;
+                let parameters = 9. * inputs * f + blocks * 18. * f * f + per_element * f * outputs;
                 self.net(parameters, 2. * blocks * f * area, f * area, n as f64);
             };
             let checkers = if last { c.last_checkerboard } else { c.checkerboard };

@@ -392,7 +392,7 @@ impl Run<'_> {
     /// there are new ones. Once stored a layer stays so: it was over the bound with weights not far from those to come.
     fn probe(&mut self) -> Result<bool> {
         let batch = self.feed.examples.batch(self.feed.initial(PROBED), self.device)?;
-        let drift = self.model.drift(&batch.x, Ctx::train().with_cond(batch.cond()), Drift::BOUND)?;
+        let drift = self.model.drift(&batch.x, Ctx::train().with_context(batch.cond()), Drift::BOUND)?;
         let over: Vec<String> = drift.over().difference(&self.position.stored).cloned().collect();
         if self.position.probed.is_none() || !over.is_empty() {
             let stored = match over.len() {
@@ -448,7 +448,7 @@ impl Run<'_> {
         let update = self.position.update;
         let batch = self.feed.examples.batch(host, self.device)?;
         let (to_bits, factor) = (self.to_bits(), self.loss_factor());
-        let (mut measured, ctx) = (None, Ctx::train().with_cond(batch.cond()));
+        let (mut measured, ctx) = (None, Ctx::train().with_context(batch.cond()));
         let result = self.model.gradients(&batch.x, ctx, t.memory, |log_prob| {
             let mean = log_prob.mean_all()?;
             let bits = -to_bits * f64::from(mean.to_scalar::<f32>()?);
@@ -668,7 +668,7 @@ impl Run<'_> {
 
     /// The error for a loss or gradient that is not finite: where it started, and what is left.
     fn not_finite(&self, what: &str, batch: &Batch, grads: &Grads) -> anyhow::Error {
-        let ctx = Ctx { mode: Mode::Replay, grad: false, cond: batch.cond() };
+        let ctx = Ctx { mode: Mode::Replay, grad: false, context: batch.cond().into() };
         let find = || -> candle_core::Result<String> {
             if let Some(layer) = self.model.find_non_finite(&batch.x, ctx)? {
                 return Ok(format!("layer `{layer}`"));

@@ -4,13 +4,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use flows::bijections::{ActNorm, Conv1x1, Coupling, Net, Partition, Scale, Transform, Weight};
+use flows::bijections::{ActNorm, Conv1x1, Coupling, Weight};
 use flows::nets::{ConvNet, ResNet, ResNetConfig};
 use flows::ops::conv::{conv2d, conv2d_backward};
 use flows::optim::{Grads, Optimizer, Rule};
 use flows::params::Init;
 use flows::testing::normal;
-use flows::{Bijection, Ctx, Gradients, Memory, Params};
+use flows::transforms::{Affine, Partition, Scale};
+use flows::{Bijection, Ctx, Gradients, Memory, Net, Params};
 
 fn f32s(shape: &[usize]) -> Tensor {
     normal(shape, 1, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
@@ -85,11 +86,11 @@ fn layers(c: &mut Criterion) {
         ("conv1x1", Box::new(Conv1x1::new(12, Weight::Plu, &vb.pp("conv1x1")).unwrap())),
         (
             "coupling",
-            Box::new(Coupling {
-                partition: Partition::Halves { swap: false },
-                net: Box::new(ConvNet::new(6, 8, 12, false, &vb.pp("net")).unwrap()),
-                transform: Transform::Affine { scale: Scale::Sigmoid, shift_first: true },
-            }),
+            Box::new(Coupling::new(
+                Partition::Halves { swap: false },
+                ConvNet::new(6, 8, 12, false, &vb.pp("net")).unwrap(),
+                Affine { scale: Scale::Sigmoid, shift_first: true },
+            )),
         ),
     ];
     let x = f32s(&[16, 12, 16, 16]);

@@ -3,10 +3,11 @@
 //! `cargo run --release --example two_moons`
 
 use candle_core::{DType, Device, Result, Tensor};
-use flows::bijections::{ActNorm, Coupling, Partition, Scale, Transform};
+use flows::bijections::{ActNorm, Coupling};
 use flows::nets::{Mlp, Start};
 use flows::optim::{Optimizer, Rule};
 use flows::params::{Init, rng_for};
+use flows::transforms::{Affine, Partition, Scale, Transform};
 use flows::{Chain, Ctx, Flow, Gradients, Memory, Params, Prior};
 use rand::Rng;
 
@@ -30,12 +31,12 @@ fn main() -> Result<()> {
     for i in 0..8 {
         let vb = vb.pp(i);
         let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
-        let net = Box::new(Mlp::new(1, &[64, 64], 2, Start::Identity, &vb.pp("net"))?);
-        let transform = Transform::Affine { scale, shift_first: false };
+        let transform = Affine { scale, shift_first: false };
+        let net = Mlp::new(1, &[64, 64], transform.params_per_element(), Start::Identity, &vb.pp("net"))?;
         chain.push(format!("norm{i}"), ActNorm::new(2, 1., &vb.pp("norm"))?);
         chain.push(
             format!("coupling{i}"),
-            Coupling { partition: Partition::Halves { swap: i % 2 == 1 }, net, transform },
+            Coupling::new(Partition::Halves { swap: i % 2 == 1 }, net, transform),
         );
     }
     let flow = Flow::new(chain, Prior::Gaussian, &[2]);

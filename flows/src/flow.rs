@@ -1,7 +1,6 @@
 //! A flow: a bijection and a prior.
 
-use crate::backward::{Gradients, Memory};
-use crate::bijection::{Bijection, Ctx, Drift, NonFinite};
+use crate::core::{Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
 use crate::prior::Prior;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rand::Rng;
@@ -47,7 +46,10 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// log p(x) = prior + log-det.
+    /// log p(x) = prior + log-det, (B,), in nats.
+    ///
+    /// # Errors
+    /// When the two terms have different shapes.
     pub fn log_prob(&self) -> Result<Tensor> {
         &self.prior + &self.log_det
     }
@@ -79,7 +81,10 @@ impl Flow {
         self.bijection.as_ref()
     }
 
-    /// Prior and log-det under any pass: what training differentiates and evaluation prints.
+    /// Prior and log-det of a pass of any kind: training differentiates them, evaluation adds them up.
+    ///
+    /// # Errors
+    /// For an x of another shape, and those of a layer.
     pub fn terms(&self, x: &Tensor, ctx: Ctx) -> Result<Terms> {
         self.check(x)?;
         let (z, log_det) = self.bijection.forward(x, ctx)?;
@@ -126,54 +131,65 @@ impl Flow {
     /// ```
     ///
     /// the direction in which an example becomes more likely, by the layers' own backward.
-    pub fn score(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+    ///
+    /// # Errors
+    /// For an x of another shape, and those of a layer.
+    pub fn score<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<(Tensor, Tensor)> {
         self.check(x)?;
-        let ctx = Ctx::eval().with_cond(cond);
+        let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::none());
         let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, Memory::Store)?;
-        let leaf = Var::from_tensor(&z.detach())?;
-        let prior = self.prior.log_prob(&leaf.flatten_from(1)?)?;
-        let gz = match prior.sum_all()?.backward()?.remove(&leaf) {
-            Some(g) => g.detach(),
-            None => leaf.zeros_like()?,
-        };
-        let gld = log_det.ones_like()?.detach();
-        let (_, gx) = self.bijection.backward(&z, saved, (&gz, &gld), ctx, &mut Gradients::none())?;
-        Ok(((prior.detach() + log_det.detach())?, gx.detach()))
+        let (graph, [prior]) = Graph::of(&z, |z| Ok([self.prior.log_prob(&z.flatten_from(1)?)?]))?;
+        let one = log_det.ones_like()?.detach();
+        let gz = graph.backward(&[&one], &mut none)?.swap_remove(0);
+        let (_, gx) = self.bijection.backward(&z, saved, (&gz, &one), ctx, &mut none)?;
+        Ok(((prior + log_det.detach())?, gx.detach()))
     }
 
     /// How far inputs that [`Memory::Recompute`] rebuilds are from the true ones, on the batch x; nothing is written.
     /// [`Flow::store`] takes the layers over `bound`.
+    ///
+    /// # Errors
+    /// For an x of another shape, and those of a layer.
     pub fn drift(&self, x: &Tensor, ctx: Ctx, bound: f64) -> Result<Drift> {
         self.check(x)?;
-        let ctx = ctx.replay().with_grad(false);
-        let mut drift = Drift::new(bound);
-        let (z, _) = self.bijection.forward(x, ctx)?;
-        self.bijection.probe(x, &z, ctx, &mut drift)?;
-        Ok(drift)
+        Drift::measure(self.bijection(), x, ctx, bound)
     }
 
-    /// Has [`Memory::Recompute`] store the layers of these paths, and rebuild all others.
+    /// Has [`Memory::Recompute`] store the layers of these paths, and rebuild the inputs of all others.
     pub fn store(&self, paths: &BTreeSet<String>) {
-        self.bijection.store_links(paths, "");
+        inspect::store(self.bijection(), paths);
     }
 
-    /// log p(x) of each example in nats, (B,); `cond` are class labels where the model has classes.
-    pub fn log_prob(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        self.terms(x, Ctx::eval().with_cond(cond))?.log_prob()
+    /// log p(x) of each example in nats, (B,). `context` is what a conditional model is given: `None`, or
+    /// `Some(&labels)` where the model has classes.
+    ///
+    /// # Errors
+    /// As [`Flow::terms`]; and when a class-conditional model is given no labels.
+    pub fn log_prob<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Tensor> {
+        self.terms(x, Ctx::eval().with_context(context))?.log_prob()
     }
 
     /// -log p(x) / (D ln 2) of each example, (B,).
-    pub fn bits_per_dim(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        self.log_prob(x, cond)? * (-1. / (self.dims() as f64 * std::f64::consts::LN_2))
+    ///
+    /// # Errors
+    /// As [`Flow::log_prob`].
+    pub fn bits_per_dim<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Tensor> {
+        self.log_prob(x, context)? * (-1. / (self.dims() as f64 * std::f64::consts::LN_2))
     }
 
-    /// All of z, (B, D).
-    pub fn encode(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        Ok(self.terms(x, Ctx::eval().with_cond(cond))?.z)
+    /// The latent z = f(x), (B, D).
+    ///
+    /// # Errors
+    /// As [`Flow::log_prob`].
+    pub fn encode<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Tensor> {
+        Ok(self.terms(x, Ctx::eval().with_context(context))?.z)
     }
 
-    /// x from all of z, (B, D): the exact inverse of [`Flow::encode`].
-    pub fn decode(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
+    /// x from a latent z, (B, D): the exact inverse of [`Flow::encode`].
+    ///
+    /// # Errors
+    /// When z has another number of dimensions or no example, and those of a layer.
+    pub fn decode<'a>(&self, z: &Tensor, context: impl Into<Context<'a>>) -> Result<Tensor> {
         let (b, d) = z.dims2()?;
         if d != self.dims() {
             bail!("this model's latent has {} dimensions, got {d}", self.dims());
@@ -181,19 +197,22 @@ impl Flow {
         if b == 0 {
             bail!("there is no latent to decode: give at least one");
         }
-        let x = self.bijection.inverse(z, cond)?;
+        let x = self.bijection.inverse(z, context.into())?;
         let mut shape = vec![b];
         shape.extend(&self.shape);
         x.reshape(shape)
     }
 
     /// `n` samples at a temperature: z ~ prior, x = f^-1(temperature z).
-    pub fn sample(
+    ///
+    /// # Errors
+    /// When the temperature is negative or not finite, and those of [`Flow::decode`].
+    pub fn sample<'a>(
         &self,
         n: usize,
         temperature: f64,
         rng: &mut impl Rng,
-        cond: Option<&Tensor>,
+        context: impl Into<Context<'a>>,
         (dtype, device): (DType, &Device),
     ) -> Result<Tensor> {
         if !(temperature >= 0. && temperature.is_finite()) {
@@ -201,19 +220,25 @@ impl Flow {
         }
         let z = self.prior.draw(n * self.dims(), rng);
         let z = Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?;
-        self.decode(&(z.to_device(device)? * temperature)?, cond)
+        self.decode(&(z.to_device(device)? * temperature)?, context)
     }
 
     /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.
-    pub fn init(&self, x: &Tensor, cond: Option<&Tensor>) -> Result<()> {
-        self.terms(x, Ctx::init().with_cond(cond)).map(|_| ())
+    ///
+    /// # Errors
+    /// As [`Flow::log_prob`].
+    pub fn init<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<()> {
+        self.terms(x, Ctx::init().with_context(context)).map(|_| ())
     }
 
     /// The path of the first layer whose output is not finite on this batch, or `None`.
+    ///
+    /// # Errors
+    /// Those of a layer.
     pub fn find_non_finite(&self, x: &Tensor, ctx: Ctx) -> Result<Option<String>> {
-        match self.bijection.find_non_finite(x, ctx)? {
-            NonFinite::At(path) => Ok(Some(path)),
-            NonFinite::Clean(z) => {
+        match inspect::find_non_finite(self.bijection(), x, ctx)? {
+            Err(path) => Ok(Some(path)),
+            Ok(z) => {
                 let p = self.prior.log_prob(&z.flatten_from(1)?)?;
                 Ok((!crate::params::is_finite(&p)?).then(|| "prior".to_string()))
             }

@@ -1,7 +1,7 @@
-//! What exact latents are for: walks between examples, attributes, single levels, missing pixels, and a look inside.
+//! Operations on exact latents: interpolation, attributes, single levels, missing pixels, and a trace of every layer.
 //!
-//! Tensors in, tensors out. An example x has one latent z = f(x) and z one example, so whatever is done to z is undone by
-//! nothing but [`Flow::decode`]: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
+//! Tensors in, tensors out. An example x has exactly one latent z = f(x), and z exactly one example, which [`Flow::decode`]
+//! gives: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
 //! them; randomness is an argument.
 //!
 //! ```
@@ -27,10 +27,11 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-use crate::bijection::{Ctx, join as join_path};
+pub use crate::core::{Inside, Step};
+
+use crate::core::{Context, Ctx, inspect};
 use crate::flow::Flow;
 use crate::models::Model;
-use crate::ops::squeeze::unsqueeze;
 use crate::params::rng_for;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -46,7 +47,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// # Errors
 /// When the shapes differ or there is no t.
 pub fn lerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
-    walk(a, b, t, |t| Ok((1. - t, t)))
+    between(a, b, t, |t| Ok((1. - t, t)))
 }
 
 /// Points on the arc between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
@@ -71,7 +72,7 @@ pub fn slerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
     if sin < 1e-6 && cos < 0. {
         bail!("two latents in opposite directions have no arc between them: use the straight line");
     }
-    walk(a, b, t, |t| {
+    between(a, b, t, |t| {
         Ok(if sin < 1e-6 { (1. - t, t) } else { (((1. - t) * w).sin() / sin, (t * w).sin() / sin) })
     })
 }
@@ -87,10 +88,10 @@ fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn walk(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f64, f64)>) -> Result<Tensor> {
+fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f64, f64)>) -> Result<Tensor> {
     same_shape(a, b)?;
     if t.is_empty() {
-        bail!("a walk needs at least one t");
+        bail!("an interpolation needs at least one t");
     }
     let points = t.iter().map(|&t| {
         let (u, v) = weights(t)?;
@@ -139,6 +140,9 @@ pub fn apply(z: &Tensor, direction: &Tensor, strengths: &[f64]) -> Result<Tensor
 }
 
 /// `n` latents of the prior, (n, D), as [`Flow::sample`] draws them: z ~ p_Z, not yet scaled by a temperature.
+///
+/// # Errors
+/// When the device has no memory left.
 pub fn prior(model: &Model, n: usize, seed: u64) -> Result<Tensor> {
     let z = model.prior().draw(n * model.dims(), &mut rng_for(seed, "sample"));
     let params = model.params();
@@ -190,19 +194,23 @@ pub struct Reconstruction {
     pub level_error: Tensor,
 }
 
-/// How exact the inverse is, both ways round:
+/// How exact the inverse is, from x to z and back, and from z to x and back:
 ///
 /// ```text
 /// max |f^-1(f(x)) - x| by example,     max |f(f^-1(z)) - z| by example and level
 /// ```
 ///
-/// Both are zero but for rounding; what is not is a layer that is badly conditioned.
-pub fn reconstruct(model: &Model, x: &Tensor, cond: Option<&Tensor>) -> Result<Reconstruction> {
-    let z = model.encode(x, cond)?;
-    let back = model.decode(&z, cond)?;
+/// Both are zero but for rounding; larger values come from a badly conditioned layer.
+///
+/// # Errors
+/// When x has another shape than the flow takes, and those of a layer.
+pub fn reconstruct<'a>(model: &Model, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Reconstruction> {
+    let context = context.into();
+    let z = model.encode(x, context)?;
+    let back = model.decode(&z, context)?;
     let worst = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.flatten_from(1)?.max(1);
     let error = worst(&back, x)?;
-    let again = model.encode(&back, cond)?;
+    let again = model.encode(&back, context)?;
     let pairs = model.levels(&z)?.into_iter().zip(model.levels(&again)?);
     let levels = pairs.map(|(a, b)| worst(&a, &b)).collect::<Result<Vec<_>>>()?;
     Ok(Reconstruction { x: back, error, level_error: Tensor::stack(&levels, 1)? })
@@ -254,7 +262,7 @@ pub fn nearest(queries: &Tensor, candidates: &Tensor, k: usize) -> Result<(Tenso
     Ok((Tensor::from_vec(places, (b, k), queries.device())?, distances.to_device(queries.device())?))
 }
 
-/// How [`inpaint`] climbs.
+/// The settings of [`inpaint`].
 #[derive(Clone, Copy, Debug)]
 pub struct Inpainting {
     /// Gradients of log p that are taken.
@@ -293,32 +301,33 @@ impl Inpainting {
 ///
 /// # Errors
 /// When nothing is missing, the range is empty, or a gradient is not finite.
-pub fn inpaint(
+pub fn inpaint<'a>(
     flow: &Flow,
     x: &Tensor,
     known: &Tensor,
     start: &Tensor,
-    cond: Option<&Tensor>,
+    context: impl Into<Context<'a>>,
     o: &Inpainting,
 ) -> Result<(Tensor, Tensor)> {
-    inpaint_while(flow, x, known, start, cond, o, |_| true)
-        .map(|done| done.expect("nobody ends it before its last step"))
+    inpaint_while(flow, x, known, start, context, o, |_| true)
+        .map(|done| done.expect("it goes on to its last step"))
 }
 
 /// As [`inpaint`], for as long as `go_on` says so before each step; `None` once it does not.
 ///
 /// # Errors
 /// Those of [`inpaint`].
-pub fn inpaint_while(
+pub fn inpaint_while<'a>(
     flow: &Flow,
     x: &Tensor,
     known: &Tensor,
     start: &Tensor,
-    cond: Option<&Tensor>,
+    context: impl Into<Context<'a>>,
     o: &Inpainting,
     mut go_on: impl FnMut(usize) -> bool,
 ) -> Result<Option<(Tensor, Tensor)>> {
     const DECAYS: [f64; 2] = [0.8, 0.9];
+    let context = context.into();
     let (low, high) = o.range;
     let ordered = low < high && o.first > 0. && o.last > 0. && o.first.is_finite() && o.last.is_finite();
     if !ordered || o.steps == 0 {
@@ -341,7 +350,7 @@ pub fn inpaint_while(
         if !go_on(i) {
             return Ok(None);
         }
-        let (log_p, g) = flow.score(&at, cond)?;
+        let (log_p, g) = flow.score(&at, context)?;
         if !crate::params::is_finite(&g)? {
             bail!("the gradient of log p is not finite at step {i} of inpainting");
         }
@@ -358,116 +367,17 @@ pub fn inpaint_while(
         let moved = (&at + (direction * step)?)?;
         at = (&given + (moved.clamp(low, top)? * &missing)?)?;
     }
-    climbed.push(flow.log_prob(&at, cond)?);
+    climbed.push(flow.log_prob(&at, context)?);
     Ok(Some((at, Tensor::stack(&climbed, 0)?)))
 }
 
-/// What a layer does, as its [`crate::Bijection::inside`] tells.
-#[derive(Clone, Debug)]
-pub enum Inside {
-    /// A map without parameters that scale or mix: squeeze, permutation, preprocessing, an additive coupling.
-    Fixed,
-    /// Scales each channel by a parameter (actnorm, NICE's diagonal): log-scales (C,).
-    Channels(Tensor),
-    /// Normalises each channel by running statistics (batch norm): log-scales (C,).
-    Statistics(Tensor),
-    /// Scales elements by factors of each example's own (affine couplings, learned priors): log-scales (B, ..) of what is
-    /// changed.
-    Elements(Tensor),
-    /// Mixes channels (1x1 convolution): its matrix W (C, C).
-    Matrix(Tensor),
-}
-
-/// One layer's step of a [`trace`].
-pub struct Step {
-    /// Where the layer is: `level0.step3.coupling`.
-    pub path: String,
-    /// What it made of its input, (B, D) or (B, C, H, W).
-    pub output: Tensor,
-    /// What was factored out before it, level by level, each (B, C, H, W).
-    pub done: Vec<Tensor>,
-    /// log |det| of this layer, (B,).
-    pub log_det: Tensor,
-    /// What it is inside.
-    pub inside: Inside,
-}
-
-impl Step {
-    /// The whole state after this layer in the order of an image: `output` and all of `done`, every squeeze undone and
-    /// every split joined again, nothing else; (B, C, H, W) of the given `[C, H, W]`, (B, D) for vectors.
-    ///
-    /// A flow keeps the number of dimensions, so each of its states is a picture of the input's size.
-    ///
-    /// # Errors
-    /// When the state cannot have come from an example of this shape.
-    pub fn layout(&self, shape: &[usize]) -> Result<Tensor> {
-        let b = self.output.dim(0)?;
-        let whole = |t: &Tensor| {
-            let mut all = vec![b];
-            all.extend(shape);
-            t.reshape(all)
-        };
-        if self.output.rank() != 4 {
-            return whole(&self.output);
-        }
-        let mut done: Vec<&Tensor> = self.done.iter().collect();
-        let mut h = self.output.clone();
-        loop {
-            match done.last() {
-                Some(part) if part.dims()[2..] == h.dims()[2..] => {
-                    h = Tensor::cat(&[&h, done.pop().expect("the last is there")], 1)?;
-                }
-                None if h.dims()[1..] == *shape => return Ok(h),
-                _ if h.dim(1)?.is_multiple_of(4) => h = unsqueeze(&h)?,
-                _ => bail!("a state of shape {:?} is no rearranged {shape:?}", self.output.shape()),
-            }
-        }
-    }
-}
-
-/// The steps of a pass, layer by layer; [`trace`] makes one.
-#[derive(Default)]
-pub struct Trace {
-    path: String,
-    done: Vec<Tensor>,
-    steps: Vec<Step>,
-}
-
-impl Trace {
-    /// Records a layer's step.
-    pub(crate) fn push(&mut self, output: &Tensor, log_det: Tensor, inside: Inside) {
-        let (path, done) = (self.path.clone(), self.done.clone());
-        self.steps.push(Step { path, output: output.clone(), done, log_det, inside });
-    }
-
-    /// Records that a level's part is done.
-    pub(crate) fn factor_out(&mut self, part: Tensor) {
-        self.done.push(part);
-    }
-
-    /// Runs `f` with `name` appended to the path.
-    pub(crate) fn within<R>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> R) -> R {
-        let outer = self.path.clone();
-        self.path = join_path(&outer, name);
-        let r = f(self);
-        self.path = outer;
-        r
-    }
-}
-
-/// What becomes of x through the chain: every layer's output, log-det and inside, in order.
-///
-/// ```text
-/// h_0 = x,   h_i = f_i(h_i-1),     log p(x) = log p_Z(h_n) + sum_i log |det df_i|
-/// ```
+/// Every layer's output, log-det and scales or matrix for `x`, in order; see [`inspect::trace`].
 ///
 /// # Errors
-/// When x has another shape than the flow takes.
-pub fn trace(flow: &Flow, x: &Tensor, cond: Option<&Tensor>) -> Result<Vec<Step>> {
+/// When x has another shape than the flow takes, and those of a layer.
+pub fn trace<'a>(flow: &Flow, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Vec<Step>> {
     flow.check(x)?;
-    let mut trace = Trace::default();
-    flow.bijection().trace(x, Ctx::eval().with_cond(cond), &mut trace)?;
-    Ok(trace.steps)
+    inspect::trace(flow.bijection(), x, Ctx::eval().with_context(context))
 }
 
 #[cfg(test)]
@@ -480,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn walks_begin_and_end_where_they_should() -> Result<()> {
+    fn interpolations_begin_and_end_where_they_should() -> Result<()> {
         let (a, b) = (Tensor::new(&[3f64, 0.], &Device::Cpu)?, Tensor::new(&[0., 4f64], &Device::Cpu)?);
         let t = [0., 0.5, 1.];
         assert_eq!(rows(&lerp(&a, &b, &t)?), [[3., 0.], [1.5, 2.], [0., 4.]]);

@@ -1,21 +1,33 @@
 //! Flow-based generative models on candle: NICE, RealNVP and Glow from shared coupling and permutation layers.
 //!
-//! - [`bijection`]: the one abstraction, and the chain; [`backward`]: gradients in memory that does not grow with depth.
-//! - [`bijections`]: the layers; [`nets`]: the networks inside couplings.
+//! - [`core`](mod@crate::core): the abstractions: [`Bijection`], [`Chain`], [`Net`], and the backward pass in memory that does not grow with
+//!   depth.
+//! - [`transforms`]: what couplings do to the elements that they change; [`nets`]: the networks inside couplings;
+//!   [`bijections`]: the layers.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
-//! - [`latents`]: what latents are for: interpolation, attributes, levels, inpainting, and a look inside.
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
-//! - [`ops`]: the numerical core, convolution with a backward of its own.
-//! - [`hub`]: the Hugging Face hub both ways (feature `hub`, on by default).
+//! - [`latents`]: interpolation, attributes, levels, inpainting, and a trace of every layer.
+//! - [`hub`]: models from the Hugging Face hub and to it (feature `hub`, on by default).
+//! - [`ops`]: numerical kernels, convolution with a backward of its own.
 //! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
 //!
+//! # Layers
+//! A file uses items of the layers before its own only, and within a layer there is no circle of files:
+//!
+//! ```text
+//! ops, linalg -> params -> core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
+//! ```
+//!
+//! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a file
+//! of their own. No layer names a model before `models`, and nothing here names a command line, a plot or a data set.
+//!
+//! # Threads
 //! On CPU set the variable `CANDLE_NUM_THREADS=1` before the first tensor is made, as the binary `flow` does: candle's
 //! elementwise ops otherwise bring a second, spinning thread pool beside rayon's, which makes a training step several
 //! times slower. Threads are rayon's (`RAYON_NUM_THREADS`), and results depend on their number in the last bits.
 
-pub mod backward;
-pub mod bijection;
 pub mod bijections;
+pub mod core;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod flow;
@@ -30,9 +42,11 @@ pub mod optim;
 pub mod params;
 mod prior;
 pub mod testing;
+pub mod transforms;
 
-pub use backward::{Gradients, Grads, Memory, Saved};
-pub use bijection::{Bijection, Chain, Ctx, Drift, Mode};
+pub use crate::core::{
+    Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, Saved,
+};
 pub use flow::{Flow, Terms};
 pub use models::{Model, ModelConfig, SaveOptions, load};
 pub use params::{Params, Vb};

@@ -3,7 +3,7 @@
 //! All updates are in place and in name order, so that a run is bit-exact when repeated on the same machine with the same
 //! number of threads.
 
-pub use crate::backward::Grads;
+pub use crate::core::Grads;
 #[cfg(kernels)]
 use crate::ops::kernels::{Hyper, Tally, Update};
 use crate::ops::update::{self, Accumulate, Apply};

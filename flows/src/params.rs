@@ -64,15 +64,18 @@ impl Param {
         &self.frozen
     }
 
-    /// Overwrites the values in place; shape and dtype must agree.
+    /// Overwrites the values in place.
+    ///
+    /// # Errors
+    /// When shape or dtype differ.
     pub fn set(&self, t: &Tensor) -> Result<()> {
         self.var.set(&t.detach())?;
         self.changed();
         Ok(())
     }
 
-    /// To be called by whoever changes the values in place without [`Param::set`], as optimisers do: a layer may keep what
-    /// it computed from them (the inverse of a 1x1 convolution).
+    /// Records that the values were changed in place without [`Param::set`], as optimisers do: a layer may keep what it
+    /// computed from them (the inverse of a 1x1 convolution).
     pub fn changed(&self) {
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -179,7 +182,11 @@ impl Params {
         self.0.dtype
     }
 
-    /// Errors if the source held a tensor that no layer asked for; call it once the model is built. The source is let go.
+    /// Ends the building of a model: compares the names of the source with those that layers have asked for, and drops the
+    /// source.
+    ///
+    /// # Errors
+    /// When the source holds a tensor that no layer has asked for.
     pub fn finish(&self) -> Result<()> {
         let mut origin = self.0.origin.lock().unwrap();
         let Origin::Source(source) = &*origin else { return Ok(()) };
@@ -218,6 +225,9 @@ impl Params {
 
     /// Adds N(0, std^2) to every trained parameter, seeded by name: at initialisation zero convolutions make every
     /// coupling trivial and hide bugs, so laws are tested on shaken parameters.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
     pub fn shake(&self, seed: u64, std: f64) -> Result<()> {
         for (name, p) in self.trained() {
             let v = p.value();
@@ -231,6 +241,9 @@ impl Params {
     }
 
     /// The name of the first tensor (in name order) that holds a NaN or an infinity.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read back.
     pub fn find_non_finite(&self) -> Result<Option<String>> {
         for (name, p) in self.all() {
             if p.value().dtype().is_float() && !is_finite(p.value())? {
@@ -242,6 +255,9 @@ impl Params {
 }
 
 /// Whether every element of `t` is finite (one pass; `x - x` is 0 exactly for finite x).
+///
+/// # Errors
+/// When `t` is of integers, or cannot be read back.
 pub fn is_finite(t: &Tensor) -> Result<bool> {
     let s = t.sub(t)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
     Ok(s == 0.)
@@ -296,16 +312,25 @@ impl Vb {
     }
 
     /// A trained parameter.
+    ///
+    /// # Errors
+    /// When it is missing from the weights or has another shape there, or another layer has this name.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
         self.entry(shape.into(), name, init, true, self.store.dtype)
     }
 
     /// A tensor that is saved and not trained: running statistics, signs, whitening matrices.
+    ///
+    /// # Errors
+    /// As [`Vb::get`].
     pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
         self.entry(shape.into(), name, init, false, self.store.dtype)
     }
 
     /// A saved tensor of indices (u32): permutations.
+    ///
+    /// # Errors
+    /// As [`Vb::get`].
     pub fn indices(&self, len: usize, name: &str, init: Init) -> Result<Param> {
         self.entry(len.into(), name, init, false, DType::U32)
     }

@@ -1,6 +1,6 @@
 //! Priors without parameters: whatever is learned is a bijection.
 
-use crate::bijections::coupling::softplus;
+use crate::ops::elementwise::softplus;
 use candle_core::{Result, Tensor};
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -17,7 +17,10 @@ pub enum Prior {
 }
 
 impl Prior {
-    /// The sum over dimensions, in nats: (B, D) to (B,).
+    /// log p(z), the sum over dimensions, in nats: (B, D) to (B,).
+    ///
+    /// # Errors
+    /// When z is no matrix.
     pub fn log_prob(self, z: &Tensor) -> Result<Tensor> {
         match self {
             Prior::Gaussian => {

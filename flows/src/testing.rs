@@ -12,9 +12,8 @@
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Shake the
 //! parameters first ([`Params::shake`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
 
-use crate::backward::{Gradients, Memory};
-use crate::bijection::{Bijection, Ctx, Mode};
-use crate::bijections::Net;
+use crate::core::inspect::visit;
+use crate::core::{Bijection, Context, Ctx, Gradients, Memory, Mode, Net};
 use crate::linalg;
 use crate::params::{Params, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
@@ -42,12 +41,15 @@ impl Deviation {
     pub const MODEL: Self = Self { inverse: 1e-6, log_det: 1e-6, gradient: 1e-6, backward: 1e-9 };
 }
 
-/// The context of the law: evaluation, with a graph.
-fn ctx(cond: Option<&Tensor>) -> Ctx<'_> {
-    Ctx { mode: Mode::Eval, cond, grad: true }
+/// The pass of the law: evaluation, with a graph.
+fn ctx(context: Context) -> Ctx {
+    Ctx { mode: Mode::Eval, context, grad: true }
 }
 
 /// Deterministic N(0, 1) numbers in f64 of the given shape.
+///
+/// # Errors
+/// When the device has no memory left.
 pub fn normal(shape: &[usize], seed: u64, like: &candle_core::Device) -> Result<Tensor> {
     let n: usize = shape.iter().product();
     let mut rng = rng_for(seed, "testing");
@@ -61,31 +63,51 @@ fn max_abs(t: &Tensor) -> Result<f64> {
 
 /// Measures the deviations on a batch x in f64, at most 64 dimensions; `params` are the trained ones.
 ///
-/// **Errors** where a deviation is above `bound` or not a number, saying which.
-pub fn check(
+/// # Errors
+/// When a deviation is above `bound` or not a number, saying which; where `f` is made of layers, with the path of the first
+/// layer that does not obey the law by itself.
+pub fn check<'a>(
     f: &dyn Bijection,
     x: &Tensor,
-    cond: Option<&Tensor>,
+    context: impl Into<Context<'a>>,
     params: &Params,
+    bound: Deviation,
+) -> Result<Deviation> {
+    let context = context.into();
+    let met = check_one(f, x, context, (params, true), bound);
+    if met.is_err() && f.composite().is_some() {
+        visit(f, x, &mut |leaf| {
+            check_one(leaf.layer, leaf.x, context, (params, false), bound)?;
+            Ok(leaf.layer.forward(leaf.x, ctx(context).with_grad(false))?.0)
+        })?;
+    }
+    met
+}
+
+fn check_one(
+    f: &dyn Bijection,
+    x: &Tensor,
+    context: Context,
+    (params, whole): (&Params, bool),
     bound: Deviation,
 ) -> Result<Deviation> {
     let d: usize = x.dims()[1..].iter().product();
     if x.dtype() != DType::F64 || d > 64 {
         bail!("the law is tested in f64 and at most 64 dimensions, got {:?} of {d}", x.dtype());
     }
-    let (z, log_det) = f.forward(x, ctx(cond))?;
+    let (z, log_det) = f.forward(x, ctx(context))?;
     if log_det.dims() != [x.dim(0)?] {
         bail!("log-det has shape {:?}, not ({},)", log_det.shape(), x.dim(0)?);
     }
-    let back = f.inverse(&z.detach(), cond)?;
+    let back = f.inverse(&z.detach(), context)?;
     if back.shape() != x.shape() {
         bail!("the inverse has shape {:?}, the input {:?}", back.shape(), x.shape());
     }
     let met = Deviation {
         inverse: max_abs(&(back - x)?)? / (1. + max_abs(x)?),
-        log_det: log_det_deviation(f, x, cond, &log_det.detach())?,
-        gradient: gradient_deviation(f, x, cond, params)?,
-        backward: backward_deviation(f, x, cond, params)?,
+        log_det: log_det_deviation(f, x, context, &log_det.detach())?,
+        gradient: gradient_deviation(f, x, context, params, whole)?,
+        backward: backward_deviation(f, x, context, params)?,
     };
     for (what, got, max) in [
         ("inverse", met.inverse, bound.inverse),
@@ -100,15 +122,18 @@ pub fn check(
     Ok(met)
 }
 
-fn log_det_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, log_det: &Tensor) -> Result<f64> {
+fn log_det_deviation(f: &dyn Bijection, x: &Tensor, context: Context, log_det: &Tensor) -> Result<f64> {
     let b = x.dim(0)?;
     let d: usize = x.dims()[1..].iter().product();
     let got = log_det.to_vec1::<f64>()?;
     let mut worst = 0f64;
     for (i, got) in got.iter().enumerate().take(b) {
         let copies = Var::from_tensor(&x.narrow(0, i, 1)?.repeat(copies_of(d, x.rank()))?)?;
-        let labels = cond.map(|c| c.narrow(0, i, 1)?.repeat(d)).transpose()?;
-        let (z, _) = f.forward(copies.as_tensor(), ctx(labels.as_ref()))?;
+        let of_one = |t: &Tensor| t.narrow(0, i, 1)?.repeat(copies_of(d, t.rank()));
+        let labels = context.labels.map(of_one).transpose()?;
+        let features = context.features.map(of_one).transpose()?;
+        let copied = Context { labels: labels.as_ref(), features: features.as_ref() };
+        let (z, _) = f.forward(copies.as_tensor(), ctx(copied))?;
         let eye = Tensor::eye(d, DType::F64, x.device())?;
         let grads = (z.flatten_from(1)? * eye)?.sum_all()?.backward()?;
         let Some(j) = grads.get(&copies) else { bail!("the output does not depend on the input") };
@@ -124,12 +149,19 @@ fn copies_of(d: usize, rank: usize) -> Vec<usize> {
     r
 }
 
-fn gradient_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, params: &Params) -> Result<f64> {
+/// With `whole`, all of `params` are of `f`, so that one without a gradient is an error.
+fn gradient_deviation(
+    f: &dyn Bijection,
+    x: &Tensor,
+    context: Context,
+    params: &Params,
+    whole: bool,
+) -> Result<f64> {
     let x = Var::from_tensor(&x.copy()?)?;
-    let shape = f.forward(x.as_tensor(), ctx(cond))?.0.dims().to_vec();
+    let shape = f.forward(x.as_tensor(), ctx(context))?.0.dims().to_vec();
     let w = normal(&shape, 99, x.device())?;
     let objective = || -> Result<Tensor> {
-        let (z, log_det) = f.forward(x.as_tensor(), ctx(cond))?;
+        let (z, log_det) = f.forward(x.as_tensor(), ctx(context))?;
         (z * &w)?.sum_all()? + log_det.sum_all()?
     };
     let grads = objective()?.backward()?;
@@ -138,7 +170,9 @@ fn gradient_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
     let mut worst = 0f64;
     for (name, leaf) in leaves {
         let n = leaf.elem_count();
-        let Some(g) = grads.get(&leaf) else { bail!("`{name}` has no gradient") };
+        let Some(g) = grads.get(&leaf) else {
+            if whole { bail!("`{name}` has no gradient") } else { continue }
+        };
         let g = g.flatten_all()?.to_vec1::<f64>()?;
         let values = leaf.flatten_all()?.to_vec1::<f64>()?;
         let mut rng = rng_for(5, &name);
@@ -163,10 +197,10 @@ fn gradient_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
     Ok(worst)
 }
 
-fn backward_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, params: &Params) -> Result<f64> {
+fn backward_deviation(f: &dyn Bijection, x: &Tensor, context: Context, params: &Params) -> Result<f64> {
     let mut worst = 0f64;
     for mode in [Mode::Eval, Mode::Replay] {
-        let ctx = Ctx { mode, cond, grad: true };
+        let ctx = Ctx { mode, context, grad: true };
         let leaf = Var::from_tensor(&x.copy()?)?;
         let (z, log_det) = f.forward(leaf.as_tensor(), ctx)?;
         let gz = normal(z.dims(), 98, x.device())?;
@@ -208,10 +242,13 @@ fn backward_deviation(f: &dyn Bijection, x: &Tensor, cond: Option<&Tensor>, para
 /// A network's own backward against candle's graph of it, on a random input of `shape` in f64, without class labels, in
 /// evaluation and in training (nothing is written): the output, the gradient of the input and of every parameter, each within
 /// `bound` of 1 + its largest element. A gradient that is missing counts as zero. Shake the parameters first.
+///
+/// # Errors
+/// At the first of these that is further off.
 pub fn check_net(net: &dyn Net, shape: &[usize], params: &Params, bound: f64) -> Result<()> {
     let x = Var::from_tensor(&normal(shape, 3, params.device())?)?;
     for mode in [Mode::Eval, Mode::Replay] {
-        let ctx = Ctx { mode, cond: None, grad: true };
+        let ctx = Ctx { mode, context: Context::none(), grad: true };
         let want = net.forward(x.as_tensor(), ctx)?;
         let gy = normal(want.dims(), 4, params.device())?;
         let store = (&want * &gy)?.sum_all()?.backward()?;

@@ -23,6 +23,7 @@ use crate::{card, data};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use flows::models::{GlowConfig, Preprocess, glow};
+use flows::transforms::{Additive, Affine};
 use flows::{Model, ModelConfig};
 use pth::Checkpoint;
 use std::collections::BTreeMap;
@@ -197,8 +198,8 @@ fn shifts_first(values: &[f64], width: usize) -> Vec<f64> {
 /// The coupling law from how many outputs a network has for the channels that it changes.
 fn law(outputs: usize, changed: usize) -> Result<glow::Law> {
     match outputs {
-        n if n == changed => Ok(glow::Law::Additive),
-        n if n == 2 * changed => Ok(glow::Law::Affine),
+        n if n == Additive::PARAMS * changed => Ok(glow::Law::Additive),
+        n if n == Affine::PARAMS * changed => Ok(glow::Law::Affine),
         n => bail!("a coupling of {changed} channels has {n} outputs: the checkpoint is of another layout"),
     }
 }

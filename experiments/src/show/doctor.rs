@@ -142,7 +142,7 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
     report["bits_per_dim"] = json!(mean(&bits));
     if bits.iter().any(|b| !b.is_finite()) {
         let layer =
-            model.find_non_finite(x, Ctx::eval().with_cond(cond))?.unwrap_or_else(|| "the sum".to_owned());
+            model.find_non_finite(x, Ctx::eval().with_context(cond))?.unwrap_or_else(|| "the sum".to_owned());
         found.broken(format!("log-likelihoods are not finite, first in layer `{layer}`"));
         return Ok((report, found));
     }
@@ -257,7 +257,7 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
 
     // Batch norm: the batch's own statistics against the running ones.
     if normalises && x.dim(0)? > 1 {
-        let ctx = Ctx { mode: Mode::Replay, cond, grad: false };
+        let ctx = Ctx { mode: Mode::Replay, context: cond.into(), grad: false };
         let train = model.terms(x, ctx)?.log_prob()?;
         let per_dim = -1. / (model.dims() as f64 * std::f64::consts::LN_2);
         let train = mean(&doubles(&(train * per_dim)?)?);

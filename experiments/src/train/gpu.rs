@@ -75,7 +75,7 @@ impl Gpu {
     fn pass(&mut self, model: &Model, memory: Memory, factor: f64) -> candle_core::Result<()> {
         let (x, labels) = self.batches.next()?;
         let mut mean: Option<Tensor> = None;
-        let ctx = Ctx::train().with_cond(labels.as_ref());
+        let ctx = Ctx::train().with_context(labels.as_ref());
         let (_, grads) = model.gradients(&x, ctx, memory, |log_prob| {
             let log_prob = log_prob.mean_all()?;
             mean = Some(log_prob.detach());
@@ -177,7 +177,7 @@ impl Run<'_> {
             let grads = match loss {
                 true => Grads::new(),
                 false => {
-                    let ctx = Ctx::train().with_cond(batch.cond()).replay();
+                    let ctx = Ctx::train().with_context(batch.cond()).replay();
                     self.model.gradients(&batch.x, ctx, Memory::Store, |p| p.mean_all()? * -1.)?.1
                 }
             };

@@ -1,8 +1,8 @@
 //! Actnorm: an affine map for each channel that sets itself from the first minibatch (Glow, section 3.1).
 
-use crate::backward::{Gradients, Memory, Saved};
-use crate::bijection::{Bijection, Ctx, Mode, positions, same_per_example};
-use crate::latents::Inside;
+use crate::core::{
+    Bijection, Context, Ctx, Gradients, Inside, Memory, Mode, Saved, positions, same_per_example,
+};
 use crate::ops::channel;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
@@ -31,6 +31,9 @@ impl ActNorm {
     pub const FLOOR: f64 = 1e-4;
 
     /// Parameters `bias` and `logs` under `vb`, zero until a batch sets them.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensor.
     pub fn new(channels: usize, factor: f64, vb: &Vb) -> Result<Self> {
         Ok(Self {
             path: vb.path().to_string(),
@@ -98,7 +101,7 @@ impl Bijection for ActNorm {
         Ok((z, same_per_example(&log_det, x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         channel::act_norm_inverse(z, self.bias.value(), self.logs.value(), self.factor)
     }
 
@@ -116,7 +119,7 @@ impl Bijection for ActNorm {
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let x = saved.take().map_or_else(|| self.inverse(z, ctx.cond), Ok)?;
+        let x = saved.take().map_or_else(|| self.inverse(z, ctx.context), Ok)?;
         let (gx, gb, gl) = channel::act_norm_backward(z, gz, self.logs.value(), self.factor)?;
         grads.add(&self.bias, gb)?;
         let of_log_det = (gld.sum_all()? * (self.factor * positions(z)? as f64))?;

@@ -1,7 +1,8 @@
 //! Elementwise affine maps with learned parameters: NICE's diagonal, Glow's learned top prior.
 
-use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example, sum_per_example};
-use crate::latents::Inside;
+use crate::core::{
+    Bijection, Context, Ctx, Inside, Mode, channel_shape, positions, same_per_example, sum_per_example,
+};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 
@@ -18,6 +19,9 @@ pub struct Diagonal {
 
 impl Diagonal {
     /// Parameter `logs` of `dims` numbers under `vb`, zero at first.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensor.
     pub fn new(dims: usize, vb: &Vb) -> Result<Self> {
         Ok(Self { logs: vb.get(dims, "logs", Init::Const(0.))? })
     }
@@ -33,7 +37,7 @@ impl Bijection for Diagonal {
         Ok((x.broadcast_mul(&logs.exp()?)?, same_per_example(&logs.sum_all()?, x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         z.broadcast_mul(&self.logs.value().neg()?.exp()?)
     }
 }
@@ -56,6 +60,9 @@ pub struct ChannelPrior {
 
 impl ChannelPrior {
     /// N(0, 1) at first, for every class.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(channels: usize, classes: Option<usize>, vb: &Vb) -> Result<Self> {
         let emb = match classes {
             Some(n) => Some(vb.get((n, 2 * channels), "emb", Init::Const(0.))?),
@@ -73,14 +80,14 @@ impl ChannelPrior {
         let grad = ctx.grad;
         let mut h = self.bias.get(grad).unsqueeze(0)?;
         if let Some(emb) = &self.emb {
-            let Some(labels) = ctx.cond else {
+            let Some(labels) = ctx.context.labels else {
                 bail!("this model is class-conditional: give the class labels")
             };
             let (n, b) = (emb.value().dim(0)?, x.dim(0)?);
             if labels.dims() != [b] {
                 bail!("{} class labels were given for {b} examples", labels.elem_count());
             }
-            // A training step on a GPU reads nothing back: its labels are a data set's, which whoever trains has looked at.
+            // A training step on a GPU reads nothing back: the labels of a data set were checked when it was loaded.
             let training = matches!(ctx.mode, Mode::Train | Mode::Replay);
             if (labels.device().is_cpu() || !training)
                 && let Some(bad) = labels.to_vec1::<u32>()?.iter().find(|&&l| l as usize >= n)
@@ -109,8 +116,8 @@ impl Bijection for ChannelPrior {
         Ok((z, log_det.broadcast_as(x.dim(0)?)?))
     }
 
-    fn inverse(&self, z: &Tensor, cond: Option<&Tensor>) -> Result<Tensor> {
-        let (mean, logs) = self.mean_logs(z, Ctx::eval().with_cond(cond))?;
+    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
+        let (mean, logs) = self.mean_logs(z, Ctx::eval().with_context(context))?;
         z.broadcast_mul(&logs.exp()?)?.broadcast_add(&mean)
     }
 }

@@ -1,8 +1,9 @@
 //! RealNVP's batch norm as a flow layer (section 3.7 and appendix E).
 
-use crate::backward::{self, Gradients, Graph, Memory, Saved};
-use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
-use crate::latents::Inside;
+use crate::core::{
+    Bijection, Context, Ctx, Gradients, Graph, Inside, Memory, Mode, Saved, backward_by_graph, channel_shape,
+    forward_saved_by_graph, positions, same_per_example,
+};
 use crate::ops::channel;
 use crate::ops::gemm::{Real, View, tensor};
 use crate::params::{Init, Param, Vb};
@@ -37,6 +38,9 @@ pub struct BatchNorm {
 
 impl BatchNorm {
     /// Running mean 0 and variance 1 at first; `momentum` is the batch's share in the running average.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensor.
     pub fn new(
         channels: usize,
         eps: f64,
@@ -104,18 +108,24 @@ impl BatchNorm {
     fn run(&self, x: &Tensor, ctx: Ctx, running: (Tensor, Tensor)) -> Result<(Tensor, Tensor, Statistics)> {
         let [used, batch] = self.statistics(x, ctx.mode, &running)?;
         // The first batch sets the running statistics outright, so that evaluation makes sense from the start.
-        let share = match ctx.mode {
-            Mode::Init => 1.,
-            Mode::Train => self.momentum,
-            _ => 0.,
-        };
-        if share > 0. {
-            self.mean.set(&mix(&running.0, &batch.0, share)?)?;
-            self.var.set(&mix(&running.1, &batch.1, share)?)?;
-        }
+        write_running([&self.mean, &self.var], &running, &batch, ctx.mode.batch_share(self.momentum))?;
         let (z, log_det) = self.normalise(x, &used.0, &used.1)?;
         Ok((z, log_det, Statistics { running, used: (used.0.detach(), used.1.detach()) }))
     }
+}
+
+/// Mixes the batch's mean and variance into the running ones, where its share is above zero.
+fn write_running(
+    [mean, var]: [&Param; 2],
+    running: &(Tensor, Tensor),
+    batch: &(Tensor, Tensor),
+    share: f64,
+) -> Result<()> {
+    if share > 0. {
+        mean.set(&mix(&running.0, &batch.0, share)?)?;
+        var.set(&mix(&running.1, &batch.1, share)?)?;
+    }
+    Ok(())
 }
 
 /// (1 - share) running + share batch.
@@ -136,14 +146,14 @@ impl Bijection for BatchNorm {
         self.normalise(x, self.mean.value(), self.var.value())
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         self.restore(z, self.mean.value(), self.var.value())
     }
 
     /// Under [`Memory::Recompute`] the statistics are kept: the inverse of a training pass needs the batch's.
     fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
         if memory == Memory::Store || !ctx.mode.uses_batch_statistics() {
-            return backward::forward_saved(self, x, ctx, memory);
+            return forward_saved_by_graph(self, x, ctx, memory);
         }
         let (z, log_det, statistics) = self.run(x, ctx.with_grad(false), self.running()?)?;
         Ok((z, log_det, Saved::new(statistics)))
@@ -158,17 +168,17 @@ impl Bijection for BatchNorm {
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
         if !saved.is::<Statistics>() {
-            return backward::backward(self, z, saved, g, ctx, grads);
+            return backward_by_graph(self, z, saved, g, ctx, grads);
         }
         let x = self.rebuild(z, &saved, ctx)?;
         let running = saved.take::<Statistics>().expect("checked above").running;
-        let graph = Graph::new(&x, |x| self.run(x, ctx.replay(), running).map(|(z, l, _)| vec![z, l]))?;
-        Ok((x, graph.backward(&[g.0, g.1], grads)?))
+        let (graph, _) = Graph::of(&x, |x| self.run(x, ctx.replay(), running).map(|(z, l, _)| [z, l]))?;
+        Ok((x, graph.backward(&[g.0, g.1], grads)?.swap_remove(0)))
     }
 
     fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
         if !saved.is::<Statistics>() {
-            return self.inverse(z, ctx.cond);
+            return self.inverse(z, ctx.context);
         }
         let (mean, var) = &saved.get::<Statistics>().expect("checked above").used;
         self.restore(z, mean, var)
@@ -217,18 +227,10 @@ impl NetBatchNorm {
             return Ok(channel::Norm::new(&running, gamma, beta, self.eps, false));
         }
         let batch = channel::mean_vars(x, n);
-        let share = match mode {
-            Mode::Init => 1.,
-            Mode::Train => self.momentum,
-            _ => 0.,
+        let column = |f: fn(&(f64, f64)) -> f64| {
+            tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
         };
-        if share > 0. {
-            let column = |f: fn(&(f64, f64)) -> f64| {
-                tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
-            };
-            self.mean.set(&mix(self.mean.value(), &column(|m| m.0)?, share)?)?;
-            self.var.set(&mix(self.var.value(), &column(|m| m.1)?, share)?)?;
-        }
+        self.write(&(column(|m| m.0)?, column(|m| m.1)?), mode)?;
         Ok(channel::Norm::new(&batch, gamma, beta, self.eps, true))
     }
 
@@ -238,22 +240,20 @@ impl NetBatchNorm {
         let own = mode.uses_batch_statistics();
         let (mean, var) = if own {
             let m = crate::ops::kernels::moments(x)?;
-            let share = match mode {
-                Mode::Init => 1.,
-                Mode::Train => self.momentum,
-                _ => 0.,
-            };
             let batch = (m.get(0)?, m.get(1)?);
-            if share > 0. {
-                self.mean.set(&mix(self.mean.value(), &batch.0, share)?)?;
-                self.var.set(&mix(self.var.value(), &batch.1, share)?)?;
-            }
+            self.write(&batch, mode)?;
             batch
         } else {
             (self.mean.value().clone(), self.var.value().clone())
         };
         let (gamma, beta) = (self.gamma.value().clone(), self.beta.value().clone());
         Ok(crate::ops::kernels::Norm { mean, var, gamma, beta, eps: self.eps, own })
+    }
+
+    /// Mixes the mean and variance of a batch into the running ones, as `mode` says.
+    fn write(&self, batch: &(Tensor, Tensor), mode: Mode) -> Result<()> {
+        let running = (self.mean.value().clone(), self.var.value().clone());
+        write_running([&self.mean, &self.var], &running, batch, mode.batch_share(self.momentum))
     }
 
     /// The learned gain and shift.
@@ -264,16 +264,9 @@ impl NetBatchNorm {
     pub(crate) fn channel_major(&self, x: &Tensor, ctx: Ctx, relu: bool) -> Result<Tensor> {
         let (gamma, beta) = (self.gamma.get(ctx.grad), self.beta.get(ctx.grad));
         if ctx.mode.uses_batch_statistics() {
-            let share = match ctx.mode {
-                Mode::Init => 1.,
-                Mode::Train => self.momentum,
-                _ => 0.,
-            };
-            if share > 0. {
+            if ctx.mode.batch_share(self.momentum) > 0. {
                 let m = channel::moments(x)?;
-                for (p, batch) in [(&self.mean, m.get(0)?), (&self.var, m.get(1)?)] {
-                    p.set(&((p.value() * (1. - share))? + (batch * share)?)?)?;
-                }
+                self.write(&(m.get(0)?, m.get(1)?), ctx.mode)?;
             }
             return channel::batch_norm(x, gamma, beta, self.eps, relu);
         }

@@ -1,8 +1,6 @@
 //! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
 
-use crate::backward::{Gradients, Memory, Saved};
-use crate::bijection::{Bijection, Ctx, positions, same_per_example};
-use crate::latents::Inside;
+use crate::core::{Bijection, Context, Ctx, Gradients, Inside, Memory, Saved, positions, same_per_example};
 use crate::linalg;
 use crate::ops::conv::{channel_mix, channel_mix_backward};
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
@@ -69,6 +67,9 @@ impl Factors {
 
 impl Conv1x1 {
     /// A random rotation of `channels` channels under `vb`: `lu`, `perm`, `sign`, or `weight`.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors, or their values are no permutation and no signs.
     pub fn new(channels: usize, weight: Weight, vb: &Vb) -> Result<Self> {
         let n = channels;
         let form = match weight {
@@ -128,11 +129,6 @@ impl Conv1x1 {
         }
     }
 
-    /// W^-1 within a training step. On a GPU one may be recorded: what it allocates is the recording's, and must not be kept.
-    fn inverse_in_step(&self, like: &Tensor) -> Result<Tensor> {
-        if crate::ops::on_cpu(like) { self.inverse_weight() } else { self.invert() }
-    }
-
     /// W x, the log-det, and W^-1 if it is there.
     fn pass(&self, x: &Tensor, grad: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         let (w, log_det, inverse) = self.weight(grad)?;
@@ -141,7 +137,8 @@ impl Conv1x1 {
         Ok((z, same_per_example(&log_det, x)?, inverse))
     }
 
-    /// W^-1, computed once for each change of W.
+    /// W^-1, computed once for each change of W. Not for a training step, which changes W and may be recorded on a GPU: what
+    /// it allocates belongs to the recording and must not be kept.
     fn inverse_weight(&self) -> Result<Tensor> {
         let (Form::Plain(p) | Form::Plu { lu: p, .. }) = &self.form;
         let version = p.version();
@@ -165,7 +162,7 @@ impl Bijection for Conv1x1 {
         Ok((z, log_det))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         channel_mix(z, &self.inverse_weight()?)
     }
 
@@ -186,7 +183,7 @@ impl Bijection for Conv1x1 {
         let (x, inverse) = match saved.take::<(Tensor, Option<Tensor>)>() {
             Some(kept) => kept,
             None => {
-                let inverse = self.inverse_in_step(z)?;
+                let inverse = self.invert()?;
                 (channel_mix(z, &inverse)?, Some(inverse))
             }
         };
@@ -194,7 +191,7 @@ impl Bijection for Conv1x1 {
         let gld = (gld.sum_all()? * positions(z)? as f64)?;
         match &self.form {
             Form::Plain(p) => {
-                let inverse = inverse.map_or_else(|| self.inverse_in_step(z), Ok)?;
+                let inverse = inverse.map_or_else(|| self.invert(), Ok)?;
                 grads.add(p, (gw + inverse.t()?.broadcast_mul(&gld)?)?)?;
             }
             Form::Plu { lu, rows } => grads.add(lu, plu_backward(lu.value(), rows, &gw, &gld)?)?,

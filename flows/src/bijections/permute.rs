@@ -1,7 +1,6 @@
 //! Fixed permutations of features or channels: even/odd and reverse (NICE), shuffle (Glow's ablation).
 
-use crate::backward::moves_elements;
-use crate::bijection::{Bijection, Ctx, zeros_per_example};
+use crate::core::{Bijection, Context, Ctx, zeros_per_example};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use rand::seq::SliceRandom;
@@ -17,7 +16,7 @@ pub struct Permute {
     inverse: Tensor,
 }
 
-/// The inverse of stored indices; errors if they are no permutation, since a file is trusted with nothing.
+/// The inverse of stored indices; an error if they are no permutation, since they may come from a file.
 pub(super) fn invert(ids: &[u32], vb: &Vb) -> Result<Vec<u32>> {
     let mut inverse = vec![u32::MAX; ids.len()];
     for (to, &from) in ids.iter().enumerate() {
@@ -42,6 +41,9 @@ impl Permute {
     }
 
     /// Even positions first, then odd ones (NICE section 5.1's partition, made into halves).
+    ///
+    /// # Errors
+    /// When the indices that `vb` has are no permutation of this size.
     pub fn even_odd(n: usize, vb: &Vb) -> Result<Self> {
         Self::new(
             n,
@@ -51,16 +53,25 @@ impl Permute {
     }
 
     /// The last first.
+    ///
+    /// # Errors
+    /// When the indices that `vb` has are no permutation of this size.
     pub fn reverse(n: usize, vb: &Vb) -> Result<Self> {
         Self::new(n, vb, Init::With(&|_| (0..n).rev().map(|i| i as f64).collect()))
     }
 
     /// z_d = x_order(d).
+    ///
+    /// # Errors
+    /// When the indices that `vb` has are no permutation of this size.
     pub fn given(order: &[usize], vb: &Vb) -> Result<Self> {
         Self::new(order.len(), vb, Init::With(&|_| order.iter().map(|&i| i as f64).collect()))
     }
 
     /// A random permutation, fixed by the parameters' seed.
+    ///
+    /// # Errors
+    /// When the indices that `vb` has are no permutation of this size.
     pub fn shuffle(n: usize, vb: &Vb) -> Result<Self> {
         Self::new(
             n,
@@ -79,9 +90,11 @@ impl Bijection for Permute {
         Ok((x.contiguous()?.index_select(self.index.value(), 1)?, zeros_per_example(x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         z.contiguous()?.index_select(&self.inverse, 1)
     }
 
-    moves_elements!();
+    fn moves_elements(&self) -> bool {
+        true
+    }
 }

@@ -1,26 +1,46 @@
-//! From pixels to what a flow likes: rescale, logit, whiten. They are the first layers of a chain, so their log-det
-//! carries the `D log 256` and no correction term appears anywhere else.
+//! From pixels to the range that a flow works in: rescale, logit, whiten. They are the first layers of a chain, so their
+//! log-det carries the `D log 256` and no correction term appears anywhere else.
 //!
 //! Pixels are integers; a density needs a continuum. [`dequantize`] adds the uniform noise that makes
 //! log p(x + u) a lower bound of the discrete log-likelihood (Theis et al. 2016, section 3.1). It is a function and not a
-//! layer because the caller owns the noise.
+//! layer because the caller owns the generator.
 
-use crate::bijection::{Bijection, Ctx, same_per_example, sum_per_example};
-use crate::bijections::coupling::softplus;
+use crate::core::{Bijection, Context, Ctx, Mode, same_per_example, sum_per_example};
 use crate::linalg;
+use crate::ops::elementwise::softplus;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// x = floor(pixel / 2^(8 - bits)) + u with u in [0, 1): the input of every image flow, in [0, 2^bits).
+/// The input of an image flow from pixels 0..=255, in [0, 2^bits):
 ///
-/// `pixels` holds 0..=255 in a floating-point dtype, `noise` has the same shape.
-pub fn dequantize(pixels: &Tensor, noise: &Tensor, bits: u8) -> Result<Tensor> {
+/// ```text
+/// x = floor(pixel / 2^(8 - bits)) + u,     u uniform on [0, 1)
+/// ```
+///
+/// u is a multiple of 2^-(24 - bits), so that the sum is exact in f32 and x stays below 2^bits: with finer noise 255 + u
+/// would be rounded up to 256 now and then. One u32 of `rng` is drawn for each pixel.
+///
+/// # Errors
+/// When `bits` is not 1 to 8, or `out` is not as long as `pixels`.
+pub fn dequantize(pixels: &[u8], bits: u8, rng: &mut impl Rng, out: &mut [f32]) -> Result<()> {
     if bits == 0 || bits > 8 {
         bail!("images have 1 to 8 bits, not {bits}");
     }
-    let bins = if bits == 8 { pixels.clone() } else { (pixels / f64::from(1u32 << (8 - bits)))?.floor()? };
-    bins + noise
+    if out.len() != pixels.len() {
+        bail!("{} pixels give as many values, not {}", pixels.len(), out.len());
+    }
+    let unit = 0.5f32.powi(24 - i32::from(bits));
+    let mut random = [0u32; 256];
+    for (out, pixels) in out.chunks_mut(random.len()).zip(pixels.chunks(random.len())) {
+        let random = &mut random[..out.len()];
+        rng.fill(&mut *random);
+        for ((x, &p), &mut r) in out.iter_mut().zip(pixels).zip(random) {
+            *x = f32::from(p >> (8 - bits)) + (r >> (8 + bits)) as f32 * unit;
+        }
+    }
+    Ok(())
 }
 
 /// ```text
@@ -33,7 +53,10 @@ pub struct Rescale {
 }
 
 impl Rescale {
-    /// z = scale x + shift; the scale must be finite and not zero.
+    /// z = scale x + shift.
+    ///
+    /// # Errors
+    /// When a number is not finite, or the scale is zero.
     pub fn new(scale: f64, shift: f64) -> Result<Self> {
         if !(scale.is_finite() && scale != 0. && shift.is_finite()) {
             bail!("rescale by {scale} and {shift} has no inverse");
@@ -49,7 +72,7 @@ impl Bijection for Rescale {
         Ok((x.affine(self.scale, self.shift)?, log_det.to_dtype(x.dtype())?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         // (z - b) / a rather than z/a - b/a, which would cancel.
         (z - self.shift)? / self.scale
     }
@@ -77,7 +100,10 @@ pub struct Logit {
 }
 
 impl Logit {
-    /// alpha in (0, .5).
+    /// The logit that keeps data `alpha` away from 0 and 1.
+    ///
+    /// # Errors
+    /// When alpha is not in (0, .5).
     pub fn new(alpha: f64, scale: LogitScale) -> Result<Self> {
         if !(alpha > 0. && alpha < 0.5) {
             bail!("the logit's alpha must lie between 0 and .5, got {alpha}");
@@ -98,7 +124,7 @@ impl Bijection for Logit {
         Ok(((lp - lq)?, sum_per_example(&log_det)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         // sigmoid(z) = exp(-softplus(-z))
         let p = softplus(&z.neg()?)?.neg()?.exp()?;
         (p - self.alpha)? / self.slope
@@ -123,6 +149,9 @@ pub struct Whiten {
 
 impl Whiten {
     /// Identity buffers of `dims` dimensions under `vb`.
+    ///
+    /// # Errors
+    /// When `epsilon` is not positive, or `vb` has no such tensors.
     pub fn new(dims: usize, epsilon: f64, vb: &Vb) -> Result<Self> {
         if !(epsilon > 0. && epsilon.is_finite()) {
             bail!("whitening needs a positive `epsilon`, got {epsilon}");
@@ -138,6 +167,9 @@ impl Whiten {
     }
 
     /// Sets mean and matrices from data (N, D), N > 1, in f64.
+    ///
+    /// # Errors
+    /// When there are fewer than two examples, or they have another number of dimensions.
     pub fn fit(&self, data: &Tensor) -> Result<()> {
         let (n, d) = data.dims2()?;
         if n < 2 || d != self.mean.value().dim(0)? {
@@ -164,14 +196,38 @@ impl Whiten {
 
 impl Bijection for Whiten {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        if ctx.mode == crate::bijection::Mode::Init {
+        if ctx.mode == Mode::Init {
             self.fit(x)?;
         }
         let z = x.broadcast_sub(self.mean.value())?.matmul(self.weight.value())?;
         Ok((z, same_per_example(self.log_det.value(), x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         z.matmul(self.inverse.value())?.broadcast_add(self.mean.value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::rng_for;
+
+    /// The formula, pixel by pixel, over more than one block of random numbers.
+    #[test]
+    fn dequantized_pixels_are_floors_plus_noise() -> Result<()> {
+        let pixels: Vec<u8> = (0..600).map(|i| (i * 37 % 256) as u8).collect();
+        for bits in [1u8, 5, 8] {
+            let mut x = vec![0f32; 600];
+            dequantize(&pixels, bits, &mut rng_for(3, "noise"), &mut x)?;
+            let mut rng = rng_for(3, "noise");
+            for (&p, x) in pixels.iter().zip(x) {
+                let noise = f64::from(rng.random::<u32>() >> (8 + bits)) / f64::from(1u32 << (24 - bits));
+                assert_eq!(f64::from(x), f64::from(p >> (8 - bits)) + noise);
+                assert!(x < f32::from(1u16 << bits));
+            }
+        }
+        assert!(dequantize(&pixels, 9, &mut rng_for(3, "noise"), &mut [0.; 600]).is_err());
+        Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! Squeeze and flatten: the shape changes, the numbers do not.
 
-use crate::backward::moves_elements;
-use crate::bijection::{Bijection, Ctx, zeros_per_example};
+use crate::core::{Bijection, Context, Ctx, zeros_per_example};
 use crate::ops::squeeze::{squeeze, unsqueeze};
 use candle_core::{Result, Tensor, bail};
 
@@ -26,7 +25,7 @@ impl Bijection for Squeeze {
         Ok((squeeze(x)?, zeros_per_example(x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         let (_, c, _, _) = z.dims4()?;
         if c % 4 != 0 {
             bail!("cannot undo a squeeze of {c} channels: their number must be a multiple of 4");
@@ -34,7 +33,9 @@ impl Bijection for Squeeze {
         unsqueeze(z)
     }
 
-    moves_elements!();
+    fn moves_elements(&self) -> bool {
+        true
+    }
 }
 
 /// (B, C, H, W) to (B, C H W), and back.
@@ -58,11 +59,13 @@ impl Bijection for Flatten {
         Ok((x.flatten_from(1)?, zeros_per_example(x)?))
     }
 
-    fn inverse(&self, z: &Tensor, _cond: Option<&Tensor>) -> Result<Tensor> {
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
         let mut shape = vec![z.dim(0)?];
         shape.extend(&self.shape);
         z.reshape(shape)
     }
 
-    moves_elements!();
+    fn moves_elements(&self) -> bool {
+        true
+    }
 }

@@ -1,6 +1,9 @@
 //! One request to the hub: with a limit on its silence, and with its failure as one sentence.
 
-use super::{Handle, Hub, Repository, Revision, Transfer};
+use super::client::{Handle, Hub};
+use super::repository::{Repository, Revision};
+use super::text::one_line;
+use super::types::Transfer;
 use candle_core::Error;
 use hf_hub::HFError;
 use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler, UploadEvent};
@@ -37,7 +40,7 @@ impl Fault {
         matches!(&**error, HFError::Request { source, .. } if source.is_body() || source.is_decode())
     }
 
-    /// Whether the request may have been carried out, as far as anybody here can know.
+    /// Whether the request may have been carried out, as far as can be known here.
     pub(super) fn is_ambiguous(&self) -> bool {
         match self {
             Self::Silent | Self::Ended => true,
@@ -90,23 +93,6 @@ impl Trouble {
     fn away(text: String) -> Self {
         Self { text, unreachable: true }
     }
-}
-
-/// Someone else's text, fit to stand inside a sentence: on one line and not long.
-pub(super) fn one_line(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let words: Vec<&str> = clean.split_whitespace().collect();
-    let text: String = words.join(" ").chars().take(160).collect();
-    // What the cut left open goes, so that the sentence around it reads well.
-    let mut open = Vec::new();
-    for (at, character) in text.char_indices() {
-        match character {
-            '(' => open.push(at),
-            ')' => _ = open.pop(),
-            _ => {}
-        }
-    }
-    text[..open.first().copied().unwrap_or(text.len())].trim_end_matches(['.', ' ', ':']).to_owned()
 }
 
 /// The last cause of an error, which is what the system said.
@@ -222,7 +208,7 @@ impl Hub {
         ))
     }
 
-    /// What a failed request means to whoever asked for the file of that revision.
+    /// What a failed request for the file of that revision means, as a message.
     pub(super) fn trouble(
         &self,
         fault: Fault,
@@ -360,17 +346,5 @@ impl Hub {
                 self.settings.endpoint
             ),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn foreign_text_fits_in_a_sentence() {
-        assert_eq!(one_line("a\n b\t(c)\u{1b}[31m."), "a b (c) [31m");
-        assert_eq!(one_line(&format!("x ({}", "y".repeat(300))), "x");
-        assert!(one_line(&"ä".repeat(300)).chars().count() == 160);
     }
 }

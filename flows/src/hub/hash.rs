@@ -5,7 +5,8 @@
 //! large files:  sha256(bytes), and git's name of the pointer that stands for them
 //! ```
 
-use super::Listed;
+use super::types::Listed;
+use crate::models::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -15,10 +16,6 @@ use std::path::Path;
 /// Whether a text is this many hexadecimal digits.
 pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A file's length and hashes.

@@ -1,18 +1,21 @@
 //! Publishing a folder in one commit.
 
 use super::call::{Fault, Trouble};
+use super::client::{Handle, Hub};
+use super::files::{CARD, weights};
 use super::hash::Hashes;
-use super::{CARD, Handle, Hub, Remote, Repository, Revision, is_weights, weights};
-use crate::models::{CONFIG, INDEX};
+use super::repository::{Repository, Revision};
+use super::types::Remote;
+use crate::models::{CONFIG, INDEX, is_weights};
 use candle_core::{Error, Result};
 use hf_hub::RepoTypeModel;
 use hf_hub::repository::{AddSource, CommitOperation};
 use std::path::{Path, PathBuf};
 
-/// How to publish.
+/// How a model is published.
 #[derive(Clone, Debug, Default)]
 pub struct PushOptions {
-    /// Whether only the owner may see the repository. An existing one must be so already.
+    /// Create a private repository. An existing one must be private already.
     pub private: bool,
     /// The branch; it is made from `main` if it is not there.
     pub revision: Revision,
@@ -110,7 +113,7 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
 
 impl Hub {
     /// Publishes the model of the folder `dir`: makes the repository if it is not there, and brings its branch to the files of
-    /// [`plan`] in one commit, so that nobody ever sees a part of them. Older weights of other names go in the same commit.
+    /// [`plan`] in one commit, so that the branch never has a part of them. Older weights of other names go in the same commit.
     /// Files that the branch has already are not sent again; pushing the same again changes nothing.
     ///
     /// # Errors
@@ -269,10 +272,18 @@ fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize)
     (changes, uploaded)
 }
 
+/// Publishes the model of the folder `dir` as the repository `user/name`; see [`Hub::push`].
+///
+/// # Errors
+/// As [`Hub::push`].
+pub fn push(dir: impl AsRef<Path>, repository: &str, options: &PushOptions) -> Result<Pushed> {
+    Hub::from_env()?.push(dir.as_ref(), &Repository::model(repository)?, options)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::Listed;
+    use crate::hub::types::Listed;
 
     fn folder(names: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The files of a saved model, and the reader that trusts none of them.
+//! The files of a saved model: writing them, and reading them with every size, name and hash checked.
 //!
 //! ```text
 //! config.json                     {"format": 2, "flows_version", "parameters", "config": {..}}
@@ -21,7 +21,7 @@
 //! Weights that another tool has written again have lost their metadata: then names, shapes and values alone are compared.
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
-use super::ModelConfig;
+use super::config::ModelConfig;
 use crate::params::Source;
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use safetensors::tensor::Metadata;
@@ -115,7 +115,8 @@ fn canonical(value: &Value, out: &mut String) {
     }
 }
 
-fn hex(hash: impl AsRef<[u8]>) -> String {
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(hash: impl AsRef<[u8]>) -> String {
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -183,17 +184,17 @@ pub fn read_header(file: &mut impl Read, length: u64) -> Result<(Metadata, u64)>
     let mut n = [0; 8];
     file.read_exact(&mut n).map_err(|_| damaged(&format!("it has {length} bytes")))?;
     let n = u64::from_le_bytes(n);
-    let room = length.saturating_sub(8);
-    if n > room.min(LONGEST_HEADER) {
+    let rest = length.saturating_sub(8);
+    if n > rest.min(LONGEST_HEADER) {
         return Err(damaged(&format!(
-            "its header claims {n} bytes, the file has {room} and no header more than \
+            "its header claims {n} bytes, the file has {rest} and no header more than \
                                      {LONGEST_HEADER}"
         )));
     }
     let mut header = vec![0; n as usize];
     file.read_exact(&mut header).map_err(|e| damaged(&e))?;
     let header: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
-    let (held, claimed) = (room - n, header.data_len() as u64);
+    let (held, claimed) = (rest - n, header.data_len() as u64);
     if held != claimed {
         return Err(damaged(&format!("its tensors take {claimed} bytes, the file holds {held}")));
     }
@@ -409,7 +410,7 @@ pub fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>> {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
-    // Looked at before it is opened: to open a pipe waits for whoever writes into it.
+    // Checked before it is opened: opening a pipe waits until another program writes into it.
     let file = fs::metadata(path).and_then(|meta| match meta.is_file() {
         true => Ok((meta, Some(File::open(path)?))),
         false => Ok((meta, None)),
@@ -512,15 +513,19 @@ pub(super) fn write(
     write_atomic(&dir.join(CONFIG), &json)
 }
 
+/// Whether a file's name is that of a model's weights, or of a shard of them.
+pub(crate) fn is_weights(name: &str) -> bool {
+    let number = |digits: &str| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit());
+    let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
+    name == WEIGHTS || shard.and_then(|s| s.split_once("-of-")).is_some_and(|(i, n)| number(i) && number(n))
+}
+
 /// Removes the weights of an earlier save in the same folder, which would be uploaded with the new ones.
 fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(|e| at(dir, e))? {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
-        let digits = |part: &str| part.len() == 5 && part.bytes().all(|b| b.is_ascii_digit());
-        let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
-        let ours = shard.and_then(|s| s.split_once("-of-")).is_some_and(|(i, n)| digits(i) && digits(n));
-        if (ours || name == WEIGHTS) && !files.contains(name) {
+        if is_weights(name) && !files.contains(name) {
             fs::remove_file(&path).map_err(|e| at(&path, e))?;
         }
     }
@@ -590,6 +595,9 @@ impl Drop for Written {
 
 /// Writes a file so that a reader sees the old content or the new one, never a part: to a temporary name in the same
 /// folder, synced, renamed, and the folder synced.
+///
+/// # Errors
+/// When the folder is not there or cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Written::new(path, bytes)?.replace()
 }

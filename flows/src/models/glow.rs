@@ -4,15 +4,14 @@
 //! The network's output holds the shifts first and the raw scales second, where the released code interleaves them: a
 //! renaming of output channels.
 
-use super::{Built, Preprocess};
-use crate::bijection::{Bijection, Chain};
-use crate::bijections::{
-    ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Partition, Permute, Scale, Squeeze, Transform,
-    Weight,
-};
+use super::built::Built;
+use super::preprocess::Preprocess;
+use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Permute, Squeeze, Weight};
+use crate::core::{Bijection, Chain};
 use crate::nets::ConvNet;
 use crate::params::Vb;
 use crate::prior::Prior;
+use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -113,10 +112,11 @@ impl GlowConfig {
             Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
         }
         let (kept, changed) = (c / 2, c - c / 2);
-        let (outputs, transform) = match self.law {
-            Law::Additive => (changed, Transform::Additive),
-            Law::Affine => (2 * changed, Transform::Affine { scale: Scale::Sigmoid, shift_first: true }),
+        let transform: Box<dyn Transform> = match self.law {
+            Law::Additive => Box::new(Additive),
+            Law::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
         };
+        let outputs = transform.params_per_element() * changed;
         let net = Box::new(ConvNet::new(kept, self.width, outputs, self.edge_bias, &vb.pp("net"))?);
         chain.push(
             join("coupling"),
@@ -159,11 +159,10 @@ impl GlowConfig {
             }
             if i + 1 < self.levels {
                 if self.learn_split {
-                    let changed = c - c / 2;
-                    let net = ConvNet::new(c / 2, 0, 2 * changed, self.edge_bias, &vb.pp("split"))?;
-                    let transform = Transform::Affine { scale: Scale::Exp, shift_first: true };
-                    let partition = Partition::Halves { swap: false };
-                    chain.push("split", Coupling { partition, net: Box::new(net), transform });
+                    let transform = Affine { scale: Scale::Exp, shift_first: true };
+                    let outputs = transform.params_per_element() * (c - c / 2);
+                    let net = ConvNet::new(c / 2, 0, outputs, self.edge_bias, &vb.pp("split"))?;
+                    chain.push("split", Coupling::new(Partition::Halves { swap: false }, net, transform));
                 }
             } else if self.learn_top {
                 chain.push("top", ChannelPrior::new(c, self.classes, &vb.pp("top"))?);

@@ -1,11 +1,13 @@
 //! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
 
-use super::{Built, Preprocess};
-use crate::bijection::Chain;
-use crate::bijections::{Coupling, Diagonal, Partition, Permute, Scale, Transform};
+use super::built::Built;
+use super::preprocess::Preprocess;
+use crate::bijections::{Coupling, Diagonal, Permute};
+use crate::core::Chain;
 use crate::nets::{Mlp, Start};
 use crate::params::{Init, Vb};
 use crate::prior::Prior;
+use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -112,14 +114,14 @@ impl NiceConfig {
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
             let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
-            let (outputs, transform) = match self.law {
-                Law::Additive => (changed, Transform::Additive),
+            let transform: Box<dyn Transform> = match self.law {
+                Law::Additive => Box::new(Additive),
                 Law::Affine => {
-                    let gain = vb.get(1, "gain", Init::Const(1.))?;
-                    let scale = Scale::Tanh { gain };
-                    (2 * changed, Transform::Affine { scale, shift_first: false })
+                    let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
+                    Box::new(Affine { scale, shift_first: false })
                 }
             };
+            let outputs = transform.params_per_element() * changed;
             let net = Box::new(Mlp::new(kept, hidden, outputs, start, &vb.pp("net"))?);
             chain.push(&name, Coupling { partition: Partition::Halves { swap }, net, transform });
             if self.order == Order::Reverse {

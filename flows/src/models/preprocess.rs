@@ -1,7 +1,7 @@
 //! The preprocessing that configs choose from: the first layers of every model.
 
-use crate::bijection::Chain;
 use crate::bijections::{Flatten, Logit, LogitScale, Rescale, Whiten};
+use crate::core::Chain;
 use crate::params::Vb;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};

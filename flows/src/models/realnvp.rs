@@ -5,15 +5,14 @@
 //! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
 //! configuration: its depth and width are section 4.1's.
 
-use super::{Built, Preprocess};
-use crate::bijection::{Bijection, Chain};
-use crate::bijections::{
-    BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Partition, Permute, Scale, Squeeze,
-    Transform, checkerboard,
-};
+use super::built::Built;
+use super::preprocess::Preprocess;
+use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Permute, Squeeze};
+use crate::core::{Bijection, Chain};
 use crate::nets::{ResNet, ResNetConfig};
 use crate::params::{Init, Vb};
 use crate::prior::Prior;
+use crate::transforms::{Affine, Partition, Scale, Transform, checkerboard};
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
@@ -128,11 +127,11 @@ impl RealNvpConfig {
         Self { shape: [1, 28, 28], ..Self::cifar_code() }
     }
 
-    fn net(&self, c_in: usize, c_out: usize, features: usize) -> ResNetConfig {
+    fn net(&self, inputs: usize, outputs: usize, features: usize) -> ResNetConfig {
         ResNetConfig {
-            inputs: c_in,
+            inputs,
             features,
-            outputs: 2 * c_out,
+            outputs,
             blocks: self.blocks,
             signed_input: self.signed_input,
             weight_norm: self.weight_norm,
@@ -167,6 +166,10 @@ impl RealNvpConfig {
             true => None,
             false => Some(vb.get(1, "gain", Init::Const(0.))?),
         };
+        // With a gain for each channel the network gives log-scales that are bounded already.
+        let scale = gain.map_or(Scale::Exp, |gain| Scale::Tanh { gain });
+        let transform = Affine { scale, shift_first: self.shift_first };
+        let each = transform.params_per_element();
         let (partition, net) = match kind {
             Kind::Checkerboard { .. } => {
                 let slot = &mut masks[usize::from(swap)];
@@ -174,19 +177,16 @@ impl RealNvpConfig {
                     Some(mask) => mask.clone(),
                     None => slot.insert(checkerboard(h, w, swap, &vb)?).clone(),
                 };
-                let net = ResNet::new(self.net(c, c, features), Some(mask.clone()), &vb.pp("net"))?;
+                let net = ResNet::new(self.net(c, each * c, features), Some(mask.clone()), &vb.pp("net"))?;
                 (Partition::Mask(mask), net)
             }
             Kind::Channelwise { .. } => {
                 let (kept, changed) = if swap { (c - c / 2, c / 2) } else { (c / 2, c - c / 2) };
-                let net = ResNet::new(self.net(kept, changed, features), None, &vb.pp("net"))?;
+                let net = ResNet::new(self.net(kept, each * changed, features), None, &vb.pp("net"))?;
                 (Partition::Halves { swap }, net)
             }
         };
-        // With a gain for each channel the network gives log-scales that are bounded already.
-        let scale = gain.map_or(Scale::Exp, |gain| Scale::Tanh { gain });
-        let transform = Transform::Affine { scale, shift_first: self.shift_first };
-        chain.push(&name, Coupling { partition, net: Box::new(net), transform });
+        chain.push(&name, Coupling::new(partition, net, transform));
         if self.batch_norm && self.norm_couplings {
             let norm = BatchNorm::new(c, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
             chain.push(format!("{name}.norm"), norm);

@@ -1,8 +1,7 @@
 //! Glow's network (section 4 and the released code): 3x3, 1x1, 3x3, the last one zero at first.
 
-use crate::backward::{self, Gradients, Saved};
-use crate::bijection::{Ctx, Mode};
-use crate::bijections::{ActNorm, Net};
+use crate::bijections::ActNorm;
+use crate::core::{Ctx, Gradients, Mode, Net, Saved, net_backward, net_forward_saved};
 use crate::ops::conv::{conv2d, edge_columns};
 use crate::ops::conv_net::{self, Kept, Parts, Sizes};
 use crate::ops::gemm::{Real, View, dispatch, tensor};
@@ -261,7 +260,7 @@ impl Net for ConvNet {
             return Ok((y, Saved::new(pass)));
         }
         if self.hidden.is_none() || ctx.mode == Mode::Init || !crate::ops::on_cpu(x) {
-            return backward::net_forward_saved(self, x, ctx);
+            return net_forward_saved(self, x, ctx);
         }
         dispatch!("conv_net", x.dtype(), T => {
             let (y, pass) = self.fused::<T>(x, true)?.expect("it has hidden layers");
@@ -279,7 +278,7 @@ impl Net for ConvNet {
                 return self.fused_back::<T>(&saved.take().expect("just asked"), gy, grads);
             }
         });
-        backward::net_backward(saved, gy, grads)
+        net_backward(saved, gy, grads)
     }
 }
 

@@ -1,8 +1,6 @@
 //! NICE's network (section 5.1): fully connected layers with ReLU.
 
-use crate::backward::{Gradients, Saved};
-use crate::bijection::Ctx;
-use crate::bijections::Net;
+use crate::core::{Ctx, Gradients, Net, Saved};
 use crate::ops::linear::{linear, linear_backward};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};

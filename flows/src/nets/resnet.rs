@@ -1,9 +1,7 @@
 //! RealNVP's network (section 4.1): a residual network with weight norm, batch norm and skip connections.
 
-use crate::backward::{self, Gradients, Saved};
-use crate::bijection::Ctx;
-use crate::bijections::Net;
 use crate::bijections::batch_norm::NetBatchNorm;
+use crate::core::{Ctx, Gradients, Net, Saved, net_backward, net_forward_saved};
 use crate::ops::channel::Norm;
 use crate::ops::conv::{Dims, conv2d};
 use crate::ops::gemm::{Real, View, dispatch, tensor};
@@ -329,7 +327,7 @@ impl Net for ResNet {
             return Ok((y, Saved::new(pass)));
         }
         if !self.fused(x) {
-            return backward::net_forward_saved(self, x, ctx);
+            return net_forward_saved(self, x, ctx);
         }
         dispatch!("res_net", x.dtype(), T => {
             let (y, pass) = self.run::<T>(x, ctx, true)?;
@@ -343,7 +341,7 @@ impl Net for ResNet {
             return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
         }
         if !self.fused(gy) {
-            return backward::net_backward(saved, gy, grads);
+            return net_backward(saved, gy, grads);
         }
         dispatch!("res_net", gy.dtype(), T => {
             self.run_back(saved.take::<Pass<T>>().expect("kept by forward_saved"), gy, grads)
@@ -402,8 +400,8 @@ impl Net for ResNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bijections::checkerboard;
     use crate::params::Params;
+    use crate::transforms::checkerboard;
     use candle_core::{DType, Device};
 
     /// Damaged weights must not look like good ones: a NaN passes every ReLU.

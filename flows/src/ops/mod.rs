@@ -29,6 +29,7 @@ pub mod conv_net;
 pub mod coupling;
 #[cfg(feature = "cudnn")]
 mod cudnn;
+pub mod elementwise;
 pub(crate) mod gemm;
 #[cfg(kernels)]
 pub mod kernels;

@@ -2,8 +2,8 @@
 //! what kernels are tested against.
 
 use super::coupling::{Back, Law, LogScale};
+use super::elementwise::log_sigmoid;
 use super::update::{Accumulate, Apply, set};
-use crate::bijections::coupling::log_sigmoid;
 use candle_core::{Result, Tensor, Var, bail};
 
 /// Returns what the kernels make of it where they take all of these tensors.

@@ -1,12 +1,12 @@
-//! `flows::latents` through whole models: what is done to a latent is undone by nothing but decoding, and the look inside
-//! adds up to what the flow says of itself.
+//! `flows::latents` through whole models: what is done to a latent is undone by decoding alone, and the trace of
+//! the layers adds up to the flow's own log-det.
 
 use crate::device;
 use crate::laws::{input, models, rows};
 use candle_core::{DType, Result, Tensor, Var};
 use flows::latents::{self, Inpainting, Inside};
 use flows::testing::normal;
-use flows::{Bijection, Ctx, Flow, Mode, Model, ModelConfig, Params, Prior};
+use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, Params, Prior};
 
 /// Every model of the law, shaken and initialised, in f64, with labels for `n` examples and the examples.
 fn lived(config: ModelConfig, n: usize) -> Result<(Model, Tensor, Tensor)> {
@@ -48,7 +48,7 @@ twins! {
             let layer = build(&p.vb())?;
             p.shake(11, 0.1)?;
             let positions = x.dims()[2..].iter().product();
-            let ctx = Ctx { mode: Mode::Eval, cond: None, grad: false };
+            let ctx = Ctx { mode: Mode::Eval, context: Context::none(), grad: false };
             let Some(want) = by_inside(&layer.inside(&x, ctx)?, positions, x.dim(0)?)? else { continue };
             told += 1;
             for (a, b) in layer.forward(&x, ctx)?.1.to_vec1::<f64>()?.iter().zip(want) {
@@ -62,7 +62,7 @@ twins! {
     fn a_trace_adds_up_to_the_log_likelihood() {
         for (name, config) in models() {
             let (m, x, labels) = lived(config, 3)?;
-            let terms = m.terms(&x, Ctx::eval().with_cond(Some(&labels)))?;
+            let terms = m.terms(&x, Ctx::eval().with_context(Some(&labels)))?;
             let steps = latents::trace(&m, &x, Some(&labels))?;
             let mut sum = terms.log_det.zeros_like()?;
             for step in &steps {
@@ -106,7 +106,7 @@ twins! {
             let (m, x, labels) = lived(config, 2)?;
             let (log_p, g) = m.score(&x, Some(&labels))?;
             let leaf = Var::from_tensor(&x)?;
-            let ctx = Ctx { mode: Mode::Eval, cond: Some(&labels), grad: true };
+            let ctx = Ctx { mode: Mode::Eval, context: Context::labels(&labels), grad: true };
             let want = m.terms(leaf.as_tensor(), ctx)?.log_prob()?;
             assert!(most(&(log_p - want.detach())?)? < 1e-9, "{name}");
             let grads = want.sum_all()?.backward()?;
@@ -116,7 +116,7 @@ twins! {
         Ok(())
     }
 
-    fn walks_moves_and_swapped_levels_come_back() {
+    fn interpolations_moves_and_swapped_levels_are_inverted() {
         for (name, config) in models() {
             let (m, x, labels) = lived(config, 3)?;
             let cond = Some(&labels);
@@ -126,7 +126,7 @@ twins! {
                 assert!(off < 1e-6, "{name}: {what} is off by {off}");
                 Ok(())
             };
-            // Both ends of a walk are the examples.
+            // Both ends of an interpolation are the examples.
             let (first, last) = (z.get(0)?, z.get(2)?);
             for path in [latents::lerp(&first, &last, &[0., 0.3, 1.])?, latents::slerp(&first, &last, &[0., 0.3, 1.])?] {
                 // A class-conditional prior takes an end back under its own label.
@@ -138,7 +138,7 @@ twins! {
             // A move and its opposite cancel.
             let v = latents::attribute(&z.narrow(0, 0, 2)?, &z.narrow(0, 2, 1)?)?;
             let there = latents::apply(&z, &v, &[1.])?;
-            same(&latents::apply(&there, &v, &[-1.])?, &z, "the way back")?;
+            same(&latents::apply(&there, &v, &[-1.])?, &z, "the move undone")?;
             // Swapped levels are the other's, all others stay, also through the image.
             let other = (latents::prior(&m, 3, 4)? * 0.5)?;
             let levels = m.levels(&z)?.len();

@@ -9,7 +9,8 @@ use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::testing::{Deviation, check, normal};
-use flows::{Bijection, Ctx, Flow, Memory, Mode, Model, ModelConfig, Params, Prior, Vb};
+use flows::transforms::{Additive, Affine, Partition, Scale, Transform, channel_mask, checkerboard};
+use flows::{Bijection, Context, Ctx, Flow, Memory, Mode, Model, ModelConfig, Params, Prior, Vb};
 
 fn params() -> Params {
     Params::seeded(3, DType::F64, &device())
@@ -36,11 +37,28 @@ fn tanh(vb: &Vb) -> Result<Scale> {
     Ok(Scale::Tanh { gain: vb.get(1, "gain", Init::Const(0.7))? })
 }
 
-fn mlp_coupling(vb: &Vb, d: usize, swap: bool, transform: Transform) -> Result<Coupling> {
+fn mlp_coupling(vb: &Vb, d: usize, swap: bool, transform: impl Transform + 'static) -> Result<Coupling> {
     let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
-    let outputs = if matches!(transform, Transform::Additive) { changed } else { 2 * changed };
-    let net = Box::new(Mlp::new(kept, &[7, 6], outputs, Start::Identity, &vb.pp("net"))?);
-    Ok(Coupling { partition: Partition::Halves { swap }, net, transform })
+    let outputs = transform.params_per_element() * changed;
+    let net = Mlp::new(kept, &[7, 6], outputs, Start::Identity, &vb.pp("net"))?;
+    Ok(Coupling::new(Partition::Halves { swap }, net, transform))
+}
+
+/// A transform without its fused kernel, as one of a user's own is.
+struct Plain<T>(T);
+
+impl<T: Transform> Transform for Plain<T> {
+    fn params_per_element(&self) -> usize {
+        self.0.params_per_element()
+    }
+
+    fn forward(&self, x: &Tensor, h: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        self.0.forward(x, h, ctx)
+    }
+
+    fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
+        self.0.inverse(y, h)
+    }
 }
 
 fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
@@ -62,7 +80,7 @@ fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
 
 pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
     let image = [2, 3, 4, 4];
-    let affine = |scale, shift_first| Transform::Affine { scale, shift_first };
+    let affine = |scale, shift_first| Affine { scale, shift_first };
     vec![
         ("diagonal", layer(|vb| Diagonal::new(6, vb)), gaussian(&[3, 6])),
         ("actnorm, vectors", layer(|vb| ActNorm::new(5, 3., vb)), gaussian(&[3, 5])),
@@ -102,11 +120,7 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             }),
             gaussian(&[3, 6]),
         ),
-        (
-            "coupling, additive, vectors",
-            layer(|vb| mlp_coupling(vb, 5, false, Transform::Additive)),
-            gaussian(&[3, 5]),
-        ),
+        ("coupling, additive, vectors", layer(|vb| mlp_coupling(vb, 5, false, Additive)), gaussian(&[3, 5])),
         (
             "coupling, exp, swapped, odd size",
             layer(move |vb| mlp_coupling(vb, 5, true, affine(Scale::Exp, false))),
@@ -120,18 +134,18 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
         (
             "coupling, sigmoid, conv net, edge bias",
             layer(move |vb| {
-                let net = Box::new(ConvNet::new(2, 5, 4, true, &vb.pp("net"))?);
+                let net = ConvNet::new(2, 5, 4, true, &vb.pp("net"))?;
                 let partition = Partition::Halves { swap: false };
-                Ok(Coupling { partition, net, transform: affine(Scale::Sigmoid, true) })
+                Ok(Coupling::new(partition, net, affine(Scale::Sigmoid, true)))
             }),
             gaussian(&[2, 4, 3, 4]),
         ),
         (
             "coupling, additive, conv net, odd channels",
             layer(|vb| {
-                let net = Box::new(ConvNet::new(2, 5, 1, false, &vb.pp("net"))?);
+                let net = ConvNet::new(2, 5, 1, false, &vb.pp("net"))?;
                 let partition = Partition::Halves { swap: true };
-                Ok(Coupling { partition, net, transform: Transform::Additive })
+                Ok(Coupling::new(partition, net, Additive))
             }),
             gaussian(&[2, 3, 4, 4]),
         ),
@@ -140,9 +154,9 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             layer(move |vb| {
                 let gain = vb.get(1, "gain", Init::Const(0.7))?;
                 let mask = checkerboard(4, 4, true, vb)?;
-                let net = Box::new(ResNet::new(resnet(2, 4, false), Some(mask.clone()), &vb.pp("net"))?);
+                let net = ResNet::new(resnet(2, 4, false), Some(mask.clone()), &vb.pp("net"))?;
                 let transform = affine(Scale::Tanh { gain }, true);
-                Ok(Coupling { partition: Partition::Mask(mask), net, transform })
+                Ok(Coupling::new(Partition::Mask(mask), net, transform))
             }),
             gaussian(&[2, 2, 4, 4]),
         ),
@@ -151,18 +165,46 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             layer(move |vb| {
                 let gain = vb.get(1, "gain", Init::Const(0.7))?;
                 let mask = channel_mask(3, false, vb)?;
-                let net = Box::new(ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?);
+                let net = ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?;
                 let transform = affine(Scale::Tanh { gain }, false);
-                Ok(Coupling { partition: Partition::Mask(mask), net, transform })
+                Ok(Coupling::new(Partition::Mask(mask), net, transform))
+            }),
+            gaussian(&image),
+        ),
+        (
+            "coupling, transform without a kernel, swapped, odd size",
+            layer(move |vb| mlp_coupling(vb, 5, true, Plain(affine(tanh(vb)?, true)))),
+            gaussian(&[3, 5]),
+        ),
+        (
+            "coupling, transform without a kernel, additive",
+            layer(|vb| mlp_coupling(vb, 5, false, Plain(Additive))),
+            gaussian(&[3, 5]),
+        ),
+        (
+            "coupling, transform without a kernel, checkerboard",
+            layer(move |vb| {
+                let mask = checkerboard(4, 4, true, vb)?;
+                let net = ResNet::new(resnet(2, 4, false), Some(mask.clone()), &vb.pp("net"))?;
+                Ok(Coupling::new(Partition::Mask(mask), net, Plain(affine(tanh(vb)?, false))))
+            }),
+            gaussian(&[2, 2, 4, 4]),
+        ),
+        (
+            "coupling, transform without a kernel, channel mask",
+            layer(move |vb| {
+                let mask = channel_mask(3, false, vb)?;
+                let net = ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?;
+                Ok(Coupling::new(Partition::Mask(mask), net, Plain(affine(Scale::Sigmoid, true))))
             }),
             gaussian(&image),
         ),
         (
             "learned split prior",
             layer(move |vb| {
-                let net = Box::new(ConvNet::new(2, 0, 4, true, &vb.pp("net"))?);
+                let net = ConvNet::new(2, 0, 4, true, &vb.pp("net"))?;
                 let partition = Partition::Halves { swap: false };
-                Ok(Coupling { partition, net, transform: affine(Scale::Exp, true) })
+                Ok(Coupling::new(partition, net, affine(Scale::Exp, true)))
             }),
             gaussian(&[2, 4, 3, 4]),
         ),
@@ -340,7 +382,7 @@ twins! {
         for statistics in [BatchStatistics::Batch, BatchStatistics::Running] {
             let p = params();
             let bn = BatchNorm::new(2, 1e-4, 0.25, statistics, &p.vb())?;
-            let replay = Ctx { mode: Mode::Replay, cond: None, grad: true };
+            let replay = Ctx { mode: Mode::Replay, context: Context::none(), grad: true };
             let leaf = candle_core::Var::from_tensor(&x)?;
             let w = normal(&[5, 2, 3, 2], 4, &device())?;
             let objective = || -> Result<Tensor> {
@@ -442,9 +484,9 @@ twins! {
         assert!((bpd - 9.32574806).abs() < 1e-8, "{bpd}");
         // Glow's coupling at a zero network scales by sigmoid(2).
         let p = params();
-        let net = Box::new(ConvNet::new(1, 0, 2, false, &p.vb())?);
-        let transform = Transform::Affine { scale: Scale::Sigmoid, shift_first: true };
-        let glow = Coupling { partition: Partition::Halves { swap: false }, net, transform };
+        let net = ConvNet::new(1, 0, 2, false, &p.vb())?;
+        let transform = Affine { scale: Scale::Sigmoid, shift_first: true };
+        let glow = Coupling::new(Partition::Halves { swap: false }, net, transform);
         let (_, ld) = glow.forward(&gaussian(&[1, 2, 1, 1]), Ctx::eval())?;
         assert!((ld.to_vec1::<f64>()?[0] + 0.12692801).abs() < 1e-8);
         // Squeeze, nflows's order.
@@ -513,6 +555,45 @@ fn parameter_counts() -> Result<()> {
     Ok(())
 }
 
+/// A layer whose log-det has the shape (B, 1), or whose inverse is not one.
+struct Wrong {
+    column: bool,
+}
+
+impl Bijection for Wrong {
+    fn forward(&self, x: &Tensor, _: Ctx) -> Result<(Tensor, Tensor)> {
+        let zeros = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
+        Ok((x.clone(), if self.column { zeros.unsqueeze(1)? } else { zeros }))
+    }
+
+    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
+        z * 2.
+    }
+}
+
+#[test]
+fn errors_name_the_layer() -> Result<()> {
+    let p = params();
+    let chain = |column| -> Result<flows::Chain> {
+        let (mut inner, mut chain) = (flows::Chain::new(), flows::Chain::new());
+        inner.push("wrong", Wrong { column });
+        chain.push("reverse", Permute::reverse(4, &p.vb().pp(u8::from(column)))?);
+        chain.push("inner", inner);
+        Ok(chain)
+    };
+    let x = gaussian(&[3, 4]);
+    let column = chain(true)?;
+    let e = column.forward(&x, Ctx::eval()).unwrap_err().to_string();
+    let saved =
+        column.forward_saved(&x, Ctx::train(), Memory::Store).err().expect("a wrong log-det").to_string();
+    for e in [e, saved] {
+        assert!(e.contains("inner") && e.contains("wrong") && e.contains("[3, 1]"), "{e}");
+    }
+    let e = check(&chain(false)?, &x, None, &p, Deviation::LAYER).unwrap_err().to_string();
+    assert!(e.contains("inner") && e.contains("wrong") && e.contains("the inverse is off"), "{e}");
+    Ok(())
+}
+
 #[test]
 fn wrong_sizes_are_said() -> Result<()> {
     let m = Model::new(ModelConfig::Glow(small_glow()), 0, DType::F64, &device())?;
@@ -540,7 +621,7 @@ fn wrong_sizes_are_said() -> Result<()> {
     assert!(e.contains("[16, 2, 4, 4]") && e.contains("[16, 2, 8, 8]"), "{e}");
     let vb = params().vb();
     let gain = vb.get(2, "gain", Init::Const(0.5))?;
-    let transform = Transform::Affine { scale: Scale::Tanh { gain }, shift_first: false };
+    let transform = Affine { scale: Scale::Tanh { gain }, shift_first: false };
     let two = mlp_coupling(&vb, 4, false, transform)?;
     for ctx in [Ctx::eval(), Ctx::train()] {
         let e = two.forward(&gaussian(&[3, 4]), ctx).unwrap_err().to_string();

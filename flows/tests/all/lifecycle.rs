@@ -46,7 +46,7 @@ fn lived(config: ModelConfig) -> Result<Model> {
     let m = Model::new(config, 5, DType::F32, &device())?;
     let (x, y) = (pixels(m.config(), 24)?, labels(24)?);
     m.init(&x, Some(&y))?;
-    m.terms(&x, Ctx::train().with_cond(Some(&y)))?;
+    m.terms(&x, Ctx::train().with_context(Some(&y)))?;
     m.params().shake(6, 0.02)?;
     Ok(m)
 }

@@ -2,12 +2,13 @@
 
 use crate::device;
 use candle_core::{DType, Result, Tensor};
-use flows::bijections::{ActNorm, Coupling, Partition, Permute, Scale, Transform};
+use flows::bijections::{ActNorm, Coupling, Permute};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
 use flows::nets::{Mlp, Start};
 use flows::optim::Grads;
 use flows::params::rng_for;
 use flows::testing::normal;
+use flows::transforms::{Affine, Partition, Scale};
 use flows::{Chain, Ctx, Drift, Flow, Gradients, Memory, Model, ModelConfig, Params, Prior};
 use rand::Rng;
 
@@ -132,8 +133,8 @@ twins! {
                 let net = Mlp::new(2, &[16], 4, Start::Uniform(0.5), &vb.pp(format!("net{i}")))?;
                 chain.push(format!("norm{i}"), ActNorm::new(4, 1., &vb.pp(format!("norm{i}")))?);
                 let partition = Partition::Halves { swap: false };
-                let transform = Transform::Affine { scale: Scale::Exp, shift_first: false };
-                chain.push(format!("coupling{i}"), Coupling { partition, net: Box::new(net), transform });
+                let transform = Affine { scale: Scale::Exp, shift_first: false };
+                chain.push(format!("coupling{i}"), Coupling::new(partition, net, transform));
                 chain.push(format!("reverse{i}"), Permute::reverse(4, &vb.pp(format!("reverse{i}")))?);
             }
             // x exp(s) + t with s near -16: in f32 nothing of x is left beside t.

@@ -2,8 +2,7 @@
 //! kernel forward and one back.
 
 use super::{Conv3x3, ConvNet};
-use crate::backward::Gradients;
-use crate::bijection::Ctx;
+use crate::core::{Ctx, Gradients};
 use crate::ops::kernels;
 use crate::ops::precision;
 use crate::ops::reference::{conv_nchw, conv_nchw_backward};

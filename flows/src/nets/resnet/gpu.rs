@@ -2,9 +2,8 @@
 //! the input are one kernel each way.
 
 use super::{ResNet, WeightNormConv};
-use crate::backward::Gradients;
-use crate::bijection::{Ctx, Mode};
 use crate::bijections::batch_norm::NetBatchNorm;
+use crate::core::{Ctx, Gradients, Mode};
 use crate::ops::kernels::{self, Norm};
 use crate::ops::precision;
 use crate::ops::reference::{conv_nchw, conv_nchw_backward};

@@ -1,0 +1,331 @@
+//! The one abstraction: everything is a [`Bijection`], a tensor in, a tensor and its log-det out.
+//!
+//! Change of variables (the tutorial's first page): for z = f(x) with prior p_Z,
+//!
+//! ```text
+//! log p(x) = log p_Z(f(x)) + log |det df/dx|
+//! ```
+//!
+//! so a flow needs three things of each layer: f, its inverse, and the log-det. Preprocessing and learned priors are
+//! layers, too, which is why no correction term appears anywhere else.
+//!
+//! A layer that is made of others is a [`Composite`]. It says once how data pass its layers in both directions; forward,
+//! inverse and backward passes and everything in [`inspect`](super::inspect) follow from that. There is no implementation
+//! for `Box<dyn Bijection>`, which could forget to pass a method on: what holds layers holds [`Link`]s.
+
+use super::inside::Inside;
+use super::pass::{Context, Ctx};
+use super::shape::zeros_per_example;
+use super::tape::{Gradients, Graph, Memory, Saved};
+use candle_core::{Error, Result, Tensor, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// An invertible map with a tractable log-det.
+///
+/// # Contract
+/// - `forward(x)` gives z = f(x) and log|det dz/dx| of shape (B,), one number an example, in nats.
+/// - `inverse(z)` undoes the *evaluated* forward: `inverse(forward(x, Eval).0) == x`.
+/// - Shapes: dimension 0 is the batch, dimension 1 the features or channels; (B, D) or (B, C, H, W) as the layer says.
+///
+/// The other methods have defaults that work for any layer, on every device; a layer overrides them for speed.
+pub trait Bijection: Send + Sync {
+    /// z and log|det dz/dx|, shape (B,).
+    ///
+    /// # Errors
+    /// When the layer does not take this shape; the message says which size was met and which is needed.
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)>;
+
+    /// x with forward(x) = z in [`Mode::Eval`](super::Mode::Eval).
+    ///
+    /// # Errors
+    /// When the layer does not give this shape.
+    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor>;
+
+    /// As [`Bijection::forward`] outside candle's graph, with what [`Bijection::backward`] needs: under [`Memory::Store`] all
+    /// of it, under [`Memory::Recompute`] only what the inverse cannot give back, such as the statistics of a batch.
+    ///
+    /// # Errors
+    /// As [`Bijection::forward`].
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+        match self.composite() {
+            Some(c) => links_forward_saved(c, x, ctx, memory),
+            None if self.moves_elements() => {
+                let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
+                Ok((z, log_det, Saved::nothing()))
+            }
+            None => forward_saved_by_graph(self, x, ctx, memory),
+        }
+    }
+
+    /// The input x and its gradient, from the output z, the gradients of z and of the log-det (B,), and what was saved.
+    /// Gradients of parameters go to `grads`. `ctx` is that of the forward pass.
+    ///
+    /// The default differentiates candle's graph of this layer, after rebuilding x by [`Bijection::inverse`] where nothing
+    /// was saved. A layer whose training pass the inverse does not undo (batch norm) overrides it.
+    ///
+    /// # Errors
+    /// When a shape does not fit what was saved.
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: Saved,
+        (gz, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        match self.composite() {
+            Some(c) => links_backward(c, z, saved, (gz, gld), ctx, grads),
+            None if self.moves_elements() => {
+                Ok((self.inverse(z, ctx.context)?, self.inverse(gz, ctx.context)?))
+            }
+            None => backward_by_graph(self, z, saved, (gz, gld), ctx, grads),
+        }
+    }
+
+    /// x from z by the inverse of the *training* pass, with what [`Memory::Recompute`] has saved of it.
+    ///
+    /// # Errors
+    /// As [`Bijection::inverse`].
+    fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+        match (self.composite(), saved.get::<Vec<Saved>>()) {
+            (Some(c), Some(saved)) => {
+                let each =
+                    |i: usize, t: &[Tensor]| Ok(vec![c.links()[i].layer.rebuild(&t[0], &saved[i], ctx)?]);
+                Ok(links_reversed(c, &[z], each)?.swap_remove(0))
+            }
+            _ => self.inverse(z, ctx.context),
+        }
+    }
+
+    /// The scales or the matrix by which this layer changes `x`.
+    ///
+    /// # Errors
+    /// As [`Bijection::forward`].
+    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
+        Ok(Inside::Fixed)
+    }
+
+    /// Whether the layer only moves elements, as a permutation does: then the backward pass saves nothing and moves the
+    /// gradient by the inverse.
+    fn moves_elements(&self) -> bool {
+        false
+    }
+
+    /// The layers that this one is made of, if it is.
+    fn composite(&self) -> Option<&dyn Composite> {
+        None
+    }
+}
+
+/// A layer that is made of others.
+///
+/// Its [`Bijection::forward`] and [`Bijection::inverse`] are [`Composite::forward_links`] and [`Composite::inverse_links`].
+pub trait Composite: Send + Sync {
+    /// The layers.
+    fn links(&self) -> &[Link];
+
+    /// The output for `x`, where `run(i, input, factored)` gives the output of layer i. `factored` are the parts of the
+    /// latent that have been factored out before it, none in a chain.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    fn pass(
+        &self,
+        x: &Tensor,
+        run: &mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
+    ) -> Result<Tensor>;
+
+    /// The inputs for the outputs `z`, where `run(i, outputs)` gives the inputs of layer i for its outputs. Several tensors
+    /// pass at once, in the same way: a latent and its gradient.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    fn pass_reversed(
+        &self,
+        z: &[&Tensor],
+        run: &mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>>;
+
+    /// [`Bijection::forward`]: every layer's forward, log-dets added.
+    ///
+    /// # Errors
+    /// Those of a layer, and when its log-det is not one number an example; with the layer's name.
+    fn forward_links(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)>
+    where
+        Self: Sized,
+    {
+        let mut sum = zeros_per_example(x)?;
+        let z = links_in_order(self, x, |i, h, _| {
+            let (z, log_det) = self.links()[i].layer.forward(h, ctx)?;
+            sum = (&sum + per_example(log_det, h)?)?;
+            Ok(z)
+        })?;
+        Ok((z, sum))
+    }
+
+    /// [`Bijection::inverse`]: every layer's inverse, from the last to the first.
+    ///
+    /// # Errors
+    /// Those of a layer, with its name.
+    fn inverse_links(&self, z: &Tensor, context: Context) -> Result<Tensor>
+    where
+        Self: Sized,
+    {
+        let each = |i: usize, t: &[Tensor]| Ok(vec![self.links()[i].layer.inverse(&t[0], context)?]);
+        Ok(links_reversed(self, &[z], each)?.swap_remove(0))
+    }
+}
+
+/// A named layer of a [`Composite`].
+pub struct Link {
+    name: String,
+    layer: Box<dyn Bijection>,
+    /// Whether a pass saves all that this layer's gradient needs, whatever [`Memory`] says.
+    stored: AtomicBool,
+}
+
+impl Link {
+    /// `name` appears in paths and messages; where it is empty, the path goes on below without a part for this layer.
+    pub fn new(name: impl Into<String>, layer: Box<dyn Bijection>) -> Self {
+        Self { name: name.into(), layer, stored: AtomicBool::new(false) }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The layer.
+    #[must_use]
+    pub fn layer(&self) -> &dyn Bijection {
+        self.layer.as_ref()
+    }
+
+    /// Whether a pass saves all that this layer's gradient needs, whatever [`Memory`] says.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Link::is_stored`].
+    pub fn set_stored(&self, stored: bool) {
+        self.stored.store(stored, Ordering::Relaxed);
+    }
+
+    fn name_error(&self, e: Error) -> Error {
+        if self.name.is_empty() { e } else { e.context(self.name.clone()) }
+    }
+}
+
+/// [`Composite::pass`] with the layer's name in errors.
+pub(super) fn links_in_order(
+    c: &dyn Composite,
+    x: &Tensor,
+    mut each: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    c.pass(x, &mut |i, h, factored| each(i, h, factored).map_err(|e| c.links()[i].name_error(e)))
+}
+
+/// [`Composite::pass_reversed`] with the layer's name in errors.
+pub(super) fn links_reversed(
+    c: &dyn Composite,
+    z: &[&Tensor],
+    mut each: impl FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    c.pass_reversed(z, &mut |i, t| each(i, t).map_err(|e| c.links()[i].name_error(e)))
+}
+
+/// A layer's log-det, if it is one number for each example of its input.
+fn per_example(log_det: Tensor, x: &Tensor) -> Result<Tensor> {
+    let b = x.dim(0)?;
+    if log_det.dims() != [b] {
+        bail!(
+            "its log-det has shape {:?}, but ({b},) is needed: one number for each example",
+            log_det.shape()
+        );
+    }
+    Ok(log_det)
+}
+
+fn links_forward_saved(
+    c: &dyn Composite,
+    x: &Tensor,
+    ctx: Ctx,
+    memory: Memory,
+) -> Result<(Tensor, Tensor, Saved)> {
+    let mut sum = zeros_per_example(x)?;
+    let mut all = Vec::with_capacity(c.links().len());
+    let z = links_in_order(c, x, |i, h, _| {
+        let link = &c.links()[i];
+        let memory = if link.is_stored() { Memory::Store } else { memory };
+        let (z, log_det, saved) = link.layer.forward_saved(h, ctx, memory)?;
+        sum = (&sum + per_example(log_det, h)?)?;
+        all.push(saved);
+        Ok(z)
+    })?;
+    Ok((z, sum, Saved::new(all)))
+}
+
+fn links_backward(
+    c: &dyn Composite,
+    z: &Tensor,
+    saved: Saved,
+    (gz, gld): (&Tensor, &Tensor),
+    ctx: Ctx,
+    grads: &mut Gradients,
+) -> Result<(Tensor, Tensor)> {
+    let mut all: Vec<Saved> = saved.take().unwrap_or_default();
+    let mut input = links_reversed(c, &[z, gz], |i, t| {
+        let saved = all.get_mut(i).map(std::mem::take).unwrap_or_default();
+        let (x, gx) = c.links()[i].layer.backward(&t[0], saved, (&t[1], gld), ctx, grads)?;
+        Ok(vec![x, gx])
+    })?;
+    let gx = input.pop().expect("a gradient passes with the latent");
+    let x = input.pop().expect("a gradient passes with the latent");
+    Ok((x, gx))
+}
+
+/// The default of [`Bijection::forward_saved`]: candle's graph of the layer under [`Memory::Store`], nothing otherwise.
+///
+/// # Errors
+/// Those of the layer.
+pub fn forward_saved_by_graph<B: Bijection + ?Sized>(
+    f: &B,
+    x: &Tensor,
+    ctx: Ctx,
+    memory: Memory,
+) -> Result<(Tensor, Tensor, Saved)> {
+    match memory {
+        Memory::Recompute => {
+            let (z, log_det) = f.forward(x, ctx.with_grad(false))?;
+            Ok((z, log_det, Saved::nothing()))
+        }
+        Memory::Store => {
+            let (graph, [z, log_det]) = Graph::of(x, |x| f.forward(x, ctx.with_grad(true)).map(Into::into))?;
+            Ok((z, log_det, Saved::new(graph)))
+        }
+    }
+}
+
+/// The default of [`Bijection::backward`], for what [`forward_saved_by_graph`] has saved.
+///
+/// # Errors
+/// Those of the layer.
+pub fn backward_by_graph<B: Bijection + ?Sized>(
+    f: &B,
+    z: &Tensor,
+    saved: Saved,
+    (gz, gld): (&Tensor, &Tensor),
+    ctx: Ctx,
+    grads: &mut Gradients,
+) -> Result<(Tensor, Tensor)> {
+    let graph = match saved.take::<Graph>() {
+        Some(graph) => graph,
+        None => {
+            let x = f.inverse(z, ctx.context)?;
+            Graph::of::<2>(&x, |x| f.forward(x, ctx.replay()).map(Into::into))?.0
+        }
+    };
+    Ok((graph.x(), graph.backward(&[gz, gld], grads)?.swap_remove(0)))
+}

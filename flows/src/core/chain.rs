@@ -1,0 +1,85 @@
+//! Layers in order.
+
+use super::bijection::{Bijection, Composite, Link};
+use super::pass::{Context, Ctx};
+use candle_core::{Result, Tensor};
+
+/// Layers in order: z = f_n(... f_1(x)), log-dets added.
+#[derive(Default)]
+pub struct Chain {
+    links: Vec<Link>,
+}
+
+impl Chain {
+    /// The identity.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a layer; `name` appears in paths and messages.
+    pub fn push(&mut self, name: impl Into<String>, layer: impl Bijection + 'static) {
+        self.push_boxed(name, Box::new(layer));
+    }
+
+    /// Appends a layer of a type that is not known when the program is compiled.
+    pub fn push_boxed(&mut self, name: impl Into<String>, layer: Box<dyn Bijection>) {
+        self.links.push(Link::new(name, layer));
+    }
+
+    /// The number of layers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether this is the identity.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+}
+
+impl Bijection for Chain {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        self.forward_links(x, ctx)
+    }
+
+    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
+        self.inverse_links(z, context)
+    }
+
+    fn composite(&self) -> Option<&dyn Composite> {
+        Some(self)
+    }
+}
+
+impl Composite for Chain {
+    fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    fn pass(
+        &self,
+        x: &Tensor,
+        run: &mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut h = x.clone();
+        for i in 0..self.links.len() {
+            h = run(i, &h, &[])?;
+        }
+        Ok(h)
+    }
+
+    fn pass_reversed(
+        &self,
+        z: &[&Tensor],
+        run: &mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        let mut h: Vec<Tensor> = z.iter().map(|&t| t.clone()).collect();
+        for i in (0..self.links.len()).rev() {
+            h = run(i, &h)?;
+        }
+        Ok(h)
+    }
+}

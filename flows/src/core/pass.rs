@@ -1,0 +1,122 @@
+//! What a pass through a flow may modify, and what it is given beside its input.
+
+use candle_core::Tensor;
+
+/// What a pass uses and modifies: statistics of the batch or running ones, and whether it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Running statistics are used, nothing is written.
+    Eval,
+    /// Statistics of the batch are used, and running statistics are updated.
+    Train,
+    /// Data-dependent initialisation: layers set their parameters from this batch.
+    Init,
+    /// As `Train`, but nothing is written: for a pass that is repeated.
+    Replay,
+}
+
+impl Mode {
+    /// Whether layers with batch statistics use those of the batch.
+    #[must_use]
+    pub fn uses_batch_statistics(self) -> bool {
+        !matches!(self, Mode::Eval)
+    }
+
+    /// The share of this batch in running statistics, for a layer whose share in training is `momentum`: 0 where the pass
+    /// writes nothing, 1 in initialisation.
+    #[must_use]
+    pub fn batch_share(self, momentum: f64) -> f64 {
+        match self {
+            Mode::Init => 1.,
+            Mode::Train => momentum,
+            Mode::Eval | Mode::Replay => 0.,
+        }
+    }
+}
+
+/// What a conditional model is given beside its input. A model that is not conditional ignores it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context<'a> {
+    /// Class labels, u32 of shape (B,).
+    pub labels: Option<&'a Tensor>,
+    /// Features of each example, (B, E) or (B, E, H, W).
+    pub features: Option<&'a Tensor>,
+}
+
+impl<'a> Context<'a> {
+    /// Nothing beside the input.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Class labels, u32 of shape (B,).
+    #[must_use]
+    pub fn labels(labels: &'a Tensor) -> Self {
+        Self { labels: Some(labels), features: None }
+    }
+
+    /// Features of each example, (B, E) or (B, E, H, W).
+    #[must_use]
+    pub fn features(features: &'a Tensor) -> Self {
+        Self { labels: None, features: Some(features) }
+    }
+}
+
+impl<'a> From<Option<&'a Tensor>> for Context<'a> {
+    /// Class labels, where there are any.
+    fn from(labels: Option<&'a Tensor>) -> Self {
+        Self { labels, features: None }
+    }
+}
+
+/// The settings of one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Ctx<'a> {
+    /// What the pass uses and modifies.
+    pub mode: Mode,
+    /// What a conditional model is given beside its input.
+    pub context: Context<'a>,
+    /// Whether parameters are leaves of candle's graph. It is independent of `mode`: tests differentiate the evaluated flow,
+    /// and an evaluation must not keep an unused graph.
+    pub grad: bool,
+}
+
+impl<'a> Ctx<'a> {
+    /// Evaluation without a graph.
+    #[must_use]
+    pub fn eval() -> Self {
+        Self { mode: Mode::Eval, context: Context::none(), grad: false }
+    }
+
+    /// A training pass with a graph.
+    #[must_use]
+    pub fn train() -> Self {
+        Self { mode: Mode::Train, context: Context::none(), grad: true }
+    }
+
+    /// Data-dependent initialisation, without a graph.
+    #[must_use]
+    pub fn init() -> Self {
+        Self { mode: Mode::Init, context: Context::none(), grad: false }
+    }
+
+    /// The same pass repeated: with a graph, and nothing is written.
+    #[must_use]
+    pub fn replay(self) -> Self {
+        let mode = if self.mode == Mode::Train { Mode::Replay } else { self.mode };
+        Self { mode, grad: true, ..self }
+    }
+
+    /// The same pass with another context.
+    #[must_use]
+    pub fn with_context(self, context: impl Into<Context<'a>>) -> Self {
+        Self { context: context.into(), ..self }
+    }
+
+    /// The same pass with or without a graph.
+    #[must_use]
+    pub fn with_grad(self, grad: bool) -> Self {
+        Self { grad, ..self }
+    }
+}

@@ -1,0 +1,95 @@
+//! The client: settings, a connection, and an observer of transfers.
+
+use super::repository::{Kind, Repository};
+use super::settings::Settings;
+use super::text::one_line;
+use super::types::Observer;
+use candle_core::{Error, Result};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeDataset, RepoTypeModel};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The hub.
+#[derive(Clone)]
+pub struct Hub {
+    pub(super) settings: Settings,
+    pub(super) client: HFClientSync,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+}
+
+/// hf-hub gives each kind of repository a type of its own.
+pub(super) enum Handle {
+    Model(HFRepositorySync<RepoTypeModel>),
+    Dataset(HFRepositorySync<RepoTypeDataset>),
+}
+
+/// The same method of whichever kind of repository it is.
+macro_rules! on {
+    ($handle:expr, $repository:ident => $call:expr) => {
+        match $handle {
+            Handle::Model($repository) => $call,
+            Handle::Dataset($repository) => $call,
+        }
+    };
+}
+pub(super) use on;
+
+impl Hub {
+    /// The hub of the environment's variables; see [`Settings::from_env`].
+    ///
+    /// # Errors
+    /// As [`Settings::from_env`] and [`Hub::new`].
+    pub fn from_env() -> Result<Self> {
+        Self::new(Settings::from_env()?)
+    }
+
+    /// The hub of these settings; nothing is sent.
+    ///
+    /// # Errors
+    /// When the endpoint is no address.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let http = ["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme));
+        let address =
+            || Error::msg(format!("HF_ENDPOINT={} is no http(s) address of a hub", settings.endpoint));
+        if !http {
+            return Err(address());
+        }
+        let mut builder = HFClient::builder()
+            .endpoint(&settings.endpoint)
+            .cache_dir(&settings.cache)
+            .user_agent(concat!("flows/", env!("CARGO_PKG_VERSION")))
+            .retry_max_attempts(2)
+            .retry_base_delay(Duration::from_millis(250));
+        // hf-hub looks for a token of its own where it is given none, which then is the one that was found above.
+        if let Some(token) = &settings.token {
+            builder = builder.token(token);
+        }
+        let client = builder.build_sync().map_err(|error| match error {
+            HFError::Url(_) => address(),
+            error => {
+                Error::msg(format!("the hub's client cannot be set up ({})", one_line(&error.to_string())))
+            }
+        })?;
+        Ok(Self { settings, client, observer: None })
+    }
+
+    /// The same hub with its transfers watched.
+    #[must_use]
+    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn handle(&self, repository: &Repository) -> Handle {
+        let Repository { kind, owner, name } = repository;
+        match kind {
+            Kind::Model => Handle::Model(self.client.model(owner, name)),
+            Kind::Dataset => Handle::Dataset(self.client.dataset(owner, name)),
+        }
+    }
+}

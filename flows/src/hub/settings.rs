@@ -1,0 +1,89 @@
+//! Where the hub is, who asks, and where copies are kept.
+
+use candle_core::{Error, Result};
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long the hub may stay silent: a call and the question what became of it end within a minute.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Where the hub is, who asks, and where copies are kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The hub's address (`HF_ENDPOINT`).
+    pub endpoint: String,
+    /// The folder of cached repositories (`HF_HUB_CACHE`, else `HF_HOME/hub`).
+    pub cache: PathBuf,
+    /// The token that requests carry (`HF_TOKEN`, else the file that the Python library's login writes).
+    pub token: Option<String>,
+    /// Whether only the cache may be used (`HF_HUB_OFFLINE`).
+    pub offline: bool,
+    /// How long the hub may stay silent before it counts as out of reach.
+    pub patience: Duration,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("token", &self.token.as_ref().map(|_| "..."))
+            .field("offline", &self.offline)
+            .field("patience", &self.patience)
+            .finish()
+    }
+}
+
+/// A variable that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// Whether a variable is one of the values that the Python library takes for true.
+fn flag(name: &str) -> bool {
+    variable(name).is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+/// A folder from a variable, with the `~` that no shell has replaced.
+fn folder(name: &str) -> Option<PathBuf> {
+    let value = variable(name)?;
+    let home = || std::env::home_dir();
+    Some(match value.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
+        Some(path) => path,
+        None => PathBuf::from(value),
+    })
+}
+
+impl Settings {
+    /// What the environment says, with the Python library's names and defaults.
+    ///
+    /// # Errors
+    /// When the token cannot be sent: it has a character that no token has.
+    pub fn from_env() -> Result<Self> {
+        let home = folder("HF_HOME")
+            .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
+            .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
+            .unwrap_or_else(|| PathBuf::from(".cache/huggingface"));
+        let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
+        let stored = || {
+            let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+            fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        };
+        let token = match flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            true => None,
+            false => variable("HF_TOKEN").or_else(stored),
+        };
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(Error::msg("the token (HF_TOKEN) has a character that no token has: copy it again"));
+        }
+        Ok(Self {
+            endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            token,
+            offline: flag("HF_HUB_OFFLINE"),
+            patience: PATIENCE,
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! What is passed between the calls to the hub: transfers, snapshots, listings.
+
+use std::path::PathBuf;
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer<'a> {
+    /// The file, or what the files are together.
+    pub what: &'a str,
+    /// Bytes so far.
+    pub done: u64,
+    /// Bytes in all, as far as is known.
+    pub total: u64,
+}
+
+/// Observer of a transfer. It is called on the thread that asked for the transfer.
+pub trait Observer: Send + Sync {
+    /// The transfer has moved on, or has just begun.
+    fn progress(&self, transfer: &Transfer<'_>);
+
+    /// Asked several times a second; `true` ends the call with an error.
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+/// A state of a repository in the cache, whole and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The folder with its files.
+    pub folder: PathBuf,
+    /// The commit.
+    pub commit: String,
+}
+
+/// A file of a commit, as the hub lists it.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    /// The hash of its git object: the file itself, or the pointer that stands for a large one.
+    pub(super) object: String,
+    pub(super) large: bool,
+}
+
+/// A commit of the hub.
+pub(super) struct Remote {
+    pub(super) commit: String,
+    pub(super) files: Vec<Listed>,
+}
+
+impl Remote {
+    pub(super) fn file(&self, name: &str) -> Option<&Listed> {
+        self.files.iter().find(|file| file.name == name)
+    }
+}

@@ -1,0 +1,11 @@
+//! What a config builds.
+
+use crate::core::Chain;
+use crate::prior::Prior;
+
+/// The layers of a model, its prior, and the shape (C, H, W) of each level of its latent.
+pub(crate) struct Built {
+    pub(crate) chain: Chain,
+    pub(crate) prior: Prior,
+    pub(crate) latent: Vec<[usize; 3]>,
+}

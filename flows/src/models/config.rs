@@ -1,0 +1,144 @@
+//! The config of any model.
+
+use super::built::Built;
+use super::glow::{self, GlowConfig};
+use super::nice::{self, NiceConfig};
+use super::preprocess::Preprocess;
+use super::realnvp::RealNvpConfig;
+use crate::params::Vb;
+use crate::transforms::{Additive, Affine};
+use candle_core::{Error, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// One of the three papers' models.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "model", rename_all = "snake_case")]
+pub enum ModelConfig {
+    /// NICE.
+    Nice(NiceConfig),
+    /// RealNVP.
+    #[serde(rename = "realnvp")]
+    RealNvp(RealNvpConfig),
+    /// Glow.
+    Glow(GlowConfig),
+}
+
+impl ModelConfig {
+    pub(crate) fn build(&self, vb: &Vb) -> Result<Built> {
+        match self {
+            ModelConfig::Nice(c) => c.build(vb),
+            ModelConfig::RealNvp(c) => c.build(vb),
+            ModelConfig::Glow(c) => c.build(vb),
+        }
+    }
+
+    /// The shape of one example.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            ModelConfig::Nice(c) => &c.shape,
+            ModelConfig::RealNvp(c) => &c.shape,
+            ModelConfig::Glow(c) => &c.shape,
+        }
+    }
+
+    /// Changes the shape of one example, for a recipe that takes any data set.
+    ///
+    /// # Errors
+    /// When the model takes images and `shape` is not (C, H, W).
+    pub fn set_shape(&mut self, shape: &[usize]) -> Result<()> {
+        let image = || -> Result<[usize; 3]> {
+            shape
+                .try_into()
+                .map_err(|_| Error::msg(format!("this model takes images (C, H, W), got {shape:?}")))
+        };
+        match self {
+            ModelConfig::Nice(c) => c.shape = shape.to_vec(),
+            ModelConfig::RealNvp(c) => c.shape = image()?,
+            ModelConfig::Glow(c) => c.shape = image()?,
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes that no model has, so that nothing computed from a config overflows and nothing that depends on the
+    /// config alone, as a mask does, takes more than a few times [`ModelConfig::MOST_DIMS`].
+    ///
+    /// # Errors
+    /// At the first such size, by its name.
+    pub fn check(&self) -> Result<()> {
+        let dims = self.shape().iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        if dims.is_none_or(|dims| dims > Self::MOST_DIMS) {
+            bail!(
+                "`shape` {:?} has more than {} dimensions: crop or resize the data",
+                self.shape(),
+                Self::MOST_DIMS
+            );
+        }
+        let sizes = match self {
+            ModelConfig::Nice(c) => {
+                let widest = c.hidden.iter().flatten().max().copied().unwrap_or_default();
+                vec![("hidden", widest)]
+            }
+            ModelConfig::RealNvp(c) => vec![
+                ("scales", c.scales),
+                ("features", c.features),
+                ("blocks", c.blocks),
+                ("checkerboard", c.checkerboard),
+                ("channelwise", c.channelwise),
+                ("last_checkerboard", c.last_checkerboard),
+            ],
+            ModelConfig::Glow(c) => vec![
+                ("levels", c.levels),
+                ("depth", c.depth),
+                ("width", c.width),
+                ("classes", c.classes.unwrap_or_default()),
+            ],
+        };
+        if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
+            bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
+        }
+        Ok(())
+    }
+
+    /// Dimensions of an example, at most: sixteen million, an image of 2364 x 2364 in colour.
+    pub const MOST_DIMS: usize = 1 << 24;
+
+    /// Any other size, at most.
+    pub const LARGEST_SIZE: usize = 1 << 24;
+
+    /// Bits of a pixel value.
+    pub fn bits(&self) -> u8 {
+        match self {
+            ModelConfig::Nice(c) => c.bits,
+            ModelConfig::RealNvp(c) => c.bits,
+            ModelConfig::Glow(c) => c.bits,
+        }
+    }
+
+    /// The first layers.
+    pub fn preprocess(&self) -> Preprocess {
+        match self {
+            ModelConfig::Nice(c) => c.preprocess,
+            ModelConfig::RealNvp(c) => c.preprocess,
+            ModelConfig::Glow(c) => c.preprocess,
+        }
+    }
+
+    /// Numbers that the network of a coupling gives for each element that is changed, as
+    /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
+    pub fn params_per_element(&self) -> usize {
+        let affine = match self {
+            ModelConfig::Nice(c) => c.law == nice::Law::Affine,
+            ModelConfig::RealNvp(_) => true,
+            ModelConfig::Glow(c) => c.law == glow::Law::Affine,
+        };
+        if affine { Affine::PARAMS } else { Additive::PARAMS }
+    }
+
+    /// Classes, if the model is class-conditional.
+    pub fn classes(&self) -> Option<usize> {
+        match self {
+            ModelConfig::Glow(c) => c.classes,
+            _ => None,
+        }
+    }
+}

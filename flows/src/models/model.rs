@@ -1,0 +1,178 @@
+//! A model: a config with parameters and a flow.
+
+use super::config::ModelConfig;
+use super::file::{self, Weights};
+use crate::bijections::split_levels;
+use crate::core::{Context, Ctx, Gradients, Grads, Memory};
+use crate::flow::Flow;
+use crate::params::{Params, rng_for};
+use candle_core::{DType, Device, Result, Tensor};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A model: its config, its parameters and its flow (to which it derefs).
+pub struct Model {
+    config: ModelConfig,
+    params: Params,
+    flow: Flow,
+    latent: Vec<[usize; 3]>,
+}
+
+impl std::ops::Deref for Model {
+    type Target = Flow;
+
+    fn deref(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+/// How a model is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// Bytes of tensors above which the weights are sharded.
+    pub max_shard_size: usize,
+    /// The dtype of floating-point tensors in the file.
+    pub dtype: Option<DType>,
+}
+
+impl Default for SaveOptions {
+    /// Shards of 5 GB, as the hub's libraries have it; the model's own dtype.
+    fn default() -> Self {
+        Self { max_shard_size: 5_000_000_000, dtype: None }
+    }
+}
+
+impl Model {
+    /// A model with fresh parameters; each depends on `seed` and its name only.
+    ///
+    /// # Errors
+    /// When the config builds no model, saying which setting is wrong.
+    pub fn new(config: ModelConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        Self::with_params(config, Params::seeded(seed, dtype, device))
+    }
+
+    /// A model of given tensors, by their names in the file.
+    ///
+    /// # Errors
+    /// When one is missing, unknown, misshapen or not finite.
+    pub fn from_tensors(
+        config: ModelConfig,
+        tensors: BTreeMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_params(config, Params::from_tensors(tensors, dtype, device))
+    }
+
+    fn with_params(config: ModelConfig, params: Params) -> Result<Self> {
+        config.check()?;
+        let built = config.build(&params.vb())?;
+        params.finish()?;
+        let flow = Flow::new(built.chain, built.prior, config.shape());
+        Ok(Self { config, params, flow, latent: built.latent })
+    }
+
+    /// The config.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The flow alone.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].
+    ///
+    /// # Errors
+    /// As [`Flow::gradients`].
+    pub fn gradients(
+        &self,
+        x: &Tensor,
+        ctx: Ctx,
+        memory: Memory,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<(Tensor, Grads)> {
+        let mut grads = Gradients::new(&self.params);
+        let loss = self.flow.gradients(x, ctx, memory, &mut grads, loss)?;
+        Ok((loss, grads.into_grads()))
+    }
+
+    /// z (B, D) as one (B, C, H, W) tensor for each level.
+    ///
+    /// # Errors
+    /// When z has another number of dimensions.
+    pub fn levels(&self, z: &Tensor) -> Result<Vec<Tensor>> {
+        split_levels(z, &self.latent)
+    }
+
+    /// `n` samples at a temperature, in the units of the data (pixels: [0, 2^bits)); `context` is `None`, or
+    /// `Some(&labels)` where the model has classes.
+    ///
+    /// # Errors
+    /// As [`Flow::sample`].
+    pub fn sample<'a>(
+        &self,
+        n: usize,
+        temperature: f64,
+        seed: u64,
+        context: impl Into<Context<'a>>,
+    ) -> Result<Tensor> {
+        let to = (self.params.dtype(), self.params.device());
+        self.flow.sample(n, temperature, &mut rng_for(seed, "sample"), context, to)
+    }
+
+    /// Writes config.json and the weights to `dir`, each file under a temporary name first, then renamed.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or a number does not fit the dtype of the file.
+    pub fn save(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        let tensors: Vec<(String, Tensor)> =
+            self.params.all().into_iter().map(|(n, p)| (n, p.value().clone())).collect();
+        let SaveOptions { max_shard_size, dtype } = *options;
+        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, max_shard_size, dtype)
+    }
+
+    /// Loads a saved folder onto `device`; f16 and bf16 files are computed in f32, f64 ones in f64.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unknown, misshapen or not finite; the message names it and the file.
+    pub fn load(dir: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        Self::load_as(dir, None, device)
+    }
+
+    /// As [`Model::load`], computing in `dtype`.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_as(dir: impl AsRef<Path>, dtype: Option<DType>, device: &Device) -> Result<Self> {
+        let dir = dir.as_ref();
+        let (config, hash) = file::read_config(dir)?;
+        let weights = Weights::open(dir, &hash)?;
+        let dtype = dtype.unwrap_or(if weights.double() { DType::F64 } else { DType::F32 });
+        let params = Params::from_source(weights, dtype, device);
+        Self::with_params(config, params).map_err(|e| file::at(dir, e))
+    }
+}
+
+/// A ready model from a saved folder: [`Model::load`].
+///
+/// # Errors
+/// As [`Model::load`].
+pub fn load(dir: impl AsRef<Path>, device: &Device) -> Result<Model> {
+    Model::load(dir, device)
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("config", &self.config)
+            .field("parameters", &self.params.count())
+            .finish()
+    }
+}

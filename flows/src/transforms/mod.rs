@@ -1,0 +1,18 @@
+//! Transforms: what a coupling does to the elements that it changes.
+//!
+//! A transform of your own is one file that implements [`Transform`]; `examples/own_coupling.rs` shows one.
+//!
+//! [`Transform::forward`] gives log dy/dx of each element rather than their sum, so that the coupling can leave out what a
+//! mask keeps, and can show the scales of any transform; a transform with a fused kernel overrides
+//! [`Transform::forward_whole`], which gives the sums.
+
+mod additive;
+mod affine;
+mod partition;
+mod transform;
+
+pub use additive::Additive;
+pub use affine::{Affine, Scale};
+pub use partition::{Changed, Partition, channel_mask, checkerboard};
+pub use transform::Transform;
+pub(crate) use transform::forward_parts;

@@ -1,0 +1,99 @@
+//! The trait of elementwise transforms.
+
+use super::partition::Changed;
+use crate::core::{Ctx, Gradients, Graph, zeros_per_example};
+use candle_core::{Result, Tensor};
+
+/// An elementwise monotone map whose parameters a network gives.
+///
+/// ```text
+/// y_i = T(x_i; h_i1, .., h_ik),     log-det = sum_i log dT/dx_i
+/// ```
+///
+/// **Shapes.** x and y (B, C, ..) are the elements that the coupling changes, h (B, k C, ..) is the network's output for
+/// them: the first parameter of all elements, then the second, so that `h.chunk(k, 1)` gives the k parameters in x's shape.
+///
+/// The first three methods are all that a transform needs. The coupling splits and joins the tensor, runs the network and
+/// rebuilds inputs; gradients come from candle's graph. With a mask, elements that are kept are evaluated at x = 0, h = 0
+/// and left out, so the transform must be finite there.
+///
+/// A transform with a fused kernel overrides the methods that end in `_whole`. They are given the whole tensor x
+/// (B, C_all, ..), which is contiguous, and which part of it is changed.
+pub trait Transform: Send + Sync {
+    /// k: how many numbers the network gives for each element.
+    fn params_per_element(&self) -> usize;
+
+    /// y, and log dy/dx of each element, both in x's shape. Its own parameters are leaves of the graph if `ctx.grad`.
+    ///
+    /// # Errors
+    /// When a parameter of the transform does not fit.
+    fn forward(&self, x: &Tensor, h: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)>;
+
+    /// x with forward(x, h) = y.
+    ///
+    /// # Errors
+    /// As [`Transform::forward`].
+    fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor>;
+
+    /// Whether log dy/dx is zero for every element.
+    fn preserves_volume(&self) -> bool {
+        false
+    }
+
+    /// x with the changed elements transformed, and the log-det (B,), outside candle's graph.
+    ///
+    /// # Errors
+    /// As [`Transform::forward`].
+    fn forward_whole(&self, x: &Tensor, h: &Tensor, changed: &Changed, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        forward_parts(self, x, h, changed, ctx)
+    }
+
+    /// y with the changed elements transformed back.
+    ///
+    /// # Errors
+    /// As [`Transform::inverse`].
+    fn inverse_whole(&self, y: &Tensor, h: &Tensor, changed: &Changed) -> Result<Tensor> {
+        let (part, params) = changed.take(y, h)?;
+        changed.put(y, &self.inverse(&part, &params)?)
+    }
+
+    /// The gradients of x, as if h did not depend on it, and of h, from those of y and of the log-det (B,). Gradients of the
+    /// transform's own parameters go to `grads`.
+    ///
+    /// # Errors
+    /// As [`Transform::forward`].
+    fn backward_whole(
+        &self,
+        (x, h): (&Tensor, &Tensor),
+        changed: &Changed,
+        (gy, gld): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let graph = Graph::new(&[x, h], |inputs| {
+            let (y, log_det) = forward_parts(self, &inputs[0], &inputs[1], changed, ctx.replay())?;
+            Ok(vec![y, log_det])
+        })?;
+        let mut of_inputs = graph.backward(&[gy, gld], grads)?;
+        let gh = of_inputs.pop().expect("one for each input");
+        Ok((of_inputs.pop().expect("one for each input"), gh))
+    }
+}
+
+/// [`Transform::forward`] on the changed part of x, put back into x; and the log-det (B,). On candle's graph if the inputs or
+/// `ctx` are.
+pub(crate) fn forward_parts<T: Transform + ?Sized>(
+    transform: &T,
+    x: &Tensor,
+    h: &Tensor,
+    changed: &Changed,
+    ctx: Ctx,
+) -> Result<(Tensor, Tensor)> {
+    let (part, params) = changed.take(x, h)?;
+    let (y, log_slopes) = transform.forward(&part, &params, ctx)?;
+    let log_det = match transform.preserves_volume() {
+        true => zeros_per_example(x)?,
+        false => changed.sum(&log_slopes)?,
+    };
+    Ok((changed.put(x, &y)?, log_det))
+}
