@@ -9,6 +9,7 @@
 use crate::data::Dataset;
 use crate::events::Events;
 use crate::recipe::Recipe;
+use crate::run_dir::{self, CHECKPOINT, METRICS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 use flows::Params;
@@ -17,16 +18,10 @@ use flows::optim::{Ema, Optimizer};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// The file's name in a run's folder.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-/// The log's name in a run's folder.
-pub const METRICS: &str = "metrics.jsonl";
 
 const FORMAT: u32 = 1;
 const KEY: &str = "flow";
@@ -227,11 +222,7 @@ pub fn save(out: &Path, position: &Position, settings: &Settings, trained: &Trai
 /// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
 pub fn load(out: &Path, settings: &Settings, trained: &mut Trained) -> Result<Option<Position>> {
     let path = out.join(CHECKPOINT);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-    };
+    let Some(bytes) = run_dir::read(&path)? else { return Ok(None) };
     let damaged = |what: &dyn std::fmt::Display| {
         anyhow!(
             "{} is damaged ({what}): delete it to begin the run again, or use another --out",
@@ -286,43 +277,6 @@ fn part_of(
     Ok(found)
 }
 
-/// Removes what a killed process left half-written under a temporary name.
-pub fn remove_leftovers(out: &Path) -> Result<()> {
-    for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
-        let path = entry?.path();
-        let number = path.extension().and_then(|e| e.to_str()).and_then(|e| e.strip_prefix("tmp"));
-        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// The lines of a run's log, or `None` where there is none: published weights may come without.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn read_metrics(out: &Path) -> Result<Option<Vec<Value>>> {
-    let path = out.join(METRICS);
-    // A pipe would be waited for.
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
-    let line = |(i, line): (usize, &str)| {
-        // The parser has seen this line only, so that its own words would say it is the first.
-        serde_json::from_str(line).map_err(|_| {
-            anyhow!(
-                "{} is damaged in line {}: restore it, or move it away and there are no curves",
-                path.display(),
-                i + 1
-            )
-        })
-    };
-    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
-}
-
 /// The log of a run: one JSON object a line.
 pub struct Metrics {
     file: fs::File,
@@ -340,11 +294,8 @@ impl Metrics {
             update: u64,
         }
         let path = out.join(METRICS);
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-        };
+        let old = String::from_utf8(run_dir::read(&path)?.unwrap_or_default())
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let is_past = |l: &&str| {
             let line = l.ends_with('\n').then(|| serde_json::from_str::<Line>(l));
             line.is_some_and(|line| line.is_ok_and(|line| update > 0 && line.update <= update))
@@ -509,19 +460,6 @@ mod tests {
         assert_eq!(fs::read_to_string(&path)?, lines);
         Metrics::open(out.path(), 0)?;
         assert_eq!(fs::read_to_string(&path)?, "");
-        Ok(())
-    }
-
-    #[test]
-    fn only_half_written_files_are_removed() -> Result<()> {
-        let out = tempfile::tempdir()?;
-        let names = ["a.safetensors.tmp12", "b.tmp", "c.tmp1x", "model.safetensors"];
-        for name in names {
-            fs::write(out.path().join(name), b"")?;
-        }
-        remove_leftovers(out.path())?;
-        let left: Vec<bool> = names.iter().map(|n| out.path().join(n).exists()).collect();
-        assert_eq!(left, [false, true, true, true]);
         Ok(())
     }
 }

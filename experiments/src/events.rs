@@ -13,6 +13,7 @@
 //! all little-endian, and an event a protobuf message of few fields, written by hand: the crates that do so bring a code
 //! generator and have not been touched for years.
 
+use crate::run_dir::EVENTS;
 use anyhow::{Context, Result};
 use flows::models::write_atomic;
 use serde_json::{Map, Value};
@@ -20,9 +21,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// How the file's name begins, which is how TensorBoard knows it, and how it ends, which is how we know ours.
-const NAME: (&str, &str) = ("events.out.tfevents.", ".flow");
 
 /// Columns that are time, not a curve.
 const AXES: [&str; 4] = ["update", "epoch", "images_seen", "seconds"];
@@ -55,13 +53,13 @@ impl Events {
             let old = entry.with_context(|| format!("cannot list {}", out.display()))?;
             let name = old.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(NAME.0) && name.ends_with(NAME.1) {
+            if name.starts_with(EVENTS.0) && name.ends_with(EVENTS.1) {
                 fs::remove_file(old.path())
                     .with_context(|| format!("cannot remove {}", old.path().display()))?;
             }
         }
         // Ten digits sort as numbers do, for some centuries.
-        let path = out.join(format!("{}{:010}{}", NAME.0, now as u64, NAME.1));
+        let path = out.join(format!("{}{:010}{}", EVENTS.0, now as u64, EVENTS.1));
         write_atomic(&path, &bytes)?;
         let file = OpenOptions::new().append(true).open(&path);
         Ok(Self { file: file.with_context(|| format!("cannot write {}", path.display()))?, path, start })

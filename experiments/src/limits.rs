@@ -9,6 +9,7 @@
 //! evaluation  4 bytes (parameters + batch (values of the widest layer for an image))
 //! ```
 
+use crate::data::{Origin, known};
 use crate::recipe::{Recipe, Train};
 use anyhow::{Result, ensure};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
@@ -206,12 +207,11 @@ pub enum Use {
 /// At the first setting that is too large, by its key.
 pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     let Recipe { data, model, train, eval, .. } = recipe;
-    // A point is drawn in double precision with its component; a face is its bytes and a row of attributes.
-    let example = match data.set.as_str() {
-        "faces" => Some(3072. + 24.),
-        "moons" | "rings" | "spirals" | "checkerboard" => Some(24. + 8. + 4.),
+    let set = known(&data.set);
+    let example = set.and_then(|set| match set.origin {
+        Origin::Drawn { bytes, .. } => Some(bytes),
         _ => None,
-    };
+    });
     if let Some(bytes) = example {
         for (key, n) in [("train", data.train), ("validation", Some(data.validation)), ("test", data.test)] {
             let n = n.unwrap_or(0);
@@ -222,7 +222,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     if let Some(size) = data.size {
         fits(&format!("`data.size` = {size}"), (size as f64).powi(2), "lower `data.size` (--size)")?;
         // One channel is the least that images may have.
-        if crate::recipe::set_shape(&data.set).is_none() {
+        if set.is_some_and(|set| set.shape.is_none()) {
             model.set_shape(&[1, size, size])?;
         }
     }

@@ -9,7 +9,8 @@
 
 use crate::data::Dataset;
 use crate::evaluate::Evaluation;
-use crate::recipe::{Paper, Recipe, Resolved};
+use crate::recipe::{Paper, Recipe};
+use crate::run_dir::{self, SUMMARY, read_recipe};
 use anyhow::{Context, Result};
 use flows::models::write_atomic;
 use flows::ops::precision::Precision;
@@ -17,11 +18,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
 use std::path::Path;
-
-/// The summary's name in a run's folder.
-pub const SUMMARY: &str = "summary.json";
-/// The resolved recipe's name in a run's folder.
-pub const RECIPE: &str = "recipe.toml";
 
 /// What lossless codecs need for the first test images, and the model for the same ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,7 +47,7 @@ pub struct Gaussian {
 
 /// What a bits/dim is compared with.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Beside {
+pub struct Baselines {
     /// The entropy of the data is at least this, in bits/dim.
     pub entropy_lower: Option<f64>,
     /// The entropy of the data is at most this, in bits/dim.
@@ -64,7 +60,7 @@ pub struct Beside {
     pub paper: Option<Paper>,
 }
 
-impl Beside {
+impl Baselines {
     /// What is known before anything is measured. The entropy of densities, known in nats a point, is put in bits/dim.
     ///
     /// Entropy and paper are of bytes: where the model sees fewer bits of a pixel, its number has no such neighbours.
@@ -191,7 +187,7 @@ pub struct Summary {
     pub rounded: Option<Rounded>,
     /// What stands beside the number.
     #[serde(flatten)]
-    pub beside: Beside,
+    pub beside: Baselines,
     /// The commit of the source tree.
     pub commit: String,
     /// The version of the toolkit.
@@ -241,7 +237,7 @@ impl Summary {
             validation: None,
             test: None,
             rounded: None,
-            beside: Beside::new(recipe, data),
+            beside: Baselines::new(recipe, data),
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: command(),
@@ -254,24 +250,14 @@ impl Summary {
     /// # Errors
     /// When there is one that cannot be read.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(SUMMARY);
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                let mut summary: Self = serde_json::from_slice(&bytes).with_context(|| {
-                    format!(
-                        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
-                        path.display()
-                    )
-                })?;
-                // The folder's recipe says more than a summary of an earlier version, which knew of fewer changes or none.
-                if let Some(recipe) = read_recipe(dir)? {
-                    summary.changed = Some(recipe.changed()?);
-                }
-                Ok(Some(summary))
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        let Some(bytes) = run_dir::read(&dir.join(SUMMARY))? else { return Ok(None) };
+        let mut summary: Self =
+            serde_json::from_slice(&bytes).with_context(|| run_dir::damaged(&dir.join(SUMMARY)))?;
+        // The folder's recipe says more than a summary of an earlier version, which knew of fewer changes or none.
+        if let Some(recipe) = read_recipe(dir)? {
+            summary.changed = Some(recipe.changed()?);
         }
+        Ok(Some(summary))
     }
 
     /// Writes the summary into a run's folder.
@@ -334,37 +320,6 @@ pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, 
         object.insert("nats".to_owned(), json!(nats));
     }
     object
-}
-
-/// Writes the resolved recipe into a run's folder.
-///
-/// # Errors
-/// When the folder cannot be written.
-pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
-    let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
-    Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
-}
-
-/// Reads the recipe of a run's folder, or `None` where there is none.
-///
-/// # Errors
-/// When there is one that cannot be read.
-pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
-    let path = dir.join(RECIPE);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(
-            Resolved::parse("", &text, &[])
-                .with_context(|| {
-                    format!(
-                        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
-                        path.display()
-                    )
-                })?
-                .recipe,
-        )),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
 }
 
 /// The command line, see the module's documentation.

@@ -11,10 +11,11 @@
 //! note and saves the model again.
 
 use crate::batches::{Augment, Batch, Examples, Feed, Host};
-use crate::checkpoint::{self, CHECKPOINT, Measured, Metrics, Position, Settings, Trained, Window};
+use crate::checkpoint::{self, Measured, Metrics, Position, Settings, Trained, Window};
 use crate::data::{Dataset, Split};
 use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::recipe::{LossUnit, Recipe, Schedule, Train};
+use crate::run_dir::{self, CHECKPOINT};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
 use flows::ops::precision::{self, Precision};
@@ -228,7 +229,7 @@ fn train_in_pool(
     let t = &recipe.train;
     check(t, data, device)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    checkpoint::remove_leftovers(out)?;
+    run_dir::remove_leftovers(out)?;
     let model = Model::new(recipe.model.clone(), t.seed, DType::F32, device)?;
     let feed = Feed {
         examples: Examples::new(&data.train, model.config())?,
@@ -714,9 +715,9 @@ fn kept(checkpointed: Option<u64>, out: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::METRICS;
     use crate::data::Values;
     use crate::recipe::{Data, Eval};
+    use crate::run_dir::METRICS;
     use flows::ModelConfig;
     use flows::models::GlowConfig;
     use flows::optim::Rule;

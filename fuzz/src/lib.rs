@@ -1,11 +1,14 @@
-//! The readers of the command line, by their source files: `experiments` is a binary, and of its many dependencies the
+//! The readers of the command line, by their source files: of the many dependencies of `experiments` the
 //! readers need four.
 
 #![allow(dead_code, unused_imports, missing_docs)]
 
+// What `pth.rs` calls the library is this crate here.
+extern crate self as experiments;
+
 pub mod data;
 
-#[path = "../../experiments/src/import/pth.rs"]
+#[path = "../../experiments/src/bin/flow/import/pth.rs"]
 pub mod pth;
 
 use std::path::PathBuf;

@@ -188,7 +188,7 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mutate;
+    use crate::testing::mutate;
     use std::io::Write;
 
     fn batch(records: usize, salt: usize) -> Vec<u8> {

@@ -298,7 +298,7 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mutate;
+    use crate::testing::mutate;
     use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
 
     fn colour(width: u32, height: u32, salt: u8) -> RgbImage {

@@ -5,13 +5,13 @@
 //! `candle_datasets::vision`, whose parquet reader transposes those of CIFAR-10 and panics on damaged ones.
 
 use super::{Dataset, Split, Values, cifar, idx};
-use crate::transfer;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flows::hub::{Hub, Repository, Revision};
+use flows::hub::{Hub, Observer, Repository, Revision};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 /// The branch on which the hub keeps the parquet files.
 const BRANCH: &str = "refs/convert/parquet";
@@ -136,8 +136,15 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
 /// # Errors
 /// When it is not in the cache and the hub cannot be reached within half a minute, in one sentence that says which files to
 /// give instead; and when a file is damaged.
-pub fn load(set: &HubSet) -> Result<Dataset> {
-    load_with(&transfer::hub()?, *set)
+pub fn load(set: &HubSet, observer: Option<Arc<dyn Observer>>) -> Result<Dataset> {
+    let hub = Hub::from_env().map_err(sentence)?;
+    load_with(&observer.map_or_else(|| hub.clone(), |observer| hub.clone().with_observer(observer)), *set)
+}
+
+/// The message of an error of the library, without the backtrace that candle may put under it.
+#[must_use]
+pub fn sentence(error: candle_core::Error) -> anyhow::Error {
+    anyhow!("{}", error.to_string().lines().next().unwrap_or_default())
 }
 
 fn load_with(hub: &Hub, set: HubSet) -> Result<Dataset> {
@@ -150,7 +157,7 @@ fn load_with(hub: &Hub, set: HubSet) -> Result<Dataset> {
     };
     let snapshot = match cached {
         Some(snapshot) => snapshot,
-        None => hub.files(&repository, &revision, &names).map_err(transfer::why).with_context(|| {
+        None => hub.files(&repository, &revision, &names).map_err(sentence).with_context(|| {
             format!(
                 "`{}` cannot be fetched (give --data DIR or set FLOW_DATA to a folder with {})",
                 set.name, set.files
@@ -178,7 +185,7 @@ fn load_with(hub: &Hub, set: HubSet) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mutate;
+    use crate::testing::mutate;
     use flows::hub::Settings;
     use image::{ImageFormat, Rgb, RgbImage};
     use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};

@@ -170,7 +170,7 @@ pub fn read_folder(dir: &Path) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mutate;
+    use crate::testing::mutate;
     use std::io::Write;
 
     fn images(n: u32) -> Vec<u8> {

@@ -350,7 +350,7 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::mutate;
+    use crate::testing::mutate;
     use std::io::Write;
 
     fn npy(descr: &str, sides: &str, data: &[u8]) -> Vec<u8> {

@@ -241,10 +241,13 @@ impl Dataset {
 }
 
 /// The largest file that is read whole; anything bigger is no data set for a computer's memory.
-pub(crate) const LARGEST: u64 = 1 << 33;
+pub const LARGEST: u64 = 1 << 33;
 
 /// Reads a file, unpacking it where its first bytes say gzip.
-pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it cannot be read, is damaged gzip, or is larger than [`LARGEST`].
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
     let name = path.display();
     let length =
         std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?.len();
@@ -260,7 +263,10 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Unpacks gzip, stopping at [`LARGEST`] bytes: a few packed kilobytes can stand for gigabytes.
-pub(crate) fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it is damaged, or unpacks to more than that.
+pub fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
     flate2::read::MultiGzDecoder::new(bytes).take(LARGEST + 1).read_to_end(&mut plain).with_context(
         || format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len()),
@@ -271,11 +277,11 @@ pub(crate) fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
 
 /// Collects the SHA-256 over the files a set was read from, in the order they were read.
 #[derive(Default)]
-pub(crate) struct Revision(Sha256);
+pub struct Revision(Sha256);
 
 impl Revision {
     /// Adds one file: its name and length too, so that no two lists of files collide.
-    pub(crate) fn add(&mut self, name: &str, bytes: &[u8]) {
+    pub fn add(&mut self, name: &str, bytes: &[u8]) {
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name.as_bytes());
         self.0.update((bytes.len() as u64).to_le_bytes());
@@ -283,13 +289,19 @@ impl Revision {
     }
 
     /// The hash in hexadecimal, with what it was taken of.
-    pub(crate) fn finish(self, what: &str) -> String {
-        let hex: String = self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{what}, sha256 {hex}")
+    pub fn finish(self, what: &str) -> String {
+        format!("{what}, sha256 {}", hex(&self.0.finalize()))
     }
 }
 
+/// Bytes in hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The last component of a path.
-pub(crate) fn file_name(path: &Path) -> String {
+#[must_use]
+pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

@@ -1,0 +1,133 @@
+//! Arguments that several commands share.
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use experiments::recipe::Resolved;
+use std::path::PathBuf;
+
+/// Which recipe.
+#[derive(Args)]
+pub struct RecipeArgs {
+    /// A built-in recipe (see `flow list`), or the path of a .toml file.
+    pub recipe: String,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// The seed of parameters, order, augmentation and noise (the recipe's `train.seed`).
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
+    seed: Option<u64>,
+    /// Crop and resize images of your own to this side (the recipe's `data.size`).
+    #[arg(long)]
+    size: Option<usize>,
+}
+
+/// Changed settings.
+#[derive(Args)]
+pub struct Overrides {
+    /// Change a setting, for example --set train.lr=5e-4 (the value is TOML); may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+impl RecipeArgs {
+    /// The recipe with its overrides.
+    ///
+    /// # Errors
+    /// As [`Resolved::load`].
+    pub fn resolve(&self) -> Result<Resolved> {
+        let mut sets = self.overrides.sets.clone();
+        sets.extend(self.seed.map(|seed| format!("train.seed={seed}")));
+        sets.extend(self.size.map(|size| format!("data.size={size}")));
+        Resolved::load(&self.recipe, &sets)
+    }
+}
+
+/// Where to compute.
+#[derive(Args)]
+pub struct Compute {
+    /// `cpu`, or `cuda:N` for the Nth GPU.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads, at most 512 (default: all cores). Results are equal to the bit only for equal numbers of threads.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
+    threads: Option<u16>,
+}
+
+impl Compute {
+    /// Sets the number of threads and opens the device.
+    ///
+    /// # Errors
+    /// When there is no such device: one sentence that says why.
+    pub fn open(&self) -> Result<Device> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .context("the number of threads cannot be changed any more")?;
+        }
+        if self.device == "cpu" {
+            return Ok(Device::Cpu);
+        }
+        let ordinal = match self.device.strip_prefix("cuda") {
+            Some("") => Some(0),
+            Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+            None => None,
+        };
+        let Some(ordinal) = ordinal else { bail!("--device {}: it is `cpu` or `cuda:N`", self.device) };
+        #[cfg(feature = "cuda")]
+        return flows::cuda::device(ordinal).with_context(|| {
+            format!("--device {}: this GPU cannot be opened, use --device cpu", self.device)
+        });
+        #[cfg(not(feature = "cuda"))]
+        bail!("--device cuda:{ordinal}: this binary was built without CUDA, use --device cpu")
+    }
+
+    /// The device's name in a summary.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.device
+    }
+}
+
+/// Where the data are.
+#[derive(Args)]
+pub struct DataArgs {
+    /// The folder of the data (default: the variable FLOW_DATA, then the Hugging Face hub).
+    #[arg(long = "data", value_name = "DIR", env = "FLOW_DATA")]
+    pub dir: Option<PathBuf>,
+}
+
+/// A part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The training images.
+    Train,
+    /// The validation images.
+    Validation,
+    /// The test images.
+    Test,
+}
+
+impl Part {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// A seed as it is given; a recipe is written as TOML, whose numbers end at 2^63 - 1.
+pub fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse().ok().filter(|&seed: &u64| i64::try_from(seed).is_ok());
+    seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
+}
+
+/// A list of numbers as an argument gives it: separated by commas.
+pub fn list(text: &str) -> Result<f64, String> {
+    let v = text.trim().parse::<f64>().ok().filter(|v| v.is_finite());
+    v.ok_or_else(|| format!("`{text}` is no number: separate numbers with commas, as in 0,0.5,1"))
+}

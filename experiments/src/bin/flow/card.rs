@@ -1,0 +1,546 @@
+//! README.md of a folder of weights: the model card that the Hugging Face hub shows.
+//!
+//! Everything in it is computed from the folder: config.json and the weights' headers, summary.json, recipe.toml,
+//! samples.png. What they do not say, as those of older runs or of imported weights may not, the card says is not recorded.
+//!
+//! The front matter is YAML by way of JSON, of which YAML is a superset: a text from a file cannot break out of its quotes.
+
+use anyhow::{Context, Result};
+use candle_core::DType;
+use experiments::data::{Origin, known};
+use experiments::run_dir::{self, CARD, RECIPE, SAMPLES, SUMMARY};
+use flows::ModelConfig;
+use flows::models::file::{Stored, stored};
+use flows::models::write_atomic;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+
+/// Writes the card of a folder into it.
+///
+/// # Errors
+/// When the folder holds no model or cannot be written.
+pub fn write(dir: &Path) -> Result<()> {
+    Ok(write_atomic(&dir.join(CARD), render(dir, None)?.as_bytes())?)
+}
+
+/// What a model is, for people and for the front matter.
+struct Kind {
+    name: &'static str,
+    tag: &'static str,
+    paper: &'static str,
+    arxiv: &'static str,
+    how: &'static str,
+}
+
+fn kind(config: &ModelConfig) -> Kind {
+    match config {
+        ModelConfig::Nice(_) => Kind {
+            name: "NICE",
+            tag: "nice",
+            paper: "NICE: Non-linear Independent Components Estimation",
+            arxiv: "1410.8516",
+            how: "couplings between fully connected networks, then a learned scale for each dimension",
+        },
+        ModelConfig::RealNvp(_) => Kind {
+            name: "RealNVP",
+            tag: "realnvp",
+            paper: "Density estimation using Real NVP",
+            arxiv: "1605.08803",
+            how: "affine couplings under checkerboard and channel-wise partitions with residual networks, several scales",
+        },
+        ModelConfig::Glow(_) => Kind {
+            name: "Glow",
+            tag: "glow",
+            paper: "Glow: Generative Flow with Invertible 1x1 Convolutions",
+            arxiv: "1807.03039",
+            how: "steps of actnorm, a permutation of channels and a coupling with a convolutional network, several levels",
+        },
+    }
+}
+
+/// A data set's name on the hub; `None` for those that are drawn here or are the user's own.
+fn on_hub(set: &str) -> Option<&'static str> {
+    match known(set)?.origin {
+        Origin::Published { hub, .. } => Some(hub.repository),
+        _ => None,
+    }
+}
+
+/// A value as a person writes it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{k} {}", plain(v))).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A text in a cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+/// A text as code.
+fn code(text: &str) -> String {
+    format!("`{}`", text.replace('`', "'"))
+}
+
+/// summary.json, of whatever version.
+struct Facts(Value);
+
+impl Facts {
+    const NOTHING: &'static str = "not recorded";
+
+    fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(SUMMARY);
+        match std::fs::read(&path) {
+            Ok(text) => Ok(Self(
+                serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?,
+            )),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self(Value::Null)),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn get(&self, at: &str) -> Option<&Value> {
+        self.0.pointer(at).filter(|value| !value.is_null())
+    }
+
+    fn number(&self, at: &str) -> Option<f64> {
+        self.get(at)?.as_f64()
+    }
+
+    fn text(&self, at: &str) -> String {
+        self.get(at).map_or_else(|| Self::NOTHING.to_owned(), plain)
+    }
+
+    /// The evaluation that counts: the test images', else the validation images'.
+    fn score(&self) -> Option<(&'static str, &Value)> {
+        ["test", "validation"].into_iter().find_map(|split| Some((split, self.get(&format!("/{split}"))?)))
+    }
+}
+
+/// Front matter.
+fn front(name: &str, stored: &Stored, facts: &Facts) -> String {
+    let kind = kind(&stored.config);
+    let images = stored.config.shape().len() == 3;
+    let task = if images { "unconditional-image-generation" } else { "density-estimation" };
+    let mut lines = vec![
+        // The hub takes one licence; the card's end has the choice.
+        ("license", json!(env!("CARGO_PKG_LICENSE").split(" OR ").next().unwrap_or_default().to_lowercase())),
+        ("library_name", json!("candle")),
+    ];
+    if images {
+        lines.push(("pipeline_tag", json!(task)));
+    }
+    let arxiv = format!("arxiv:{}", kind.arxiv);
+    lines.push(("tags", json!(["flows", "normalizing-flow", "density-estimation", kind.tag, arxiv])));
+    let set = facts.get("/data").and_then(Value::as_str);
+    let hub = set.and_then(on_hub);
+    if let Some(hub) = &hub {
+        lines.push(("datasets", json!([hub])));
+    }
+    if let (Some((split, score)), Some(set)) = (facts.score(), set) {
+        let result = json!({
+            "task": { "type": task, "name": "density estimation" },
+            "dataset": {
+                "type": hub.unwrap_or(set),
+                "name": set,
+                "split": split,
+                "revision": facts.text("/data_revision"),
+            },
+            "metrics": [{
+                "type": "bits_per_dim",
+                "name": "bits/dim",
+                "value": score["bits_per_dim"],
+                "args": {
+                    "std_err": score["std_err"],
+                    "images": score["images"],
+                    "noise_draws": score["noise_draws"],
+                },
+            }],
+        });
+        lines.push(("model-index", json!([{ "name": name, "results": [result] }])));
+    }
+    let mut text = "---\n".to_owned();
+    for (key, value) in lines {
+        match value {
+            Value::Array(items) => {
+                let _ = writeln!(text, "{key}:");
+                items.iter().for_each(|item| _ = writeln!(text, "- {item}"));
+            }
+            value => _ = writeln!(text, "{key}: {value}"),
+        }
+    }
+    text + "---\n"
+}
+
+/// The table of what was measured, and what stands beside it.
+fn numbers(facts: &Facts) -> String {
+    let mut text = String::from("## Numbers\n\n");
+    if facts.score().is_none() {
+        return text + "Bits/dim are not recorded: this folder has no evaluation of its weights.\n\n";
+    }
+    text.push_str(
+        "| split | images | bits/dim | standard error | noise draws an image |\n|---|---:|---:|---:|---:|\n",
+    );
+    for split in ["test", "validation", "train"] {
+        let at = |key: &str| format!("/{split}/{key}");
+        let digits = |key: &str| match facts.number(&at(key)) {
+            Some(x) => format!("{x:.4}"),
+            None => Facts::NOTHING.to_owned(),
+        };
+        let _ = match facts.get(&format!("/{split}")) {
+            Some(_) => writeln!(
+                text,
+                "| {split} | {} | {} | {} | {} |",
+                facts.text(&at("images")),
+                digits("bits_per_dim"),
+                digits("std_err"),
+                facts.text(&at("noise_draws"))
+            ),
+            None => writeln!(text, "| {split} | {} | | | |", Facts::NOTHING),
+        };
+    }
+    text.push_str(
+        "\nBits/dim are -log2 p(x + u) / D with u uniform on [0, 1): an upper bound of the bits that the images' integers \
+         need. The standard error is that of the mean over images.\n",
+    );
+    let mut beside = Vec::new();
+    if let (Some(lower), Some(upper)) = (facts.number("/entropy_lower"), facts.number("/entropy_upper")) {
+        let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
+        beside.push(format!("the data's entropy, which is known: {range}"));
+    }
+    if let Some(paper) = facts.number("/paper/bits_per_dim") {
+        beside.push(format!("the paper: {paper} ({})", cell(&facts.text("/paper/source"))));
+    }
+    if let (Some(png), Some(webp)) =
+        (facts.number("/codecs/png_bits_per_dim"), facts.number("/codecs/webp_bits_per_dim"))
+    {
+        let own = facts
+            .number("/codecs/model_bits_per_dim")
+            .map(|b| format!(", this model {b:.4}"))
+            .unwrap_or_default();
+        beside.push(format!(
+            "on the first {} images: PNG {png:.4}, WebP {webp:.4}{own}",
+            facts.text("/codecs/images")
+        ));
+    }
+    if let Some(gaussian) = facts.number("/gaussian/bits_per_dim") {
+        beside.push(format!("a Gaussian for each subpixel: {gaussian:.4}"));
+    }
+    if !beside.is_empty() {
+        text.push_str("\nBeside it, in bits/dim:\n\n");
+        beside.iter().for_each(|line| _ = writeln!(text, "- {line}"));
+    }
+    text + "\n"
+}
+
+/// What the model is.
+fn architecture(stored: &Stored) -> Result<String> {
+    let kind = kind(&stored.config);
+    let config = serde_json::to_value(&stored.config)?;
+    let mut text = format!(
+        "## Model\n\n{} ([{}](https://arxiv.org/abs/{})): {}. Settings, from config.json:\n\n| setting | value |\n|---|---|\n",
+        kind.name, kind.paper, kind.arxiv, kind.how
+    );
+    for (key, value) in config.as_object().into_iter().flatten().filter(|(key, _)| *key != "model") {
+        let _ = writeln!(text, "| {} | {} |", code(key), cell(&plain(value)));
+    }
+    let bits = stored.config.bits();
+    let _ = match stored.config.shape() {
+        [_, _, _] => writeln!(
+            text,
+            "\nInputs are images (C, H, W) of {bits}-bit integers with uniform noise added, in [0, {}); `preprocess` is the \
+             first layer of the flow, so that log p(x) is that of the pixels.",
+            1_u32 << bits
+        ),
+        _ => writeln!(text, "\nInputs are vectors as they are."),
+    };
+    let _ = writeln!(
+        text,
+        "The weights are {} in {:.1} MB of safetensors and are computed in {}.\n",
+        stored.dtype.as_str(),
+        stored.bytes as f64 / 1e6,
+        if stored.dtype == DType::F64 { "f64" } else { "f32" }
+    );
+    Ok(text)
+}
+
+/// How it was made.
+fn training(dir: &Path, facts: &Facts) -> String {
+    let mut text = String::from("## Training\n\n");
+    if facts.0.is_null() {
+        return text + &format!("Not recorded: this folder has no {SUMMARY}.\n\n");
+    }
+    let changed = match facts.get("/changed").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([]) => String::new(),
+        Some(changed) => {
+            format!(", with {}", changed.iter().map(|c| code(&plain(c))).collect::<Vec<_>>().join(", "))
+        }
+        None => match run_dir::read_recipe(dir).ok().flatten().and_then(|recipe| recipe.changed().ok()) {
+            Some(changed) if changed.is_empty() => String::new(),
+            Some(changed) => {
+                format!(", with {}", changed.iter().map(|c| code(c)).collect::<Vec<_>>().join(", "))
+            }
+            None => format!(", what was changed in it {}", Facts::NOTHING),
+        },
+    };
+    let settings =
+        if dir.join(RECIPE).exists() { format!(" ([every setting]({RECIPE}))") } else { String::new() };
+    let seconds =
+        |at: &str| facts.number(at).map_or_else(|| Facts::NOTHING.to_owned(), |s| format!("{s:.0} s"));
+    let rate = facts.number("/training/images_per_second");
+    let counts = match facts.get("/data_images").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([train, valid, test]) => {
+            format!("{train} training, {valid} validation and {test} test examples")
+        }
+        _ => Facts::NOTHING.to_owned(),
+    };
+    let rows = [
+        ("recipe", format!("{}{settings}{changed}", code(&facts.text("/recipe")))),
+        ("command", code(&facts.text("/command"))),
+        ("commit", facts.text("/commit")),
+        ("version", facts.text("/version")),
+        ("seed", facts.text("/seed")),
+        ("data", format!("{}: {counts}", facts.text("/data"))),
+        ("the data's revision", facts.text("/data_revision")),
+        ("updates", facts.text("/training/updates")),
+        ("images seen", facts.text("/training/images_seen")),
+        ("images a second", rate.map_or_else(|| Facts::NOTHING.to_owned(), |r| format!("{r:.1}"))),
+        ("time", seconds("/training/wall_seconds")),
+        ("stopped by", facts.text("/training/stopped")),
+        ("the update that was kept", facts.text("/training/best_update")),
+        ("trained parameters", facts.text("/parameters")),
+        ("device", facts.text("/device")),
+        (
+            "hardware",
+            format!(
+                "{}, {} cores, {} threads used, {} GiB of memory, {}",
+                facts.text("/machine/cpu"),
+                facts.text("/machine/cores"),
+                facts.text("/machine/threads"),
+                facts.text("/machine/memory_gib"),
+                facts.text("/machine/os")
+            ),
+        ),
+    ];
+    text.push_str("| | |\n|---|---|\n");
+    rows.iter().for_each(|(key, value)| _ = writeln!(text, "| {key} | {} |", cell(value)));
+    text + "\n"
+}
+
+/// How to load it: `place` is a folder, or a repository of the hub.
+fn usage(place: &str, hub: bool, stored: &Stored) -> String {
+    let dims = stored.config.shape().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (labels, cond, y) = match stored.config.classes() {
+        Some(classes) => (
+            format!(
+                "let labels = candle_core::Tensor::new(&[0u32, {0}], &Device::Cpu)?;  // of 0 to {0}\n",
+                classes - 1
+            ),
+            "Some(&labels)",
+            ", y",
+        ),
+        None => (String::new(), "None", ""),
+    };
+    let (what, named, fetch, path) = match hub {
+        true => (
+            "a repository of the hub, or a folder",
+            format!("hf:{place}"),
+            "import huggingface_hub\n",
+            format!("huggingface_hub.snapshot_download(\"{place}\")"),
+        ),
+        false => ("a folder, or a repository of the hub", place.to_owned(), "", format!("\"{place}\"")),
+    };
+    format!(
+        "## Use\n\nIn Rust, with the crate `flows`:\n\n```rust\nuse candle_core::Device;\n\n\
+         // {what}\n\
+         let model = flows::hub::from_pretrained(\"{place}\", Default::default(), &Device::Cpu)?;\n{labels}\
+         let x = model.sample(2, 1., 0, {cond})?;  // (2, {dims}), in the units of the data\n\
+         let bits = model.bits_per_dim(&x, {cond})?;\n```\n\n\
+         On the command line: `flow eval {named}`, `flow sample {named}`.\n\n\
+         In Python, with `docs/python/flows_torch.py` of the library, one file of plain PyTorch:\n\n\
+         ```python\n{fetch}import flows_torch\n\nmodel = flows_torch.load({path})\n\
+         bits = model.bits_per_dim(x{y})  # x (B, {dims}), in the units of the data\n```\n\n\
+         Licence: {licence}.\n",
+        licence = env!("CARGO_PKG_LICENSE"),
+    )
+}
+
+/// The card of a folder; `repository` is its name on the hub (`user/name`), where it has one.
+///
+/// # Errors
+/// When the folder holds no model, or a summary that is no JSON.
+pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
+    let stored = stored(dir)?;
+    let facts = Facts::read(dir)?;
+    let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let folder =
+        folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+    let place = repository.unwrap_or(&folder);
+    let name = place.rsplit('/').next().unwrap_or(place);
+    let kind = kind(&stored.config);
+    let mut text = front(name, &stored, &facts);
+    let _ = writeln!(text, "\n# {name}\n");
+    let about = match facts.get("/data") {
+        Some(set) => format!("A {} of {}", kind.name, plain(set)),
+        None => format!("A {}", kind.name),
+    };
+    let score = match facts.score() {
+        Some((split, score)) => match (score["bits_per_dim"].as_f64(), score["std_err"].as_f64()) {
+            (Some(bits), Some(error)) => {
+                format!(
+                    ": **{bits:.4} ± {error:.4} bits/dim** on {} {split} examples",
+                    plain(&score["images"])
+                )
+            }
+            _ => String::new(),
+        },
+        None => String::new(),
+    };
+    let rounded = match (stored.dtype, facts.score()) {
+        (DType::F16 | DType::BF16, Some(_)) => {
+            format!(", measured before the weights were rounded to {}", stored.dtype.as_str())
+        }
+        _ => String::new(),
+    };
+    let _ = writeln!(text, "{about}{score}{rounded}.\n");
+    if dir.join(SAMPLES).exists() {
+        let _ = writeln!(text, "![Samples of this model]({SAMPLES})\n");
+    }
+    text.push_str(&numbers(&facts));
+    text.push_str(&architecture(&stored)?);
+    text.push_str(&training(dir, &facts));
+    text.push_str(&usage(place, repository.is_some(), &stored));
+    Ok(text)
+}
+
+/// Whether `text` is the card of a folder as it was made here, for whichever repository, and nobody has changed it.
+///
+/// # Errors
+/// As [`render`].
+pub fn is_generated(dir: &Path, text: &str) -> Result<bool> {
+    let place =
+        text.split_once("from_pretrained(\"").and_then(|(_, rest)| rest.split_once('"')).map(|(p, _)| p);
+    Ok(text == render(dir, None)? || text == render(dir, place)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use flows::models::GlowConfig;
+    use flows::{Model, SaveOptions};
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    fn weights() -> Vec<PathBuf> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
+        let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
+        dirs.retain(|dir| dir.is_dir());
+        dirs.sort();
+        dirs
+    }
+
+    fn bare(dtype: DType) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            GlowConfig { shape: [1, 8, 8], levels: 1, depth: 1, width: 2, ..GlowConfig::cifar_paper() };
+        let config = GlowConfig { classes: Some(3), ..config };
+        let model = Model::new(ModelConfig::Glow(config), 0, DType::F32, &Device::Cpu).unwrap();
+        model.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() }).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_committed_cards_are_what_the_folders_say() {
+        for dir in weights() {
+            let card = std::fs::read_to_string(dir.join(CARD)).unwrap();
+            assert_eq!(
+                card,
+                render(&dir, None).unwrap(),
+                "{}: `flow card weights/*/` writes it anew",
+                dir.display()
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_recorded_is_said() {
+        let dir = bare(DType::BF16);
+        let card = render(dir.path(), Some("user/name")).unwrap();
+        for said in [
+            "# name",
+            "Bits/dim are not recorded",
+            "no summary.json",
+            "from_pretrained(\"user/name\"",
+            "hf:user/name",
+            "bf16",
+        ] {
+            assert!(card.contains(said), "{said}: {card}");
+        }
+        assert!(!card.contains("model-index") && !card.contains("samples.png"));
+        assert!(is_generated(dir.path(), &card).unwrap());
+        assert!(is_generated(dir.path(), &render(dir.path(), None).unwrap()).unwrap());
+        assert!(!is_generated(dir.path(), &format!("{card}By hand.\n")).unwrap());
+        // A summary of which half is missing, and a text that would end a cell.
+        let summary = json!({"recipe": "a|b", "data": "faces", "test": {"bits_per_dim": 4.5, "std_err": 0.25, "images": 7}});
+        std::fs::write(dir.path().join(SUMMARY), summary.to_string()).unwrap();
+        let card = render(dir.path(), None).unwrap();
+        for said in [
+            "4.5000 ± 0.2500 bits/dim",
+            "on 7 test examples",
+            "rounded to bf16",
+            "a\\|b",
+            "| commit | not recorded |",
+        ] {
+            assert!(card.contains(said), "{said}: {card}");
+        }
+        std::fs::write(dir.path().join(SUMMARY), "{").unwrap();
+        assert!(render(dir.path(), None).unwrap_err().to_string().contains(SUMMARY));
+    }
+
+    /// The library that the hub's own tools read cards with.
+    #[test]
+    fn python_reads_the_cards() {
+        let Some(python) = std::env::var_os("FLOWS_PYTHON") else {
+            println!("skipped: FLOWS_PYTHON names no Python with huggingface_hub");
+            return;
+        };
+        let read = "import json, sys; from huggingface_hub import ModelCard; d = ModelCard.load(sys.argv[1]).data; \
+                    r = d.eval_results; d.eval_results = None; \
+                    print(json.dumps([d.to_dict(), [[e.metric_type, e.metric_value, e.dataset_split, e.metric_args] for e in r or []]]))";
+        let bare = bare(DType::F32);
+        write(bare.path()).unwrap();
+        for dir in weights().into_iter().chain([bare.path().to_owned()]) {
+            let output = Command::new(&python).args(["-c", read]).arg(dir.join(CARD)).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            if stderr.contains("No module named 'huggingface_hub'") {
+                println!("skipped: the Python that FLOWS_PYTHON names has no huggingface_hub");
+                return;
+            }
+            assert!(output.status.success(), "{stderr}");
+            let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+            println!("{}: {said}", dir.display());
+            assert_eq!(said[0]["license"], "mit");
+            assert_eq!(said[0]["library_name"], "candle");
+            assert_eq!(said[0]["pipeline_tag"], "unconditional-image-generation");
+            assert!(
+                said[0]["tags"].as_array().unwrap().iter().any(|t| t.as_str().unwrap().starts_with("arxiv:"))
+            );
+            let facts = Facts::read(&dir).unwrap();
+            match facts.score() {
+                Some((split, score)) => {
+                    let want = json!([["bits_per_dim", score["bits_per_dim"], split,
+                        {"std_err": score["std_err"], "images": score["images"], "noise_draws": score["noise_draws"]}]]);
+                    assert_eq!(said[1], want);
+                }
+                None => assert_eq!(said[1], json!([])),
+            }
+        }
+    }
+}

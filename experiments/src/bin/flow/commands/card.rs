@@ -1,0 +1,26 @@
+//! `flow card`: the model cards of folders of weights.
+
+use crate::{card, output};
+use anyhow::Result;
+use experiments::run_dir::CARD;
+use std::path::PathBuf;
+
+/// `card`.
+#[derive(clap::Args)]
+pub struct CardArgs {
+    /// Folders with config.json and model.safetensors: runs, or models of weights/.
+    #[arg(required = true)]
+    folders: Vec<PathBuf>,
+}
+
+/// Writes the cards of folders.
+///
+/// # Errors
+/// When a folder holds no model or cannot be written.
+pub fn run(args: &CardArgs) -> Result<()> {
+    for folder in &args.folders {
+        card::write(folder)?;
+        output::line(folder.join(CARD).display())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! `flow eval`: bits/dim of saved weights on a part of a data set, and what stands beside it.
+
+use crate::args::{Compute, DataArgs, Overrides, Part, seed};
+use crate::hub::{WEIGHTS, Weights};
+use crate::output;
+use crate::report::measured::{comparison, terms};
+use crate::saved::{baselines, load_data, load_model, own_recipe, part, score};
+use anyhow::{Result, ensure};
+use clap::Args;
+use experiments::limits::{self, Use};
+use experiments::recipe::Resolved;
+use experiments::summary::{self, Baselines};
+use serde_json::Value;
+
+/// `eval`.
+#[derive(Args)]
+pub struct EvalArgs {
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
+    /// Data and evaluation settings of this recipe (default: the recipe that the folder holds).
+    #[arg(long)]
+    recipe: Option<String>,
+    #[command(flatten)]
+    overrides: Overrides,
+    /// The data set, in place of the recipe's.
+    #[arg(long, value_name = "NAME")]
+    data_set: Option<String>,
+    /// Which images.
+    #[arg(long, value_enum, default_value = "test")]
+    split: Part,
+    /// Only the first so many images.
+    #[arg(long)]
+    images: Option<usize>,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    data: DataArgs,
+    /// The seed of the noise (default: the seed of the run).
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
+    seed: Option<u64>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+impl EvalArgs {
+    /// What to change in the recipe.
+    ///
+    /// # Errors
+    /// When it is the model, which is the saved one.
+    fn sets(&self) -> Result<Vec<String>> {
+        let mut sets = self.overrides.sets.clone();
+        for set in &sets {
+            let key = set.split('=').next().unwrap_or_default().trim();
+            ensure!(
+                key != "model" && !key.starts_with("model."),
+                "--set {set}: saved weights have their model with them, so `eval` cannot change `{key}`; train another \
+                 with `flow train`"
+            );
+        }
+        sets.extend(self.data_set.iter().map(|name| format!("data.set={name}")));
+        Ok(sets)
+    }
+}
+
+/// Evaluates saved weights on a part of a data set.
+///
+/// # Errors
+/// When the folder holds no model, the data cannot be read, or a likelihood is not finite.
+pub fn run(args: &EvalArgs) -> Result<()> {
+    let sets = args.sets()?;
+    ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
+    let device = args.compute.open()?;
+    let (weights, commit) = args.weights.locate()?;
+    let model = load_model(&weights, &device)?;
+    let mut recipe = match &args.recipe {
+        Some(name) => Resolved::load(name, &sets)?.recipe,
+        None => own_recipe(&weights, &sets)?,
+    };
+    // The weights have their model with them.
+    recipe.model = model.config().clone();
+    limits::recipe(&recipe, Use::Evaluation, device.is_cpu())?;
+    let data = load_data(&recipe, args.data.dir.clone())?;
+    let split = part(&data, args.split)?;
+    let seed = args.seed.unwrap_or(recipe.train.seed);
+    let what = format!("{} images", args.split.name());
+    let measured = score(&model, &recipe, split, &what, args.images, seed)?;
+    let (codecs, gaussian) = baselines(&model, &recipe, &data, split, &measured, seed)?;
+    let mut object = summary::score_json(&recipe.name, args.split.name(), &measured);
+    let beside = Baselines { codecs, gaussian, ..Baselines::new(&recipe, &data) };
+    beside.json(&mut object);
+    object.insert("weights".to_owned(), args.weights.to_string().into());
+    if let Some(commit) = commit {
+        object.insert("weights_commit".to_owned(), commit.into());
+    }
+    if args.json {
+        output::line(Value::Object(object))?;
+        return Ok(());
+    }
+    let mut lines = vec![terms(&measured, args.split.name())];
+    lines.extend(comparison(Some(&measured), &beside));
+    output::line(lines.join("\n"))?;
+    Ok(())
+}

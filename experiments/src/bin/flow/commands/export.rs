@@ -1,0 +1,48 @@
+//! `flow export`: saved weights once more, in another dtype or in shards, with their run's records and a card.
+
+use crate::files::{self, FileArgs};
+use crate::hub::{WEIGHTS, Weights};
+use crate::{card, saved};
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use experiments::run_dir::COMPANIONS;
+use std::path::PathBuf;
+
+/// `export`.
+#[derive(clap::Args)]
+pub struct ExportArgs {
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
+    /// The folder to write, new or of an earlier export.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    file: FileArgs,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Writes saved weights into another folder.
+///
+/// # Errors
+/// When there are no weights, a number does not fit the dtype, or the folder cannot be written.
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let (weights, _) = args.weights.locate()?;
+    let same = weights.canonicalize().ok().zip(args.out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
+    ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
+    files::free(&args.out)?;
+    let model = saved::load_model(&weights, &Device::Cpu)?;
+    model.save(&args.out, &args.file.options())?;
+    for name in COMPANIONS {
+        let (from, to) = (weights.join(name), args.out.join(name));
+        if from.exists() {
+            std::fs::copy(&from, &to)
+                .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+        }
+    }
+    card::write(&args.out)?;
+    files::tell(&args.out, args.json)?;
+    Ok(())
+}

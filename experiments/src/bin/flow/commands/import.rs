@@ -1,0 +1,75 @@
+//! `flow import`: a model of another project's PyTorch checkpoint.
+
+use crate::card;
+use crate::files::{self, FileArgs};
+use crate::import::{Layout, Options, Pixels, convert};
+use anyhow::{Context, Result};
+use experiments::data;
+use std::path::PathBuf;
+
+/// `import`.
+#[derive(clap::Args)]
+pub struct ImportArgs {
+    /// A checkpoint of torch.save, .pth.
+    file: PathBuf,
+    /// Whose model it is.
+    #[arg(long, value_enum)]
+    from: Layout,
+    /// The folder to write, new or of an earlier import.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Height and width of the images, 32 or 32x48, where the checkpoint does not tell them.
+    #[arg(long, value_name = "HxW", value_parser = sides)]
+    size: Option<[usize; 2]>,
+    /// Bits of a pixel value that the model was trained on.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=8))]
+    bits: u8,
+    /// What its training did to pixels first, which normflows leaves to its user (default there: unit).
+    #[arg(long, value_enum)]
+    pixels: Option<Pixels>,
+    /// The channels are reversed between couplings (glow-pytorch keeps no fixed permutation in its checkpoint).
+    #[arg(long)]
+    reversed: bool,
+    #[command(flatten)]
+    weights: FileArgs,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+fn sides(text: &str) -> Result<[usize; 2], String> {
+    let (h, w) = text.split_once('x').unwrap_or((text, text));
+    let side = |text: &str| text.parse().ok().filter(|n| (1..=1 << 16).contains(n));
+    side(h)
+        .zip(side(w))
+        .map(|(h, w)| [h, w])
+        .ok_or_else(|| "a size is 32, or 32x48 for height and width".to_owned())
+}
+
+/// Imports a checkpoint.
+///
+/// # Errors
+/// Those of [`convert`], and when the folder cannot be written.
+pub fn run(args: &ImportArgs) -> Result<()> {
+    files::free(&args.out)?;
+    let ImportArgs { size, bits, pixels, reversed, .. } = *args;
+    let bytes = data::read_file(&args.file)?;
+    let name = args.file.display().to_string();
+    let model = convert(&bytes, &name, args.from, &Options { size, bits, pixels, reversed })
+        .with_context(|| format!("{name} cannot be imported"))?;
+    model.save(&args.out, &args.weights.options())?;
+    card::write(&args.out)?;
+    files::tell(&args.out, args.json)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_sides() {
+        assert_eq!((sides("32"), sides("8x12")), (Ok([32, 32]), Ok([8, 12])));
+        assert!(["", "x", "8x", "0", "-1", "70000", "8x8x8"].into_iter().all(|text| sides(text).is_err()));
+    }
+}

@@ -1,0 +1,182 @@
+//! `flow inpaint`: what is missing of an image, filled in by climbing log p.
+
+use crate::draw::sheet::{Cell, Sheet, room};
+use crate::progress::{Stopped, stopped};
+use crate::session::{Base, Images, Out, Scale, Session, doubles, mean, pooled};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::{Args, ValueEnum};
+use flows::latents::{self, Inpainting};
+use serde_json::json;
+use std::time::Instant;
+
+/// Which part of an image is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Missing {
+    /// The right half.
+    Right,
+    /// The left half.
+    Left,
+    /// The upper half.
+    Top,
+    /// The lower half.
+    Bottom,
+    /// The square in the middle, of half the side.
+    Centre,
+    /// Three of four pixels, evenly spread.
+    Most,
+}
+
+impl Missing {
+    /// 1 where a pixel is known, (1, 1, H, W).
+    fn known(self, [_, h, w]: [usize; 3]) -> Result<Tensor> {
+        let missing = |y: usize, x: usize| match self {
+            Self::Right => x >= w / 2,
+            Self::Left => x < w / 2,
+            Self::Top => y < h / 2,
+            Self::Bottom => y >= h / 2,
+            Self::Centre => (h / 4..h - h / 4).contains(&y) && (w / 4..w - w / 4).contains(&x),
+            Self::Most => y % 2 == 1 || x % 2 == 1,
+        };
+        let v = (0..h * w).map(|p| f32::from(u8::from(!missing(p / w, p % w)))).collect();
+        Ok(Tensor::from_vec(v, (1, 1, h, w), &Device::Cpu)?)
+    }
+}
+
+/// `inpaint`.
+#[derive(Args)]
+pub struct InpaintArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// What is missing.
+    #[arg(long, value_enum, default_value = "right")]
+    missing: Missing,
+    /// Gradients of log p for each completion.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Completions of each image, from different samples.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
+    draws: u8,
+    /// The temperature of the samples that the climb starts from.
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
+    temperature: f64,
+}
+
+/// Fills in the missing part of images.
+///
+/// # Errors
+/// When the images are not the model's, or a gradient is not finite.
+pub fn run(args: &InpaintArgs) -> Result<()> {
+    let s = Session::open(&args.base, &args.out, "inpaint")?;
+    let shape = s.shape()?;
+    let known = args.missing.known(shape)?.to_device(&s.device)?;
+    ensure!(
+        doubles(&known)?.contains(&0.),
+        "images of {} × {} pixels are too small for --missing {:?}: choose another",
+        shape[1],
+        shape[2],
+        args.missing
+    );
+    let picked = s.images(&args.images, 5)?;
+    room(picked.names.len(), 2 + usize::from(args.draws), shape, args.scale.scale)?;
+    pooled(|| {
+        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
+        let bins = f64::from(1u32 << s.model.config().bits());
+        let bits = |x: &Tensor| -> Result<Vec<f64>> { doubles(&s.model.bits_per_dim(x, cond)?) };
+        let of_images = bits(&picked.x)?;
+        let mask = known.to_dtype(picked.x.dtype())?;
+        // What is missing is drawn in the middle grey.
+        let grey = (picked.x.broadcast_mul(&mask)?
+            + mask.affine(-bins / 2., bins / 2.)?.broadcast_as(picked.x.shape())?)?;
+        let with = |x: &Tensor, bits: &[f64]| -> Result<Vec<Option<Cell>>> {
+            let cells = s.bytes(x)?.into_iter().zip(bits);
+            Ok(cells.map(|(bytes, b)| Some(Cell { bytes, caption: format!("{b:.2}") })).collect())
+        };
+        let mut columns = vec![with(&picked.x, &of_images)?, s.cells(&grey)?];
+        let mut names = vec!["image".to_owned(), "known".to_owned()];
+        let (mut filled, mut climbs, mut of_filled) = (vec![], vec![], vec![]);
+        for draw in 0..args.draws {
+            tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
+            let seed = args.base.seed.wrapping_add(u64::from(draw));
+            let start = s.model.sample(n, args.temperature, seed, cond)?;
+            let start =
+                s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
+            let o = Inpainting::new(args.steps as usize, (0., bins));
+            let mut told = Instant::now();
+            let go_on = |step: usize| {
+                if told.elapsed().as_secs() >= 10 {
+                    told = Instant::now();
+                    tracing::info!("gradient {step} of {}", args.steps);
+                }
+                !stopped()
+            };
+            let inpainted = latents::inpaint_while(&s.model, &picked.x, &known, &start, cond, &o, go_on)?;
+            let (x, climbed) = inpainted.ok_or(Stopped)?;
+            let b = bits(&x)?;
+            columns.push(with(&x, &b)?);
+            names.push(format!("filled {}", draw + 1));
+            of_filled.extend(b);
+            filled.push(x);
+            climbs.push(climbed);
+        }
+        let mut cells: Vec<Vec<Option<Cell>>> = (0..n).map(|_| Vec::new()).collect();
+        for column in columns {
+            for (row, cell) in cells.iter_mut().zip(column) {
+                row.push(cell);
+            }
+        }
+        let sheet = Sheet {
+            title: s.title("What is missing, filled in"),
+            notes: vec![format!(
+                "{} steps up log p, from a sample each; bits/dim under each image",
+                args.steps
+            )],
+            columns: names,
+            rows: picked.names.clone(),
+            cells,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(s.draft.drawn())?;
+        let lines = [format!(
+            "{n} images of {:.4} bits/dim on average, filled in {:.4}",
+            mean(&of_images),
+            mean(&of_filled)
+        )];
+        let figures = json!({
+            "images": picked.names, "missing": format!("{:?}", args.missing).to_lowercase(), "steps": args.steps,
+            "temperature": args.temperature,
+            "bits_per_dim": of_images, "filled_bits_per_dim": of_filled,
+        });
+        let tensors = vec![
+            ("images", picked.x),
+            ("known", known.to_dtype(DType::F32)?),
+            ("filled", Tensor::stack(&filled, 1)?),
+            ("log_prob", Tensor::stack(&climbs, 0)?),
+        ];
+        s.finish(figures, tensors, &lines)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_leave_what_they_say() {
+        let left =
+            |missing: Missing| -> f64 { doubles(&missing.known([1, 8, 8]).unwrap()).unwrap().iter().sum() };
+        for half in [Missing::Right, Missing::Left, Missing::Top, Missing::Bottom] {
+            assert_eq!(left(half), 32.);
+        }
+        assert_eq!((left(Missing::Centre), left(Missing::Most)), (48., 16.));
+        let known = doubles(&Missing::Right.known([1, 1, 4]).unwrap()).unwrap();
+        assert_eq!(known, [1., 1., 0., 0.]);
+    }
+}

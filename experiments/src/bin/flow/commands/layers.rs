@@ -1,0 +1,180 @@
+//! `layers`: what one image becomes on its way through the chain, and what each layer adds to its log-likelihood.
+
+use crate::draw::plots::FINE;
+use crate::draw::sheet::{Area, Cell, Sheet};
+use crate::session::{Base, Images, Out, Scale, Session, brief, doubles, host, pooled};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use clap::Args;
+use flows::latents::{self, Inside, Step};
+use plotters::prelude::*;
+use serde_json::json;
+use std::f64::consts::LN_2;
+
+/// States in the picture, at most, the image among them.
+const STATES: usize = 24;
+/// States in a row.
+const COLUMNS: usize = 8;
+
+/// `layers`.
+#[derive(Args)]
+pub struct LayersArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+}
+
+/// Whether a layer is preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
+fn preprocesses(step: &Step) -> bool {
+    ["rescale", "logit", "flatten", "whiten"].contains(&step.path.as_str())
+}
+
+/// Follows one image through the chain.
+///
+/// # Errors
+/// When it is more than one image, or not the model's.
+pub fn run(args: &LayersArgs) -> Result<()> {
+    let s = Session::open(&args.base, &args.out, "layers")?;
+    let shape = s.shape()?;
+    let given = args.images.images.len();
+    ensure!(
+        given <= 1,
+        "one image goes through the layers, {given} were given: name one, or none for the first of the data"
+    );
+    let picked = s.images(&args.images, 1)?;
+    pooled(|| {
+        let steps = latents::trace(&s.model, &picked.x, picked.cond.as_ref())?;
+        let per_dim = |nats: f64| -nats / (s.model.dims() as f64 * LN_2);
+        let mut sum = 0.;
+        let (mut states, mut log_dets, mut ended) = (vec![], vec![], vec![]);
+        for step in &steps {
+            let state = step.layout(&shape)?;
+            let log_det = doubles(&step.log_det)?[0];
+            sum += log_det;
+            log_dets.push(log_det);
+            ended.push(per_dim(doubles(&s.model.prior().log_prob(&state.flatten_from(1)?)?)?[0] + sum));
+            states.push(state);
+        }
+        let bad = steps.iter().zip(&ended).find(|(_, b)| !b.is_finite());
+        ensure!(
+            bad.is_none(),
+            "layer `{}` makes values of this image that are not finite: look at the weights with `flow doctor`",
+            bad.map_or("", |(step, _)| &step.path)
+        );
+        // What scales is what changes a picture; all others move values or mix channels.
+        let told = |i: &usize| {
+            let step = &steps[*i];
+            matches!(step.inside, Inside::Elements(_))
+                || step.path.starts_with("coupling")
+                || *i + 1 == steps.len()
+        };
+        let candidates: Vec<usize> = (0..steps.len()).filter(told).collect();
+        let shown = (STATES - 1).min(candidates.len());
+        let spread = |i: usize| {
+            candidates
+                [if shown < 2 { candidates.len() - 1 } else { i * (candidates.len() - 1) / (shown - 1) }]
+        };
+        let mut cells =
+            vec![Some(Cell { bytes: s.bytes(&picked.x)?.remove(0), caption: "image".to_owned() })];
+        for i in (0..shown).map(spread) {
+            let v = host(&states[i])?;
+            let mean = v.iter().sum::<f32>() / v.len() as f32;
+            let sd = (v.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / v.len() as f32)
+                .sqrt()
+                .max(f32::MIN_POSITIVE);
+            // Three standard deviations each way are black and white.
+            let bytes = v.iter().map(|x| ((x - mean) / sd * 42.5 + 127.5).clamp(0., 255.) as u8).collect();
+            let name = steps[i].path.trim_end_matches(".coupling").replace('.', " ");
+            cells.push(Some(Cell { bytes, caption: name }));
+        }
+        let mut rows: Vec<Vec<Option<Cell>>> = Vec::new();
+        for (i, cell) in cells.into_iter().enumerate() {
+            if i % COLUMNS == 0 {
+                rows.push(Vec::new());
+            }
+            rows.last_mut().expect("the first begins one").push(cell);
+        }
+        let sheet = Sheet {
+            title: s.title(&format!("Image {} through the layers", picked.names[0])),
+            notes: std::iter::once(
+                "values after a layer, in the order of an image; black to white is three standard deviations each way",
+            )
+            .chain((shown < candidates.len()).then_some("not every step is drawn"))
+            .map(str::to_owned)
+            .collect(),
+            columns: vec![],
+            rows: vec![],
+            cells: rows,
+            shape,
+            scale: args.scale.scale,
+        };
+        let first = steps.iter().position(|step| !preprocesses(step)).unwrap_or(0);
+        let shares: Vec<f64> = log_dets.iter().map(|l| per_dim(*l)).collect();
+        sheet.write_over(s.draft.drawn(), 330, |area| {
+            let (left, right) = area.split_horizontally(area.dim_in_pixel().0 / 2);
+            chart(&left, "bits/dim if the flow ended after this layer", &ended, first, false)?;
+            chart(&right, "bits/dim that this layer's log-det adds", &shares, first, true)
+        })?;
+        let all = Tensor::cat(&states, 0)?;
+        let names: Vec<&str> = steps.iter().map(|step| step.path.as_str()).collect();
+        let figures = json!({
+            "image": picked.names[0], "layers": names, "log_det": log_dets, "bits_per_dim_if_ended": ended,
+            "bits_per_dim": ended.last(),
+        });
+        let lines = [format!(
+            "{} layers: {} bits/dim after `{}`, {:.4} after the last",
+            steps.len(),
+            brief(ended[first.saturating_sub(1)]),
+            names[first.saturating_sub(1)],
+            ended[ended.len() - 1]
+        )];
+        let tensors = vec![
+            ("states", all.to_dtype(DType::F32)?),
+            ("log_det", Tensor::new(log_dets.as_slice(), &s.device)?),
+            ("bits_per_dim_if_ended", Tensor::new(ended.as_slice(), &s.device)?),
+        ];
+        s.finish(figures, tensors, &lines)
+    })
+}
+
+/// Values by layer from layer `first` on, as bars from zero or as a line.
+fn chart(area: &Area, title: &str, values: &[f64], first: usize, bars: bool) -> Result<()> {
+    let shown = &values[first..];
+    let zero = if bars { 0. } else { shown[0] };
+    let (low, high) = shown.iter().fold((zero, zero), |(a, b), &v| (a.min(v), b.max(v)));
+    let margin = 0.06 * (high - low).max(1e-6);
+    let end = values.len() as f64;
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 17 * FINE))
+        .margin(12 * FINE)
+        .x_label_area_size(42 * FINE)
+        .y_label_area_size(62 * FINE)
+        .build_cartesian_2d(first as f64..end, low - margin..high + margin)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .bold_line_style(BLACK.mix(0.1).stroke_width(FINE))
+        .x_desc("layer")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| brief(if y.abs() < 1e-9 * (high - low) { 0. } else { *y }))
+        .label_style(("sans-serif", 14 * FINE))
+        .axis_desc_style(("sans-serif", 15 * FINE))
+        .draw()?;
+    let blue = RGBColor(31, 90, 150);
+    if bars {
+        chart.draw_series(shown.iter().enumerate().map(|(i, v)| {
+            let x = (first + i) as f64;
+            Rectangle::new([(x + 0.1, 0.), (x + 0.9, *v)], blue.filled())
+        }))?;
+        chart.draw_series(LineSeries::new([(first as f64, 0.), (end, 0.)], BLACK.stroke_width(FINE)))?;
+    } else {
+        let points = shown.iter().enumerate().map(|(i, v)| ((first + i) as f64 + 0.5, *v));
+        chart.draw_series(LineSeries::new(points, blue.stroke_width(2 * FINE)))?;
+    }
+    Ok(())
+}

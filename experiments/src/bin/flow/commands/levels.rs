@@ -1,0 +1,124 @@
+//! `flow levels`: what each level of a multi-scale model holds.
+
+use crate::draw::sheet::{Cell, Sheet, room};
+use crate::progress::go_on;
+use crate::session::{Base, Images, Out, Scale, Session, brief, doubles, mean, pooled};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use clap::Args;
+use flows::latents;
+use serde_json::json;
+
+/// `levels`.
+#[derive(Args)]
+pub struct LevelsArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    images: Images,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// New latents for each level.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
+    draws: u8,
+    /// The temperature of what is drawn anew.
+    #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
+    temperature: f64,
+}
+
+/// Draws one level's latents anew and keeps the others.
+///
+/// # Errors
+/// When the images are not the model's.
+pub fn run(args: &LevelsArgs) -> Result<()> {
+    let s = Session::open(&args.base, &args.out, "levels")?;
+    let shape = s.shape()?;
+    ensure!(
+        args.temperature >= 0. && args.temperature.is_finite(),
+        "--temperature {}: it must be 0 or more",
+        args.temperature
+    );
+    let picked = s.images(&args.images, 5)?;
+    room(picked.names.len(), 1 + usize::from(args.draws), shape, args.scale.scale)?;
+    pooled(|| {
+        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
+        let z = s.model.encode(&picked.x, cond)?;
+        let parts = s.model.levels(&z)?;
+        let mut columns = vec!["image".to_owned()];
+        let mut rows: Vec<Vec<Option<Cell>>> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
+        let mut changes = vec![];
+        let mut all = vec![];
+        let mut lost = 0;
+        for (level, part) in parts.iter().enumerate() {
+            let (_, c, h, w) = part.dims4()?;
+            let mut off = vec![];
+            for draw in 0..args.draws {
+                go_on()?;
+                let fresh = latents::prior(&s.model, n, args.base.seed.wrapping_add(u64::from(draw)))?;
+                let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
+                let x = s.model.decode(&swapped, cond)?;
+                let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
+                let mut seen = vec![];
+                for ((row, cell), square) in rows.iter_mut().zip(s.seen(&x)?).zip(squares) {
+                    if cell.is_some() {
+                        seen.push(square);
+                    } else {
+                        lost += 1;
+                    }
+                    row.push(cell);
+                }
+                if !seen.is_empty() {
+                    off.push(mean(&seen).sqrt());
+                }
+                columns.push(format!("level {level}\n{c}×{h}×{w}"));
+                all.push(x);
+            }
+            changes.push(mean(&off));
+        }
+        let drawn = all.len() * n;
+        ensure!(
+            lost < drawn,
+            "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
+            args.base.weights
+        );
+        let sheet = Sheet {
+            title: s.title("One level's latents drawn anew"),
+            notes: vec![format!(
+                "level 0 is the first that is factored out, level {} the last; temperature {}{}",
+                parts.len() - 1,
+                brief(args.temperature),
+                if lost > 0 { "; a free place: the inverse overflows" } else { "" }
+            )],
+            columns,
+            rows: picked.names.clone(),
+            cells: rows,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(s.draft.drawn())?;
+        let mut lines: Vec<String> = parts
+            .iter()
+            .zip(&changes)
+            .enumerate()
+            .map(|(l, (part, off))| {
+                let numbers = part.elem_count() / n;
+                let share = 100. * numbers as f64 / s.model.dims() as f64;
+                format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)")
+            })
+            .collect();
+        if lost > 0 {
+            lines.push(format!(
+                "{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature"
+            ));
+        }
+        let images = Tensor::stack(&all, 1)?;
+        let figures = json!({
+            "images": picked.names, "draws": args.draws, "temperature": args.temperature, "rms_change": changes,
+            "not_finite": lost,
+            "shapes": parts.iter().map(|p| p.dims()[1..].to_vec()).collect::<Vec<_>>(),
+        });
+        s.finish(figures, vec![("z", z), ("images", images.to_dtype(DType::F32)?)], &lines)
+    })
+}

@@ -1,0 +1,26 @@
+//! The commands: one file each with its arguments, its work and its output.
+
+pub mod attribute;
+pub mod card;
+pub mod density;
+pub mod doctor;
+pub mod eval;
+pub mod explain;
+pub mod export;
+pub mod import;
+pub mod inpaint;
+pub mod interpolate;
+pub mod layers;
+pub mod levels;
+pub mod list;
+pub mod nearest;
+pub mod ood;
+pub mod pull;
+pub mod push;
+pub mod reconstruct;
+pub mod report;
+pub mod reproduce;
+pub mod sample;
+pub mod table;
+pub mod temperature;
+pub mod weights;

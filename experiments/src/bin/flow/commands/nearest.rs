@@ -1,0 +1,156 @@
+//! `flow nearest`: samples beside the training images that are nearest to them.
+
+use crate::draw::samples::to_bytes;
+use crate::draw::sheet::{Cell, Sheet, room};
+use crate::session::{Base, Out, Scale, Session, Source, mean, pooled};
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use clap::Args;
+use experiments::data::Split;
+use experiments::limits;
+use flows::latents::{self};
+use serde_json::json;
+
+/// `nearest`.
+#[derive(Args)]
+pub struct NearestArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// Samples.
+    #[arg(short, long = "number", default_value_t = 6)]
+    n: usize,
+    /// Neighbours of each.
+    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
+    k: u8,
+    /// The temperature of the samples.
+    #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
+    temperature: f64,
+}
+
+/// The nearest training images of one image, nearest first.
+struct Neighbours {
+    places: Vec<usize>,
+    /// In grey levels.
+    distances: Vec<f64>,
+}
+
+/// The k nearest of a split's images to each query, both as visible bytes.
+fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<Vec<Neighbours>> {
+    /// Images that are floats at a time.
+    const BLOCK: usize = 2048;
+    let n = queries.dim(0)?;
+    let mut found: Vec<Vec<(f64, usize)>> = vec![Vec::new(); n];
+    let bits = s.model.config().bits();
+    let [c, h, w] = s.shape()?;
+    for first in (0..split.len()).step_by(BLOCK) {
+        let end = (first + BLOCK).min(split.len());
+        let values: Vec<f32> =
+            (first..end).flat_map(|i| split.pixels(i)).map(|p| f32::from(p >> (8 - bits))).collect();
+        let seen: Vec<f32> = to_bytes(&values, bits).into_iter().map(f32::from).collect();
+        let block = Tensor::from_vec(seen, (end - first, c, h, w), &s.device)?;
+        let (places, distances) = latents::nearest(queries, &block, k.min(end - first))?;
+        for ((all, places), distances) in
+            found.iter_mut().zip(places.to_vec2::<u32>()?).zip(distances.to_vec2::<f32>()?)
+        {
+            all.extend(
+                distances.into_iter().map(f64::from).zip(places.into_iter().map(|p| first + p as usize)),
+            );
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            all.truncate(k);
+        }
+    }
+    let neighbours = |all: Vec<(f64, usize)>| {
+        let (distances, places) = all.into_iter().unzip();
+        Neighbours { places, distances }
+    };
+    Ok(found.into_iter().map(neighbours).collect())
+}
+
+/// Samples beside the training images nearest to them, and how near test images are.
+///
+/// # Errors
+/// When the data are not the model's.
+pub fn run(args: &NearestArgs) -> Result<()> {
+    /// Test images whose neighbours are what samples are compared with.
+    const COMPARED: usize = 50;
+    let s = Session::open(&args.base, &args.out, "nearest")?;
+    let shape = s.shape()?;
+    ensure!(args.n > 0, "-n 0: draw at least one sample");
+    limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    room(args.n, 1 + usize::from(args.k), shape, args.scale.scale)?;
+    let cond = s.labels(args.n)?;
+    let data = s.data(&args.source)?;
+    s.fits(&data.train, &data.name)?;
+    let k = usize::from(args.k).min(data.train.len());
+    pooled(|| {
+        let x = s.model.sample(args.n, args.temperature, args.base.seed, cond.as_ref())?;
+        let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
+        let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
+            let n = bytes.len();
+            let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
+            Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
+        };
+        tracing::info!("comparing with {} training images", data.train.len());
+        let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
+        let test = data.test.take(COMPARED);
+        let (test_x, _) = s.dequantise(&test)?;
+        let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
+        let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
+        let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
+
+        let mut cells = Vec::new();
+        for (sample, near) in s.bytes(&x)?.into_iter().zip(&found) {
+            let neighbours = s.bytes(&s.dequantise(&data.train.select(&near.places))?.0)?;
+            let mut row = vec![Some(Cell { bytes: sample, caption: String::new() })];
+            row.extend(
+                neighbours
+                    .into_iter()
+                    .zip(&near.distances)
+                    .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
+            );
+            cells.push(row);
+        }
+        let sheet = Sheet {
+            title: s.title("Samples and their nearest training images"),
+            notes: vec![
+                "under each neighbour its distance: root-mean-square grey levels".to_owned(),
+                format!(
+                    "nearest of {} to a sample: {of_samples:.1}; to a test image: {of_test:.1}",
+                    data.train.len()
+                ),
+            ],
+            columns: std::iter::once("sample".to_owned()).chain((1..=k).map(|i| i.to_string())).collect(),
+            rows: vec![],
+            cells,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(s.draft.drawn())?;
+        let lines = [format!(
+            "the nearest of {} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {}), \
+             {of_test:.2} from a test image (mean of {})",
+            data.train.len(),
+            args.n,
+            test.len()
+        )];
+        let figures = json!({
+            "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
+            "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
+        });
+        let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
+        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.iter().copied()).collect();
+        let tensors = vec![
+            ("samples", x),
+            ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),
+            ("distances", Tensor::from_vec(distances, (args.n, k), &s.device)?),
+            ("test_distances", Tensor::new(first(&of_tests), &s.device)?),
+        ];
+        s.finish(figures, tensors, &lines)
+    })
+}

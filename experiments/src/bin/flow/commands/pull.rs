@@ -1,0 +1,123 @@
+//! `flow pull`: a model of the Hugging Face hub.
+
+use crate::hub::{Address, why};
+use crate::output;
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use experiments::run_dir::COMPANIONS;
+use flows::hub;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// `pull`.
+#[derive(Args)]
+pub struct PullArgs {
+    /// The model, at a branch, a tag or a commit (default: main).
+    #[arg(value_name = "hf:USER/NAME[@REVISION]")]
+    address: Address,
+    /// Copy its files to this new folder (default: print the folder in the hub's cache).
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Fetches a model.
+///
+/// # Errors
+/// When the hub does not have it, it does not arrive whole, or it cannot be written.
+pub fn run(args: &PullArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        ensure!(
+            !out.is_file(),
+            "--out {} is a file: name a folder, which is made if it is not there",
+            out.display()
+        );
+    }
+    let snapshot = args.address.pull()?;
+    let folder = match &args.out {
+        Some(out) => {
+            place(&snapshot.folder, out)?;
+            out.clone()
+        }
+        None => snapshot.folder.clone(),
+    };
+    if args.json {
+        output::line(json!({
+            "repository": args.address.repository.to_string(),
+            "revision": args.address.revision.to_string(),
+            "commit": snapshot.commit,
+            "folder": folder.display().to_string(),
+        }))?;
+    } else {
+        output::line(format_args!("{}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// Puts a snapshot's files into the folder `out`, which appears at once with all of them.
+fn place(snapshot: &Path, out: &Path) -> Result<()> {
+    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), None).map_err(why)?;
+    let cannot = || format!("--out {}: the folder cannot be made", out.display());
+    let occupied = match std::fs::read_dir(out) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error).with_context(cannot),
+    };
+    if occupied {
+        let there = hub::plan(out, &COMPANIONS.map(str::to_owned), None).unwrap_or_default();
+        let same = files.iter().all(|file| {
+            there.iter().any(|other| (&other.name, other.sha256()) == (&file.name, file.sha256()))
+        });
+        ensure!(same, "--out {} holds other files: name a new folder", out.display());
+        return Ok(());
+    }
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).with_context(cannot)?;
+    let part = tempfile::Builder::new().prefix(".pull-").tempdir_in(parent).with_context(cannot)?;
+    for file in &files {
+        let to = part.path().join(&file.name);
+        let copied =
+            std::fs::copy(snapshot.join(&file.name), &to).and_then(|_| std::fs::File::open(&to)?.sync_all());
+        copied.with_context(|| format!("--out {}: {} cannot be written", out.display(), file.name))?;
+    }
+    // A temporary folder is for its owner alone, which a folder of weights need not be.
+    let part = part.keep();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let plain = std::fs::metadata(parent).map(|m| m.permissions().mode() & 0o777).unwrap_or(0o755);
+        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(plain)).ok();
+    }
+    std::fs::rename(&part, out).with_context(cannot).inspect_err(|_| drop(std::fs::remove_dir_all(&part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("snapshot");
+        std::fs::create_dir(&from).unwrap();
+        for name in ["config.json", "model.safetensors", "recipe.toml", "notes.txt"] {
+            std::fs::write(from.join(name), name).unwrap();
+        }
+        let out = dir.path().join("deep/er/out");
+        place(&from, &out).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["config.json", "model.safetensors", "recipe.toml"]);
+        assert_eq!(std::fs::read_dir(out.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        place(&from, &out).unwrap();
+        std::fs::write(out.join("config.json"), "mine").unwrap();
+        assert!(place(&from, &out).unwrap_err().to_string().contains("holds other files"));
+        assert_eq!(std::fs::read_to_string(out.join("config.json")).unwrap(), "mine");
+    }
+}

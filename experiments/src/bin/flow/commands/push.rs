@@ -1,0 +1,126 @@
+//! `flow push`: a run on the Hugging Face hub.
+//!
+//! What is published is named here and nowhere else: config, weights, card and the files of a run that a reader may want;
+//! never the checkpoint, never a hidden file.
+
+use crate::hub::why;
+use crate::saved::load_model;
+use crate::{card, output};
+use anyhow::{Result, ensure};
+use candle_core::Device;
+use clap::Args;
+use experiments::lock::Lock;
+use experiments::run_dir::{CARD, COMPANIONS};
+use flows::hub::{self, PushOptions, Repository, Revision};
+use indicatif::HumanBytes;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// `push`.
+#[derive(Args)]
+pub struct PushArgs {
+    /// The folder of a run, or of a model of weights/.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The repository, which is made if it is not there.
+    #[arg(value_name = "USER/NAME", value_parser = repository)]
+    repository: Repository,
+    /// For nobody else to see.
+    #[arg(long)]
+    private: bool,
+    /// The branch.
+    #[arg(long, value_name = "BRANCH", default_value = "main", value_parser = revision)]
+    revision: Revision,
+    /// A name for this state, for good.
+    #[arg(long, value_name = "NAME", value_parser = revision)]
+    tag: Option<Revision>,
+    /// Print the files that would go up, with their lengths and SHA-256, and send nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+fn repository(text: &str) -> Result<Repository> {
+    Repository::model(text.strip_prefix("hf:").unwrap_or(text)).map_err(why)
+}
+
+fn revision(text: &str) -> Result<Revision> {
+    Revision::new(text).map_err(why)
+}
+
+/// Publishes a run.
+///
+/// # Errors
+/// When the folder holds no model that can be loaded, and as [`Hub::push`].
+pub fn run(args: &PushArgs) -> Result<()> {
+    let PushArgs { run, repository, .. } = args;
+    ensure!(run.is_dir(), "{} is no folder: name that of a run or of a model", run.display());
+    // A run that is at work would be published half changed.
+    let _lock = Lock::share(run)?;
+    // What does not load here will not load elsewhere.
+    drop(load_model(run, &Device::Cpu)?);
+    let options = PushOptions {
+        private: args.private,
+        revision: args.revision.clone(),
+        tag: args.tag.clone(),
+        message: None,
+        also: COMPANIONS.map(str::to_owned).to_vec(),
+        card: card(run, repository)?,
+    };
+    let files = hub::plan(run, &options.also, options.card.as_deref()).map_err(why)?;
+    let listed: Vec<_> = files
+        .iter()
+        .map(|file| json!({ "file": file.name, "bytes": file.bytes(), "sha256": file.sha256() }))
+        .collect();
+    if args.dry_run {
+        if args.json {
+            output::line(json!({ "repository": repository.to_string(), "files": listed }))?;
+            return Ok(());
+        }
+        let mut lines: Vec<String> =
+            files.iter().map(|f| format!("{} {:>11}  {}", f.sha256(), f.bytes(), f.name)).collect();
+        let bytes = files.iter().map(hub::PushFile::bytes).sum();
+        let visible = if args.private { "private" } else { "public" };
+        lines.push(format!(
+            "{} files, {}, would go to {repository} at {} ({visible}); nothing was sent",
+            files.len(),
+            HumanBytes(bytes),
+            options.revision
+        ));
+        output::line(lines.join("\n"))?;
+        return Ok(());
+    }
+    let pushed = crate::hub::hub()?.push(run, repository, &options).map_err(why)?;
+    if args.json {
+        output::line(json!({
+            "repository": repository.to_string(),
+            "url": pushed.url,
+            "commit": pushed.commit,
+            "uploaded": pushed.uploaded,
+            "files": listed,
+        }))?;
+    } else {
+        output::line(format_args!(
+            "{}: commit {}, {} of {} files new or changed",
+            pushed.url,
+            pushed.commit,
+            pushed.uploaded,
+            files.len()
+        ))?;
+    }
+    Ok(())
+}
+
+/// The model card to publish: made anew with the repository's name in it, unless the folder has one that a person has
+/// written or changed, which goes as it is.
+fn card(run: &Path, repository: &Repository) -> Result<Option<String>> {
+    let path = run.join(CARD);
+    ensure!(!path.is_dir(), "{} is a folder, and the model card's name", path.display());
+    let theirs = match std::fs::read_to_string(&path) {
+        Ok(text) => !card::is_generated(run, &text)?,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    };
+    if theirs { Ok(None) } else { card::render(run, Some(&repository.to_string())).map(Some) }
+}

@@ -1,0 +1,39 @@
+//! `flow report`: a run as one HTML file.
+
+use crate::output;
+use crate::report::html;
+use anyhow::{Context, Result};
+use experiments::run_dir::{REPORT, SUMMARY};
+use experiments::summary::Summary;
+use flows::models::write_atomic;
+use std::path::PathBuf;
+
+/// `report`.
+#[derive(clap::Args)]
+pub struct ReportArgs {
+    /// The folder of a finished run, or of a model of weights/.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The file to write (default: report.html in the run's folder).
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Writes the report of a run.
+///
+/// # Errors
+/// When the folder holds no finished run, or the file cannot be written or is not to be one of HTML.
+pub fn run(args: &ReportArgs) -> Result<()> {
+    let out = args.out.clone().unwrap_or_else(|| args.run.join(REPORT));
+    let summary = Summary::read(&args.run)?.with_context(|| {
+        format!(
+            "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
+            args.run.display()
+        )
+    })?;
+    output::writable(&out, "html", "the report is HTML")?;
+    let html = html::render(&args.run, &summary)?;
+    write_atomic(&out, html.as_bytes())?;
+    output::line(out.display())?;
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! `flow reproduce` and `flow train`: training, then evaluation, pictures and the row of the table.
+//!
+//! The pictures are drawn before summary.json is written: where it is, the run has ended, and its card can be written.
+
+use crate::args::{Compute, DataArgs, RecipeArgs};
+use crate::draw::{plots, samples};
+use crate::progress::{self, Stopped};
+use crate::report::measured::{comparison, terms};
+use crate::report::table;
+use crate::saved::{baselines, load_data, score};
+use crate::{card, output};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use experiments::data::{Dataset, Split, known};
+use experiments::limits::{self, Use};
+use experiments::lock::Lock;
+use experiments::recipe::Recipe;
+use experiments::run_dir::{self, CARD, CURVE, SAMPLES, SUMMARY};
+use experiments::summary::{Rounded, Summary, Training};
+use experiments::train;
+use flows::ops::precision::{self, Precision};
+use flows::{Memory, Model};
+use std::path::{Path, PathBuf};
+
+/// `reproduce` and `train`.
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    data: DataArgs,
+    /// The run's folder (default: runs/RECIPE). The same command resumes there, or prints the result it had.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Training images that are evaluated after training, at most: the number only shows how far train and test are apart.
+const TRAIN_IMAGES: usize = 2_000;
+
+/// Trains, evaluates, samples, draws and sums up; without `test` the test images are not looked at.
+///
+/// # Errors
+/// When a setting is impossible, data cannot be read, training diverges or a file cannot be written.
+pub fn run(args: &RunArgs, test: bool) -> Result<()> {
+    let mut resolved = args.recipe.resolve()?;
+    let device = args.compute.open()?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {} is a file: name a folder, which is made if it is not there",
+        out.display()
+    );
+    let (lock, data) = match finished(&resolved.recipe, &out, test)? {
+        Some(summary) => {
+            tracing::info!("{} holds this run's result already", out.display());
+            // Of a run that ended before there were cards, or was killed before it wrote its own.
+            if !out.join(CARD).exists() {
+                card::write(&out)?;
+            }
+            print_result(&summary, &out, args.json)?;
+            return Ok(());
+        }
+        // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
+        None => {
+            train::check_precision(&resolved.recipe.train, &device)?;
+            limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
+            let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
+            (lock, load_data(&resolved.recipe, args.data.dir.clone())?)
+        }
+    };
+    fit_shape(&mut resolved.recipe, &data)?;
+    let recipe = &resolved.recipe;
+    limits::recipe(recipe, Use::Training, device.is_cpu())?;
+    ensure!(
+        recipe.train.batch <= data.train.len(),
+        "`train.batch` = {} is more than the {} training examples of `{}`: lower it",
+        recipe.train.batch,
+        data.train.len(),
+        data.name
+    );
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let _lock = match lock {
+        Some(lock) => lock,
+        None => Lock::take(&out)?,
+    };
+
+    tracing::info!("{}", limits::announce(recipe));
+    if recipe.train.memory == Memory::Store {
+        keep_memory();
+    }
+    let on_begin = || run_dir::write_recipe(&out, &resolved);
+    let mut progress = progress::Training::new(&recipe.name, on_begin);
+    let outcome = train::train(recipe, &data, &device, &out, &mut progress, &progress::STOP)?;
+    progress.finish()?;
+    if !outcome.finished {
+        tracing::info!("saved after update {}: the same command goes on from there", outcome.updates);
+        return Err(Stopped.into());
+    }
+    let stopped = serde_json::to_value(outcome.stopped_by)?;
+    let training = Training {
+        updates: outcome.updates,
+        images_seen: outcome.images_seen,
+        images_per_second: outcome.images_per_second,
+        wall_seconds: outcome.wall_seconds,
+        stopped: stopped.as_str().unwrap_or_default().to_owned(),
+        best_update: outcome.best_validation.map(|(update, _)| update),
+    };
+
+    let model = Model::load(&out, &device)?;
+    let mut result = Summary::new(recipe, &data, model.params().count(), args.compute.name(), training)?;
+    measure(&mut result, &model, recipe, &data, test).inspect_err(|error| {
+        if error.is::<Stopped>() {
+            tracing::info!("the training is saved, its evaluation is not: the same command makes it");
+        }
+    })?;
+    let seed = recipe.train.seed;
+    let path = out.join(SAMPLES);
+    samples::picture(
+        &model,
+        recipe.eval.samples,
+        recipe.eval.temperature,
+        seed,
+        None,
+        Some(&data.train),
+        &path,
+    )?;
+    curve(&result, &out)?;
+    result.write(&out)?;
+    // What is printed is what was written, so that printing it again later gives the same digits.
+    let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
+    card::write(&out)?;
+    print_result(&result, &out, args.json)?;
+    Ok(())
+}
+
+/// Evaluates the trained model: on the test images where `test` says so, on the validation images, on training images.
+fn measure(result: &mut Summary, model: &Model, recipe: &Recipe, data: &Dataset, test: bool) -> Result<()> {
+    let seed = recipe.train.seed;
+    let score = |split: &Split, what: &str, limit| score(model, recipe, split, what, limit, seed);
+    if test {
+        result.test = Some(score(&data.test, "test images", None)?);
+    }
+    if let Some(valid) = &data.valid {
+        result.validation = Some(score(valid, "validation images", None)?);
+    }
+    let of_train = score(&data.train, "training images", Some(TRAIN_IMAGES))?;
+    if recipe.train.precision != Precision::Full {
+        let (split, what, full) = match (&data.valid, &result.validation, &result.test) {
+            (Some(valid), Some(full), _) => (valid, "validation", full.bits_per_dim),
+            (_, _, Some(full)) => (&data.test, "test", full.bits_per_dim),
+            _ => (&data.train, "train", of_train.bits_per_dim),
+        };
+        let limit = (what == "train").then_some(TRAIN_IMAGES);
+        let again = || score(split, "images in the precision of training", limit);
+        let bits_per_dim = precision::within(recipe.train.precision, again)?.bits_per_dim;
+        result.rounded = Some(Rounded {
+            precision: recipe.train.precision,
+            split: what.to_owned(),
+            bits_per_dim,
+            gap: bits_per_dim - full,
+        });
+    }
+    result.train = Some(of_train);
+    if let Some(all) = &result.test {
+        (result.beside.codecs, result.beside.gaussian) =
+            baselines(model, recipe, data, &data.test, all, seed)?;
+    }
+    Ok(())
+}
+
+/// The result that the folder holds, if it is of this very recipe.
+fn finished(recipe: &Recipe, out: &Path, test: bool) -> Result<Option<Summary>> {
+    let (Some(summary), Some(begun)) = (Summary::read(out)?, run_dir::read_recipe(out)?) else {
+        return Ok(None);
+    };
+    // A recipe for any data takes its shape from them, so what was begun says which shape.
+    let mut recipe = recipe.clone();
+    if any_shape(recipe.data.set.as_str()) {
+        recipe.model.set_shape(begun.model.shape())?;
+    }
+    let same = recipe.fingerprint()? == begun.fingerprint()?;
+    Ok(Some(summary).filter(|s| same && (s.test.is_some() || !test)))
+}
+
+/// Whether the examples of a data set have whatever shape the user's files have.
+fn any_shape(set: &str) -> bool {
+    known(set).is_some_and(|set| set.shape.is_none())
+}
+
+/// Gives the model the shape of the user's own data.
+fn fit_shape(recipe: &mut Recipe, data: &Dataset) -> Result<()> {
+    if recipe.model.shape() != data.train.shape {
+        ensure!(
+            any_shape(recipe.data.set.as_str()),
+            "`{}` has examples of shape {:?}, the model takes {:?}",
+            data.name,
+            data.train.shape,
+            recipe.model.shape()
+        );
+        recipe.model.set_shape(&data.train.shape)?;
+    }
+    Ok(())
+}
+
+/// Draws curve.png from the run's log.
+fn curve(summary: &Summary, out: &Path) -> Result<()> {
+    let (mut train, mut validation) = (plots::Points::new(), plots::Points::new());
+    for line in run_dir::read_metrics(out)?.unwrap_or_default() {
+        let Some(update) = line["update"].as_f64() else { continue };
+        if let Some(bits) = line["train_bits_per_dim"].as_f64() {
+            train.push((update, bits));
+        }
+        if let Some(bits) = line["validation_bits_per_dim"].as_f64() {
+            validation.push((update, bits));
+        }
+    }
+    let mut lines = Vec::new();
+    if let Some(paper) = &summary.beside.paper {
+        lines.push((format!("paper, {}", paper.bits_per_dim), paper.bits_per_dim));
+    }
+    match (summary.beside.entropy_lower, summary.beside.entropy_upper) {
+        (Some(lower), Some(upper)) if upper > lower => {
+            lines.push((format!("entropy at most {upper:.3}"), upper));
+            lines.push((format!("entropy at least {lower:.3}"), lower));
+        }
+        (Some(entropy), _) => lines.push((format!("entropy {entropy:.3}"), entropy)),
+        _ => {}
+    }
+    if train.is_empty() && validation.is_empty() {
+        tracing::warn!("the run is too short for a curve");
+        return Ok(());
+    }
+    plots::curve(&out.join(CURVE), &summary.recipe, "bits/dim", &train, &validation, &lines)
+}
+
+fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
+    // What cannot be is a bug of ours or a test set that was trained on, and worth more than a number.
+    if let (Some(lower), Some(s)) = (summary.beside.entropy_lower, &summary.test)
+        && s.bits_per_dim < lower - 4. * s.std_err
+    {
+        tracing::warn!("{:.4} bits/dim are below the entropy {lower:.4}: there is a bug", s.bits_per_dim);
+    }
+    if as_json {
+        return output::line(summary.json(out));
+    }
+    let mut text = String::new();
+    let scores = [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)];
+    for (split, score) in scores {
+        if let Some(score) = score {
+            text.push_str(&(terms(score, split) + "\n"));
+        }
+    }
+    if let Some(r) = &summary.rounded {
+        text.push_str(&format!(
+            "in the precision of training ({}), {}: {:.4} bits/dim, {:+.4} from full precision\n",
+            r.precision, r.split, r.bits_per_dim, r.gap
+        ));
+    }
+    for line in comparison(summary.test.as_ref(), &summary.beside) {
+        text.push_str(&(line + "\n"));
+    }
+    text.push_str(&format!("\n{}\n", table::markdown(&[table::row(summary, out)])));
+    let files = ["model.safetensors", SUMMARY, CARD, SAMPLES, CURVE];
+    let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();
+    output::line(format_args!("{text}{}: {}", out.display(), files.join(", ")))
+}
+
+/// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Gives no memory back from now on: what one update frees the next one needs, and RealNVP's update spends a third of its
+/// time getting its pages again otherwise. Not for updates that rebuild their activations: they are there to need little.
+/// The environment's MIMALLOC_PURGE_DELAY has the last word.
+fn keep_memory() {
+    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+        // SAFETY: sets a number.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+    }
+}

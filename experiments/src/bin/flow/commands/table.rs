@@ -1,0 +1,29 @@
+//! `flow table`: runs against the papers, or runs side by side.
+
+use crate::output;
+use crate::report::table::{self, Format};
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+
+/// `table`.
+#[derive(Args)]
+pub struct TableArgs {
+    /// Folders of runs, or folders that hold them (default: runs, weights and experiments/results).
+    runs: Vec<PathBuf>,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "markdown")]
+    format: Format,
+    /// Each run a column: its figures, and every setting in which the runs differ.
+    #[arg(long)]
+    side_by_side: bool,
+}
+
+/// Prints the table.
+///
+/// # Errors
+/// When a folder that was named has no run, or a summary cannot be read.
+pub fn run(args: &TableArgs) -> Result<()> {
+    let render = if args.side_by_side { table::side_by_side } else { table::render };
+    output::raw(&render(&table::find(&args.runs)?, args.format)?)
+}

@@ -1,0 +1,112 @@
+//! `flow temperature`: the same latents sampled at several temperatures.
+
+use crate::args::list;
+use crate::draw::sheet::{Sheet, room};
+use crate::progress::go_on;
+use crate::session::{Base, Out, Scale, Session, brief, doubles, mean, pooled};
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use clap::Args;
+use flows::latents;
+use serde_json::json;
+
+use experiments::limits;
+
+/// `temperature`.
+#[derive(Args)]
+pub struct TemperatureArgs {
+    #[command(flatten)]
+    base: Base,
+    #[command(flatten)]
+    out: Out,
+    #[command(flatten)]
+    scale: Scale,
+    /// The temperatures: latents are multiplied by them.
+    #[arg(long, value_delimiter = ',', default_value = "0,0.25,0.5,0.7,0.85,1,1.15", value_parser = list)]
+    temperatures: Vec<f64>,
+    /// Samples at each.
+    #[arg(short, long = "number", default_value_t = 8)]
+    n: usize,
+}
+
+/// Draws the same latents at several temperatures.
+///
+/// # Errors
+/// When a temperature is negative or images are named.
+pub fn run(args: &TemperatureArgs) -> Result<()> {
+    let s = Session::open(&args.base, &args.out, "temperature")?;
+    let shape = s.shape()?;
+    ensure!(args.n > 0, "-n 0: draw at least one sample");
+    let negative = args.temperatures.iter().find(|t| **t < 0.);
+    ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
+    limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    room(args.temperatures.len(), args.n, shape, args.scale.scale)?;
+    let cond = s.labels(args.n)?;
+    pooled(|| {
+        let z = latents::prior(&s.model, args.n, args.base.seed)?;
+        let (mut cells, mut bits, mut images, mut lost) = (vec![], vec![], vec![], vec![]);
+        for t in &args.temperatures {
+            go_on()?;
+            let x = s.model.decode(&(&z * *t)?, cond.as_ref())?;
+            let row = s.seen(&x)?;
+            let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?;
+            let finite: Vec<f64> = each
+                .into_iter()
+                .zip(&row)
+                .filter(|(b, c)| c.is_some() && b.is_finite())
+                .map(|(b, _)| b)
+                .collect();
+            bits.push(mean(&finite));
+            lost.push(row.iter().filter(|cell| cell.is_none()).count());
+            cells.push(row);
+            images.push(x);
+        }
+        ensure!(
+            lost.iter().any(|n| *n < args.n),
+            "no sample is finite at any of these temperatures, for the inverse of {} overflows: give smaller --temperatures",
+            args.base.weights
+        );
+        let free = lost.iter().any(|n| *n > 0);
+        let sheet = Sheet {
+            title: s.title("Samples by temperature"),
+            notes: std::iter::once("each column one latent, multiplied by the temperature")
+                .chain(free.then_some("a free place: the inverse overflows"))
+                .map(str::to_owned)
+                .collect(),
+            columns: vec![],
+            rows: args
+                .temperatures
+                .iter()
+                .zip(&bits)
+                .map(|(t, b)| match b.is_finite() {
+                    true => format!("{}\n{b:.2} bits/dim", brief(*t)),
+                    false => brief(*t),
+                })
+                .collect(),
+            cells,
+            shape,
+            scale: args.scale.scale,
+        };
+        sheet.write(s.draft.drawn())?;
+        let lines: Vec<String> = args
+            .temperatures
+            .iter()
+            .zip(&bits)
+            .zip(&lost)
+            .map(|((t, b), lost)| {
+                let what = match lost {
+                    0 => String::new(),
+                    n => format!("; {n} of {} samples are not finite and not drawn", args.n),
+                };
+                match b.is_finite() {
+                    true => format!("temperature {}: {b:.4} bits/dim on average{what}", brief(*t)),
+                    false => format!("temperature {}: no bits/dim{what}", brief(*t)),
+                }
+            })
+            .collect();
+        let figures = json!({
+            "temperatures": args.temperatures, "bits_per_dim": bits, "samples": args.n, "not_finite": lost,
+        });
+        s.finish(figures, vec![("z", z), ("images", Tensor::stack(&images, 0)?)], &lines)
+    })
+}

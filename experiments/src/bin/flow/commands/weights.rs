@@ -1,0 +1,247 @@
+//! `flow weights`: what is in `weights/`, from its index.
+//!
+//! index.json lists each model with its data, its bits/dim, how it was made, and the SHA-256 of every file of its folder. It
+//! is computed from the folders (`flow weights --write`), and `flow weights --check` holds the folders to it: every file,
+//! no other file, and a model that loads.
+
+use crate::saved::load_model;
+use crate::{card, output};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+use experiments::data::{file_name, hex};
+use experiments::run_dir::SUMMARY;
+use flows::models::{file, write_atomic};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+/// The index's name.
+const INDEX: &str = "index.json";
+const FORMAT: u32 = 1;
+
+/// `weights`.
+#[derive(clap::Args)]
+pub struct WeightsArgs {
+    /// Only these models.
+    names: Vec<String>,
+    /// The folder that holds the models and their index.
+    #[arg(long, value_name = "DIR", default_value = "weights")]
+    dir: PathBuf,
+    /// Compare every file with its hash and load the models.
+    #[arg(long)]
+    check: bool,
+    /// Write every model's card and the index anew from the folders.
+    #[arg(long, conflicts_with_all = ["check", "names"])]
+    write: bool,
+    /// The models as one JSON object, the last line of standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Index {
+    format: u32,
+    models: BTreeMap<String, Entry>,
+}
+
+/// A model. What its folder does not record is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// `nice`, `realnvp` or `glow`.
+    model: String,
+    data: Option<String>,
+    split: Option<String>,
+    images: Option<u64>,
+    bits_per_dim: Option<f64>,
+    std_err: Option<f64>,
+    /// The command that made it, and the commit it was built from.
+    command: Option<String>,
+    commit: Option<String>,
+    files: BTreeMap<String, Sum>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sum {
+    sha256: String,
+    bytes: u64,
+}
+
+fn sum(path: &Path) -> Result<Sum> {
+    let mut hash = Sha256::new();
+    let bytes = std::fs::File::open(path)
+        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+        .with_context(|| format!("{} cannot be read: fetch it again", path.display()))?;
+    Ok(Sum { sha256: hex(&hash.finalize()), bytes })
+}
+
+/// The names of a folder's files.
+fn files(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        ensure!(
+            entry.path().is_file(),
+            "{}: a model's folder holds files only, move it away",
+            entry.path().display()
+        );
+        names.push(name);
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What a folder says of its model.
+fn entry(dir: &Path) -> Result<Entry> {
+    let stored = file::stored(dir)?;
+    let config = serde_json::to_value(&stored.config)?;
+    let path = dir.join(SUMMARY);
+    let summary: Value = match std::fs::read(&path) {
+        Ok(text) => {
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?
+        }
+        Err(_) => Value::Null,
+    };
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let split = ["test", "validation"].into_iter().find(|split| summary[split].is_object());
+    let score = split.map_or(&Value::Null, |split| &summary[split]);
+    let files = files(dir)?.into_iter().map(|name| Ok((name.clone(), sum(&dir.join(&name))?)));
+    Ok(Entry {
+        model: config["model"].as_str().unwrap_or_default().to_owned(),
+        data: text(&summary["data"]),
+        split: split.map(str::to_owned),
+        images: score["images"].as_u64(),
+        bits_per_dim: score["bits_per_dim"].as_f64(),
+        std_err: score["std_err"].as_f64(),
+        command: text(&summary["command"]),
+        commit: text(&summary["commit"]),
+        files: files.collect::<Result<_>>()?,
+    })
+}
+
+fn read(dir: &Path) -> Result<Index> {
+    let path = dir.join(INDEX);
+    let text = std::fs::read(&path).with_context(|| {
+        format!(
+            "{} cannot be read: name the folder with --dir, or write its index with `flow weights --write`",
+            path.display()
+        )
+    })?;
+    let index: Index = serde_json::from_slice(&text).with_context(|| {
+        format!("{} is no index of weights: `flow weights --write` writes it anew", path.display())
+    })?;
+    ensure!(
+        index.format == FORMAT,
+        "{} has format {}, this version reads {FORMAT}: update flows, or write it anew with `flow weights --write`",
+        path.display(),
+        index.format
+    );
+    for name in index.models.iter().flat_map(|(name, entry)| std::iter::once(name).chain(entry.files.keys()))
+    {
+        let mut parts = Path::new(name).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        ensure!(
+            plain && !name.contains(['/', '\\']),
+            "{} names `{name}`, which leaves its folder",
+            path.display()
+        );
+    }
+    Ok(index)
+}
+
+/// Writes cards and index.
+fn write(dir: &Path) -> Result<Index> {
+    let mut models = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let path = entry?.path();
+        if path.join(file::CONFIG).exists() {
+            card::write(&path)?;
+            models.insert(file_name(&path), self::entry(&path)?);
+        }
+    }
+    let index = Index { format: FORMAT, models };
+    let text = serde_json::to_string_pretty(&index)? + "\n";
+    write_atomic(&dir.join(INDEX), text.as_bytes())?;
+    Ok(index)
+}
+
+/// Holds a folder to its entry.
+fn check(dir: &Path, want: &Entry) -> Result<()> {
+    for (name, want) in &want.files {
+        let path = dir.join(name);
+        let have = sum(&path)?;
+        ensure!(
+            have == *want,
+            "{} has the sha256 {} and {} bytes, the index {} and {}: fetch it again",
+            path.display(),
+            have.sha256,
+            have.bytes,
+            want.sha256,
+            want.bytes
+        );
+    }
+    if let Some(name) = files(dir)?.into_iter().find(|name| !want.files.contains_key(name)) {
+        bail!("{} is not in the index: remove it, or `flow weights --write`", dir.join(name).display());
+    }
+    load_model(dir, &Device::Cpu)?;
+    let have = entry(dir)?;
+    ensure!(
+        have == *want,
+        "{}: its files are those of the index, what the index says of them is not: `flow weights --write` writes it anew",
+        dir.display()
+    );
+    Ok(())
+}
+
+/// Lists, checks or writes.
+///
+/// # Errors
+/// When there is no index, no such model, or a folder is not what the index says: the file and the remedy.
+pub fn run(args: &WeightsArgs) -> Result<()> {
+    let mut index = if args.write { write(&args.dir)? } else { read(&args.dir)? };
+    if let Some(name) = args.names.iter().find(|name| !index.models.contains_key(*name)) {
+        let known: Vec<&str> = index.models.keys().map(String::as_str).collect();
+        bail!("there are no weights `{name}` in {}: {}", args.dir.display(), known.join(", "));
+    }
+    if !args.names.is_empty() {
+        index.models.retain(|name, _| args.names.contains(name));
+    }
+    if args.check {
+        for (name, entry) in &index.models {
+            check(&args.dir.join(name), entry)?;
+        }
+    }
+    if args.json {
+        output::line(serde_json::to_string(&index)?)?;
+        return Ok(());
+    }
+    for (name, entry) in &index.models {
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not recorded".to_owned());
+        let bits = match (entry.bits_per_dim, entry.std_err, entry.images) {
+            (Some(bits), Some(error), Some(images)) => {
+                format!("{bits:.4} ± {error:.4} bits/dim on {images} {} examples", text(&entry.split))
+            }
+            _ => "bits/dim not recorded".to_owned(),
+        };
+        let bytes: u64 = entry.files.values().map(|sum| sum.bytes).sum();
+        output::line(format_args!(
+            "{name}: {} of {}, {bits}\n  made by {} at commit {}\n  {} files, {:.1} MB{}",
+            entry.model,
+            text(&entry.data),
+            text(&entry.command),
+            text(&entry.commit),
+            entry.files.len(),
+            bytes as f64 / 1e6,
+            if args.check { ", each as the index says; it loads" } else { "" }
+        ))?;
+        for (file, sum) in entry.files.iter().filter(|_| !args.names.is_empty()) {
+            output::line(format_args!("  {}  {file} ({} bytes)", sum.sha256, sum.bytes))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Pictures.
+
+pub mod draft;
+pub mod plots;
+pub mod samples;
+pub mod sheet;

@@ -1,0 +1,69 @@
+//! Samples of a model as a picture.
+
+use super::plots;
+use crate::saved::labels;
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use experiments::data::{Split, Values};
+use flows::Model;
+use std::path::Path;
+
+/// Points on each side of the raster on which a density in the plane is drawn.
+const RASTER: usize = 160;
+
+/// A flow's values in [0, 2^bits) as bytes that can be seen: floors, as the data were dequantized upwards; a NaN becomes
+/// black.
+pub fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
+    let levels = f32::from(2u16.pow(bits.into()) - 1);
+    values.iter().map(|v| (v.floor().clamp(0., levels) * 255. / levels).round() as u8).collect()
+}
+
+/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Data
+/// in other spaces have no picture. Whether there is one.
+pub fn picture(
+    model: &Model,
+    n: usize,
+    temperature: f64,
+    seed: u64,
+    class: Option<u32>,
+    data: Option<&Split>,
+    path: &Path,
+) -> Result<bool> {
+    if n == 0 {
+        return Ok(false);
+    }
+    let cond = labels(model, n, class)?;
+    let samples = model.sample(n, temperature, seed, cond.as_ref())?.to_dtype(DType::F32)?;
+    let values: Vec<f32> = samples.flatten_all()?.to_vec1()?;
+    let broken = values.iter().filter(|v| !v.is_finite()).count();
+    if broken > 0 {
+        tracing::warn!("{broken} of {} sampled values are not finite: the inverse overflows", values.len());
+    }
+    match *model.config().shape() {
+        [channels @ (1 | 3), height, width] => {
+            let bytes = to_bytes(&values, model.config().bits());
+            let images: Vec<Vec<u8>> =
+                bytes.chunks_exact(channels * height * width).map(<[u8]>::to_vec).collect();
+            plots::grid(path, &images, [channels, height, width])?;
+        }
+        [2] => {
+            let points = |values: &[f32]| values.chunks_exact(2).map(|p| [p[0], p[1]]).collect::<Vec<_>>();
+            let samples = points(&values);
+            let data = match data.map(|d| &d.values) {
+                Some(Values::Reals(v)) => Some(points(&v[..v.len().min(2 * n)])),
+                _ => None,
+            };
+            let window = plots::Window::about(data.as_ref().unwrap_or(&samples));
+            let raster: Vec<f32> =
+                window.raster(RASTER).into_iter().flat_map(|p| p.map(|v| v as f32)).collect();
+            let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), model.params().device())?;
+            let density = model.log_prob(&raster, None)?.exp()?.to_dtype(DType::F64)?.to_vec1()?;
+            plots::plane(path, &window, data.as_deref(), &samples, &density, RASTER)?;
+        }
+        ref shape => {
+            tracing::warn!("there is no picture of samples of shape {shape:?}");
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,134 @@
+//! Folders of weights that commands write: the file's dtype and size, and what is said of it.
+
+use crate::output;
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
+use experiments::run_dir::CHECKPOINT;
+use flows::SaveOptions;
+use flows::models::file;
+use serde_json::json;
+use std::path::Path;
+
+/// The dtype of floating-point tensors in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stored {
+    /// 4 bytes: what training computes in.
+    F32,
+    /// 2 bytes, 11 significant bits, up to 65504.
+    F16,
+    /// 2 bytes, 8 significant bits, the range of f32.
+    Bf16,
+}
+
+impl From<Stored> for DType {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::F32 => Self::F32,
+            Stored::F16 => Self::F16,
+            Stored::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// How weights are written.
+#[derive(clap::Args)]
+pub struct FileArgs {
+    /// The dtype of floating-point tensors in the file; f16 and bf16 are computed in f32.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Stored,
+    /// Weights above this are written in several files with an index: 500MB, 5GB, 64KiB or bytes.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    max_shard_size: usize,
+}
+
+impl FileArgs {
+    /// As the library takes them.
+    #[must_use]
+    pub fn options(&self) -> SaveOptions {
+        SaveOptions { max_shard_size: self.max_shard_size, dtype: Some(self.dtype.into()) }
+    }
+}
+
+/// Bytes: a number and perhaps a unit.
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let unit: Option<usize> = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1_000),
+        "mb" => Some(1_000_000),
+        "gb" => Some(1_000_000_000),
+        "kib" => Some(1 << 10),
+        "mib" => Some(1 << 20),
+        "gib" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes =
+        text[..digits].parse().ok().zip(unit).and_then(|(n, unit): (usize, usize)| n.checked_mul(unit));
+    bytes.filter(|&n| n > 0).ok_or_else(|| {
+        "a size is a number of bytes from 1 on, or one of KB, MB, GB, KiB, MiB, GiB".to_owned()
+    })
+}
+
+/// Refuses to write into a folder that holds anything but an earlier model.
+///
+/// # Errors
+/// When it does, or is a file.
+pub fn free(out: &Path) -> Result<()> {
+    ensure!(out.is_dir() || !out.exists(), "--out {} is a file: name a folder", out.display());
+    let entries = match std::fs::read_dir(out) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).with_context(|| format!("cannot list {}", out.display())),
+    };
+    ensure!(
+        entries.count() == 0 || out.join(file::CONFIG).exists(),
+        "--out {} holds other files: name a new folder",
+        out.display()
+    );
+    ensure!(
+        !out.join(CHECKPOINT).exists(),
+        "--out {} holds a run that can be resumed: name another folder",
+        out.display()
+    );
+    Ok(())
+}
+
+/// What was written, for people or as JSON.
+///
+/// # Errors
+/// When it cannot be read again.
+pub fn tell(out: &Path, as_json: bool) -> Result<()> {
+    let stored = file::stored(out)?;
+    if as_json {
+        return output::line(json!({
+            "weights": out.display().to_string(),
+            "files": stored.files,
+            "dtype": stored.dtype.as_str(),
+            "bytes": stored.bytes,
+        }));
+    }
+    let megabytes = stored.bytes as f64 / 1e6;
+    output::line(format_args!(
+        "{}: {megabytes:.1} MB of {} in {}",
+        out.display(),
+        stored.dtype.as_str(),
+        stored.files.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("1", 1), ("500MB", 500_000_000), ("64 KiB", 65536), ("5gb", 5_000_000_000)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "0", "MB", "-1", "1.5GB", "5TB", "99999999999999999999", "18446744073709551615KB", "é"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

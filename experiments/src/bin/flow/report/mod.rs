@@ -1,0 +1,5 @@
+//! Results as text, tables and HTML.
+
+pub mod html;
+pub mod measured;
+pub mod table;

@@ -1,0 +1,293 @@
+//! The table of runs against the papers, and of runs side by side.
+
+use anyhow::{Context, Result, ensure};
+use experiments::data::file_name;
+use experiments::evaluate::Evaluation;
+use experiments::run_dir::{self, SUMMARY};
+use experiments::summary::{Baselines, Summary};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Folders that hold runs, where no run is named.
+pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A table for a README.
+    Markdown,
+    /// Comma-separated values.
+    Csv,
+    /// A list of the objects that `--json` prints.
+    Json,
+}
+
+/// A run's folder and its summary.
+pub struct Run {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The summary.
+    pub summary: Summary,
+}
+
+/// Finds runs: a folder with a summary, or a folder of such folders. Without names, [`FOLDERS`] that exist.
+///
+/// # Errors
+/// When a folder that was named has no run, or a summary cannot be read.
+pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    let folders: Vec<PathBuf> = match named {
+        [] => FOLDERS.iter().map(PathBuf::from).filter(|f| f.is_dir()).collect(),
+        named => named.to_vec(),
+    };
+    for folder in &folders {
+        let before = runs.len();
+        let mut dirs = vec![folder.clone()];
+        if !folder.join(SUMMARY).exists() {
+            let entries = std::fs::read_dir(folder).with_context(|| {
+                format!("cannot list {}: name a run's folder or one that holds them", folder.display())
+            })?;
+            dirs = entries.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
+            dirs.retain(|dir| dir.is_dir());
+            dirs.sort();
+        }
+        for dir in dirs {
+            if let Some(summary) = Summary::read(&dir)? {
+                runs.push(Run { dir, summary });
+            }
+        }
+        ensure!(
+            named.is_empty() || runs.len() > before,
+            "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
+            folder.display()
+        );
+    }
+    runs.sort_by(|a, b| a.summary.recipe.cmp(&b.summary.recipe).then_with(|| a.dir.cmp(&b.dir)));
+    Ok(runs)
+}
+
+/// The columns, and the values of one run.
+pub const COLUMNS: [&str; 18] = [
+    "recipe",
+    "run",
+    "data",
+    "images",
+    "bits/dim",
+    "std err",
+    "log-likelihood",
+    "paper",
+    "entropy",
+    "Gaussian",
+    "PNG",
+    "WebP",
+    "updates",
+    "images seen",
+    "images/s",
+    "parameters",
+    "seed",
+    "commit",
+];
+
+/// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
+/// not the built-in one of its name says what was changed.
+#[must_use]
+pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
+    let recipe = match summary.changed.as_deref() {
+        None | Some([]) => summary.recipe.clone(),
+        Some(changed) => format!("{} ({})", summary.recipe, changed.join(", ")),
+    };
+    // `.` and the like have a name only once they are resolved.
+    let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let folder = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let Summary { training, beside, .. } = summary;
+    let Baselines { paper, codecs, gaussian, .. } = beside;
+    let shown =
+        summary.test.as_ref().map(|s| ("test", s)).or(summary.validation.as_ref().map(|s| ("validation", s)));
+    let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
+    let likelihood = paper.as_ref().and_then(|p| p.log_likelihood);
+    let score = |f: fn(&Evaluation) -> f64| shown.map(|(_, s)| f(s));
+    let entropy = match (beside.entropy_lower, beside.entropy_upper) {
+        (Some(lower), Some(upper)) if upper - lower > 5e-4 => format!("{lower:.3} to {upper:.3}"),
+        (lower, _) => number(lower, 3),
+    };
+    vec![
+        recipe,
+        folder,
+        format!("{} {}", summary.data, shown.map_or("", |(split, _)| split)).trim_end().to_owned(),
+        shown.map_or_else(String::new, |(_, s)| s.images.to_string()),
+        number(score(|s| s.bits_per_dim), 4),
+        number(score(|s| s.std_err), 4),
+        // Only NICE reports nats: elsewhere they would be one more number without a partner.
+        if likelihood.is_some() { number(score(|s| s.log_likelihood), 2) } else { String::new() },
+        match (paper, likelihood) {
+            (Some(p), Some(ll)) => format!("{} ({ll:.2} nats)", p.bits_per_dim),
+            (Some(p), None) => p.bits_per_dim.to_string(),
+            (None, _) => String::new(),
+        },
+        entropy,
+        number(gaussian.as_ref().map(|g| g.bits_per_dim), 3),
+        number(codecs.as_ref().map(|c| c.png_bits_per_dim), 3),
+        number(codecs.as_ref().map(|c| c.webp_bits_per_dim), 3),
+        training.updates.to_string(),
+        training.images_seen.to_string(),
+        number(Some(training.images_per_second), 1),
+        summary.parameters.to_string(),
+        summary.seed.to_string(),
+        match summary.commit.split_once('-') {
+            Some((commit, mark)) => format!("{:.9}-{mark}", commit),
+            None => format!("{:.9}", summary.commit),
+        },
+    ]
+}
+
+/// The table of runs.
+///
+/// # Errors
+/// When it cannot be written as CSV or JSON.
+pub fn render(runs: &[Run], format: Format) -> Result<String> {
+    match format {
+        Format::Markdown => Ok(markdown(&runs.iter().map(|r| row(&r.summary, &r.dir)).collect::<Vec<_>>())),
+        Format::Csv => {
+            let mut csv = csv::Writer::from_writer(Vec::new());
+            csv.write_record(COLUMNS)?;
+            for run in runs {
+                csv.write_record(row(&run.summary, &run.dir))?;
+            }
+            Ok(String::from_utf8(csv.into_inner()?)?)
+        }
+        Format::Json => {
+            let all: Vec<_> = runs.iter().map(|r| r.summary.json(&r.dir)).collect();
+            Ok(serde_json::to_string(&all)? + "\n")
+        }
+    }
+}
+
+/// Markdown with aligned columns, for eyes in a terminal too; columns that no run fills are left out, and the standard
+/// error goes beside its mean.
+#[must_use]
+pub fn markdown(rows: &[Vec<String>]) -> String {
+    let mut columns: Vec<Vec<String>> = Vec::new();
+    for (i, title) in COLUMNS.iter().enumerate() {
+        let cells = rows.iter().map(|row| match (*title, row[i].as_str(), row.get(i + 1)) {
+            ("bits/dim", mean, Some(error)) if !mean.is_empty() => format!("{mean} ± {error}"),
+            (_, cell, _) => cell.to_owned(),
+        });
+        let cells: Vec<String> = cells.collect();
+        if *title != "std err" && (rows.is_empty() || cells.iter().any(|c| !c.is_empty())) {
+            columns.push(std::iter::once((*title).to_owned()).chain(cells).collect());
+        }
+    }
+    // Numbers to the right, names to the left.
+    aligned(&columns, |title| matches!(title, "recipe" | "run" | "data" | "commit"))
+}
+
+/// Columns, each with its title on top, as Markdown.
+fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
+    let widths: Vec<usize> =
+        columns.iter().map(|c| c.iter().map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)).collect();
+    let mut text = String::new();
+    for line in 0..columns.first().map_or(0, Vec::len) {
+        for (column, &width) in columns.iter().zip(&widths) {
+            text.push_str(&format!("| {:width$} ", column[line]));
+        }
+        text.push_str("|\n");
+        if line == 0 {
+            for (column, &width) in columns.iter().zip(&widths) {
+                let end = if left(&column[0]) { "-" } else { ":" };
+                text.push_str(&format!("|{}{end}", "-".repeat(width + 1)));
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+/// What runs are compared by, each a name and a value for every run: their figures, what each has more or less than the
+/// first in bits/dim, and every setting in which they differ.
+fn compared(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> {
+    let rows: Vec<Vec<String>> = runs.iter().map(|r| row(&r.summary, &r.dir)).collect();
+    let scores = |f: fn(&Summary) -> &Option<Evaluation>| {
+        runs.iter().map(move |r| f(&r.summary).as_ref().map(|s| s.bits_per_dim)).collect::<Vec<_>>()
+    };
+    let shown = |scores: &[Option<f64>]| -> Vec<String> {
+        scores.iter().map(|s| s.map_or_else(String::new, |s| format!("{s:.4}"))).collect()
+    };
+    let mut all: Vec<(String, Vec<String>)> = Vec::new();
+    for (i, title) in COLUMNS.iter().enumerate().filter(|(_, title)| **title != "run") {
+        all.push(((*title).to_owned(), rows.iter().map(|row| row[i].clone()).collect()));
+        if *title == "std err" {
+            // On other images a difference would say nothing.
+            let (test, first) = (scores(|s| &s.test), &runs[0].summary);
+            let alike =
+                |r: &Run| r.summary.data == first.data && r.summary.data_revision == first.data_revision;
+            let less = runs.iter().zip(&test).map(|(r, score)| match (score, test[0]) {
+                (Some(score), Some(own)) if alike(r) => format!("{:+.4}", score - own),
+                _ => String::new(),
+            });
+            all.push(("less the first's".to_owned(), less.collect()));
+            all.push(("validation".to_owned(), shown(&scores(|s| &s.validation))));
+            all.push(("train".to_owned(), shown(&scores(|s| &s.train))));
+        }
+    }
+    let seconds = runs.iter().map(|r| format!("{:.0}", r.summary.training.wall_seconds)).collect();
+    all.push(("seconds".to_owned(), seconds));
+    all.push(("device".to_owned(), runs.iter().map(|r| r.summary.device.clone()).collect()));
+    all.push(("processor".to_owned(), runs.iter().map(|r| r.summary.machine.cpu.clone()).collect()));
+    all.retain(|(_, values)| values.iter().any(|v| !v.is_empty()));
+
+    let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (i, run) in runs.iter().enumerate() {
+        let Some(resolved) = run_dir::resolve(&run.dir)? else { continue };
+        for (key, value, _) in resolved.settings()? {
+            settings.entry(key).or_insert_with(|| vec![String::new(); runs.len()])[i] = value;
+        }
+    }
+    let differ = |values: &[String]| values.iter().any(|v| *v != values[0]);
+    // The recipe's name is a figure already, and what is written for people is no setting.
+    settings.retain(|key, values| !matches!(key.as_str(), "name" | "about") && differ(values));
+    all.extend(settings);
+    Ok(all)
+}
+
+/// Runs side by side, each a column.
+///
+/// # Errors
+/// When there is no run, a recipe cannot be read, or it cannot be written as CSV or JSON.
+pub fn side_by_side(runs: &[Run], format: Format) -> Result<String> {
+    ensure!(!runs.is_empty(), "there are no runs to compare: name their folders");
+    let rows = compared(runs)?;
+    let name = |run: &Run| run.dir.canonicalize().map_or_else(|_| file_name(&run.dir), |dir| file_name(&dir));
+    let names: Vec<String> = runs.iter().map(name).collect();
+    match format {
+        Format::Markdown => {
+            let titles = std::iter::once(String::new()).chain(rows.iter().map(|r| r.0.clone())).collect();
+            let column = |(i, name): (usize, &String)| -> Vec<String> {
+                std::iter::once(name.clone()).chain(rows.iter().map(|r| r.1[i].clone())).collect()
+            };
+            let columns: Vec<Vec<String>> =
+                std::iter::once(titles).chain(names.iter().enumerate().map(column)).collect();
+            Ok(aligned(&columns, str::is_empty))
+        }
+        Format::Csv => {
+            let mut csv = csv::Writer::from_writer(Vec::new());
+            csv.write_record(std::iter::once(&String::new()).chain(&names))?;
+            for (title, values) in &rows {
+                csv.write_record(std::iter::once(title).chain(values))?;
+            }
+            Ok(String::from_utf8(csv.into_inner()?)?)
+        }
+        Format::Json => {
+            let all: Vec<_> = runs
+                .iter()
+                .enumerate()
+                .map(|(i, run)| {
+                    let mut object = run.summary.json(&run.dir);
+                    object["compared"] =
+                        rows.iter().map(|(title, values)| (title.clone(), values[i].clone())).collect();
+                    object
+                })
+                .collect();
+            Ok(serde_json::to_string(&all)? + "\n")
+        }
+    }
+}

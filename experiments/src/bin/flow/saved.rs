@@ -1,0 +1,173 @@
+//! Saved weights, their data, and what is measured of them, as commands share it.
+
+use crate::args::Part;
+use crate::progress::{Count, Stopped, Transfers, stopped};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use experiments::data::{self, Dataset, Request, Split};
+use experiments::evaluate::{EvalOptions, Evaluation, evaluate_until};
+use experiments::recipe::{Recipe, Resolved};
+use experiments::run_dir::RECIPE;
+use experiments::summary::{Codecs, Gaussian};
+use experiments::{codecs, limits};
+use flows::Model;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Loads a data set with transfers from the hub shown.
+///
+/// # Errors
+/// As [`data::load`], and [`Stopped`] when Ctrl-C ended a transfer.
+pub fn load(request: &Request) -> Result<Dataset> {
+    let loaded = data::load(request, Some(Arc::new(Transfers::default())));
+    loaded.map_err(|error| if stopped() { Stopped.into() } else { error })
+}
+
+/// Loads the data of a recipe and logs what they are.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>) -> Result<Dataset> {
+    let data = self::load(&recipe.request(dir))?;
+    tracing::info!(
+        "{}: {} training, {} validation, {} test examples, {} classes, {} attributes ({})",
+        data.name,
+        data.train.len(),
+        data.valid.as_ref().map_or(0, Split::len),
+        data.test.len(),
+        data.classes.len(),
+        data.attribute_names.len(),
+        data.revision
+    );
+    Ok(data)
+}
+
+/// A part of a data set.
+///
+/// # Errors
+/// When it has no validation images and they are asked for.
+pub fn part(data: &Dataset, part: Part) -> Result<&Split> {
+    Ok(match part {
+        Part::Train => &data.train,
+        Part::Test => &data.test,
+        Part::Validation => data
+            .valid
+            .as_ref()
+            .with_context(|| format!("`{}` has no validation images: choose another --split", data.name))?,
+    })
+}
+
+/// Evaluates a model on a split, with a bar.
+///
+/// # Errors
+/// As [`evaluate_until`], and [`Stopped`] when Ctrl-C ended it.
+pub fn score(
+    model: &Model,
+    recipe: &Recipe,
+    split: &Split,
+    what: &str,
+    limit: Option<usize>,
+    seed: u64,
+) -> Result<Evaluation> {
+    // On a thread of the pool, as training: small tensors would cost more to hand over than to compute.
+    rayon::scope(|_| {
+        let count = Count::new(what);
+        let go_on = |done, of| count.at(done, of);
+        let options = EvalOptions {
+            batch: recipe.eval.batch,
+            draws: recipe.eval.noise_draws,
+            seed,
+            limit,
+            progress: Some(&go_on),
+        };
+        evaluate_until(model, split, &options)
+    })
+    .with_context(|| format!("the evaluation of the {what} failed"))?
+    .ok_or_else(|| Stopped.into())
+}
+
+/// What stands beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the
+/// Gaussian fitted to the training set.
+///
+/// # Errors
+/// As [`score`] and [`codecs::codec_bits`].
+pub fn baselines(
+    model: &Model,
+    recipe: &Recipe,
+    data: &Dataset,
+    split: &Split,
+    all: &Evaluation,
+    seed: u64,
+) -> Result<(Option<Codecs>, Option<Gaussian>)> {
+    let images = recipe.eval.codec_images.min(all.images);
+    // Codecs and the Gaussian are for all the bits of an image of bytes.
+    if !split.is_pixels() || model.config().bits() != 8 {
+        return Ok((None, None));
+    }
+    let (bits_per_dim, std_err) = codecs::gaussian_bits(&data.train, &split.take(all.images))?;
+    let gaussian = Some(Gaussian { bits_per_dim, std_err });
+    if images == 0 || !matches!(split.shape.as_slice(), [1 | 3, ..]) {
+        return Ok((None, gaussian));
+    }
+    tracing::info!("compressing {images} images with PNG and WebP");
+    let codecs = codecs::codec_bits(&split.take(images))?;
+    let model_bits_per_dim = if images == all.images {
+        all.bits_per_dim
+    } else {
+        score(model, recipe, split, "images for the codecs", Some(images), seed)?.bits_per_dim
+    };
+    let codecs = Codecs {
+        images,
+        png_bits_per_dim: codecs.png,
+        webp_bits_per_dim: codecs.webp,
+        png_how: codecs.png_how,
+        webp_how: codecs.webp_how,
+        model_bits_per_dim,
+    };
+    Ok((Some(codecs), gaussian))
+}
+
+/// Labels for `n` samples, if the model has classes.
+pub fn labels(model: &Model, n: usize, class: Option<u32>) -> Result<Option<Tensor>> {
+    let device = model.params().device();
+    match (model.config().classes(), class) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => bail!("this model has no classes: leave out --class"),
+        (Some(classes), Some(class)) => {
+            ensure!(
+                (class as usize) < classes,
+                "--class {class}: this model has classes 0 to {}",
+                classes - 1
+            );
+            Ok(Some(Tensor::from_vec(vec![class; n], n, device)?))
+        }
+        (Some(classes), None) => {
+            Ok(Some(Tensor::from_vec((0..n).map(|i| (i % classes) as u32).collect(), n, device)?))
+        }
+    }
+}
+
+/// A saved model, if this machine can hold it.
+///
+/// # Errors
+/// When it cannot, or the folder holds no model.
+pub fn load_model(weights: &Path, device: &Device) -> Result<Model> {
+    ensure!(
+        !weights.is_file(),
+        "{} is a file: a model is a folder with config.json and model.safetensors",
+        weights.display()
+    );
+    limits::saved(weights)?;
+    Ok(Model::load(weights, device)?)
+}
+
+/// The recipe in the folder of the weights.
+pub fn own_recipe(weights: &Path, sets: &[String]) -> Result<Recipe> {
+    let path = weights.join(RECIPE);
+    ensure!(
+        path.exists(),
+        "{} does not say which data its model is for: give --recipe NAME",
+        weights.display()
+    );
+    Ok(Resolved::load(&path.to_string_lossy(), sets)?.recipe)
+}

@@ -1,0 +1,496 @@
+//! What a trained flow is for, as pictures: the commands that show latents, and the one that examines weights.
+//!
+//! Each takes its images from the test split of the weights' own data unless told otherwise, draws a labelled PNG, and
+//! writes the numbers behind it beside it as safetensors, whose metadata hold the figures that are printed. The numbers
+//! come from [`flows::latents`]. Both files are made under other names and put in their places together at the end, so
+//! that a command that fails or is interrupted leaves what was there.
+
+use crate::args::{Compute, DataArgs, Part, seed};
+use crate::draw::draft::{self, Draft, numbers_of};
+use crate::draw::samples::to_bytes;
+use crate::draw::sheet::Cell;
+use crate::hub::{WEIGHTS, Weights};
+use crate::output::{self, PICTURE, PNG};
+use crate::progress::go_on;
+use crate::saved;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use experiments::batches::{Augment, Examples};
+use experiments::data::{self, Dataset, Split, Values};
+use experiments::limits::{self, Use};
+use experiments::recipe::{Recipe, Resolved};
+use flows::Model;
+use flows::params::rng_for;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Images that go through the flow together.
+pub const BATCH: usize = 100;
+
+/// What all of these commands take.
+#[derive(Args)]
+pub struct Base {
+    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    #[arg(value_name = WEIGHTS)]
+    pub weights: Weights,
+    /// The class, for a class-conditional model (default: the images' own, or all in turn).
+    #[arg(long)]
+    pub class: Option<u32>,
+    /// The seed of dequantisation noise and of whatever is drawn.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub compute: Compute,
+    /// The result as one JSON object, the last line of standard output.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where the picture goes.
+#[derive(Args)]
+pub struct Out {
+    /// The picture to write, a .png file; its numbers go beside it (default: the command's name).
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// How large images are drawn.
+#[derive(Args)]
+pub struct Scale {
+    /// Draw each pixel so many pixels wide (default: images some 64 pixels high).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub scale: Option<u32>,
+}
+
+/// Which data set.
+#[derive(Args)]
+pub struct Source {
+    /// Data of this recipe (default: the recipe that the folder holds).
+    #[arg(long)]
+    pub recipe: Option<String>,
+    /// The data set, in place of the recipe's.
+    #[arg(long, value_name = "NAME")]
+    pub data_set: Option<String>,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// Which part of which data set.
+#[derive(Args)]
+pub struct Which {
+    #[command(flatten)]
+    pub source: Source,
+    /// Which part of the data.
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Part,
+}
+
+/// Which images.
+#[derive(Args)]
+pub struct Images {
+    /// Images by their number in the data, or PNG and JPEG files (default: the first ones).
+    pub images: Vec<String>,
+    #[command(flatten)]
+    pub from: Which,
+}
+
+/// Images as a flow takes them.
+pub struct Picked {
+    /// What each is called.
+    pub names: Vec<String>,
+    /// Dequantised, (B, C, H, W).
+    pub x: Tensor,
+    /// Labels, if the model is class-conditional.
+    pub cond: Option<Tensor>,
+}
+
+/// A part of a data set.
+pub struct Named {
+    /// The data set.
+    pub name: String,
+    /// Its examples.
+    pub split: Split,
+}
+
+/// A command at work: its model, and where it writes.
+pub struct Session<'a> {
+    pub base: &'a Base,
+    pub command: &'static str,
+    pub model: Model,
+    /// Where the weights are, those of the hub in its cache.
+    pub folder: PathBuf,
+    pub device: Device,
+    /// What the picture is until it is finished.
+    pub draft: Draft,
+}
+
+impl<'a> Session<'a> {
+    /// Refuses a place where nothing can be written, then loads the weights.
+    pub fn open(base: &'a Base, out: &Out, command: &'static str) -> Result<Self> {
+        let out = out.out.clone().unwrap_or_else(|| PathBuf::from(format!("{command}.png")));
+        output::writable(&out, PNG, PICTURE)?;
+        numbers_of(&out)?;
+        Self::load(base, out, command)
+    }
+
+    pub fn load(base: &'a Base, out: PathBuf, command: &'static str) -> Result<Self> {
+        let device = base.compute.open()?;
+        let (folder, _) = base.weights.locate()?;
+        let model = saved::load_model(&folder, &device)?;
+        // Refused here whether or not the command comes to need labels.
+        saved::labels(&model, 1, base.class)?;
+        Ok(Self { base, command, model, folder, device, draft: Draft::new(out) })
+    }
+
+    /// The shape of the model's images.
+    pub fn shape(&self) -> Result<[usize; 3]> {
+        match *self.model.config().shape() {
+            [channels @ (1 | 3), height, width] => Ok([channels, height, width]),
+            ref shape => bail!(
+                "the model of {} takes vectors of shape {shape:?}, and `flow {}` draws images: choose a model of grey or \
+                 RGB images{}",
+                self.base.weights,
+                self.command,
+                if shape[..] == [2] { ", or draw this one with `flow density`" } else { "" }
+            ),
+        }
+    }
+
+    /// The recipe whose data are asked for, with the model of the weights.
+    pub fn recipe(&self, source: &Source, set: Option<&str>) -> Result<Recipe> {
+        let sets: Vec<String> = set.iter().map(|name| format!("data.set={name}")).collect();
+        let mut recipe = match &source.recipe {
+            Some(name) => Resolved::load(name, &sets)?.recipe,
+            None => saved::own_recipe(&self.folder, &sets)?,
+        };
+        recipe.model = self.model.config().clone();
+        limits::recipe(&recipe, Use::Evaluation, self.device.is_cpu())?;
+        Ok(recipe)
+    }
+
+    /// The data that the arguments name, training images and all.
+    pub fn data(&self, source: &Source) -> Result<Dataset> {
+        let data =
+            saved::load(&self.recipe(source, source.data_set.as_deref())?.request(source.data.dir.clone()))?;
+        tracing::info!("{}: {}", data.name, data.revision);
+        Ok(data)
+    }
+
+    /// A part of the data that the arguments name.
+    pub fn part(&self, from: &Which) -> Result<Named> {
+        let source = &from.source;
+        self.part_of(from, source.data_set.as_deref(), source.data.dir.clone())
+    }
+
+    /// A part of the data set of this name (default: the recipe's own), from this folder.
+    pub fn part_of(&self, from: &Which, set: Option<&str>, dir: Option<PathBuf>) -> Result<Named> {
+        let mut request = self.recipe(&from.source, set)?.request(dir);
+        if from.split != Part::Train {
+            // Drawing or keeping more would be for nothing.
+            request.train = Some(1);
+        }
+        let data = saved::load(&request)?;
+        tracing::info!("{}: {}", data.name, data.revision);
+        let split = saved::part(&data, from.split)?.clone();
+        Ok(Named { name: data.name, split })
+    }
+
+    /// The images that the arguments name, or else the first `n`; data are read only where they are needed.
+    pub fn images(&self, images: &Images, n: usize) -> Result<Picked> {
+        let specs = &images.images;
+        let needed = specs.is_empty() || specs.iter().any(|spec| spec.parse::<usize>().is_ok());
+        let part = if needed { Some(self.part(&images.from)?) } else { None };
+        let all = part.as_ref().map_or(0, |part| part.split.len());
+        let first: Vec<String> = (0..n.min(all)).map(|i| i.to_string()).collect();
+        self.pick(if specs.is_empty() { &first } else { specs }, part.as_ref())
+    }
+
+    /// Images by their number in `part`, or by their file.
+    pub fn pick(&self, specs: &[String], part: Option<&Named>) -> Result<Picked> {
+        let shape = self.shape()?;
+        let mut pixels = Vec::new();
+        let mut labels = Vec::new();
+        // An image of the data has the same noise wherever it is asked for.
+        let mut noise = Vec::new();
+        for (i, spec) in specs.iter().enumerate() {
+            let (Ok(place), Some(part)) = (spec.parse::<usize>(), part) else {
+                let path = Path::new(spec);
+                ensure!(
+                    !self.draft.replaces(path),
+                    "--out {spec} is one of the images: choose another name for the picture"
+                );
+                pixels.extend(read_image(path, shape)?);
+                noise.push(i as u64);
+                continue;
+            };
+            noise.push(place as u64);
+            self.fits(&part.split, &part.name)?;
+            ensure!(
+                place < part.split.len(),
+                "there is no image {place} in `{}`, which has images 0 to {}",
+                part.name,
+                part.split.len() - 1
+            );
+            pixels.extend_from_slice(part.split.pixels(place));
+            labels.extend(part.split.labels.as_ref().map(|l| l[place]));
+        }
+        let complete = labels.len() == specs.len();
+        ensure!(
+            self.model.config().classes().is_none() || self.base.class.is_some() || complete,
+            "this model is class-conditional and a file has no label: say the class with --class N"
+        );
+        let split = Split::new(shape.to_vec(), Values::Pixels(pixels), complete.then_some(labels), None)?;
+        let (x, cond) = self.dequantise_with(split, &noise)?;
+        let name = |spec: &String| match spec.parse::<usize>() {
+            Ok(_) => spec.clone(),
+            Err(_) => data::file_name(Path::new(spec)),
+        };
+        Ok(Picked { names: specs.iter().map(name).collect(), x, cond })
+    }
+
+    /// Refuses examples that the model does not take.
+    pub fn fits(&self, split: &Split, name: &str) -> Result<()> {
+        ensure!(
+            split.shape == self.model.config().shape(),
+            "`{name}` has examples of shape {:?}, the model of {} takes {:?}: choose other data with --data-set or --recipe",
+            split.shape,
+            self.base.weights,
+            self.model.config().shape()
+        );
+        Ok(())
+    }
+
+    /// A split as the flow takes it, with noise by place and seed, and its labels.
+    pub fn dequantise(&self, split: &Split) -> Result<(Tensor, Option<Tensor>)> {
+        self.dequantise_from(split.clone(), 0)
+    }
+
+    /// As [`Session::dequantise`], for examples whose first has the place `first`.
+    pub fn dequantise_from(&self, split: Split, first: usize) -> Result<(Tensor, Option<Tensor>)> {
+        let places: Vec<u64> = (0..split.len()).map(|i| (first + i) as u64).collect();
+        self.dequantise_with(split, &places)
+    }
+
+    /// As [`Session::dequantise`], with the noise of these places.
+    pub fn dequantise_with(&self, mut split: Split, noise_of: &[u64]) -> Result<(Tensor, Option<Tensor>)> {
+        if let Some(class) = self.base.class {
+            split.labels = Some(vec![class; split.len()]);
+        }
+        let examples = Examples::new(&split, self.model.config())?;
+        let noise = rng_for(self.base.seed, "show");
+        let host = examples.host(noise_of.iter().copied().enumerate(), &noise, Augment::default());
+        let batch = examples.batch(host, &self.device)?;
+        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.cond().cloned()))
+    }
+
+    /// What `f` makes of all of a split, a batch at a time, put together.
+    pub fn over(
+        &self,
+        split: &Split,
+        f: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut done = Vec::new();
+        for first in (0..split.len()).step_by(BATCH) {
+            go_on()?;
+            let batch = split.slice(first..(first + BATCH).min(split.len()));
+            let (x, cond) = self.dequantise_from(batch, first)?;
+            done.push(f(&x, cond.as_ref())?);
+        }
+        Ok(Tensor::cat(&done, 0)?)
+    }
+
+    /// Labels for `n` samples, if the model is class-conditional.
+    pub fn labels(&self, n: usize) -> Result<Option<Tensor>> {
+        saved::labels(&self.model, n, self.base.class)
+    }
+
+    /// Values that came out of the inverse: refuses what is not finite, which could not be drawn.
+    pub fn finite(&self, x: Tensor, what: &str, remedy: &str) -> Result<Tensor> {
+        ensure!(
+            flows::params::is_finite(&x)?,
+            "{what} are not finite, for the inverse of {} overflows there: {remedy}",
+            self.base.weights
+        );
+        Ok(x)
+    }
+
+    /// Each image of (B, C, H, W) as a cell without a caption, none where a value is not finite: far from the mean an inverse
+    /// may overflow, and that place stays free.
+    pub fn seen(&self, x: &Tensor) -> Result<Vec<Option<Cell>>> {
+        let cells = self.cells(x)?.into_iter().zip(finite_rows(x)?);
+        Ok(cells.map(|(cell, finite)| cell.filter(|_| finite)).collect())
+    }
+
+    /// Each image of (B, C, H, W) as bytes that can be seen.
+    pub fn bytes(&self, x: &Tensor) -> Result<Vec<Vec<u8>>> {
+        let dims: usize = x.dims()[1..].iter().product();
+        let all = to_bytes(&host(x)?, self.model.config().bits());
+        Ok(all.chunks_exact(dims).map(<[u8]>::to_vec).collect())
+    }
+
+    /// Each image of (B, C, H, W) as a cell without a caption.
+    pub fn cells(&self, x: &Tensor) -> Result<Vec<Option<Cell>>> {
+        let cell = |bytes| Some(Cell { bytes, caption: String::new() });
+        Ok(self.bytes(x)?.into_iter().map(cell).collect())
+    }
+
+    /// A title that says which model.
+    pub fn title(&self, what: &str) -> String {
+        let name = match self.base.weights.is_of_the_hub() {
+            true => self.base.weights.to_string(),
+            false => data::file_name(&self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone())),
+        };
+        format!("{what}: {name}")
+    }
+
+    /// Writes the numbers beside the picture, then prints: `lines` for people, or one object.
+    pub fn finish(&self, figures: Value, tensors: Vec<(&str, Tensor)>, lines: &[String]) -> Result<()> {
+        let mut object = Map::from_iter([
+            ("command".to_owned(), Value::from(self.command)),
+            ("weights".to_owned(), self.base.weights.to_string().into()),
+            ("seed".to_owned(), self.base.seed.into()),
+        ]);
+        if let Value::Object(figures) = figures {
+            object.extend(figures);
+        }
+        let (picture, numbers) = (self.draft.path(), numbers_of(self.draft.path())?);
+        let meta = HashMap::from([(draft::KEY.to_owned(), Value::Object(object.clone()).to_string())]);
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, t)| Ok((name, t.to_device(&Device::Cpu)?.contiguous()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let bytes = safetensors::serialize(tensors.iter().map(|(n, t)| (*n, t)), Some(meta))
+            .with_context(|| format!("cannot encode {}", numbers.display()))?;
+        go_on()?;
+        self.draft.finish(&numbers, &bytes)?;
+        if self.base.json {
+            object.insert("file".to_owned(), picture.display().to_string().into());
+            object.insert("numbers".to_owned(), numbers.display().to_string().into());
+            output::line(Value::Object(object))?;
+        } else {
+            let files = format!("{} and its numbers in {}", picture.display(), numbers.display());
+            output::line(lines.iter().cloned().chain([files]).collect::<Vec<_>>().join("\n"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The values of a tensor.
+pub fn host(t: &Tensor) -> Result<Vec<f32>> {
+    Ok(t.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// The values of a tensor in double precision.
+pub fn doubles(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
+}
+
+/// Which examples of (B, ..) have finite values only.
+pub fn finite_rows(x: &Tensor) -> Result<Vec<bool>> {
+    let dims: usize = x.dims()[1..].iter().product();
+    Ok(host(x)?.chunks_exact(dims).map(|v| v.iter().all(|x| x.is_finite())).collect())
+}
+
+/// The largest of some values; a NaN among them is the largest.
+pub fn largest(values: &[f64]) -> f64 {
+    values
+        .iter()
+        .copied()
+        .fold(f64::NEG_INFINITY, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) })
+}
+
+/// The mean of some values.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The share of pairs in which a value of `high` is above one of `low`, ties counted half: the area under the ROC curve.
+pub fn auroc(high: &[f64], low: &[f64]) -> f64 {
+    let mut low = low.to_vec();
+    low.sort_by(f64::total_cmp);
+    let below = |v: f64| {
+        let less = low.partition_point(|l| *l < v) as f64;
+        0.5 * (less + low.partition_point(|l| *l <= v) as f64)
+    };
+    high.iter().map(|v| below(*v)).sum::<f64>() / (high.len() * low.len()) as f64
+}
+
+/// A number in three digits or so.
+pub fn brief(v: f64) -> String {
+    match v.abs() {
+        a if a == 0. || (1e-2..1e4).contains(&a) => {
+            let text = format!("{v:.3}");
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        _ => format!("{v:.1e}"),
+    }
+}
+
+/// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
+pub fn read_image(path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>> {
+    let name = path.display();
+    ensure!(
+        path.is_file(),
+        "there is no image {name}: give a number in the data, or the path of a PNG or JPEG file"
+    );
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}: check its permissions"))?;
+    let image = image::load_from_memory(&bytes)
+        .with_context(|| format!("{name} is no readable PNG or JPEG file: give another"))?;
+    ensure!(
+        (image.height() as usize, image.width() as usize) == (height, width),
+        "{name} is {} × {} pixels (height × width), the model takes {height} × {width}: resize it",
+        image.height(),
+        image.width()
+    );
+    Ok(if channels == 1 {
+        image.to_luma8().into_raw()
+    } else {
+        let rgb = image.to_rgb8().into_raw();
+        (0..3).flat_map(|c| rgb[c..].iter().copied().step_by(3)).collect()
+    })
+}
+
+/// Runs a command's computation on a thread of the pool: small tensors would cost more to hand over than to compute.
+pub fn pooled<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let mut result = None;
+    rayon::scope(|_| result = Some(f()));
+    result.expect("the scope has run")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_area_under_the_curve_counts_pairs() {
+        assert_eq!(auroc(&[2., 3.], &[0., 1.]), 1.);
+        assert_eq!(auroc(&[0., 1.], &[0., 1.]), 0.5);
+        assert_eq!(auroc(&[0.], &[1., 1., 0., -1.]), 0.375);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(
+            [brief(0.), brief(0.25), brief(1.), brief(12.3456), brief(3.2e-5)],
+            ["0", "0.25", "1", "12.346", "3.2e-5"]
+        );
+    }
+
+    #[test]
+    fn files_are_read_in_the_models_shape() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grey.png");
+        image::GrayImage::from_fn(3, 2, |x, y| image::Luma([(10 * y + x) as u8])).save(&path).unwrap();
+        let planar = read_image(&path, [3, 2, 3]).unwrap();
+        assert_eq!(planar, [0, 1, 2, 10, 11, 12].repeat(3));
+        assert_eq!(read_image(&path, [1, 2, 3]).unwrap(), planar[..6]);
+        assert!(read_image(&path, [1, 3, 2]).unwrap_err().to_string().contains("2 × 3"));
+        assert!(
+            read_image(&dir.path().join("none.png"), [1, 2, 3]).unwrap_err().to_string().contains("none.png")
+        );
+        std::fs::write(&path, "text").unwrap();
+        assert!(read_image(&path, [1, 2, 3]).unwrap_err().to_string().contains("no readable"));
+    }
+}

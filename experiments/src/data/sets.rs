@@ -1,0 +1,150 @@
+//! The table of data sets: what each name stands for, and the reader that loads it.
+//!
+//! Recipes, memory limits, `flow explain` and model cards look up what they need to know of a set here, so that a new data
+//! set is one file for its reader and one row of [`SETS`].
+
+use super::hub::{self, CIFAR10, HubSet, MNIST};
+use super::{Dataset, Request, cifar, faces, folder, idx, npy, plane};
+use anyhow::{Context, Result, bail, ensure};
+use flows::hub::Observer;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A data set that has a name.
+pub struct KnownSet {
+    /// What `data.set` of a recipe says.
+    pub name: &'static str,
+    /// The shape of one example; `None` where the user's files decide it.
+    pub shape: Option<&'static [usize]>,
+    /// Training examples, validation included; `None` where the user's files decide it.
+    pub train: Option<usize>,
+    /// Where its examples come from, and the reader.
+    pub origin: Origin,
+}
+
+/// Where the examples of a data set come from.
+pub enum Origin {
+    /// Drawn from a seed.
+    Drawn {
+        /// Bytes that an example takes while the set is drawn.
+        bytes: f64,
+        /// Draws the set.
+        draw: fn(&Request) -> Result<Dataset>,
+    },
+    /// Read from the files as they were published, or from the Hugging Face hub.
+    Published {
+        /// Reads a folder of the published files.
+        read: fn(&Path) -> Result<Dataset>,
+        /// The same data on the hub.
+        hub: &'static HubSet,
+    },
+    /// Read from files of the user's own; images are cropped and resized to a side where the reader can do so.
+    Own(fn(&Path, Option<usize>) -> Result<Dataset>),
+}
+
+// A point is drawn in double precision with its component.
+const PLANE: Origin = Origin::Drawn { bytes: 24. + 8. + 4., draw: plane::dataset };
+
+/// All data sets.
+pub static SETS: [KnownSet; 9] = [
+    KnownSet {
+        name: MNIST.name,
+        shape: Some(&MNIST.shape),
+        train: Some(MNIST.train.1),
+        origin: Origin::Published { read: idx::read_folder, hub: &MNIST },
+    },
+    KnownSet {
+        name: CIFAR10.name,
+        shape: Some(&CIFAR10.shape),
+        train: Some(CIFAR10.train.1),
+        origin: Origin::Published { read: cifar::read_folder, hub: &CIFAR10 },
+    },
+    KnownSet {
+        name: "faces",
+        shape: Some(&[3, faces::SIDE, faces::SIDE]),
+        train: Some(20_000),
+        // Its pixels and a row of attributes.
+        origin: Origin::Drawn { bytes: faces::DIMS as f64 + 24., draw: faces::dataset },
+    },
+    KnownSet { name: "moons", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
+    KnownSet { name: "rings", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
+    KnownSet { name: "spirals", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
+    KnownSet { name: "checkerboard", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
+    KnownSet { name: "folder", shape: None, train: None, origin: Origin::Own(folder::read_folder) },
+    KnownSet { name: "npy", shape: None, train: None, origin: Origin::Own(|path, _| npy::read_path(path)) },
+];
+
+/// The names of all data sets, separated by commas.
+#[must_use]
+pub fn names() -> String {
+    SETS.each_ref().map(|set| set.name).join(", ")
+}
+
+/// The data set of this name, if there is one.
+#[must_use]
+pub fn known(name: &str) -> Option<&'static KnownSet> {
+    SETS.iter().find(|set| set.name == name)
+}
+
+/// Loads a data set; `observer` is told of transfers from the hub and may stop them.
+///
+/// # Errors
+/// When the name is not known, a file is missing or damaged (the message names it, the byte and the remedy),
+/// the hub cannot be reached, or the sizes asked for leave a split empty.
+pub fn load(request: &Request, observer: Option<Arc<dyn Observer>>) -> Result<Dataset> {
+    let name = &request.name;
+    let set =
+        known(name).with_context(|| format!("there is no data set `{name}`: choose one of {}", names()))?;
+    let mut data = match (&set.origin, &request.dir) {
+        (Origin::Drawn { draw, .. }, _) => return draw(request),
+        (Origin::Published { read, .. }, Some(dir)) => read(dir)?,
+        (Origin::Published { hub, .. }, None) => hub::load(hub, observer)?,
+        (Origin::Own(read), Some(path)) => read(path, request.size)?,
+        (Origin::Own(_), None) => {
+            bail!("`{name}` reads your own data: say where they are with --data DIR or FLOW_DATA")
+        }
+    };
+    match (&mut data.valid, request.valid) {
+        (Some(_), Some(0)) => data.valid = None,
+        (Some(valid), Some(n)) => valid.truncate(n),
+        (None, Some(n)) if n > 0 => data.carve_validation(n)?,
+        _ => {}
+    }
+    data.train.truncate(request.train.unwrap_or(usize::MAX));
+    data.test.truncate(request.test.unwrap_or(usize::MAX));
+    ensure!(
+        !data.train.is_empty() && !data.test.is_empty(),
+        "`{name}` has {} training and {} test examples left: ask for at least one of each",
+        data.train.len(),
+        data.test.len()
+    );
+    Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    #[test]
+    fn names_and_sources() {
+        let request = |name: &str, dir: Option<&str>| Request {
+            name: name.into(),
+            dir: dir.map(PathBuf::from),
+            train: Some(2),
+            valid: Some(0),
+            test: Some(1),
+            ..Request::default()
+        };
+        for set in &SETS {
+            // A drawn set does not look at the folder; no other finds its files there.
+            let loaded = load(&request(set.name, Some("no/such/folder")), None);
+            assert_eq!(loaded.is_ok(), matches!(set.origin, Origin::Drawn { .. }), "{}", set.name);
+            if let Ok(data) = loaded {
+                assert_eq!(Some(data.train.shape.as_slice()), set.shape);
+            }
+        }
+        assert!(load(&request("folder", None), None).unwrap_err().to_string().contains("--data"));
+        assert!(load(&request("nope", None), None).unwrap_err().to_string().contains("checkerboard"));
+    }
+}

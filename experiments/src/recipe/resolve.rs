@@ -1,0 +1,398 @@
+//! From the text of a recipe to its settings, each with its origin.
+//!
+//! A file is resolved in this order, later ones winning: the fields of `model.preset`; the file's own keys, each of which
+//! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
+
+use super::types::Recipe;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flows::ModelConfig;
+use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use toml::{Table, Value};
+
+/// The recipes built into the binary: name and text.
+pub const BUILTIN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/recipes.rs"));
+
+/// The text of the built-in recipe of this name, if there is one.
+#[must_use]
+pub fn builtin(name: &str) -> Option<&'static str> {
+    BUILTIN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+/// The models that `model.preset` names.
+type Preset = (&'static str, fn() -> ModelConfig);
+const PRESETS: &[Preset] = &[
+    ("nice-mnist-paper", || ModelConfig::Nice(NiceConfig::mnist_paper())),
+    ("nice-mnist-code", || ModelConfig::Nice(NiceConfig::mnist_code())),
+    ("nice-cifar-paper", || ModelConfig::Nice(NiceConfig::cifar_paper())),
+    ("nice-cifar-code", || ModelConfig::Nice(NiceConfig::cifar_code())),
+    ("realnvp-cifar-paper", || ModelConfig::RealNvp(RealNvpConfig::cifar_paper())),
+    ("realnvp-cifar-code", || ModelConfig::RealNvp(RealNvpConfig::cifar_code())),
+    ("realnvp-mnist", || ModelConfig::RealNvp(RealNvpConfig::mnist())),
+    ("glow-cifar-paper", || ModelConfig::Glow(GlowConfig::cifar_paper())),
+    ("glow-cifar-code", || ModelConfig::Glow(GlowConfig::cifar_code())),
+    ("glow-mnist", || ModelConfig::Glow(GlowConfig::mnist())),
+];
+
+/// A recipe with the origin of each of its settings.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The recipe.
+    pub recipe: Recipe,
+    preset: Option<String>,
+    /// The dotted keys that the file itself holds.
+    own: BTreeSet<String>,
+    /// The dotted keys of `--set` (and of the options that stand for one).
+    set: BTreeSet<String>,
+}
+
+impl Resolved {
+    /// Resolves the built-in recipe of this name, or the file where the argument ends in `.toml`.
+    ///
+    /// # Errors
+    /// When there is no such recipe, the file is no TOML, a key is unknown or a value impossible: the message names it.
+    pub fn load(name: &str, sets: &[String]) -> Result<Self> {
+        if name.ends_with(".toml") {
+            let text = std::fs::read_to_string(name)
+                .with_context(|| format!("cannot read the recipe {name}: give the path of a .toml file"))?;
+            let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            return Self::parse(&stem, &text, sets).with_context(|| format!("recipe {name}"));
+        }
+        let text = builtin(name).with_context(|| {
+            format!("there is no recipe `{name}`: `flow list` names them all, a path to one of your own ends in .toml")
+        })?;
+        Self::parse(name, text, sets).with_context(|| format!("recipe {name}"))
+    }
+
+    /// Resolves the text of a recipe; `stem` is its name if it does not give one.
+    ///
+    /// # Errors
+    /// As [`Resolved::load`].
+    pub fn parse(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
+        let mut table: Table = toml::from_str(text).map_err(|e| no_toml(text, &e))?;
+        let sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
+        let (presets, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|(k, _)| k == "model.preset");
+        for (key, value) in presets {
+            put(&mut table, &key, value)?;
+        }
+        let mut own = BTreeSet::new();
+        flatten("", &table, &mut |key, _| {
+            own.insert(key.to_string());
+        });
+        let source = match table.remove("source") {
+            Some(Value::Table(nested)) => nested,
+            Some(_) => bail!("`source` is a table of keys and where their values come from"),
+            None => Table::new(),
+        };
+        let preset = expand_preset(&mut table)?;
+        let trains_on = set_name(&table);
+        for (key, value) in &sets {
+            ensure!(
+                !key.starts_with("source."),
+                "`source` says where the file's values come from: it cannot be set"
+            );
+            put(&mut table, key, value.clone()).with_context(|| format!("--set {key}"))?;
+        }
+        if set_name(&table) != trains_on {
+            // The paper's number is about other images now.
+            table.remove("paper");
+        }
+        table.entry("name").or_insert_with(|| Value::String(stem.into()));
+        let mut recipe: Recipe = serde_path_to_error::deserialize(Value::Table(table)).map_err(name_key)?;
+        flatten("", &source, &mut |key, value| {
+            recipe
+                .source
+                .insert(key.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        });
+        recipe.validate()?;
+        let resolved = Self { recipe, preset, own, set: sets.into_iter().map(|(k, _)| k).collect() };
+        let known = resolved.settings()?;
+        for key in resolved.recipe.source.keys() {
+            let names = |k: &String| k == key || k.starts_with(&format!("{key}."));
+            ensure!(
+                known.iter().any(|(k, _, _)| names(k)) || OPTIONAL.contains(&key.as_str()),
+                "`source` explains `{key}`, which is no setting of this recipe"
+            );
+        }
+        Ok(resolved)
+    }
+
+    /// Each setting with its value and where that comes from.
+    ///
+    /// # Errors
+    /// When the recipe cannot be written as TOML (a seed above 2^63).
+    pub fn settings(&self) -> Result<Vec<(String, String, String)>> {
+        let table = Table::try_from(&self.recipe).context("this recipe cannot be written as TOML")?;
+        let mut rows = Vec::new();
+        flatten("", &table, &mut |key, value| {
+            if key != "source" && !key.starts_with("source.") {
+                rows.push((key.to_string(), value.to_string(), self.origin(key)));
+            }
+        });
+        Ok(rows)
+    }
+
+    fn origin(&self, key: &str) -> String {
+        let within = |k: &str| key == k || key.starts_with(&format!("{k}."));
+        if self.set.iter().any(|k| within(k)) {
+            return "--set".into();
+        }
+        // What is said of a whole table is about what the file chose in it, not about what it left alone.
+        let about = |k: &str| within(k) && (k.contains('.') || self.own.contains(key));
+        let longest = self.recipe.source.iter().filter(|(k, _)| about(k)).max_by_key(|(k, _)| k.len());
+        let convention = CONVENTIONS.contains(&key);
+        if let Some((k, source)) = longest
+            && (k.contains('.') || !convention)
+        {
+            return source.clone();
+        }
+        match &self.preset {
+            _ if convention => "ours: a convention".into(),
+            _ if self.own.contains(key) => "this recipe".into(),
+            Some(preset) if key.starts_with("model.") => format!("preset {preset}"),
+            _ => "default".into(),
+        }
+    }
+}
+
+/// Settings that nobody tunes: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
+const CONVENTIONS: &[&str] = &[
+    "data.seed",
+    "train.seed",
+    "train.memory",
+    "train.probe_every",
+    "train.validate_every",
+    "train.validate_images",
+    "train.checkpoint_every",
+    "train.log_every",
+    "eval.batch",
+    "eval.samples",
+    "eval.temperature",
+    "eval.codec_images",
+];
+
+/// Settings that may be absent, so that a source can say why they are.
+const OPTIONAL: &[&str] =
+    &["train.clip_norm", "train.ema", "train.patience", "train.epochs", "train.updates"];
+
+fn set_name(table: &Table) -> Option<Value> {
+    table.get("data")?.get("set").cloned()
+}
+
+/// `key=value` with a value in TOML; a bare word stands for itself, for a shell eats quotes.
+fn parse_set(text: &str) -> Result<(String, Value)> {
+    let (key, value) = text
+        .split_once('=')
+        .with_context(|| format!("--set {text}: write key=value, as in --set train.lr=5e-4"))?;
+    let (key, value) = (key.trim(), value.trim());
+    ensure!(
+        !key.is_empty() && key.split('.').all(|part| !part.is_empty()),
+        "--set {text}: `{key}` is no key, write for example train.lr"
+    );
+    let parsed = match toml::from_str::<Table>(&format!("value = {value}")) {
+        Ok(mut table) if table.len() == 1 => table.remove("value").expect("it is the one key"),
+        _ if !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || "_-./@".contains(c)) => {
+            Value::String(value.into())
+        }
+        _ => {
+            bail!("--set {text}: `{value}` is no TOML value (a number, true, \"text\", [1, 2], {{ a = 1 }})")
+        }
+    };
+    Ok((key.into(), parsed))
+}
+
+/// Puts a value at a dotted key, making the tables on the way.
+fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.into(), value);
+            Ok(())
+        }
+        Some((first, rest)) => match table.entry(first).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => put(inner, rest, value),
+            _ => bail!("there is no `{rest}` in `{first}`, which is a value"),
+        },
+    }
+}
+
+/// Calls `f` with each leaf and its dotted key.
+fn flatten(prefix: &str, table: &Table, f: &mut impl FnMut(&str, &Value)) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(inner) => flatten(&path, inner, f),
+            _ => f(&path, value),
+        }
+    }
+}
+
+/// Puts the preset's fields where the file has none of its own.
+fn expand_preset(table: &mut Table) -> Result<Option<String>> {
+    let Some(Value::Table(model)) = table.get_mut("model") else { return Ok(None) };
+    let Some(name) = model.remove("preset") else { return Ok(None) };
+    let Some((name, config)) = PRESETS.iter().find(|(n, _)| name.as_str() == Some(n)) else {
+        let all: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
+        bail!("`model.preset` = {name} is none of {}", all.join(", "));
+    };
+    for (key, value) in Table::try_from(config()).context("a preset is written as TOML")? {
+        model.entry(key).or_insert(value);
+    }
+    Ok(Some((*name).to_owned()))
+}
+
+/// The parser's message with its line; its own text is a picture of several lines.
+fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    match error.span() {
+        Some(span) => {
+            let line = 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count();
+            anyhow!("this is no TOML at line {line}: {message}")
+        }
+        None => anyhow!("this is no TOML: {message}"),
+    }
+}
+
+/// The error of a strict read, with the key it is about.
+fn name_key(error: serde_path_to_error::Error<toml::de::Error>) -> anyhow::Error {
+    let path = error.path().to_string();
+    let message = error.into_inner().message().trim().to_owned();
+    if path == "." { anyhow!("{message}") } else { anyhow!("`{path}`: {message}") }
+}
+
+impl Recipe {
+    /// The settings, as `key=value`, in which this recipe differs from the built-in one of its name: empty where there is
+    /// none of that name. All that changes a number counts, how long it trains and with which seed among it; how often a run
+    /// writes does not, and neither does what is written for people.
+    ///
+    /// # Errors
+    /// When a recipe cannot be written as TOML.
+    pub fn changed(&self) -> Result<Vec<String>> {
+        const APART: [&str; 4] = ["about", "name", "train.log_every", "train.checkpoint_every"];
+        let Some(text) = builtin(&self.name) else { return Ok(Vec::new()) };
+        let leaves = |recipe: &Self| -> Result<BTreeMap<String, String>> {
+            let table = Table::try_from(recipe).context("this recipe cannot be written as TOML")?;
+            let mut all = BTreeMap::new();
+            flatten("", &table, &mut |key, value| {
+                let counts =
+                    !APART.contains(&key) && !key.starts_with("source.") && !key.starts_with("paper.");
+                if counts && key != "source" {
+                    all.insert(key.to_owned(), value.to_string());
+                }
+            });
+            Ok(all)
+        };
+        let (own, built_in) = (leaves(self)?, leaves(&Resolved::parse(&self.name, text, &[])?.recipe)?);
+        let keys: BTreeSet<_> = own.keys().chain(built_in.keys()).collect();
+        let differ = keys.into_iter().filter(|key| own.get(*key) != built_in.get(*key));
+        Ok(differ.map(|key| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"))).collect())
+    }
+
+    /// All that a result depends on, as text: what is written for people (`about`, `source`) left out.
+    ///
+    /// # Errors
+    /// When the recipe cannot be written as TOML.
+    pub fn fingerprint(&self) -> Result<String> {
+        let bare = Self { about: String::new(), source: BTreeMap::new(), ..self.clone() };
+        toml::to_string(&bare).context("this recipe cannot be written as TOML")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use flows::Model;
+    use flows::models::Preprocess;
+
+    fn with(name: &str, sets: &[&str]) -> Result<Resolved> {
+        Resolved::load(name, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_recipe_resolves_and_the_small_ones_build() {
+        for (name, text) in BUILTIN {
+            let resolved = Resolved::parse(name, text, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            assert_eq!(resolved.recipe.name, *name);
+            let small =
+                name.ends_with("-small") || resolved.recipe.model.shape().len() == 1 || *name == "quickstart";
+            if small {
+                let model = Model::new(resolved.recipe.model.clone(), 0, DType::F32, &Device::Cpu).unwrap();
+                assert!(model.params().count() < 20_000_000, "{name} is not small");
+            }
+        }
+    }
+
+    #[test]
+    fn the_papers_recipes_use_the_papers_models() {
+        for name in ["nice-mnist", "nice-cifar", "realnvp-cifar", "glow-cifar"] {
+            for kind in ["paper", "code"] {
+                let resolved = with(&format!("{name}@{kind}"), &[]).unwrap();
+                let (_, preset) = PRESETS.iter().find(|(p, _)| *p == format!("{name}-{kind}")).unwrap();
+                assert_eq!(resolved.recipe.model, preset());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for (name, _) in BUILTIN {
+            let recipe = with(name, &[]).unwrap().recipe;
+            let text = toml::to_string_pretty(&recipe).unwrap();
+            let again = Resolved::parse("", &text, &[]).unwrap_or_else(|e| panic!("{name}: {e:#}")).recipe;
+            assert_eq!(toml::to_string(&again).unwrap(), toml::to_string(&recipe).unwrap());
+            assert_eq!(again.fingerprint().unwrap(), recipe.fingerprint().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_field_of_the_file_replaces_the_presets_whole_and_set_changes_one_key() {
+        let resolved = with("realnvp-cifar", &["model.preprocess.alpha=0.01"]).unwrap();
+        assert!(matches!(resolved.recipe.model.preprocess(), Preprocess::Logit { alpha: 0.01, .. }));
+        let zca = "model.preprocess={kind=\"symmetric\"}";
+        let resolved = with("nice-cifar", &[zca]).unwrap();
+        assert_eq!(resolved.recipe.model.preprocess(), Preprocess::Symmetric {});
+        let same = with("moons", &[]).unwrap().recipe.fingerprint().unwrap();
+        assert_ne!(with("moons", &["train.lr=1e-4"]).unwrap().recipe.fingerprint().unwrap(), same);
+        assert_eq!(with("moons", &["about=other"]).unwrap().recipe.fingerprint().unwrap(), same);
+    }
+
+    #[test]
+    fn what_changes_a_number_is_a_change_of_the_recipe() {
+        let changed = |sets: &[&str]| with("nice-mnist-small", sets).unwrap().recipe.changed().unwrap();
+        assert!(changed(&[]).is_empty());
+        assert!(changed(&["about=other", "train.log_every=3", "train.checkpoint_every=3"]).is_empty());
+        for set in ["train.updates=300", "train.epochs=2.5", "train.minutes=1.5", "train.seed=1"] {
+            assert_eq!(changed(&[set]), [set]);
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_a_table_is_not_said_of_what_was_not_chosen() {
+        let source = |name: &str, key: &str| {
+            let rows = with(name, &[]).unwrap().settings().unwrap();
+            rows.into_iter().find(|row| row.0 == key).unwrap_or_else(|| panic!("{name}: {key}")).2
+        };
+        assert_eq!(source("quickstart", "train.lr"), "ours: found on the validation images");
+        for key in ["train.seed", "train.memory", "train.log_every", "train.validate_images", "data.seed"] {
+            assert_eq!(source("quickstart", key), "ours: a convention", "{key}");
+        }
+        for key in ["train.l2", "train.init_images", "train.hflip"] {
+            assert_eq!(source("quickstart", key), "default", "{key}");
+        }
+        assert!(source("nice-mnist", "train.validate_every").contains("once an epoch"), "it is explained");
+        assert_eq!(source("moons", "model.law"), "ours");
+    }
+
+    #[test]
+    fn values_are_toml_and_bare_words_stand_for_themselves() {
+        let parse = |text: &str| parse_set(text).unwrap();
+        assert_eq!(parse("a.b = 5e-4"), ("a.b".into(), Value::Float(5e-4)));
+        assert_eq!(parse("a=true"), ("a".into(), Value::Boolean(true)));
+        assert_eq!(parse("a=mnist"), ("a".into(), Value::String("mnist".into())));
+        assert_eq!(parse("a=\"x y\""), ("a".into(), Value::String("x y".into())));
+        for wrong in ["a", "=1", "a.=1", "a=", "a=1\nb=2", "a=[1", "a=x y"] {
+            assert!(parse_set(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

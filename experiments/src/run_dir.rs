@@ -1,0 +1,154 @@
+//! The folder of a run: the names of its files, and what is read from it as a whole.
+//!
+//! | file | holds |
+//! |---|---|
+//! | config.json, model.safetensors | the model of the best validation ([`flows::models::file`]) |
+//! | [`RECIPE`] | every setting, resolved ([`crate::recipe`]) |
+//! | [`METRICS`] | the log, one JSON object a line; the same for TensorBoard in [`crate::events`] |
+//! | [`CHECKPOINT`] | the state that the next update depends on ([`crate::checkpoint`]) |
+//! | [`SAMPLES`], [`CURVE`] | pictures, drawn when training has ended |
+//! | [`SUMMARY`] | the result ([`crate::summary`]); where it is, the run has ended |
+//! | [`CARD`] | the model card |
+//! | [`PICTURES`] | a folder for pictures that other commands draw |
+
+use crate::recipe::{Recipe, Resolved};
+use anyhow::{Context, Result, anyhow};
+use flows::models::write_atomic;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// The resolved recipe.
+pub const RECIPE: &str = "recipe.toml";
+/// The result.
+pub const SUMMARY: &str = "summary.json";
+/// The log.
+pub const METRICS: &str = "metrics.jsonl";
+/// The state of an unfinished run.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The picture of samples.
+pub const SAMPLES: &str = "samples.png";
+/// The picture of the learning curves.
+pub const CURVE: &str = "curve.png";
+/// The model card.
+pub const CARD: &str = "README.md";
+/// The folder of further pictures.
+pub const PICTURES: &str = "pictures";
+/// The report.
+pub const REPORT: &str = "report.html";
+/// How the name of the log for TensorBoard begins and ends.
+pub const EVENTS: (&str, &str) = ("events.out.tfevents.", ".flow");
+
+/// The files that accompany the model wherever it is copied or published.
+pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
+
+/// The bytes of a file, or `None` where there is none.
+///
+/// # Errors
+/// When it is no regular file or cannot be read.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let bytes = fs::metadata(path).and_then(|found| match found.is_file() {
+        true => fs::read(path),
+        // Reading a pipe would wait for whoever writes to it.
+        false => Err(std::io::Error::other("it is no file")),
+    });
+    match bytes {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// What is said of a file that cannot be parsed.
+pub(crate) fn damaged(path: &Path) -> String {
+    format!(
+        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
+        path.display()
+    )
+}
+
+/// Writes the resolved recipe into a run's folder.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
+    let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
+    Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
+}
+
+/// Reads the recipe of a run's folder, or `None` where there is none.
+///
+/// # Errors
+/// When there is one that cannot be read.
+pub fn read_recipe(dir: &Path) -> Result<Option<Recipe>> {
+    Ok(resolve(dir)?.map(|resolved| resolved.recipe))
+}
+
+/// As [`read_recipe`], with the origin of each setting.
+///
+/// # Errors
+/// When there is one that cannot be read.
+pub fn resolve(dir: &Path) -> Result<Option<Resolved>> {
+    let path = dir.join(RECIPE);
+    let Some(bytes) = read(&path)? else { return Ok(None) };
+    let text = String::from_utf8(bytes).with_context(|| damaged(&path))?;
+    Resolved::parse("", &text, &[]).with_context(|| damaged(&path)).map(Some)
+}
+
+/// Removes what a killed process left half-written under a temporary name.
+///
+/// # Errors
+/// When the folder cannot be listed or written.
+pub fn remove_leftovers(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
+        let path = entry?.path();
+        let number = path.extension().and_then(|e| e.to_str()).and_then(|e| e.strip_prefix("tmp"));
+        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The lines of a run's log, or `None` where there is none: published weights may come without.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read_metrics(out: &Path) -> Result<Option<Vec<Value>>> {
+    let path = out.join(METRICS);
+    // A pipe would be waited for.
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
+    let line = |(i, line): (usize, &str)| {
+        // The parser has seen this line only, so that its own words would say it is the first.
+        serde_json::from_str(line).map_err(|_| {
+            anyhow!(
+                "{} is damaged in line {}: restore it, or move it away and there are no curves",
+                path.display(),
+                i + 1
+            )
+        })
+    };
+    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_half_written_files_are_removed() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let names = ["a.safetensors.tmp12", "b.tmp", "c.tmp1x", "model.safetensors"];
+        for name in names {
+            fs::write(out.path().join(name), b"")?;
+        }
+        remove_leftovers(out.path())?;
+        let left: Vec<bool> = names.iter().map(|n| out.path().join(n).exists()).collect();
+        assert_eq!(left, [false, true, true, true]);
+        Ok(())
+    }
+}
