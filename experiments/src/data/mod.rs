@@ -25,6 +25,8 @@ pub mod idx;
 pub mod npy;
 pub mod plane;
 mod set;
+#[cfg(any(feature = "candle-datasets", test))]
+pub mod vision;
 
 pub use set::{Dataset, Entropy, Split, Values};
 pub(crate) use set::{LARGEST, Revision, file_name, gunzip, read_file};
