@@ -30,6 +30,8 @@ pub mod plane;
 pub mod request;
 pub mod set;
 pub mod sets;
+#[cfg(any(feature = "candle-datasets", test))]
+pub mod vision;
 
 pub use request::{Request, example_rng};
 pub use set::{Dataset, Entropy, LARGEST, Revision, Split, Values, file_name, gunzip, hex, read_file};
