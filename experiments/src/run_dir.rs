@@ -14,7 +14,7 @@
 use crate::recipe::{Recipe, Resolved};
 use anyhow::{Context, Result, anyhow};
 use flows::models::write_atomic;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs;
 use std::path::Path;
 
@@ -110,29 +110,49 @@ pub fn remove_leftovers(out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The lines of a log. A last line that was cut short, as a killed run leaves it, is left out.
+///
+/// # Errors
+/// When another line is no JSON object; the message is its number, `line 7`.
+pub fn parse_log(text: &str) -> Result<Vec<Map<String, Value>>> {
+    let mut lines = Vec::new();
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        match serde_json::from_str(line) {
+            Ok(object) => lines.push(object),
+            Err(_) if !line.ends_with('\n') => {}
+            Err(e) => return Err(e).with_context(|| format!("line {}", i + 1)),
+        }
+    }
+    Ok(lines)
+}
+
 /// The lines of a run's log, or `None` where there is none: published weights may come without.
 ///
 /// # Errors
-/// When it cannot be read.
-pub fn read_metrics(out: &Path) -> Result<Option<Vec<Value>>> {
+/// When it cannot be read, or a line is damaged.
+pub fn read_metrics(out: &Path) -> Result<Option<Vec<Map<String, Value>>>> {
     let path = out.join(METRICS);
-    // A pipe would be waited for.
+    // Whatever else has the name is no log.
     if !path.is_file() {
         return Ok(None);
     }
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
-    let line = |(i, line): (usize, &str)| {
-        // The parser has seen this line only, so that its own words would say it is the first.
-        serde_json::from_str(line).map_err(|_| {
-            anyhow!(
-                "{} is damaged in line {}: restore it, or move it away and there are no curves",
-                path.display(),
-                i + 1
-            )
-        })
-    };
-    text.lines().enumerate().map(line).collect::<Result<_>>().map(Some)
+    // Of the error its line alone: the parser has seen one line, so that its own words would say it is the first.
+    let lines = parse_log(&text).map_err(|line| {
+        anyhow!(
+            "{} is damaged in {line}: restore it, or move it away and there are no curves",
+            path.display()
+        )
+    });
+    lines.map(Some)
+}
+
+/// The points (update, value) of a column of the log.
+#[must_use]
+pub fn column(log: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
+    let point = |line: &Map<String, Value>| Some((line.get("update")?.as_f64()?, line.get(key)?.as_f64()?));
+    log.iter().filter_map(point).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `notebooks-export`: a run, or a model of the hub, out to a Jupyter notebook and the files that its cells read.
 //!
-//! It uses the library `flows` and meets the command line `flow` in run folders only: config.json and the weights, and as far
-//! as they are there summary.json, metrics.jsonl, curve.png, samples.png, and in `pictures/` what `flow interpolate`,
-//! `flow ood` and the like have drawn, each PNG with its numbers beside it as safetensors.
+//! It reads the folder of a run ([`experiments::run_dir`]): config.json and the weights, and as far as they are there the
+//! summary, the log, the pictures, and in `pictures/` what `flow interpolate`, `flow ood` and the like have drawn, each PNG
+//! with its numbers beside it as safetensors.
 
 mod arrays;
 mod metrics;
@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use arrays::{Drawn, Source};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
+use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, read};
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
 use flows::models::file::{parse_index, read_header};
@@ -27,12 +28,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use work::Partial;
-
-/// What a run has beside its model.
-const SUMMARY: &str = "summary.json";
-const METRICS: &str = "metrics.jsonl";
-const OWN: [&str; 2] = ["curve.png", "samples.png"];
-const PICTURES: &str = "pictures";
 
 /// A run out to a Jupyter notebook, which needs nothing of ours: text, pictures, code, and the arrays that the code reads.
 #[derive(Parser)]
@@ -127,8 +122,8 @@ fn locate(run: &str) -> Result<(PathBuf, String, String)> {
         Some((id, revision)) => (id, Revision::new(revision)?),
         None => (address, Revision::default()),
     };
-    let also: Vec<&str> = [SUMMARY, METRICS].into_iter().chain(OWN).collect();
-    let snapshot = Hub::from_env()?.pull(&Repository::model(id)?, &revision, &also)?;
+    let snapshot =
+        Hub::from_env()?.pull(&Repository::model(id)?, &revision, &[SUMMARY, METRICS, CURVE, SAMPLES])?;
     let name = id.rsplit('/').next().unwrap_or(id).to_owned();
     Ok((snapshot.folder, name, format!("{}, commit {}", code(run), snapshot.commit)))
 }
@@ -180,7 +175,7 @@ fn fill(
         write(&out.join("metrics.parquet"), &log.parquet()?)?;
     }
     let mut own = Vec::new();
-    for file in OWN {
+    for file in [CURVE, SAMPLES] {
         own.extend(picture(&run.join(file))?);
     }
     let (pictures, numbers) = pictures(&run.join(PICTURES), &out.join(PICTURES))?;
@@ -264,20 +259,6 @@ fn picture(path: &Path) -> Result<Option<Picture>> {
     let Some(bytes) = read(path)? else { return Ok(None) };
     ensure!(bytes.starts_with(b"\x89PNG\r\n"), "{} is no PNG: draw it again, or remove it", path.display());
     Ok(Some((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes)))
-}
-
-/// A file's bytes, or `None` where there is none.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let bytes = std::fs::metadata(path).and_then(|found| match found.is_file() {
-        true => std::fs::read(path),
-        // A pipe would be waited for.
-        false => Err(std::io::Error::other("it is no file")),
-    });
-    match bytes {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

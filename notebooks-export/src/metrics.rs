@@ -3,7 +3,8 @@
 //! A line holds what its update logged, so most cells of some columns are empty: null in parquet, nothing between two commas
 //! in CSV. Keys that only hold whole numbers are whole numbers in parquet, all others are doubles.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
+use experiments::run_dir::parse_log;
 use parquet::basic::{Compression, Repetition, Type as Physical};
 use parquet::data_type::{DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
@@ -28,20 +29,9 @@ impl Metrics {
     /// # Errors
     /// When another line is no JSON object with an `update`.
     pub fn parse(text: &str) -> Result<Option<Self>> {
-        let mut lines: Vec<Map<String, Value>> = Vec::new();
-        for (i, line) in text.split_inclusive('\n').enumerate() {
-            match serde_json::from_str::<Map<_, _>>(line) {
-                Ok(object) => {
-                    ensure!(
-                        object.get("update").is_some_and(Value::is_u64),
-                        "line {} has no `update`",
-                        i + 1
-                    );
-                    lines.push(object);
-                }
-                Err(_) if !line.ends_with('\n') => {}
-                Err(e) => return Err(e).with_context(|| format!("line {}", i + 1)),
-            }
+        let lines = parse_log(text)?;
+        if let Some(i) = lines.iter().position(|line| !line.get("update").is_some_and(Value::is_u64)) {
+            bail!("line {} has no `update`", i + 1);
         }
         let mut columns: Vec<String> = Vec::new();
         for (key, value) in lines.iter().flatten() {

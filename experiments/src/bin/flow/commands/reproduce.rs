@@ -209,16 +209,9 @@ fn fit_shape(recipe: &mut Recipe, data: &Dataset) -> Result<()> {
 
 /// Draws curve.png from the run's log.
 fn curve(summary: &Summary, out: &Path) -> Result<()> {
-    let (mut train, mut validation) = (plots::Points::new(), plots::Points::new());
-    for line in run_dir::read_metrics(out)?.unwrap_or_default() {
-        let Some(update) = line["update"].as_f64() else { continue };
-        if let Some(bits) = line["train_bits_per_dim"].as_f64() {
-            train.push((update, bits));
-        }
-        if let Some(bits) = line["validation_bits_per_dim"].as_f64() {
-            validation.push((update, bits));
-        }
-    }
+    let log = run_dir::read_metrics(out)?.unwrap_or_default();
+    let train = run_dir::column(&log, "train_bits_per_dim");
+    let validation = run_dir::column(&log, "validation_bits_per_dim");
     let mut lines = Vec::new();
     if let Some(paper) = &summary.beside.paper {
         lines.push((format!("paper, {}", paper.bits_per_dim), paper.bits_per_dim));

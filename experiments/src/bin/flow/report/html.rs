@@ -12,7 +12,7 @@ use experiments::evaluate::Evaluation;
 use experiments::recipe::{Resolved, builtin};
 use experiments::run_dir::{self, CURVE, PICTURES, SAMPLES};
 use experiments::summary::Summary;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -158,10 +158,8 @@ type Line = Vec<(f64, f64)>;
 
 fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
     let Some(log) = run_dir::read_metrics(run)? else { return Ok(()) };
-    let line = |key: &str| -> Line {
-        let point = |v: &Value| Some((v["update"].as_f64()?, v[key].as_f64()?));
-        log.iter().filter_map(point).filter(|p| p.1.is_finite()).collect()
-    };
+    let line =
+        |key: &str| -> Line { run_dir::column(&log, key).into_iter().filter(|p| p.1.is_finite()).collect() };
     let mut marks = Vec::new();
     if let Some(paper) = &summary.beside.paper {
         marks.push((format!("paper, {}", paper.bits_per_dim), paper.bits_per_dim));
