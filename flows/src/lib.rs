@@ -1,7 +1,7 @@
 //! Flow-based generative models on candle: NICE, RealNVP and Glow from shared coupling and permutation layers.
 //!
-//! - [`core`](mod@crate::core): the abstractions: [`Bijection`], [`Chain`], [`Net`], and the backward pass in memory that does not grow with
-//!   depth.
+//! - [`core`](mod@crate::core): the abstractions: [`Bijection`], [`Chain`], [`Net`], and the backward pass in memory that
+//!   does not grow with depth.
 //! - [`transforms`]: what couplings do to the elements that they change; [`nets`]: the networks inside couplings;
 //!   [`bijections`]: the layers.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
@@ -18,8 +18,8 @@
 //! ops, linalg -> params -> core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
 //! ```
 //!
-//! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a file
-//! of their own. No layer names a model before `models`, and nothing here names a command line, a plot or a data set.
+//! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
+//! file of their own. No layer names a model before `models`, and nothing here names a command line, a plot or a data set.
 //!
 //! # Threads
 //! On CPU set the variable `CANDLE_NUM_THREADS=1` before the first tensor is made, as the binary `flow` does: candle's

@@ -1,6 +1,6 @@
 //! The multi-scale architecture (RealNVP section 3.6): after each level half of the channels are factored out.
 
-use crate::core::{Bijection, Composite, Context, Ctx, Link};
+use crate::core::{Bijection, Composite, Context, Ctx, Link, RunLayer, RunReversed};
 use candle_core::{Result, Tensor, bail};
 
 /// ```text
@@ -92,11 +92,7 @@ impl Composite for Multiscale {
         &self.levels
     }
 
-    fn pass(
-        &self,
-        x: &Tensor,
-        run: &mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    fn pass(&self, x: &Tensor, run: RunLayer) -> Result<Tensor> {
         let (mut h, mut factored) = (x.clone(), Vec::new());
         let last = self.levels.len() - 1;
         for i in 0..last {
@@ -110,11 +106,7 @@ impl Composite for Multiscale {
         Tensor::cat(&flat, 1)
     }
 
-    fn pass_reversed(
-        &self,
-        z: &[&Tensor],
-        run: &mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
-    ) -> Result<Vec<Tensor>> {
+    fn pass_reversed(&self, z: &[&Tensor], run: RunReversed) -> Result<Vec<Tensor>> {
         let parts: Vec<Vec<Tensor>> = z.iter().map(|t| self.levels(t)).collect::<Result<_>>()?;
         let mut h: Option<Vec<Tensor>> = None;
         for i in (0..self.levels.len()).rev() {

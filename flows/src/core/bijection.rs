@@ -117,6 +117,13 @@ pub trait Bijection: Send + Sync {
     }
 }
 
+/// Gives the output of layer i for its input and for the parts of the latent that were factored out before it, none in a
+/// chain.
+pub type RunLayer<'a> = &'a mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>;
+
+/// Gives the inputs of layer i for its outputs.
+pub type RunReversed<'a> = &'a mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>;
+
 /// A layer that is made of others.
 ///
 /// Its [`Bijection::forward`] and [`Bijection::inverse`] are [`Composite::forward_links`] and [`Composite::inverse_links`].
@@ -124,27 +131,18 @@ pub trait Composite: Send + Sync {
     /// The layers.
     fn links(&self) -> &[Link];
 
-    /// The output for `x`, where `run(i, input, factored)` gives the output of layer i. `factored` are the parts of the
-    /// latent that have been factored out before it, none in a chain.
+    /// The output for `x`, where `run` gives those of the layers.
     ///
     /// # Errors
     /// Those of `run`.
-    fn pass(
-        &self,
-        x: &Tensor,
-        run: &mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
-    ) -> Result<Tensor>;
+    fn pass(&self, x: &Tensor, run: RunLayer) -> Result<Tensor>;
 
-    /// The inputs for the outputs `z`, where `run(i, outputs)` gives the inputs of layer i for its outputs. Several tensors
-    /// pass at once, in the same way: a latent and its gradient.
+    /// The inputs for the outputs `z`, where `run` gives those of the layers, the last one first. Several tensors pass at
+    /// once, in the same way: a latent and its gradient.
     ///
     /// # Errors
     /// Those of `run`.
-    fn pass_reversed(
-        &self,
-        z: &[&Tensor],
-        run: &mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
-    ) -> Result<Vec<Tensor>>;
+    fn pass_reversed(&self, z: &[&Tensor], run: RunReversed) -> Result<Vec<Tensor>>;
 
     /// [`Bijection::forward`]: every layer's forward, log-dets added.
     ///
@@ -154,13 +152,7 @@ pub trait Composite: Send + Sync {
     where
         Self: Sized,
     {
-        let mut sum = zeros_per_example(x)?;
-        let z = links_in_order(self, x, |i, h, _| {
-            let (z, log_det) = self.links()[i].layer.forward(h, ctx)?;
-            sum = (&sum + per_example(log_det, h)?)?;
-            Ok(z)
-        })?;
-        Ok((z, sum))
+        links_forward(self, x, |i, h| self.links()[i].layer.forward(h, ctx))
     }
 
     /// [`Bijection::inverse`]: every layer's inverse, from the last to the first.
@@ -236,16 +228,26 @@ pub(super) fn links_reversed(
     c.pass_reversed(z, &mut |i, t| each(i, t).map_err(|e| c.links()[i].name_error(e)))
 }
 
-/// A layer's log-det, if it is one number for each example of its input.
-fn per_example(log_det: Tensor, x: &Tensor) -> Result<Tensor> {
-    let b = x.dim(0)?;
-    if log_det.dims() != [b] {
-        bail!(
-            "its log-det has shape {:?}, but ({b},) is needed: one number for each example",
-            log_det.shape()
-        );
-    }
-    Ok(log_det)
+/// The output of `c` and the sum of the log-dets of its layers, where `each` gives those of layer i.
+fn links_forward(
+    c: &dyn Composite,
+    x: &Tensor,
+    mut each: impl FnMut(usize, &Tensor) -> Result<(Tensor, Tensor)>,
+) -> Result<(Tensor, Tensor)> {
+    let mut sum = zeros_per_example(x)?;
+    let z = links_in_order(c, x, |i, h, _| {
+        let (z, log_det) = each(i, h)?;
+        if log_det.dims() != sum.dims() {
+            bail!(
+                "its log-det has shape {:?}, but {:?} is needed: one number for each example",
+                log_det.shape(),
+                sum.shape()
+            );
+        }
+        sum = (&sum + log_det)?;
+        Ok(z)
+    })?;
+    Ok((z, sum))
 }
 
 fn links_forward_saved(
@@ -254,17 +256,15 @@ fn links_forward_saved(
     ctx: Ctx,
     memory: Memory,
 ) -> Result<(Tensor, Tensor, Saved)> {
-    let mut sum = zeros_per_example(x)?;
     let mut all = Vec::with_capacity(c.links().len());
-    let z = links_in_order(c, x, |i, h, _| {
+    let (z, log_det) = links_forward(c, x, |i, h| {
         let link = &c.links()[i];
         let memory = if link.is_stored() { Memory::Store } else { memory };
         let (z, log_det, saved) = link.layer.forward_saved(h, ctx, memory)?;
-        sum = (&sum + per_example(log_det, h)?)?;
         all.push(saved);
-        Ok(z)
+        Ok((z, log_det))
     })?;
-    Ok((z, sum, Saved::new(all)))
+    Ok((z, log_det, Saved::new(all)))
 }
 
 fn links_backward(

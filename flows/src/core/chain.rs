@@ -1,6 +1,6 @@
 //! Layers in order.
 
-use super::bijection::{Bijection, Composite, Link};
+use super::bijection::{Bijection, Composite, Link, RunLayer, RunReversed};
 use super::pass::{Context, Ctx};
 use candle_core::{Result, Tensor};
 
@@ -59,11 +59,7 @@ impl Composite for Chain {
         &self.links
     }
 
-    fn pass(
-        &self,
-        x: &Tensor,
-        run: &mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    fn pass(&self, x: &Tensor, run: RunLayer) -> Result<Tensor> {
         let mut h = x.clone();
         for i in 0..self.links.len() {
             h = run(i, &h, &[])?;
@@ -71,11 +67,7 @@ impl Composite for Chain {
         Ok(h)
     }
 
-    fn pass_reversed(
-        &self,
-        z: &[&Tensor],
-        run: &mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
-    ) -> Result<Vec<Tensor>> {
+    fn pass_reversed(&self, z: &[&Tensor], run: RunReversed) -> Result<Vec<Tensor>> {
         let mut h: Vec<Tensor> = z.iter().map(|&t| t.clone()).collect();
         for i in (0..self.links.len()).rev() {
             h = run(i, &h)?;

@@ -17,7 +17,9 @@ mod pass;
 mod shape;
 mod tape;
 
-pub use bijection::{Bijection, Composite, Link, backward_by_graph, forward_saved_by_graph};
+pub use bijection::{
+    Bijection, Composite, Link, RunLayer, RunReversed, backward_by_graph, forward_saved_by_graph,
+};
 pub use chain::Chain;
 pub use inside::Inside;
 pub use inspect::{Drift, Step};

@@ -55,7 +55,7 @@ impl Hashes {
         if read != bytes {
             return Err(io::Error::other("it was changed while it was read"));
         }
-        Ok(Self { bytes, sha256: hex(&sha256.finalize()), git: hex(&git.finalize()) })
+        Ok(Self { bytes, sha256: hex(sha256.finalize()), git: hex(git.finalize()) })
     }
 
     /// Git's name of the pointer to the file.
@@ -64,7 +64,7 @@ impl Hashes {
             "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n",
             self.sha256, self.bytes
         );
-        hex(&Sha1::new().chain_update(format!("blob {}\0", text.len())).chain_update(text).finalize())
+        hex(Sha1::new().chain_update(format!("blob {}\0", text.len())).chain_update(text).finalize())
     }
 
     /// Whether these are the bytes of a listed file.

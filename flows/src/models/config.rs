@@ -1,12 +1,12 @@
 //! The config of any model.
 
 use super::built::Built;
-use super::glow::{self, GlowConfig};
-use super::nice::{self, NiceConfig};
+use super::glow::GlowConfig;
+use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
 use super::realnvp::RealNvpConfig;
 use crate::params::Vb;
-use crate::transforms::{Additive, Affine};
+use crate::transforms::Affine;
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -23,22 +23,25 @@ pub enum ModelConfig {
     Glow(GlowConfig),
 }
 
+/// The same expression of whichever config it is.
+macro_rules! each {
+    ($config:expr, $c:ident => $call:expr) => {
+        match $config {
+            ModelConfig::Nice($c) => $call,
+            ModelConfig::RealNvp($c) => $call,
+            ModelConfig::Glow($c) => $call,
+        }
+    };
+}
+
 impl ModelConfig {
     pub(crate) fn build(&self, vb: &Vb) -> Result<Built> {
-        match self {
-            ModelConfig::Nice(c) => c.build(vb),
-            ModelConfig::RealNvp(c) => c.build(vb),
-            ModelConfig::Glow(c) => c.build(vb),
-        }
+        each!(self, c => c.build(vb))
     }
 
     /// The shape of one example.
     pub fn shape(&self) -> &[usize] {
-        match self {
-            ModelConfig::Nice(c) => &c.shape,
-            ModelConfig::RealNvp(c) => &c.shape,
-            ModelConfig::Glow(c) => &c.shape,
-        }
+        each!(self, c => &c.shape)
     }
 
     /// Changes the shape of one example, for a recipe that takes any data set.
@@ -107,31 +110,22 @@ impl ModelConfig {
 
     /// Bits of a pixel value.
     pub fn bits(&self) -> u8 {
-        match self {
-            ModelConfig::Nice(c) => c.bits,
-            ModelConfig::RealNvp(c) => c.bits,
-            ModelConfig::Glow(c) => c.bits,
-        }
+        each!(self, c => c.bits)
     }
 
     /// The first layers.
     pub fn preprocess(&self) -> Preprocess {
-        match self {
-            ModelConfig::Nice(c) => c.preprocess,
-            ModelConfig::RealNvp(c) => c.preprocess,
-            ModelConfig::Glow(c) => c.preprocess,
-        }
+        each!(self, c => c.preprocess)
     }
 
     /// Numbers that the network of a coupling gives for each element that is changed, as
     /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
     pub fn params_per_element(&self) -> usize {
-        let affine = match self {
-            ModelConfig::Nice(c) => c.law == nice::Law::Affine,
-            ModelConfig::RealNvp(_) => true,
-            ModelConfig::Glow(c) => c.law == glow::Law::Affine,
-        };
-        if affine { Affine::PARAMS } else { Additive::PARAMS }
+        match self {
+            ModelConfig::Nice(c) => c.law.params_per_element(),
+            ModelConfig::RealNvp(_) => Affine::PARAMS,
+            ModelConfig::Glow(c) => c.law.params_per_element(),
+        }
     }
 
     /// Classes, if the model is class-conditional.

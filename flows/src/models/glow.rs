@@ -5,6 +5,7 @@
 //! renaming of output channels.
 
 use super::built::Built;
+pub use super::law::Law;
 use super::preprocess::Preprocess;
 use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Permute, Squeeze, Weight};
 use crate::core::{Bijection, Chain};
@@ -27,16 +28,6 @@ pub enum Permutation {
     Shuffle,
     /// Reversed channels.
     Reverse,
-}
-
-/// The coupling law.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Law {
-    /// y = x + t
-    Additive,
-    /// y = (x + t) sigmoid(h + 2)
-    Affine,
 }
 
 /// Everything that makes a Glow; saved as config.json.

@@ -9,6 +9,7 @@ mod built;
 mod config;
 pub mod file;
 pub mod glow;
+mod law;
 mod model;
 pub mod nice;
 mod preprocess;

@@ -1,6 +1,7 @@
 //! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
 
 use super::built::Built;
+pub use super::law::Law;
 use super::preprocess::Preprocess;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
@@ -19,16 +20,6 @@ pub enum Order {
     EvenOdd,
     /// Reversed after each coupling, the first half always kept (the released code).
     Reverse,
-}
-
-/// The coupling law.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Law {
-    /// y = x + t
-    Additive,
-    /// y = x exp(g tanh(h)) + t, for vectors that a volume-preserving flow cannot follow.
-    Affine,
 }
 
 /// Everything that makes a NICE; saved as config.json.
