@@ -59,4 +59,7 @@ mod documents {
     struct Tutorial;
     #[doc = include_str!("../../README.md")]
     struct Readme;
+    #[cfg(feature = "hub")]
+    #[doc = include_str!("../../docs/hub.md")]
+    struct Hub;
 }

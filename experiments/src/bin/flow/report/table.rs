@@ -14,8 +14,10 @@ pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table for a README.
+    /// A table of at most seven columns, for a README.
     Markdown,
+    /// The same with every column.
+    Wide,
     /// Comma-separated values.
     Csv,
     /// A list of the objects that `--json` prints.
@@ -88,6 +90,9 @@ pub const COLUMNS: [&str; 18] = [
     "commit",
 ];
 
+/// The columns of [`Format::Markdown`].
+const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "paper", "WebP", "images seen"];
+
 /// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
 /// not the built-in one of its name says what was changed.
 #[must_use]
@@ -146,7 +151,10 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
 /// When it cannot be written as CSV or JSON.
 pub fn render(runs: &[Run], format: Format) -> Result<String> {
     match format {
-        Format::Markdown => Ok(markdown(&runs.iter().map(|r| row(&r.summary, &r.dir)).collect::<Vec<_>>())),
+        Format::Markdown | Format::Wide => {
+            let rows: Vec<_> = runs.iter().map(|r| row(&r.summary, &r.dir)).collect();
+            Ok(if format == Format::Wide { with_columns(&rows, &COLUMNS) } else { markdown(&rows) })
+        }
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(Vec::new());
             csv.write_record(COLUMNS)?;
@@ -162,12 +170,23 @@ pub fn render(runs: &[Run], format: Format) -> Result<String> {
     }
 }
 
-/// Markdown with aligned columns, for eyes in a terminal too; columns that no run fills are left out, and the standard
-/// error goes beside its mean.
+/// The most important columns of the runs as Markdown. Where there is no paper's number, its column holds the entropy.
 #[must_use]
 pub fn markdown(rows: &[Vec<String>]) -> String {
+    let place = |title| COLUMNS.iter().position(|column| *column == title).expect("a column");
+    let (paper, entropy) = (place("paper"), place("entropy"));
+    let mut rows = rows.to_vec();
+    for row in rows.iter_mut().filter(|row| row[paper].is_empty() && !row[entropy].is_empty()) {
+        row[paper] = format!("entropy {}", row[entropy]);
+    }
+    with_columns(&rows, &SHORT)
+}
+
+/// Markdown with these columns, aligned for a terminal; columns that no run fills are left out, and the standard error
+/// stands beside its mean.
+fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
     let mut columns: Vec<Vec<String>> = Vec::new();
-    for (i, title) in COLUMNS.iter().enumerate() {
+    for (i, title) in COLUMNS.iter().enumerate().filter(|(_, title)| shown.contains(title)) {
         let cells = rows.iter().map(|row| match (*title, row[i].as_str(), row.get(i + 1)) {
             ("bits/dim", mean, Some(error)) if !mean.is_empty() => format!("{mean} ± {error}"),
             (_, cell, _) => cell.to_owned(),
@@ -259,7 +278,7 @@ pub fn side_by_side(runs: &[Run], format: Format) -> Result<String> {
     let name = |run: &Run| run.dir.canonicalize().map_or_else(|_| file_name(&run.dir), |dir| file_name(&dir));
     let names: Vec<String> = runs.iter().map(name).collect();
     match format {
-        Format::Markdown => {
+        Format::Markdown | Format::Wide => {
             let titles = std::iter::once(String::new()).chain(rows.iter().map(|r| r.0.clone())).collect();
             let column = |(i, name): (usize, &String)| -> Vec<String> {
                 std::iter::once(name.clone()).chain(rows.iter().map(|r| r.1[i].clone())).collect()
