@@ -86,7 +86,6 @@ pub struct Batch {
 
 impl Batch {
     /// A batch that is on the device already.
-    #[cfg(kernels)]
     pub fn new(x: Tensor, labels: Option<Tensor>) -> Self {
         Self { x, labels }
     }
@@ -129,7 +128,6 @@ impl<'a> Examples<'a> {
     }
 
     /// The split itself.
-    #[cfg(kernels)]
     pub fn split(&self) -> &'a Split {
         self.split
     }

@@ -13,10 +13,11 @@ use crate::report::{self, ReportArgs};
 use crate::transfer::{self, Address, WEIGHTS, Weights};
 use crate::weights::{self, WeightsArgs};
 use crate::{explain, output, recipe, run, show, table};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flows::hub::{Repository, Revision};
+use flows::ops::device::open_device;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -147,21 +148,7 @@ impl Compute {
                 .build_global()
                 .context("the number of threads cannot be changed any more")?;
         }
-        if self.device == "cpu" {
-            return Ok(Device::Cpu);
-        }
-        let ordinal = match self.device.strip_prefix("cuda") {
-            Some("") => Some(0),
-            Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
-            None => None,
-        };
-        let Some(ordinal) = ordinal else { bail!("--device {}: it is `cpu` or `cuda:N`", self.device) };
-        #[cfg(feature = "cuda")]
-        return flows::cuda::device(ordinal).with_context(|| {
-            format!("--device {}: this GPU cannot be opened, use --device cpu", self.device)
-        });
-        #[cfg(not(feature = "cuda"))]
-        bail!("--device cuda:{ordinal}: this binary was built without CUDA, use --device cpu")
+        open_device(&self.device).with_context(|| format!("--device {}", self.device))
     }
 
     /// The device's name in a summary.

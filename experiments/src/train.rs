@@ -17,6 +17,7 @@ use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::recipe::{LossUnit, Recipe, Schedule, Train};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device};
+use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
 use flows::optim::{self, Ema, Grads, Optimizer};
 use flows::params::{is_finite, rng_for};
@@ -28,7 +29,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-#[cfg(kernels)]
 mod gpu;
 
 /// Training images that drift is measured on.
@@ -160,7 +160,7 @@ fn planned(t: &Train, images: usize) -> Option<(u64, StoppedBy)> {
 /// Errors where `device` cannot train in the recipe's precision.
 pub fn check_precision(t: &Train, device: &Device) -> Result<()> {
     ensure!(
-        t.precision == Precision::Full || device.is_cuda(),
+        t.precision == Precision::Full || is_gpu(device),
         "`train.precision` = \"{}\" is for GPUs: set it to \"full\", or give --device cuda:0",
         t.precision
     );
@@ -255,7 +255,6 @@ fn train_in_pool(
         model,
     };
     run.begin()?;
-    #[cfg(kernels)]
     if let Some(gpu) = gpu::Gpu::start(&run)? {
         return run.go(Source::Gpu(Box::new(gpu)));
     }
@@ -271,7 +270,6 @@ enum Source<'a> {
     /// Batches that a thread prepares.
     Thread(&'a Receiver<Host>),
     /// The GPU makes them itself.
-    #[cfg(kernels)]
     Gpu(Box<gpu::Gpu>),
 }
 
@@ -344,7 +342,6 @@ impl Run<'_> {
             let regular = update > 0 && update.is_multiple_of(t.validate_every);
             // Asked once: what is read back for it and what is saved for it must be of the same mind.
             let stop = self.stop.load(Ordering::Relaxed);
-            #[cfg(kernels)]
             if let Source::Gpu(gpu) = &mut source
                 && (regular || done.is_some() || stop || update.is_multiple_of(t.checkpoint_every))
             {
@@ -372,7 +369,6 @@ impl Run<'_> {
                 && self.position.probed != Some(update)
             {
                 match (self.probe()?, &mut source) {
-                    #[cfg(kernels)]
                     (true, Source::Gpu(gpu)) => gpu.record_again(),
                     _ => {}
                 }
@@ -382,7 +378,6 @@ impl Run<'_> {
                     let host = batches.recv();
                     self.step(host.map_err(|_| anyhow!("the thread that prepares batches ended early"))?)?;
                 }
-                #[cfg(kernels)]
                 Source::Gpu(gpu) => self.step_on_gpu(gpu)?,
             }
         }
@@ -1054,7 +1049,7 @@ mod tests {
     /// The way of a GPU, on this thread through the emulated kernels.
     #[cfg(feature = "emulate")]
     fn run_as_gpu(recipe: &Recipe, out: &Path, show: &mut Show, stop: &AtomicBool) -> Result<Outcome> {
-        flows::ops::kernels::emulate(|| train_in_pool(recipe, &data(), &Device::Cpu, out, show, stop))
+        flows::ops::cuda::emulate(|| train_in_pool(recipe, &data(), &Device::Cpu, out, show, stop))
     }
 
     #[cfg(feature = "emulate")]

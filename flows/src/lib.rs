@@ -5,9 +5,9 @@
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
 //! - [`latents`]: what latents are for: interpolation, attributes, levels, inpainting, and a look inside.
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
-//! - [`ops`]: the numerical core, convolution with a backward of its own.
+//! - [`ops`]: the numerical kernels, a crate of their own; [`ops::device::open_device`] opens a GPU.
 //! - [`hub`]: the Hugging Face hub both ways (feature `hub`, on by default).
-//! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
+//! - [`optim`], [`params`], [`testing`]: what training and tests need.
 //!
 //! On CPU set the variable `CANDLE_NUM_THREADS=1` before the first tensor is made, as the binary `flow` does: candle's
 //! elementwise ops otherwise bring a second, spinning thread pool beside rayon's, which makes a training step several
@@ -16,20 +16,18 @@
 pub mod backward;
 pub mod bijection;
 pub mod bijections;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod flow;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod latents;
-pub mod linalg;
 pub mod models;
 pub mod nets;
-pub mod ops;
 pub mod optim;
 pub mod params;
 mod prior;
 pub mod testing;
+
+pub use flows_ops as ops;
 
 pub use backward::{Gradients, Grads, Memory, Saved};
 pub use bijection::{Bijection, Chain, Ctx, Drift, Mode};

@@ -4,9 +4,7 @@
 //! number of threads.
 
 pub use crate::backward::Grads;
-#[cfg(kernels)]
-use crate::ops::kernels::{Hyper, Tally, Update};
-use crate::ops::update::{self, Accumulate, Apply};
+use crate::ops::update::{self, Accumulate, Apply, Hyper, Tally, Update};
 use crate::params::{Param, Params};
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -124,7 +122,6 @@ impl Optimizer {
     }
 
     /// The numbers of step `t` for the kernels.
-    #[cfg(kernels)]
     fn numbers(&self, lr: f64) -> Hyper {
         let t = self.step as f64;
         match self.rule {
@@ -242,16 +239,14 @@ impl Ema {
 
 /// Clipping, optimiser and moving average of a training step on a GPU: three launches for all parameters, and nothing
 /// waits. Whatever changes from step to step is written by [`OnDevice::set`] before the step, so that the step itself can
-/// be recorded and replayed ([`crate::ops::kernels::Graph`]).
+/// be recorded and replayed ([`crate::ops::cuda::Graph`]).
 ///
 /// It works on the optimiser's state and on the averages in place: make it when they have been restored.
-#[cfg(kernels)]
 pub struct OnDevice {
     params: Vec<(String, Param)>,
     update: Update,
 }
 
-#[cfg(kernels)]
 impl OnDevice {
     /// `l2(name)` is the weight of |p|^2 in the loss, as in [`add_l2`].
     pub fn new(optimizer: &Optimizer, ema: Option<&Ema>, l2: impl Fn(&str) -> f64) -> Result<Self> {

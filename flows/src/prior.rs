@@ -1,6 +1,6 @@
 //! Priors without parameters: whatever is learned is a bijection.
 
-use crate::bijections::coupling::softplus;
+use crate::ops::elementwise::softplus;
 use candle_core::{Result, Tensor};
 use rand::Rng;
 use rand_distr::StandardNormal;

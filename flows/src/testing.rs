@@ -15,7 +15,7 @@
 use crate::backward::{Gradients, Memory};
 use crate::bijection::{Bijection, Ctx, Mode};
 use crate::bijections::Net;
-use crate::linalg;
+use crate::ops::linalg;
 use crate::params::{Params, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
 use rand::Rng;

@@ -3,7 +3,7 @@
 //! The data lie on the GPU as bytes, batches are made there, and loss, gradient norm and the rest of the log are summed
 //! there: the processor reads them back when a line of the log is due. After a few steps a whole step (forward, backward,
 //! clipping, optimiser, averages) is recorded, and from then on each is one launch. Where a step cannot be recorded the
-//! reason is told once, with how many kernels a step launches then, one by one, and how long the GPU waits for them.
+//! reason is told once.
 //!
 //! A loss that is not finite is therefore met late, at the next line of the log. Nothing is lost by that: the kernels stop
 //! updating at once, so the parameters are those from before that update, as they are on the CPU.
@@ -13,7 +13,7 @@ use crate::batches::{Batch, order};
 use crate::data::Values;
 use anyhow::{Result, anyhow};
 use candle_core::Tensor;
-use flows::ops::kernels::{self, Batches, Graph, Variation, capture, trace, warm_up};
+use flows::ops::cuda::{Batches, Graph, Variation, capture, run_on, warm_up};
 use flows::optim::{Grads, OnDevice};
 use flows::{Ctx, Memory, Model};
 use std::time::Instant;
@@ -27,8 +27,6 @@ enum Launch {
     WarmUp(u32),
     /// As one graph.
     Replay(Graph),
-    /// Kernel by kernel, and counted once: a recording was refused, for this reason.
-    Refused(String),
     /// Kernel by kernel, for good.
     Each,
 }
@@ -50,7 +48,7 @@ impl Gpu {
         let (Values::Pixels(pixels), &[c, h, w]) = (&split.values, split.shape.as_slice()) else {
             return Ok(None);
         };
-        if !kernels::run_on(run.device) || t.batch > split.len() {
+        if !run_on(run.device) || t.batch > split.len() {
             return Ok(None);
         }
         let labels = run.model.config().classes().and(split.labels.as_deref());
@@ -104,7 +102,15 @@ impl Run<'_> {
                     tracing::info!(nodes = graph.nodes(), "an update is recorded, and replayed from now on");
                     Launch::Replay(graph)
                 }
-                Err(e) => Launch::Refused(e.to_string().lines().next().unwrap_or_default().to_string()),
+                Err(e) => {
+                    let reason = e.to_string();
+                    self.progress.message(&format!(
+                        "updates are launched kernel by kernel, for a recording was refused ({}); nsys shows how long the \
+                         GPU waits for them",
+                        reason.lines().next().unwrap_or_default()
+                    ));
+                    Launch::Each
+                }
             };
         }
         match &mut gpu.launch {
@@ -112,23 +118,6 @@ impl Run<'_> {
             Launch::WarmUp(left) => {
                 *left -= 1;
                 warm_up(self.device, || gpu.pass(&self.model, t.memory, factor))?;
-            }
-            Launch::Refused(reason) => {
-                let reason = std::mem::take(reason);
-                gpu.launch = Launch::Each;
-                let (done, traced) = trace(self.device, || gpu.pass(&self.model, t.memory, factor));
-                done?;
-                let what = match traced {
-                    Ok(t) => format!(
-                        "an update is {} of them, and while it was traced the GPU was idle for {:.0}% of the time",
-                        t.launches,
-                        100. * t.idle()
-                    ),
-                    Err(e) => format!("how many they are was not counted ({e})"),
-                };
-                self.progress.message(&format!(
-                    "updates are launched kernel by kernel, for a recording was refused ({reason}); {what}"
-                ));
             }
             Launch::Each => gpu.pass(&self.model, t.memory, factor)?,
         }

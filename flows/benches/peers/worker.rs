@@ -2,10 +2,11 @@
 
 use crate::config;
 use crate::flops::Precision;
-#[cfg(feature = "cuda")]
-use crate::gpu::{self, OnGpu};
+use crate::gpu::OnGpu;
 use candle_core::{DType, Device, Tensor};
 use flows::ops::conv::{conv2d, conv2d_backward};
+use flows::ops::cuda;
+use flows::ops::device::{is_gpu, open_device};
 use flows::optim::{Grads, Optimizer, Rule, global_norm};
 use flows::testing::normal;
 use flows::{Ctx, Memory, Model};
@@ -17,22 +18,11 @@ use std::time::Instant;
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// What became of recording a training step on a GPU: its nodes and the seconds of a step launched kernel by kernel; or why it
-/// was refused, how many launches a step is then, and for how long the GPU is busy with them.
+/// was refused.
 pub static RECORDING: OnceLock<Value> = OnceLock::new();
 
 fn f32s(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
     normal(shape, 1, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)
-}
-
-/// `cpu` or `cuda:N`.
-fn open(device: &str) -> anyhow::Result<Device> {
-    match device.strip_prefix("cuda:") {
-        #[cfg(feature = "cuda")]
-        Some(n) => Ok(flows::cuda::device(n.parse()?)?),
-        #[cfg(not(feature = "cuda"))]
-        Some(n) => anyhow::bail!("cuda:{n}: this program was built without the feature `cuda`"),
-        None => Ok(Device::Cpu),
-    }
 }
 
 /// Tells the library what the factors of products are rounded to. The only place here that does.
@@ -43,19 +33,14 @@ fn set_precision(precision: Precision, device: &Device) -> anyhow::Result<()> {
         Precision::Tf32 => Ours::Tf32,
         Precision::Bf16 => Ours::Bf16,
     };
-    anyhow::ensure!(ours == Ours::Full || device.is_cuda(), "`--{}` is for GPUs", precision.name());
+    anyhow::ensure!(ours == Ours::Full || is_gpu(device), "`--{}` is for GPUs", precision.name());
     set(ours);
     Ok(())
 }
 
 /// The most memory in use so far on the device, in bytes.
 fn high_water(device: &Device) -> anyhow::Result<u64> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return Ok(gpu::peak(device)?);
-    }
-    debug_assert!(device.is_cpu());
-    Ok(high_water_of_process())
+    Ok(cuda::peak_memory(device)?.unwrap_or_else(high_water_of_process))
 }
 
 /// The process's high-water mark of memory in bytes, or 0 where the system does not tell.
@@ -67,11 +52,9 @@ fn high_water_of_process() -> u64 {
 
 /// The device's own name.
 pub fn name(device: &Device) -> anyhow::Result<String> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return Ok(gpu::name(device)?);
+    if let Some(name) = cuda::gpu_name(device)? {
+        return Ok(name);
     }
-    debug_assert!(device.is_cpu());
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
     Ok(cpu.trim_start_matches([' ', '\t', ':']).to_string())
@@ -85,11 +68,10 @@ fn timed(
     run: &mut impl FnMut(&str) -> anyhow::Result<f64>,
     unit: &str,
 ) -> anyhow::Result<Value> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
+    if is_gpu(device) {
         run(what)?;
         device.synchronize()?;
-        gpu::reset_peak(device)?;
+        cuda::reset_peak_memory(device)?;
     }
     let clock = Instant::now();
     let mut units = 0.;
@@ -99,10 +81,8 @@ fn timed(
     device.synchronize()?;
     let seconds = clock.elapsed().as_secs_f64();
     let peak = high_water(device)?;
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        gpu::make_room(device)?;
-    }
+    // The others need theirs.
+    cuda::release_unused_memory(device)?;
     Ok(json!({"seconds": seconds, unit: units, "peak_bytes": peak, "recording": RECORDING.get()}))
 }
 
@@ -128,7 +108,7 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     let [memory, case, device, precision] = args else {
         anyhow::bail!("usage: worker store|recompute CASE DEVICE PRECISION")
     };
-    let device = &open(device)?;
+    let device = &open_device(device)?;
     set_precision(Precision::parse(precision)?, device)?;
     if case.starts_with("conv:") {
         return convolution(case, device);
@@ -155,10 +135,7 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     }
     // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
     std::fs::write("/proc/self/clear_refs", "5").ok();
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        gpu::reset_peak(device)?;
-    }
+    cuda::reset_peak_memory(device)?;
     let ready = json!({
         "ready": true, "parameters": model.params().count(), "peak_bytes": high_water(device)?, "device": name(device)?
     });
@@ -166,8 +143,7 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     // In the pool, as training runs: from outside each parallel op wakes a worker and sleeps until it is done.
     rayon::scope(|_| {
         // Made here: a recording belongs to the thread that replays it.
-        #[cfg(feature = "cuda")]
-        let mut on_gpu = match device.is_cuda() {
+        let mut on_gpu = match is_gpu(device) {
             true => Some(OnGpu::new(&opt)?),
             false => None,
         };
@@ -176,7 +152,6 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
             ready,
             |what| {
                 match what {
-                    #[cfg(feature = "cuda")]
                     "train" if on_gpu.is_some() => {
                         on_gpu.as_mut().expect("just asked").train(&model, &mut opt, &x, memory)?;
                     }

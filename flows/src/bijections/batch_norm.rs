@@ -3,10 +3,11 @@
 use crate::backward::{self, Gradients, Graph, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, Mode, channel_shape, positions, same_per_example};
 use crate::latents::Inside;
-use crate::ops::channel;
-use crate::ops::gemm::{Real, View, tensor};
+use crate::ops::batch_norm::{batch_norm, moments};
+use crate::ops::elementwise::affine;
+use crate::ops::res_net;
 use crate::params::{Init, Param, Vb};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which statistics a training pass normalises with.
@@ -103,18 +104,23 @@ impl BatchNorm {
 
     fn run(&self, x: &Tensor, ctx: Ctx, running: (Tensor, Tensor)) -> Result<(Tensor, Tensor, Statistics)> {
         let [used, batch] = self.statistics(x, ctx.mode, &running)?;
-        // The first batch sets the running statistics outright, so that evaluation makes sense from the start.
-        let share = match ctx.mode {
-            Mode::Init => 1.,
-            Mode::Train => self.momentum,
-            _ => 0.,
-        };
+        let share = share(ctx.mode, self.momentum);
         if share > 0. {
             self.mean.set(&mix(&running.0, &batch.0, share)?)?;
             self.var.set(&mix(&running.1, &batch.1, share)?)?;
         }
         let (z, log_det) = self.normalise(x, &used.0, &used.1)?;
         Ok((z, log_det, Statistics { running, used: (used.0.detach(), used.1.detach()) }))
+    }
+}
+
+/// The batch's share in the running statistics. The first batch sets them outright, so that evaluation makes sense from the
+/// start.
+fn share(mode: Mode, momentum: f64) -> f64 {
+    match mode {
+        Mode::Init => 1.,
+        Mode::Train => momentum,
+        Mode::Eval | Mode::Replay => 0.,
     }
 }
 
@@ -206,54 +212,21 @@ impl NetBatchNorm {
         })
     }
 
-    /// How a pass outside any graph normalises x (C, ...), of n numbers a channel.
-    pub(crate) fn norm<T: Real>(&self, x: &[T], n: usize, mode: Mode) -> Result<channel::Norm<T>> {
-        let (g, b) =
-            (View::of("batch_norm", self.gamma.value())?, View::of("batch_norm", self.beta.value())?);
-        let (gamma, beta) = (g.get::<T>("batch_norm")?, b.get::<T>("batch_norm")?);
-        if !mode.uses_batch_statistics() {
-            let f64s = |p: &Param| p.value().to_dtype(DType::F64)?.to_vec1::<f64>();
-            let running: Vec<_> = f64s(&self.mean)?.into_iter().zip(f64s(&self.var)?).collect();
-            return Ok(channel::Norm::new(&running, gamma, beta, self.eps, false));
-        }
-        let batch = channel::mean_vars(x, n);
-        let share = match mode {
-            Mode::Init => 1.,
-            Mode::Train => self.momentum,
-            _ => 0.,
-        };
-        if share > 0. {
-            let column = |f: fn(&(f64, f64)) -> f64| {
-                tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
-            };
-            self.mean.set(&mix(self.mean.value(), &column(|m| m.0)?, share)?)?;
-            self.var.set(&mix(self.var.value(), &column(|m| m.1)?, share)?)?;
-        }
-        Ok(channel::Norm::new(&batch, gamma, beta, self.eps, true))
+    /// The values, for a fused pass.
+    pub(crate) fn values(&self) -> res_net::Norm {
+        let [gamma, beta, mean, var] =
+            [&self.gamma, &self.beta, &self.mean, &self.var].map(|p| p.value().clone());
+        res_net::Norm { gamma, beta, mean, var }
     }
 
-    /// How a pass outside any graph normalises x (B, C, H, W) on a GPU.
-    #[cfg(kernels)]
-    pub(crate) fn on_gpu(&self, x: &Tensor, mode: Mode) -> Result<crate::ops::kernels::Norm> {
-        let own = mode.uses_batch_statistics();
-        let (mean, var) = if own {
-            let m = crate::ops::kernels::moments(x)?;
-            let share = match mode {
-                Mode::Init => 1.,
-                Mode::Train => self.momentum,
-                _ => 0.,
-            };
-            let batch = (m.get(0)?, m.get(1)?);
-            if share > 0. {
-                self.mean.set(&mix(self.mean.value(), &batch.0, share)?)?;
-                self.var.set(&mix(self.var.value(), &batch.1, share)?)?;
-            }
-            batch
-        } else {
-            (self.mean.value().clone(), self.var.value().clone())
-        };
-        let (gamma, beta) = (self.gamma.value().clone(), self.beta.value().clone());
-        Ok(crate::ops::kernels::Norm { mean, var, gamma, beta, eps: self.eps, own })
+    /// Moves the running statistics towards the mean and variance of a batch, as far as `mode` says.
+    pub(crate) fn follow(&self, batch: &[Tensor; 2], mode: Mode) -> Result<()> {
+        let share = share(mode, self.momentum);
+        if share > 0. {
+            self.mean.set(&mix(self.mean.value(), &batch[0], share)?)?;
+            self.var.set(&mix(self.var.value(), &batch[1], share)?)?;
+        }
+        Ok(())
     }
 
     /// The learned gain and shift.
@@ -264,21 +237,14 @@ impl NetBatchNorm {
     pub(crate) fn channel_major(&self, x: &Tensor, ctx: Ctx, relu: bool) -> Result<Tensor> {
         let (gamma, beta) = (self.gamma.get(ctx.grad), self.beta.get(ctx.grad));
         if ctx.mode.uses_batch_statistics() {
-            let share = match ctx.mode {
-                Mode::Init => 1.,
-                Mode::Train => self.momentum,
-                _ => 0.,
-            };
-            if share > 0. {
-                let m = channel::moments(x)?;
-                for (p, batch) in [(&self.mean, m.get(0)?), (&self.var, m.get(1)?)] {
-                    p.set(&((p.value() * (1. - share))? + (batch * share)?)?)?;
-                }
+            if share(ctx.mode, self.momentum) > 0. {
+                let m = moments(x)?;
+                self.follow(&[m.get(0)?, m.get(1)?], ctx.mode)?;
             }
-            return channel::batch_norm(x, gamma, beta, self.eps, relu);
+            return batch_norm(x, gamma, beta, self.eps, relu);
         }
         let scale = (gamma / (self.var.value() + self.eps)?.sqrt()?)?;
         let shift = (beta - (self.mean.value() * &scale)?)?;
-        channel::affine(x, &scale, &shift, relu)
+        affine(x, &scale, &shift, relu)
     }
 }

@@ -3,8 +3,9 @@
 use crate::backward::{Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, positions, same_per_example};
 use crate::latents::Inside;
-use crate::linalg;
-use crate::ops::conv::{channel_mix, channel_mix_backward};
+use crate::ops::channel_mix::{channel_mix, channel_mix_backward};
+use crate::ops::device::runs_kernels;
+use crate::ops::linalg;
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
@@ -130,7 +131,7 @@ impl Conv1x1 {
 
     /// W^-1 within a training step. On a GPU one may be recorded: what it allocates is the recording's, and must not be kept.
     fn inverse_in_step(&self, like: &Tensor) -> Result<Tensor> {
-        if crate::ops::on_cpu(like) { self.inverse_weight() } else { self.invert() }
+        if runs_kernels(like.device()) { self.invert() } else { self.inverse_weight() }
     }
 
     /// W x, the log-det, and W^-1 if it is there.

@@ -10,7 +10,8 @@
 use crate::backward::{self, Gradients, Memory, Saved};
 use crate::bijection::{Bijection, Ctx, sum_per_example, zeros_per_example};
 use crate::latents::Inside;
-use crate::ops::coupling::{self, Law, LogScale};
+use crate::ops::coupling::{self, AffineSpec, ScaleFn};
+use crate::ops::elementwise::log_sigmoid;
 use crate::params::{Param, Vb};
 use candle_core::{Result, Tensor, bail};
 
@@ -83,16 +84,6 @@ impl Scale {
     }
 }
 
-/// log sigmoid(a) = -(max(-a, 0) + log(1 + exp(-|a|))), which neither overflows nor cancels.
-pub(crate) fn log_sigmoid(a: &Tensor) -> Result<Tensor> {
-    softplus(&a.neg()?)?.neg()
-}
-
-/// log(1 + exp(a)) = max(a, 0) + log(1 + exp(-|a|)).
-pub(crate) fn softplus(a: &Tensor) -> Result<Tensor> {
-    a.relu()? + (a.abs()?.neg()?.exp()? + 1.)?.log()?
-}
-
 /// A coupling layer; see the module for the equation.
 ///
 /// **Errors** where the input has fewer than two channels to halve, or the network's output has the wrong size.
@@ -144,7 +135,7 @@ impl Coupling {
     }
 
     /// The law as one fused op, for a tensor of `c` channels; a mask is one of the partition's.
-    fn law(&self, c: usize) -> Result<Law<'_>> {
+    fn law(&self, c: usize) -> Result<AffineSpec<'_>> {
         if c < 2 && matches!(self.partition, Partition::Halves { .. }) {
             bail!("cannot halve {c} channel: a coupling needs at least two channels");
         }
@@ -154,12 +145,12 @@ impl Coupling {
             Partition::Mask(mask) => (0..c, Some(mask)),
         };
         let (scale, gain) = match &self.transform {
-            Transform::Additive => (LogScale::Zero, None),
-            Transform::Affine { scale: Scale::Exp, .. } => (LogScale::Exp, None),
-            Transform::Affine { scale: Scale::Sigmoid, .. } => (LogScale::Sigmoid, None),
-            Transform::Affine { scale: Scale::Tanh { gain }, .. } => (LogScale::Tanh, Some(gain.value())),
+            Transform::Additive => (ScaleFn::Zero, None),
+            Transform::Affine { scale: Scale::Exp, .. } => (ScaleFn::Exp, None),
+            Transform::Affine { scale: Scale::Sigmoid, .. } => (ScaleFn::Sigmoid, None),
+            Transform::Affine { scale: Scale::Tanh { gain }, .. } => (ScaleFn::Tanh, Some(gain.value())),
         };
-        Ok(Law { scale, gain, shift_first: self.shift_first(), changed, mask })
+        Ok(AffineSpec { scale, gain, shift_first: self.shift_first(), changed, mask })
     }
 
     /// What the network sees: the kept part, or the input with its changed part zeroed.
