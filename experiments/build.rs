@@ -18,7 +18,7 @@ fn commit() -> String {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");
     }
-    for source in ["src", "../flows/src", "../flows/kernels", "../Cargo.lock"] {
+    for source in ["src", "../flows/src", "../flows/ops", "../Cargo.lock"] {
         println!("cargo::rerun-if-changed={source}");
     }
     let changed = [
@@ -29,7 +29,7 @@ fn commit() -> String {
         "src",
         "recipes",
         "../flows/src",
-        "../flows/kernels",
+        "../flows/ops",
         "../Cargo.lock",
     ];
     match (git(&["rev-parse", "HEAD"]), git(&changed)) {
@@ -40,11 +40,6 @@ fn commit() -> String {
 }
 
 fn main() {
-    // Where the library has its kernels, training has the way that never waits for the processor.
-    println!("cargo::rustc-check-cfg=cfg(kernels)");
-    if cfg!(any(feature = "cuda", feature = "emulate")) {
-        println!("cargo::rustc-cfg=kernels");
-    }
     println!("cargo::rustc-env=FLOW_COMMIT={}", commit());
     let folder = Path::new(&std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("recipes");
     println!("cargo::rerun-if-changed={}", folder.display());

@@ -16,9 +16,9 @@
 use crate::data::{Split, Values};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use flows::ModelConfig;
 use flows::bijections::preprocess::dequantize;
 use flows::params::rng_for;
+use flows::{Context, ModelConfig};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -87,14 +87,13 @@ pub struct Batch {
 
 impl Batch {
     /// A batch that is on the device already.
-    #[cfg(kernels)]
     pub fn new(x: Tensor, labels: Option<Tensor>) -> Self {
         Self { x, labels }
     }
 
-    /// The labels (B,), if the model is class-conditional.
-    pub fn cond(&self) -> Option<&Tensor> {
-        self.labels.as_ref()
+    /// What a conditional model is given beside x: the labels, if it is class-conditional.
+    pub fn context(&self) -> Context<'_> {
+        self.labels.as_ref().into()
     }
 }
 
@@ -130,7 +129,6 @@ impl<'a> Examples<'a> {
     }
 
     /// The split itself.
-    #[cfg(kernels)]
     pub fn split(&self) -> &'a Split {
         self.split
     }
@@ -197,7 +195,7 @@ pub struct Feed<'a> {
 
 impl<'a> Feed<'a> {
     /// The batch of update `update`, counted from 0. `known` keeps the order of the epoch it ends in for the next call.
-    fn prepare(&self, update: u64, known: &mut Option<(u64, Vec<u32>)>) -> Host {
+    pub fn prepare(&self, update: u64, known: &mut Option<(u64, Vec<u32>)>) -> Host {
         let n = self.examples.len() as u64;
         let first = update * self.batch as u64;
         let mut places = Vec::with_capacity(self.batch);
@@ -350,7 +348,7 @@ mod tests {
         let feed = feed(&split);
         let batch = feed.examples.batch(feed.initial(10), &Device::Cpu)?;
         let want: Vec<u32> = order(5, 0, 10).iter().map(|i| i % 3).collect();
-        assert_eq!(batch.cond().unwrap().to_vec1::<u32>()?, want);
+        assert_eq!(batch.context().labels.unwrap().to_vec1::<u32>()?, want);
         assert_eq!(batch.x.dims(), [10, 2, 4, 4]);
         Ok(())
     }

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 use flows::Params;
 use flows::models::write_atomic;
-use flows::optim::{Ema, Optimizer};
+use flows::optim::Updater;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
@@ -170,26 +170,25 @@ struct Header {
     crc32: u32,
 }
 
-/// What a checkpoint holds the state of.
-pub struct Trained<'a> {
-    /// The model's parameters and buffers.
-    pub params: &'a Params,
-    /// Its optimiser.
-    pub optimizer: &'a mut Optimizer,
-    /// Its moving average.
-    pub ema: Option<&'a mut Ema>,
-}
-
 /// Writes the checkpoint of a run: to a temporary file, synced, renamed.
-pub fn save(out: &Path, position: &Position, settings: &Settings, trained: &Trained) -> Result<()> {
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save(
+    out: &Path,
+    position: &Position,
+    settings: &Settings,
+    params: &Params,
+    updater: &Updater,
+) -> Result<()> {
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (name, p) in trained.params.all() {
+    for (name, p) in params.all() {
         tensors.insert(format!("param/{name}"), p.value().clone());
     }
-    for (name, t) in trained.optimizer.state() {
+    for (name, t) in updater.optimizer().state() {
         tensors.insert(format!("optimizer/{name}"), t.clone());
     }
-    for (name, t) in trained.ema.iter().flat_map(|e| e.average()) {
+    for (name, t) in updater.ema().iter().flat_map(|e| e.average()) {
         tensors.insert(format!("ema/{name}"), t.clone());
     }
     let mut crc = flate2::Crc::new();
@@ -207,8 +206,8 @@ pub fn save(out: &Path, position: &Position, settings: &Settings, trained: &Trai
         format: FORMAT,
         position: position.clone(),
         settings: settings.clone(),
-        optimizer_step: trained.optimizer.step_count(),
-        ema_step: trained.ema.as_ref().map(|e| e.step_count()),
+        optimizer_step: updater.optimizer().step_count(),
+        ema_step: updater.ema().map(|e| e.step_count()),
         crc32: crc.sum(),
     };
     let meta = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
@@ -220,7 +219,12 @@ pub fn save(out: &Path, position: &Position, settings: &Settings, trained: &Trai
 ///
 /// # Errors
 /// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
-pub fn load(out: &Path, settings: &Settings, trained: &mut Trained) -> Result<Option<Position>> {
+pub fn load(
+    out: &Path,
+    settings: &Settings,
+    params: &Params,
+    updater: &mut Updater,
+) -> Result<Option<Position>> {
     let path = out.join(CHECKPOINT);
     let Some(bytes) = run_dir::read(&path)? else { return Ok(None) };
     let damaged = |what: &dyn std::fmt::Display| {
@@ -245,17 +249,17 @@ pub fn load(out: &Path, settings: &Settings, trained: &mut Trained) -> Result<Op
     let mut crc = flate2::Crc::new();
     views.values().for_each(|v| crc.update(v.data()));
     ensure!(crc.sum() == header.crc32, damaged(&"its checksum is wrong"));
-    let device = trained.params.device().clone();
+    let device = params.device().clone();
     let under = |part: &str| part_of(&views, part, &device);
-    let params = under("param/")?;
-    for (name, p) in trained.params.all() {
-        let t =
-            params.get(&name).filter(|t| t.shape() == p.value().shape() && t.dtype() == p.value().dtype());
+    let saved = under("param/")?;
+    for (name, p) in params.all() {
+        let t = saved.get(&name).filter(|t| t.shape() == p.value().shape() && t.dtype() == p.value().dtype());
         let t = t.ok_or_else(|| damaged(&format!("`{name}` is missing or has another shape")))?;
         p.set(t)?;
     }
-    trained.optimizer.restore(&under("optimizer/")?, header.optimizer_step).map_err(|e| damaged(&e))?;
-    if let Some(ema) = &mut trained.ema {
+    let (optimizer, ema) = updater.parts();
+    optimizer.restore(&under("optimizer/")?, header.optimizer_step).map_err(|e| damaged(&e))?;
+    if let Some(ema) = ema {
         let step = header.ema_step.ok_or_else(|| damaged(&"it has no moving average"))?;
         ema.restore(&under("ema/")?, step).map_err(|e| damaged(&e))?;
     }
@@ -328,7 +332,8 @@ impl Metrics {
 mod tests {
     use super::*;
     use candle_core::DType;
-    use flows::optim::{Grads, Rule};
+    use flows::Grads;
+    use flows::optim::{Rule, UpdateSettings};
     use flows::params::Init;
 
     fn settings(lr: &str) -> Settings {
@@ -348,8 +353,7 @@ mod tests {
 
     struct State {
         params: Params,
-        optimizer: Optimizer,
-        ema: Ema,
+        updater: Updater,
     }
 
     impl State {
@@ -359,24 +363,30 @@ mod tests {
             params.vb().buffer(2, "mean", Init::Normal(1.)).unwrap();
             params.vb().indices(4, "order", Init::Const(2.)).unwrap();
             let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
-            let optimizer = Optimizer::new(rule, &params).unwrap();
-            let ema = Ema::new(0.9, &params).unwrap();
-            Self { params, optimizer, ema }
+            let settings = UpdateSettings { clip_norm: None, ema: Some(0.9) };
+            let updater = Updater::new(rule, &params, settings, |_| 0.).unwrap();
+            Self { params, updater }
         }
 
-        fn trained(&mut self) -> Trained<'_> {
-            Trained { params: &self.params, optimizer: &mut self.optimizer, ema: Some(&mut self.ema) }
+        fn save(&self, out: &Path, lr: &str) -> Result<()> {
+            save(out, &position(), &settings(lr), &self.params, &self.updater)
+        }
+
+        fn load(&mut self, out: &Path, lr: &str) -> Result<Option<Position>> {
+            load(out, &settings(lr), &self.params, &mut self.updater)
         }
 
         fn step(&mut self) {
             let g = Tensor::full(0.3f32, (2, 3), &Device::Cpu).unwrap();
-            self.optimizer.step(&Grads::from([("w".to_string(), g)]), 0.1, 1.).unwrap();
-            self.ema.update(&self.params).unwrap();
+            let log_prob = Tensor::new(-1f32, &Device::Cpu).unwrap();
+            self.updater.begin(0.1).unwrap();
+            self.updater.apply(Grads::from([("w".to_string(), g)]), &log_prob).unwrap();
         }
 
         fn numbers(&self) -> Vec<Vec<f32>> {
             let params = self.params.all().into_iter().map(|(_, p)| p.value().clone());
-            let rest = self.optimizer.state().values().chain(self.ema.average().values()).cloned();
+            let state = self.updater.optimizer().state().values();
+            let rest = state.chain(self.updater.ema().unwrap().average().values()).cloned();
             let f = |t: Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             params.chain(rest).map(f).collect()
         }
@@ -387,19 +397,19 @@ mod tests {
         let out = tempfile::tempdir()?;
         let (mut a, mut b) = (State::new(1), State::new(2));
         a.step();
-        save(out.path(), &position(), &settings("1"), &a.trained())?;
-        assert_eq!(load(out.path(), &settings("1"), &mut b.trained())?, Some(position()));
+        a.save(out.path(), "1")?;
+        assert_eq!(b.load(out.path(), "1")?, Some(position()));
         assert_eq!(a.numbers(), b.numbers());
         a.step();
         b.step();
         assert_eq!(a.numbers(), b.numbers());
         let first = fs::read(out.path().join(CHECKPOINT))?;
         let mut c = State::new(3);
-        load(out.path(), &settings("1"), &mut c.trained())?;
-        save(out.path(), &position(), &settings("1"), &c.trained())?;
+        c.load(out.path(), "1")?;
+        c.save(out.path(), "1")?;
         assert_eq!(fs::read(out.path().join(CHECKPOINT))?, first, "the same state is the same file");
         let empty = tempfile::tempdir()?;
-        assert_eq!(load(empty.path(), &settings("1"), &mut b.trained())?, None);
+        assert_eq!(b.load(empty.path(), "1")?, None);
         Ok(())
     }
 
@@ -407,12 +417,12 @@ mod tests {
     fn a_damaged_file_is_one_sentence_with_the_remedy() -> Result<()> {
         let out = tempfile::tempdir()?;
         let mut a = State::new(1);
-        save(out.path(), &position(), &settings("1"), &a.trained())?;
+        a.save(out.path(), "1")?;
         let path = out.path().join(CHECKPOINT);
         let good = fs::read(&path)?;
         let mut err = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            let err = load(out.path(), &settings("1"), &mut a.trained()).unwrap_err().to_string();
+            let err = a.load(out.path(), "1").unwrap_err().to_string();
             assert!(err.contains(CHECKPOINT) && err.contains("another --out"), "{err}");
             err
         };
@@ -434,8 +444,8 @@ mod tests {
     fn other_settings_are_named() -> Result<()> {
         let out = tempfile::tempdir()?;
         let mut a = State::new(1);
-        save(out.path(), &position(), &settings("1"), &a.trained())?;
-        let err = load(out.path(), &settings("2"), &mut a.trained()).unwrap_err().to_string();
+        a.save(out.path(), "1")?;
+        let err = a.load(out.path(), "2").unwrap_err().to_string();
         assert!(err.contains("`train.lr` is 2 now") && err.contains("begun with 1"), "{err}");
         Ok(())
     }

@@ -86,7 +86,7 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
             let end = (first + o.batch).min(n);
             let host = examples.host((first..end).map(|i| (i, i as u64)), &noise, Augment::default());
             let batch = examples.batch(host, device)?;
-            let ctx = Ctx::eval().with_context(batch.cond());
+            let ctx = Ctx::eval().with_context(batch.context());
             let terms = model.terms(&batch.x, ctx)?;
             let (p, l) = (to_host(&terms.prior)?, to_host(&terms.log_det)?);
             for i in first..end {

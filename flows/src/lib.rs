@@ -8,14 +8,14 @@
 //! - [`models`]: the papers' models as configs, saved and loaded as a folder.
 //! - [`latents`]: interpolation, attributes, levels, inpainting, and a trace of every layer.
 //! - [`hub`]: models from the Hugging Face hub and to it (feature `hub`, on by default).
-//! - [`ops`]: numerical kernels, convolution with a backward of its own.
-//! - [`optim`], [`params`], [`linalg`], [`testing`]: what training and tests need.
+//! - [`ops`]: the numerical kernels, a crate of their own; [`ops::device::open_device`] opens a GPU.
+//! - [`optim`], [`params`], [`testing`]: what training and tests need.
 //!
 //! # Layers
 //! A file uses items of the layers before its own only, and within a layer there is no circle of files:
 //!
 //! ```text
-//! ops, linalg -> params -> core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
+//! ops -> params -> core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
 //! ```
 //!
 //! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
@@ -28,16 +28,12 @@
 
 pub mod bijections;
 pub mod core;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod flow;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod latents;
-pub mod linalg;
 pub mod models;
 pub mod nets;
-pub mod ops;
 pub mod optim;
 pub mod params;
 mod prior;
@@ -48,6 +44,7 @@ pub use crate::core::{
     Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, Saved,
 };
 pub use flow::{Flow, Terms};
+pub use flows_ops as ops;
 pub use models::{Model, ModelConfig, SaveOptions, load};
 pub use params::{Params, Vb};
 pub use prior::Prior;

@@ -1,14 +1,17 @@
-//! Optimisers, clipping and averages. The training loop itself is in `experiments`.
+//! Update rules, clipping and moving averages. The training loop is in `experiments`.
 //!
-//! All updates are in place and in name order, so that a run is bit-exact when repeated on the same machine with the same
-//! number of threads.
+//! [`Optimizer`] is a rule and its state, [`Ema`] a moving average; [`Updater`] makes a whole update of a training run with both,
+//! by the same calls on every device.
+//!
+//! All updates are in place and in name order, so that a run that is repeated on the same machine with the same number of
+//! threads gives the same bits.
 
-pub use crate::core::Grads;
-#[cfg(kernels)]
-use crate::ops::kernels::{Hyper, Tally, Update};
-use crate::ops::update::{self, Accumulate, Apply};
+use crate::core::Grads;
+use crate::ops::cuda::runs_kernels;
+pub use crate::ops::update::Tally;
+use crate::ops::update::{self, FusedUpdate, Numbers, RuleStep};
 use crate::params::{Param, Params};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -47,7 +50,28 @@ pub enum Rule {
     },
 }
 
-/// The global norm sqrt(sum g^2), in f64, in name order.
+impl Rule {
+    /// The numbers of step `t`, counted from 1.
+    fn step(self, t: u64, lr: f64) -> RuleStep {
+        let t = t as f64;
+        match self {
+            Rule::Adam { b1, b2, eps } => {
+                let (c1, c2) = (1. - b1.powf(t), 1. - b2.powf(t));
+                RuleStep::Adam { b1, b2, a: lr / c1, c: c2.powf(-0.5), eps }
+            }
+            Rule::Adamax { b1, b2, eps, adam_correction } => {
+                let c2 = if adam_correction { (1. - b2.powf(t)).sqrt() } else { 1. };
+                RuleStep::Adamax { b1, b2, a: lr * c2 / (1. - b1.powf(t)), eps }
+            }
+            Rule::RmsProp { rho, momentum, eps } => RuleStep::RmsProp { rho, momentum, lr, eps },
+        }
+    }
+}
+
+/// Global norm of all gradients, sqrt(sum g^2), in f64 and in name order.
+///
+/// # Errors
+/// When a gradient cannot be read from its device.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
     let mut sum = 0.;
     for g in grads.values() {
@@ -56,19 +80,7 @@ pub fn global_norm(grads: &Grads) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// g + 2 weight p for the parameters whose name passes: the gradient of weight |p|^2.
-pub fn add_l2(grads: &mut Grads, params: &Params, weight: f64, on: impl Fn(&str) -> bool) -> Result<()> {
-    for (name, p) in params.trained() {
-        if on(&name)
-            && let Some(g) = grads.get_mut(&name)
-        {
-            *g = (&*g + (p.value() * (2. * weight))?)?;
-        }
-    }
-    Ok(())
-}
-
-/// An optimiser over all trained parameters.
+/// An update rule over all trained parameters, with its state.
 pub struct Optimizer {
     rule: Rule,
     params: Vec<(String, Param)>,
@@ -79,7 +91,10 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// State of zeros.
+    /// The rule with a state of zeros.
+    ///
+    /// # Errors
+    /// When the device has no memory for the state.
     pub fn new(rule: Rule, params: &Params) -> Result<Self> {
         let params = params.trained();
         let mut state = BTreeMap::new();
@@ -95,100 +110,91 @@ impl Optimizer {
         self.step
     }
 
-    /// One step along `grads`, each multiplied by `clip` (1 leaves them).
-    pub fn step(&mut self, grads: &Grads, lr: f64, clip: f64) -> Result<()> {
+    /// One step along `grads`, each multiplied by `factor` (1 leaves them; clipping gives less).
+    ///
+    /// # Errors
+    /// When a gradient has another size or dtype than its parameter.
+    pub fn step(&mut self, grads: &Grads, lr: f64, factor: f64) -> Result<()> {
         self.step += 1;
-        let t = self.step as f64;
-        let (accumulate, apply) = match self.rule {
-            Rule::Adam { b1, b2, eps } => {
-                let (c1, c2) = (1. - b1.powf(t), 1. - b2.powf(t));
-                (Accumulate::Adam { b1, b2 }, Apply::Adam { a: lr / c1, c: c2.powf(-0.5), eps })
-            }
-            Rule::Adamax { b1, b2, eps, adam_correction } => {
-                let c1 = 1. - b1.powf(t);
-                let c2 = if adam_correction { (1. - b2.powf(t)).sqrt() } else { 1. };
-                (Accumulate::Adamax { b1, b2 }, Apply::Adamax { a: lr * c2 / c1, c: 1., eps })
-            }
-            Rule::RmsProp { rho, momentum, eps } => {
-                (Accumulate::RmsProp { rho, mu: momentum, lr, eps }, Apply::Momentum)
-            }
-        };
+        let step = self.rule.step(self.step, lr);
         for (name, p) in &self.params {
             let Some(g) = grads.get(name) else { continue };
-            let state = &self.state[name];
-            update::accumulate(state, g, clip, accumulate)?;
-            update::apply(p.value(), state, apply)?;
+            update::step(p.value(), &self.state[name], g, factor, step)?;
             p.changed();
         }
         Ok(())
     }
 
-    /// The numbers of step `t` for the kernels.
-    #[cfg(kernels)]
-    fn numbers(&self, lr: f64) -> Hyper {
-        let t = self.step as f64;
-        match self.rule {
-            Rule::Adam { b1, b2, eps } => {
-                let (c1, c2) = (1. - b1.powf(t), 1. - b2.powf(t));
-                Hyper { rule: 0., b1, b2, eps, a: lr / c1, c: c2.powf(-0.5), ..Hyper::default() }
-            }
-            Rule::Adamax { b1, b2, eps, adam_correction } => {
-                let c2 = if adam_correction { (1. - b2.powf(t)).sqrt() } else { 1. };
-                Hyper { rule: 1., b1, b2, eps, a: lr * c2 / (1. - b1.powf(t)), c: 1., ..Hyper::default() }
-            }
-            Rule::RmsProp { rho, momentum, eps } => {
-                Hyper { rule: 2., b2: rho, eps, lr, momentum, ..Hyper::default() }
-            }
-        }
-    }
-
-    /// The state by parameter name, (2, N) each, for a checkpoint; with [`Optimizer::step_count`] it is all there is.
+    /// The state by parameter name, (2, N) each, for a checkpoint; with [`Optimizer::step_count`] it is complete.
     pub fn state(&self) -> &BTreeMap<String, Tensor> {
         &self.state
     }
 
-    /// Takes up a saved state. Errors if a tensor is missing or misshapen.
+    /// Takes over a saved state.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
-        for (name, state) in &mut self.state {
-            match saved.get(name) {
-                Some(t) if t.shape() == state.shape() => {
-                    *state = t.to_device(state.device())?.to_dtype(state.dtype())?.copy()?
-                }
-                Some(t) => {
-                    bail!("optimiser state of `{name}` has shape {:?}, not {:?}", t.shape(), state.shape())
-                }
-                None => bail!("the checkpoint has no optimiser state of `{name}`"),
-            }
-        }
+        restore(&self.state, saved, "optimizer state")?;
         self.step = step;
         Ok(())
     }
 }
 
-/// Exponential moving average of every tensor of a model (buffers are copied):
+/// Overwrites the values of `tensors` by those of the same names in `saved`. In place, for a recorded update holds addresses.
+fn restore(tensors: &BTreeMap<String, Tensor>, saved: &BTreeMap<String, Tensor>, what: &str) -> Result<()> {
+    for (name, t) in tensors {
+        match saved.get(name) {
+            Some(s) if s.shape() == t.shape() => {
+                update::set(t, &s.to_device(t.device())?.to_dtype(t.dtype())?)?
+            }
+            Some(s) => bail!("the {what} of `{name}` has shape {:?}, not {:?}", s.shape(), t.shape()),
+            None => bail!("the checkpoint has no {what} of `{name}`"),
+        }
+    }
+    Ok(())
+}
+
+/// Exponential moving average of the trained parameters:
 ///
 /// ```text
 /// e <- d e + (1 - d) p,     d = min(decay, (1 + t) / (10 + t))
 /// ```
 ///
-/// The ramp keeps the first averages from being the random start.
+/// With a constant d the first averages would still be mostly the random initial values.
 pub struct Ema {
     decay: f64,
+    params: Params,
     average: BTreeMap<String, Tensor>,
     step: u64,
 }
 
 impl Ema {
-    /// Starts at the parameters as they are.
+    /// The average at its first values: the parameters as they are.
+    ///
+    /// # Errors
+    /// When the device has no memory for the copies.
     pub fn new(decay: f64, params: &Params) -> Result<Self> {
         let mut average = BTreeMap::new();
         for (name, p) in params.trained() {
             average.insert(name, p.value().copy()?);
         }
-        Ok(Self { decay, average, step: 0 })
+        Ok(Self { decay, params: params.clone(), average, step: 0 })
     }
 
-    /// Counts a step; what the averages keep in it.
+    /// Starts anew from the parameters as they are.
+    ///
+    /// # Errors
+    /// When a copy on the device fails.
+    pub fn restart(&mut self) -> Result<()> {
+        for (name, p) in self.params.trained() {
+            update::set(&self.average[&name], p.value())?;
+        }
+        self.step = 0;
+        Ok(())
+    }
+
+    /// Counts a step and returns its d.
     fn next_decay(&mut self) -> f64 {
         self.step += 1;
         let t = self.step as f64;
@@ -196,9 +202,12 @@ impl Ema {
     }
 
     /// Follows the parameters by one step.
-    pub fn update(&mut self, params: &Params) -> Result<()> {
+    ///
+    /// # Errors
+    /// When an operation on the device fails.
+    pub fn update(&mut self) -> Result<()> {
         let d = self.next_decay();
-        for (name, p) in params.trained() {
+        for (name, p) in self.params.trained() {
             update::average(&self.average[&name], p.value(), d)?;
         }
         Ok(())
@@ -214,24 +223,23 @@ impl Ema {
         self.step
     }
 
-    /// Takes up saved averages.
+    /// Takes over saved averages.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
     pub fn restore(&mut self, saved: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
-        for (name, e) in &mut self.average {
-            match saved.get(name) {
-                Some(t) if t.shape() == e.shape() => {
-                    *e = t.to_device(e.device())?.to_dtype(e.dtype())?.copy()?
-                }
-                _ => bail!("the checkpoint has no average of `{name}` with shape {:?}", e.shape()),
-            }
-        }
+        restore(&self.average, saved, "moving average")?;
         self.step = step;
         Ok(())
     }
 
-    /// Exchanges the model's trained parameters with the averages, in place; called twice, all is as before.
-    pub fn swap(&mut self, params: &Params) -> Result<()> {
-        for (name, p) in params.trained() {
-            let e = self.average.get(&name).expect("made from the same parameters");
+    /// Exchanges the model's trained parameters with the averages, in place; a second call undoes it.
+    ///
+    /// # Errors
+    /// When a copy on the device fails.
+    pub fn swap(&mut self) -> Result<()> {
+        for (name, p) in self.params.trained() {
+            let e = &self.average[&name];
             let old = p.value().copy()?;
             p.set(e)?;
             update::set(e, &old)?;
@@ -240,61 +248,172 @@ impl Ema {
     }
 }
 
-/// Clipping, optimiser and moving average of a training step on a GPU: three launches for all parameters, and nothing
-/// waits. Whatever changes from step to step is written by [`OnDevice::set`] before the step, so that the step itself can
-/// be recorded and replayed ([`crate::ops::kernels::Graph`]).
+/// The settings of [`Updater`] besides the rule.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpdateSettings {
+    /// Gradients are scaled down to this global norm.
+    pub clip_norm: Option<f64>,
+    /// Decay of the moving average.
+    pub ema: Option<f64>,
+}
+
+/// All that a training update does to parameters:
 ///
-/// It works on the optimiser's state and on the averages in place: make it when they have been restored.
-#[cfg(kernels)]
-pub struct OnDevice {
-    params: Vec<(String, Param)>,
-    update: Update,
+/// ```text
+/// g <- g + 2 l2 p,     g <- g min(1, clip / |g|),     p <- rule(p, g, lr),     e <- d e + (1 - d) p
+/// ```
+///
+/// On a GPU it is three kernel launches for all parameters that never wait for the host: what changes from update to update is
+/// written to the device by [`Updater::begin`], so that [`Updater::apply`] can be part of a recorded CUDA graph, and loss and
+/// norm are summed on the device until [`Updater::tally`] reads them. On the CPU the same calls compute at once.
+///
+/// After a loss or gradient that is not finite neither that update nor a later one changes anything.
+pub struct Updater {
+    optimizer: Optimizer,
+    ema: Option<Ema>,
+    /// The weight of |p|^2 in the loss, for each parameter.
+    l2: Vec<f64>,
+    clip_norm: Option<f64>,
+    lr: f64,
+    /// On a GPU.
+    fused: Option<FusedUpdate>,
+    /// On the CPU.
+    tally: Tally,
 }
 
-#[cfg(kernels)]
-impl OnDevice {
-    /// `l2(name)` is the weight of |p|^2 in the loss, as in [`add_l2`].
-    pub fn new(optimizer: &Optimizer, ema: Option<&Ema>, l2: impl Fn(&str) -> f64) -> Result<Self> {
-        let params = optimizer.params.clone();
-        let weights: Vec<f64> = params.iter().map(|(name, _)| 2. * l2(name)).collect();
-        let values = params.iter().map(|(_, p)| p.value().clone()).collect();
-        let state = params.iter().map(|(name, _)| optimizer.state[name].clone()).collect();
-        let average = ema.map(|e| params.iter().map(|(name, _)| e.average[name].clone()).collect());
-        Ok(Self { update: Update::new(values, state, average, &weights)?, params })
-    }
-
-    /// Counts a step, and writes its numbers to the device.
-    pub fn set(
-        &self,
-        optimizer: &mut Optimizer,
-        ema: Option<&mut Ema>,
-        lr: f64,
-        max_norm: Option<f64>,
-    ) -> Result<()> {
-        optimizer.step += 1;
-        let hyper = Hyper {
-            decay: ema.map_or(0., Ema::next_decay),
-            max_norm: max_norm.unwrap_or(f64::INFINITY),
-            ..optimizer.numbers(lr)
+impl Updater {
+    /// For the trained parameters of `params`; `l2(name)` is the weight of |p|^2 in the loss.
+    ///
+    /// # Errors
+    /// When there is no parameter to train, or no memory for the state.
+    pub fn new(
+        rule: Rule,
+        params: &Params,
+        settings: UpdateSettings,
+        l2: impl Fn(&str) -> f64,
+    ) -> Result<Self> {
+        let optimizer = Optimizer::new(rule, params)?;
+        let ema = settings.ema.map(|decay| Ema::new(decay, params)).transpose()?;
+        let l2: Vec<f64> = optimizer.params.iter().map(|(name, _)| l2(name)).collect();
+        let fused = if runs_kernels(params.device()) {
+            let names = || optimizer.params.iter().map(|(name, _)| name);
+            let values = optimizer.params.iter().map(|(_, p)| p.value().clone()).collect();
+            let state = names().map(|name| optimizer.state[name].clone()).collect();
+            let average = ema.as_ref().map(|e| names().map(|name| e.average[name].clone()).collect());
+            let twice: Vec<f64> = l2.iter().map(|w| 2. * w).collect();
+            Some(FusedUpdate::new(values, state, average, &twice)?)
+        } else {
+            None
         };
-        self.params.iter().for_each(|(_, p)| p.changed());
-        self.update.set(&hyper)
+        let (clip_norm, tally) = (settings.clip_norm, Tally::default());
+        Ok(Self { optimizer, ema, l2, clip_norm, lr: 0., fused, tally })
     }
 
-    /// The step along `grads`; `log_prob` is the batch's mean log p(x), a scalar. Where it or the gradients are not finite,
-    /// neither this step nor any later one changes anything.
-    pub fn run(&mut self, grads: &Grads, log_prob: &Tensor) -> Result<()> {
-        let of = |(name, _): &(String, Param)| grads.get(name).map(Tensor::contiguous).transpose();
-        let grads = self.params.iter().map(of).collect::<Result<Vec<_>>>()?;
-        self.update.run(&grads, log_prob)
+    /// The rule and its state.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
     }
 
-    /// Sums over the steps since the last call; waits for them.
-    pub fn tally(&self) -> Result<Tally> {
-        self.update.tally()
+    /// The moving average.
+    pub fn ema(&self) -> Option<&Ema> {
+        self.ema.as_ref()
+    }
+
+    /// The rule's state and the moving average, to be restored.
+    pub fn parts(&mut self) -> (&mut Optimizer, Option<&mut Ema>) {
+        (&mut self.optimizer, self.ema.as_mut())
+    }
+
+    /// Exchanges the parameters with their averages, where there are any; a second call undoes it.
+    ///
+    /// # Errors
+    /// When a copy on the device fails.
+    pub fn swap_average(&mut self) -> Result<()> {
+        self.ema.as_mut().map_or(Ok(()), Ema::swap)
+    }
+
+    /// Prepares the next update, at learning rate `lr`.
+    ///
+    /// # Errors
+    /// When the device does not take the numbers.
+    pub fn begin(&mut self, lr: f64) -> Result<()> {
+        self.lr = lr;
+        let Some(fused) = &self.fused else { return Ok(()) };
+        self.optimizer.step += 1;
+        self.optimizer.params.iter().for_each(|(_, p)| p.changed());
+        fused.set(&Numbers {
+            step: self.optimizer.rule.step(self.optimizer.step, lr),
+            decay: self.ema.as_mut().map_or(0., Ema::next_decay),
+            max_norm: self.clip_norm.unwrap_or(f64::INFINITY),
+        })
+    }
+
+    /// Makes the update along `grads`; `log_prob` is the batch's mean log p(x), a scalar.
+    ///
+    /// # Errors
+    /// When a gradient has another size or dtype than its parameter.
+    pub fn apply(&mut self, mut grads: Grads, log_prob: &Tensor) -> Result<()> {
+        if let Some(fused) = &mut self.fused {
+            let of = |(name, _): &(String, Param)| grads.get(name).map(Tensor::contiguous).transpose();
+            let grads = self.optimizer.params.iter().map(of).collect::<Result<Vec<_>>>()?;
+            return fused.run(&grads, log_prob);
+        }
+        if self.tally.not_finite.is_some() || self.reject(log_prob)? {
+            return Ok(());
+        }
+        for ((name, p), weight) in self.optimizer.params.iter().zip(&self.l2) {
+            if *weight > 0.
+                && let Some(g) = grads.get_mut(name)
+            {
+                *g = (&*g + (p.value() * (2. * weight))?)?;
+            }
+        }
+        let norm = global_norm(&grads)?;
+        if !norm.is_finite() {
+            self.tally.not_finite = Some(false);
+            return Ok(());
+        }
+        let clip = self.clip_norm.map_or(1., |most| if norm > most { most / norm } else { 1. });
+        self.optimizer.step(&grads, self.lr, clip)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update()?;
+        }
+        self.tally.log_prob += number(log_prob)?;
+        self.tally.norm += norm;
+        self.tally.clip += clip;
+        self.tally.updates += 1;
+        Ok(())
+    }
+
+    /// Counts an update as failed if its mean log p(x) is not finite, and whether it did: for a backward pass that ended in an
+    /// error. Always false on a GPU, where it is not read.
+    ///
+    /// # Errors
+    /// When `log_prob` is no scalar.
+    pub fn reject(&mut self, log_prob: &Tensor) -> Result<bool> {
+        if self.fused.is_some() || number(log_prob)?.is_finite() {
+            return Ok(false);
+        }
+        self.tally.not_finite = Some(true);
+        Ok(true)
+    }
+
+    /// Sums over the updates since the last call; waits for them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn tally(&mut self) -> Result<Tally> {
+        if let Some(fused) = &self.fused {
+            return fused.tally();
+        }
+        let next = Tally { not_finite: self.tally.not_finite, ..Tally::default() };
+        Ok(std::mem::replace(&mut self.tally, next))
     }
 }
 
+fn number(scalar: &Tensor) -> Result<f64> {
+    scalar.to_dtype(DType::F64)?.to_scalar()
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,14 +465,14 @@ mod tests {
         let before = p.value().to_vec1::<f32>()?;
         let mut ema = Ema::new(0.9, &params)?;
         p.set(&(p.value() + 1.)?)?;
-        ema.update(&params)?;
+        ema.update()?;
         let moved = p.value().to_vec1::<f32>()?;
-        ema.swap(&params)?;
+        ema.swap()?;
         let d = 2. / 11.;
         for (got, b) in p.value().to_vec1::<f32>()?.iter().zip(&before) {
             assert!((got - (b + (1. - d))).abs() < 1e-6);
         }
-        ema.swap(&params)?;
+        ema.swap()?;
         assert_eq!(p.value().to_vec1::<f32>()?, moved);
         Ok(())
     }

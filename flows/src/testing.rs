@@ -14,7 +14,7 @@
 
 use crate::core::inspect::visit;
 use crate::core::{Bijection, Context, Ctx, Gradients, Memory, Mode, Net};
-use crate::linalg;
+use crate::ops::linalg;
 use crate::params::{Params, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
 use rand::Rng;

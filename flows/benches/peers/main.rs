@@ -15,7 +15,7 @@
 //! NAME@64 samples 64 images in one pass. A round there begins with an iteration that is not timed, for a process gives
 //! back what memory it holds unused when others need it, and clocks rise; the GPU is waited for before and after the rest.
 //! Our training step is recorded and replayed, as `flow train` does it: how many nodes it has and what the GPU would be idle
-//! for without that comes with it; where a recording is refused, the reason, with launches and idle share as CUPTI sees them.
+//! for without that comes with it; where a recording is refused, the reason.
 //!
 //! `FLOWS_PYTHON` names a Python with requirements.txt installed (default `python3`); without torch the peers are left out
 //! and said to be; what breaks on the way (memory, say) is left out with its reason, and the rest goes on. `--help` lists the
@@ -23,7 +23,6 @@
 
 mod contender;
 mod flops;
-#[cfg(feature = "cuda")]
 mod gpu;
 mod options;
 mod results;

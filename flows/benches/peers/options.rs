@@ -79,15 +79,10 @@ fn check(device: &str) -> anyhow::Result<()> {
         anyhow::ensure!(device == "cpu", "`--device {device}`: it is `cpu` or `cuda:N`");
         return Ok(());
     };
-    let n: i32 = n.parse().map_err(|_| anyhow::anyhow!("`--device {device}`: it is `cpu` or `cuda:N`"))?;
-    #[cfg(feature = "cuda")]
-    let found = candle_core::cuda::cudarc::driver::CudaContext::device_count()
-        .map_err(|e| anyhow::anyhow!("`--device {device}`: no GPU can be opened here: {e:?}"))?;
-    #[cfg(not(feature = "cuda"))]
-    let found = 0;
-    let built =
-        if cfg!(feature = "cuda") { "" } else { "; this program was built without the feature `cuda`" };
-    anyhow::ensure!((0..found).contains(&n), "`--device {device}`: there are {found} GPUs{built}");
+    let n: usize = n.parse().map_err(|_| anyhow::anyhow!("`--device {device}`: it is `cpu` or `cuda:N`"))?;
+    let found = flows::ops::cuda::device_count()
+        .map_err(|e| anyhow::anyhow!("`--device {device}`: no GPU can be opened here: {e}"))?;
+    anyhow::ensure!(n < found, "`--device {device}`: this program finds {found} GPUs");
     Ok(())
 }
 

@@ -184,23 +184,18 @@ fn operations(task: &str, forward: f64, rate: f64) -> f64 {
     rate * forward * if task == "train" { 3. } else { 1. }
 }
 
-/// What recording a step was worth: without it the GPU waits for the processor for at least the difference. Where it was
-/// refused: what the GPU was seen to do.
+/// What recording a step was worth: without it the GPU waits for the processor for at least the difference; or why it was
+/// refused.
 fn recorded(recording: &Value, per_second: f64) -> String {
     let each = recording["seconds_kernel_by_kernel"].as_f64().unwrap_or(f64::NAN);
-    let idle =
-        |busy: f64| format!("of which the GPU is idle for {:.0}%", (100. * (1. - busy / each)).max(0.));
-    if let Some(nodes) = recording["nodes"].as_u64() {
-        let idle = idle(1. / per_second);
-        return format!("{nodes} nodes in one launch; kernel by kernel {:.1} ms, {idle}", 1e3 * each);
-    }
-    let what = match (recording["launches"].as_u64(), recording["seconds_busy"].as_f64()) {
-        (Some(launches), Some(busy)) => {
-            format!("{launches} launches in {:.1} ms, {}", 1e3 * each, idle(busy))
-        }
-        _ => format!("launches not counted: {}", recording["not_traced"].as_str().unwrap_or_default()),
+    let Some(nodes) = recording["nodes"].as_u64() else {
+        return format!("not recorded: {}", recording["refused"].as_str().unwrap_or_default());
     };
-    format!("not recorded: {}; {what}", recording["refused"].as_str().unwrap_or_default())
+    let idle = (100. * (1. - 1. / (per_second * each))).max(0.);
+    format!(
+        "{nodes} nodes in one launch; kernel by kernel {:.1} ms, of which the GPU is idle for {idle:.0}%",
+        1e3 * each
+    )
 }
 
 fn print(case: &str, task: &str, all: &[Contender], o: &Options, counted: Option<(f64, Option<f64>)>) {

@@ -2,37 +2,27 @@
 
 use crate::config;
 use crate::flops::Precision;
-#[cfg(feature = "cuda")]
-use crate::gpu::{self, OnGpu};
+use crate::gpu::train;
 use candle_core::{DType, Device, Tensor};
 use flows::ops::conv::{conv2d, conv2d_backward};
-use flows::optim::{Grads, Optimizer, Rule, global_norm};
+use flows::ops::cuda::{self, Recorder};
+use flows::ops::device::{is_gpu, open_device};
+use flows::optim::{Rule, UpdateSettings, Updater};
 use flows::testing::normal;
-use flows::{Ctx, Memory, Model};
+use flows::{Grads, Memory, Model};
 use serde_json::{Value, json};
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::time::Instant;
 
 /// As in the binary `flow`: `mi_option_purge_delay`.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 /// What became of recording a training step on a GPU: its nodes and the seconds of a step launched kernel by kernel; or why it
-/// was refused, how many launches a step is then, and for how long the GPU is busy with them.
-pub static RECORDING: OnceLock<Value> = OnceLock::new();
+/// was refused.
+pub static RECORDING: Mutex<Value> = Mutex::new(Value::Null);
 
 fn f32s(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
     normal(shape, 1, &Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)
-}
-
-/// `cpu` or `cuda:N`.
-fn open(device: &str) -> anyhow::Result<Device> {
-    match device.strip_prefix("cuda:") {
-        #[cfg(feature = "cuda")]
-        Some(n) => Ok(flows::cuda::device(n.parse()?)?),
-        #[cfg(not(feature = "cuda"))]
-        Some(n) => anyhow::bail!("cuda:{n}: this program was built without the feature `cuda`"),
-        None => Ok(Device::Cpu),
-    }
 }
 
 /// Tells the library what the factors of products are rounded to. The only place here that does.
@@ -43,19 +33,14 @@ fn set_precision(precision: Precision, device: &Device) -> anyhow::Result<()> {
         Precision::Tf32 => Ours::Tf32,
         Precision::Bf16 => Ours::Bf16,
     };
-    anyhow::ensure!(ours == Ours::Full || device.is_cuda(), "`--{}` is for GPUs", precision.name());
+    anyhow::ensure!(ours == Ours::Full || is_gpu(device), "`--{}` is for GPUs", precision.name());
     set(ours);
     Ok(())
 }
 
 /// The most memory in use so far on the device, in bytes.
 fn high_water(device: &Device) -> anyhow::Result<u64> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return Ok(gpu::peak(device)?);
-    }
-    debug_assert!(device.is_cpu());
-    Ok(high_water_of_process())
+    Ok(cuda::peak_memory(device)?.unwrap_or_else(high_water_of_process))
 }
 
 /// The process's high-water mark of memory in bytes, or 0 where the system does not tell.
@@ -67,11 +52,9 @@ fn high_water_of_process() -> u64 {
 
 /// The device's own name.
 pub fn name(device: &Device) -> anyhow::Result<String> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        return Ok(gpu::name(device)?);
+    if let Some(name) = cuda::gpu_name(device)? {
+        return Ok(name);
     }
-    debug_assert!(device.is_cpu());
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
     Ok(cpu.trim_start_matches([' ', '\t', ':']).to_string())
@@ -85,11 +68,10 @@ fn timed(
     run: &mut impl FnMut(&str) -> anyhow::Result<f64>,
     unit: &str,
 ) -> anyhow::Result<Value> {
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
+    if is_gpu(device) {
         run(what)?;
         device.synchronize()?;
-        gpu::reset_peak(device)?;
+        cuda::reset_peak_memory(device)?;
     }
     let clock = Instant::now();
     let mut units = 0.;
@@ -99,11 +81,11 @@ fn timed(
     device.synchronize()?;
     let seconds = clock.elapsed().as_secs_f64();
     let peak = high_water(device)?;
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        gpu::make_room(device)?;
-    }
-    Ok(json!({"seconds": seconds, unit: units, "peak_bytes": peak, "recording": RECORDING.get()}))
+    // The others need theirs.
+    cuda::release_unused_memory(device)?;
+    Ok(
+        json!({"seconds": seconds, unit: units, "peak_bytes": peak, "recording": *RECORDING.lock().expect("no thread panics with it")}),
+    )
 }
 
 /// Answers each line of `train N`, `eval N`, `sample N` (or `forward N`, `backward N`) with one line of JSON.
@@ -128,7 +110,7 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     let [memory, case, device, precision] = args else {
         anyhow::bail!("usage: worker store|recompute CASE DEVICE PRECISION")
     };
-    let device = &open(device)?;
+    let device = &open_device(device)?;
     set_precision(Precision::parse(precision)?, device)?;
     if case.starts_with("conv:") {
         return convolution(case, device);
@@ -141,11 +123,12 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     let x = (((f32s(&shape, device)?.tanh()? / 2.2)? + 0.5)? * 256.)?;
     model.init(&x.narrow(0, 0, batch.min(16))?, None)?;
     let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
-    let mut opt = Optimizer::new(rule, model.params())?;
-    // Zeros take memory when they are first written: a step of zero gradients makes the optimiser's state real.
+    let settings = UpdateSettings { clip_norm: Some(1.), ema: None };
+    let mut updater = Updater::new(rule, model.params(), settings, |_| 0.)?;
+    // Zeros take memory when they are first written: a step of zero gradients makes the optimizer's state real.
     let trained = model.params().trained();
     let zeros = trained.iter().map(|(n, p)| Ok((n.clone(), p.value().zeros_like()?)));
-    opt.step(&zeros.collect::<candle_core::Result<Grads>>()?, 0., 1.)?;
+    updater.parts().0.step(&zeros.collect::<candle_core::Result<Grads>>()?, 0., 1.)?;
     // What is free goes back to the system, so that it is not mistaken for something held.
     // SAFETY: it may be called at any time.
     unsafe { libmimalloc_sys::mi_collect(true) };
@@ -155,10 +138,7 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     }
     // The mark falls back to what is held now; where the system does not allow it, it stays that of the initialisation.
     std::fs::write("/proc/self/clear_refs", "5").ok();
-    #[cfg(feature = "cuda")]
-    if device.is_cuda() {
-        gpu::reset_peak(device)?;
-    }
+    cuda::reset_peak_memory(device)?;
     let ready = json!({
         "ready": true, "parameters": model.params().count(), "peak_bytes": high_water(device)?, "device": name(device)?
     });
@@ -166,26 +146,13 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     // In the pool, as training runs: from outside each parallel op wakes a worker and sleeps until it is done.
     rayon::scope(|_| {
         // Made here: a recording belongs to the thread that replays it.
-        #[cfg(feature = "cuda")]
-        let mut on_gpu = match device.is_cuda() {
-            true => Some(OnGpu::new(&opt)?),
-            false => None,
-        };
+        let mut recorder = Recorder::default();
         serve(
             device,
             ready,
             |what| {
                 match what {
-                    #[cfg(feature = "cuda")]
-                    "train" if on_gpu.is_some() => {
-                        on_gpu.as_mut().expect("just asked").train(&model, &mut opt, &x, memory)?;
-                    }
-                    "train" => {
-                        let loss = |lp: &Tensor| lp.mean_all()? * (-1. / (model.dims() as f64 * 2f64.ln()));
-                        let (_, grads) = model.gradients(&x, Ctx::train(), memory, loss)?;
-                        let norm = global_norm(&grads)?;
-                        opt.step(&grads, 1e-6, 1f64.min(1. / norm))?;
-                    }
+                    "train" => train(&mut recorder, &mut updater, &model, &x, memory)?,
                     "eval" => drop(model.log_prob(&x, None)?),
                     "sample" => {
                         seed += 1;

@@ -3,7 +3,9 @@
 use crate::core::{
     Bijection, Context, Ctx, Gradients, Inside, Memory, Mode, Saved, positions, same_per_example,
 };
-use crate::ops::channel;
+use crate::ops::act_norm::{act_norm, act_norm_backward, act_norm_inverse};
+use crate::ops::batch_norm::moments;
+use crate::ops::elementwise::affine;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor};
 
@@ -78,11 +80,11 @@ impl ActNorm {
     /// The map on channel-major activations inside a network, where no log-det is needed, with ReLU fused.
     pub(crate) fn channel_major(&self, x: &Tensor, ctx: Ctx, relu: bool) -> Result<Tensor> {
         if ctx.mode == Mode::Init {
-            self.set_from(&channel::moments(x)?)?;
+            self.set_from(&moments(x)?)?;
         }
         let scale = (self.logs.get(ctx.grad) * self.factor)?.exp()?;
         let shift = (self.bias.get(ctx.grad) * &scale)?;
-        channel::affine(x, &scale, &shift, relu)
+        affine(x, &scale, &shift, relu)
     }
 }
 
@@ -93,16 +95,16 @@ impl Bijection for ActNorm {
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         if ctx.mode == Mode::Init {
-            self.set_from(&channel::moments(&x.transpose(0, 1)?.contiguous()?)?)?;
+            self.set_from(&moments(&x.transpose(0, 1)?.contiguous()?)?)?;
         }
         let logs = self.logs.get(ctx.grad);
-        let z = channel::act_norm(x, self.bias.get(ctx.grad), logs, self.factor)?;
+        let z = act_norm(x, self.bias.get(ctx.grad), logs, self.factor)?;
         let log_det = (logs.sum_all()? * (self.factor * positions(x)? as f64))?;
         Ok((z, same_per_example(&log_det, x)?))
     }
 
     fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
-        channel::act_norm_inverse(z, self.bias.value(), self.logs.value(), self.factor)
+        act_norm_inverse(z, self.bias.value(), self.logs.value(), self.factor)
     }
 
     fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
@@ -120,7 +122,7 @@ impl Bijection for ActNorm {
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
         let x = saved.take().map_or_else(|| self.inverse(z, ctx.context), Ok)?;
-        let (gx, gb, gl) = channel::act_norm_backward(z, gz, self.logs.value(), self.factor)?;
+        let (gx, gb, gl) = act_norm_backward(z, gz, self.logs.value(), self.factor)?;
         grads.add(&self.bias, gb)?;
         let of_log_det = (gld.sum_all()? * (self.factor * positions(z)? as f64))?;
         grads.add(&self.logs, gl.broadcast_add(&of_log_det)?)?;

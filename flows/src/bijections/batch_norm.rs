@@ -4,10 +4,11 @@ use crate::core::{
     Bijection, Context, Ctx, Gradients, Graph, Inside, Memory, Mode, Saved, backward_by_graph, channel_shape,
     forward_saved_by_graph, positions, same_per_example,
 };
-use crate::ops::channel;
-use crate::ops::gemm::{Real, View, tensor};
+use crate::ops::batch_norm::{batch_norm, moments};
+use crate::ops::elementwise::affine;
+use crate::ops::res_net;
 use crate::params::{Init, Param, Vb};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which statistics a training pass normalises with.
@@ -58,18 +59,18 @@ impl BatchNorm {
     }
 
     /// Mean and variance of each channel of the batch, in the graph.
-    fn of_batch(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn of_batch(x: &Tensor) -> Result<[Tensor; 2]> {
         let rows = x.transpose(0, 1)?.flatten_from(1)?;
         let mean = rows.mean_keepdim(1)?;
         let var = rows.broadcast_sub(&mean)?.sqr()?.mean(1)?;
-        Ok((mean.squeeze(1)?, var))
+        Ok([mean.squeeze(1)?, var])
     }
 }
 
 /// What a pass with batch statistics leaves: the running averages before it wrote them, and what it normalised with.
 struct Statistics {
-    running: (Tensor, Tensor),
-    used: (Tensor, Tensor),
+    running: [Tensor; 2],
+    used: [Tensor; 2],
 }
 
 impl BatchNorm {
@@ -84,48 +85,46 @@ impl BatchNorm {
     }
 
     /// What a pass in `mode` normalises with, given the running averages, and the batch's own.
-    fn statistics(
-        &self,
-        x: &Tensor,
-        mode: Mode,
-        running: &(Tensor, Tensor),
-    ) -> Result<[(Tensor, Tensor); 2]> {
+    fn statistics(&self, x: &Tensor, mode: Mode, running: &[Tensor; 2]) -> Result<[[Tensor; 2]; 2]> {
         let batch = Self::of_batch(x)?;
         let used = match self.statistics {
-            BatchStatistics::Running if mode != Mode::Init => {
-                (mix(&running.0, &batch.0, self.momentum)?, mix(&running.1, &batch.1, self.momentum)?)
-            }
+            BatchStatistics::Running if mode != Mode::Init => mix_all(running, &batch, self.momentum)?,
             _ => batch.clone(),
         };
         Ok([used, batch])
     }
 
-    /// The running averages, and a copy that does not follow them.
-    fn running(&self) -> Result<(Tensor, Tensor)> {
-        Ok((self.mean.value().copy()?, self.var.value().copy()?))
+    /// A copy of the running averages, which later updates do not change.
+    fn running(&self) -> Result<[Tensor; 2]> {
+        Ok([self.mean.value().copy()?, self.var.value().copy()?])
     }
 
-    fn run(&self, x: &Tensor, ctx: Ctx, running: (Tensor, Tensor)) -> Result<(Tensor, Tensor, Statistics)> {
+    fn run(&self, x: &Tensor, ctx: Ctx, running: [Tensor; 2]) -> Result<(Tensor, Tensor, Statistics)> {
         let [used, batch] = self.statistics(x, ctx.mode, &running)?;
         // The first batch sets the running statistics outright, so that evaluation makes sense from the start.
         write_running([&self.mean, &self.var], &running, &batch, ctx.mode.batch_share(self.momentum))?;
-        let (z, log_det) = self.normalise(x, &used.0, &used.1)?;
-        Ok((z, log_det, Statistics { running, used: (used.0.detach(), used.1.detach()) }))
+        let (z, log_det) = self.normalise(x, &used[0], &used[1])?;
+        Ok((z, log_det, Statistics { running, used: used.map(|t| t.detach()) }))
     }
 }
 
 /// Mixes the batch's mean and variance into the running ones, where its share is above zero.
 fn write_running(
     [mean, var]: [&Param; 2],
-    running: &(Tensor, Tensor),
-    batch: &(Tensor, Tensor),
+    running: &[Tensor; 2],
+    batch: &[Tensor; 2],
     share: f64,
 ) -> Result<()> {
     if share > 0. {
-        mean.set(&mix(&running.0, &batch.0, share)?)?;
-        var.set(&mix(&running.1, &batch.1, share)?)?;
+        let [new_mean, new_var] = mix_all(running, batch, share)?;
+        mean.set(&new_mean)?;
+        var.set(&new_var)?;
     }
     Ok(())
+}
+
+fn mix_all(running: &[Tensor; 2], batch: &[Tensor; 2], share: f64) -> Result<[Tensor; 2]> {
+    Ok([mix(&running[0], &batch[0], share)?, mix(&running[1], &batch[1], share)?])
 }
 
 /// (1 - share) running + share batch.
@@ -180,7 +179,7 @@ impl Bijection for BatchNorm {
         if !saved.is::<Statistics>() {
             return self.inverse(z, ctx.context);
         }
-        let (mean, var) = &saved.get::<Statistics>().expect("checked above").used;
+        let [mean, var] = &saved.get::<Statistics>().expect("checked above").used;
         self.restore(z, mean, var)
     }
 }
@@ -216,43 +215,16 @@ impl NetBatchNorm {
         })
     }
 
-    /// How a pass outside any graph normalises x (C, ...), of n numbers a channel.
-    pub(crate) fn norm<T: Real>(&self, x: &[T], n: usize, mode: Mode) -> Result<channel::Norm<T>> {
-        let (g, b) =
-            (View::of("batch_norm", self.gamma.value())?, View::of("batch_norm", self.beta.value())?);
-        let (gamma, beta) = (g.get::<T>("batch_norm")?, b.get::<T>("batch_norm")?);
-        if !mode.uses_batch_statistics() {
-            let f64s = |p: &Param| p.value().to_dtype(DType::F64)?.to_vec1::<f64>();
-            let running: Vec<_> = f64s(&self.mean)?.into_iter().zip(f64s(&self.var)?).collect();
-            return Ok(channel::Norm::new(&running, gamma, beta, self.eps, false));
-        }
-        let batch = channel::mean_vars(x, n);
-        let column = |f: fn(&(f64, f64)) -> f64| {
-            tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
-        };
-        self.write(&(column(|m| m.0)?, column(|m| m.1)?), mode)?;
-        Ok(channel::Norm::new(&batch, gamma, beta, self.eps, true))
-    }
-
-    /// How a pass outside any graph normalises x (B, C, H, W) on a GPU.
-    #[cfg(kernels)]
-    pub(crate) fn on_gpu(&self, x: &Tensor, mode: Mode) -> Result<crate::ops::kernels::Norm> {
-        let own = mode.uses_batch_statistics();
-        let (mean, var) = if own {
-            let m = crate::ops::kernels::moments(x)?;
-            let batch = (m.get(0)?, m.get(1)?);
-            self.write(&batch, mode)?;
-            batch
-        } else {
-            (self.mean.value().clone(), self.var.value().clone())
-        };
-        let (gamma, beta) = (self.gamma.value().clone(), self.beta.value().clone());
-        Ok(crate::ops::kernels::Norm { mean, var, gamma, beta, eps: self.eps, own })
+    /// The values, for a fused pass.
+    pub(crate) fn values(&self) -> res_net::Norm {
+        let [gamma, beta, mean, var] =
+            [&self.gamma, &self.beta, &self.mean, &self.var].map(|p| p.value().clone());
+        res_net::Norm { gamma, beta, mean, var }
     }
 
     /// Mixes the mean and variance of a batch into the running ones, as `mode` says.
-    fn write(&self, batch: &(Tensor, Tensor), mode: Mode) -> Result<()> {
-        let running = (self.mean.value().clone(), self.var.value().clone());
+    pub(crate) fn follow(&self, batch: &[Tensor; 2], mode: Mode) -> Result<()> {
+        let running = [self.mean.value().clone(), self.var.value().clone()];
         write_running([&self.mean, &self.var], &running, batch, mode.batch_share(self.momentum))
     }
 
@@ -265,13 +237,13 @@ impl NetBatchNorm {
         let (gamma, beta) = (self.gamma.get(ctx.grad), self.beta.get(ctx.grad));
         if ctx.mode.uses_batch_statistics() {
             if ctx.mode.batch_share(self.momentum) > 0. {
-                let m = channel::moments(x)?;
-                self.write(&(m.get(0)?, m.get(1)?), ctx.mode)?;
+                let m = moments(x)?;
+                self.follow(&[m.get(0)?, m.get(1)?], ctx.mode)?;
             }
-            return channel::batch_norm(x, gamma, beta, self.eps, relu);
+            return batch_norm(x, gamma, beta, self.eps, relu);
         }
         let scale = (gamma / (self.var.value() + self.eps)?.sqrt()?)?;
         let shift = (beta - (self.mean.value() * &scale)?)?;
-        channel::affine(x, &scale, &shift, relu)
+        affine(x, &scale, &shift, relu)
     }
 }

@@ -1,8 +1,8 @@
 //! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
 
 use crate::core::{Bijection, Context, Ctx, Gradients, Inside, Memory, Saved, positions, same_per_example};
-use crate::linalg;
-use crate::ops::conv::{channel_mix, channel_mix_backward};
+use crate::ops::channel_mix::{channel_mix, channel_mix_backward};
+use crate::ops::linalg;
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};

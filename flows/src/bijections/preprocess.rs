@@ -6,8 +6,8 @@
 //! layer because the caller owns the generator.
 
 use crate::core::{Bijection, Context, Ctx, Mode, same_per_example, sum_per_example};
-use crate::linalg;
 use crate::ops::elementwise::softplus;
+use crate::ops::linalg;
 use crate::params::{Init, Param, Vb};
 use candle_core::{Result, Tensor, bail};
 use rand::Rng;

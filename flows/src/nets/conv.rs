@@ -3,15 +3,11 @@
 use crate::bijections::ActNorm;
 use crate::core::{Ctx, Gradients, Mode, Net, Saved, net_backward, net_forward_saved};
 use crate::ops::conv::{conv2d, edge_columns};
-use crate::ops::conv_net::{self, Kept, Parts, Sizes};
-use crate::ops::gemm::{Real, View, dispatch, tensor};
-use crate::ops::{channel, from_channel_major, to_channel_major};
+use crate::ops::conv_net::{self, ConvLayer, ConvNetParams};
+use crate::ops::elementwise::{self, from_channel_major, to_channel_major};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use std::sync::Mutex;
-
-#[cfg(kernels)]
-mod gpu;
 
 /// A 3x3 convolution with Glow's optional edge-bias channel: a channel that is 1 on the padding and 0 inside, so that the
 /// network can tell the border from a zero. Its contribution is the same for every image, so the kernel's share is kept
@@ -19,8 +15,6 @@ mod gpu;
 struct Conv3x3 {
     weight: Param,
     edge: Option<Param>,
-    /// The (9, H W) indicator of the last size met.
-    columns: Mutex<Option<(usize, usize, Tensor)>>,
 }
 
 impl Conv3x3 {
@@ -29,35 +23,16 @@ impl Conv3x3 {
         Ok(Self {
             weight: vb.get((outputs, inputs, 3, 3), "weight", init())?,
             edge: if edge_bias { Some(vb.get((outputs, 9), "edge", init())?) } else { None },
-            columns: Mutex::new(None),
         })
     }
 
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, columns: Option<&Tensor>, ctx: Ctx) -> Result<Tensor> {
         let y = conv2d(x, self.weight.get(ctx.grad))?;
-        let (_, _, h, w) = x.dims4()?;
-        match self.edge_map((h, w), x, ctx)? {
-            Some(map) => channel::add_per_image(&y, &map),
-            None => Ok(y),
-        }
-    }
-
-    /// What the edge channel adds to each image, (O, H W).
-    fn edge_map(&self, size: (usize, usize), x: &Tensor, ctx: Ctx) -> Result<Option<Tensor>> {
-        let Some(edge) = &self.edge else { return Ok(None) };
-        edge.get(ctx.grad).matmul(&self.columns(size, x)?).map(Some)
-    }
-
-    /// The (9, H W) indicator of the padding.
-    fn columns(&self, (h, w): (usize, usize), x: &Tensor) -> Result<Tensor> {
-        let mut kept = self.columns.lock().unwrap();
-        match &*kept {
-            Some((kh, kw, t)) if (*kh, *kw) == (h, w) => Ok(t.clone()),
-            _ => {
-                let t = edge_columns(h, w, x)?;
-                *kept = Some((h, w, t.clone()));
-                Ok(t)
+        match (&self.edge, columns) {
+            (Some(edge), Some(columns)) => {
+                elementwise::add_per_image(&y, &edge.get(ctx.grad).matmul(columns)?)
             }
+            _ => Ok(y),
         }
     }
 }
@@ -84,10 +59,10 @@ impl ZeroConv {
         })
     }
 
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, columns: Option<&Tensor>, ctx: Ctx) -> Result<Tensor> {
         let gain = (self.logs.get(ctx.grad) * 3.)?.exp()?;
         let shift = (self.bias.get(ctx.grad) * &gain)?;
-        channel::affine(&self.conv.forward(x, ctx)?, &gain, &shift, false)
+        elementwise::affine(&self.conv.forward(x, columns, ctx)?, &gain, &shift, false)
     }
 }
 
@@ -102,6 +77,8 @@ impl ZeroConv {
 pub struct ConvNet {
     hidden: Option<(Conv3x3, ActNorm, Param, ActNorm)>,
     last: ZeroConv,
+    /// The (9, H W) indicator of the padding, of the last size met.
+    columns: Mutex<Option<(usize, usize, Tensor)>>,
 }
 
 impl ConvNet {
@@ -119,166 +96,116 @@ impl ConvNet {
             None
         };
         let inputs = if width > 0 { width } else { inputs };
-        Ok(Self { hidden, last: ZeroConv::new(inputs, outputs, edge_bias, &vb.pp("zero"))? })
+        let last = ZeroConv::new(inputs, outputs, edge_bias, &vb.pp("zero"))?;
+        Ok(Self { hidden, last, columns: Mutex::new(None) })
+    }
+}
+
+/// The parameters of one layer, as [`ConvLayer`] has their values.
+struct LayerParams<'a> {
+    weight: &'a Param,
+    edge: Option<&'a Param>,
+    bias: &'a Param,
+    logs: &'a Param,
+}
+
+impl ConvNet {
+    fn layers(&self) -> Vec<LayerParams<'_>> {
+        let mut layers = Vec::new();
+        if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
+            let (weight, edge) = (&conv1.weight, conv1.edge.as_ref());
+            layers.push(LayerParams { weight, edge, bias: norm1.bias(), logs: norm1.logs() });
+            layers.push(LayerParams { weight: conv2, edge: None, bias: norm2.bias(), logs: norm2.logs() });
+        }
+        let ZeroConv { conv, bias, logs } = &self.last;
+        layers.push(LayerParams { weight: &conv.weight, edge: conv.edge.as_ref(), bias, logs });
+        layers
+    }
+
+    /// The indicator of the padding for x (B, C, H, W), where there is an edge-bias channel.
+    fn columns(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        if self.last.conv.edge.is_none() {
+            return Ok(None);
+        }
+        let (_, _, h, w) = x.dims4()?;
+        let mut kept = self.columns.lock().unwrap();
+        match &*kept {
+            Some((kh, kw, t)) if (*kh, *kw) == (h, w) => Ok(Some(t.clone())),
+            _ => {
+                let t = edge_columns(h, w, self.last.bias.value())?;
+                *kept = Some((h, w, t.clone()));
+                Ok(Some(t))
+            }
+        }
+    }
+
+    fn params(&self, x: &Tensor) -> Result<ConvNetParams> {
+        let values = |l: LayerParams| ConvLayer {
+            weight: l.weight.value().clone(),
+            edge: l.edge.map(|edge| edge.value().clone()),
+            bias: l.bias.value().clone(),
+            logs: l.logs.value().clone(),
+        };
+        let layers = self.layers().into_iter().map(values).collect();
+        Ok(ConvNetParams { layers, columns: self.columns(x)? })
+    }
+
+    fn is_fused(&self, x: &Tensor, ctx: Ctx) -> bool {
+        ctx.mode != Mode::Init && conv_net::is_fused(if self.hidden.is_some() { 3 } else { 1 }, x)
+    }
+
+    /// The same network layer by layer, on candle's graph where it is asked for: for initialisation, and for the zero
+    /// convolution alone.
+    fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        let columns = self.columns(x)?;
+        let mut h = to_channel_major(x)?;
+        if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
+            h = norm1.channel_major(&conv1.forward(&h, columns.as_ref(), ctx)?, ctx, true)?;
+            h = norm2.channel_major(&conv2d(&h, conv2.get(ctx.grad))?, ctx, true)?;
+        }
+        from_channel_major(&self.last.forward(&h, columns.as_ref(), ctx)?)
     }
 }
 
 /// What a fused pass keeps.
-struct Pass<T> {
-    x: Tensor,
-    kept: Kept<T>,
-}
-
-impl ConvNet {
-    /// The two convolutions of three by three where there are hidden layers.
-    fn edges(&self) -> Option<[&Conv3x3; 2]> {
-        self.hidden.as_ref().map(|(conv1, ..)| [conv1, &self.last.conv])
-    }
-
-    /// Runs `f` on the parameters of the fused network and its sizes for `x`; `None` without hidden layers.
-    fn with_parts<T: Real, R>(
-        &self,
-        x: &Tensor,
-        f: impl FnOnce(Sizes, &Parts<&[T]>) -> Result<R>,
-    ) -> Result<Option<R>> {
-        let Some((conv1, norm1, conv2, norm2)) = &self.hidden else { return Ok(None) };
-        let (b, c, h, w) = x.dims4()?;
-        let (last, conv3) = (&self.last, &self.last.conv);
-        let params = [&conv1.weight, norm1.bias(), norm1.logs(), conv2, norm2.bias(), norm2.logs()];
-        let params = params.into_iter().chain([&conv3.weight, &last.bias, &last.logs]);
-        let mut tensors: Vec<Tensor> = params.map(|p| p.value().clone()).collect();
-        for conv in [conv1, conv3] {
-            tensors.extend(conv.edge_map((h, w), x, Ctx::eval())?);
-        }
-        let views = tensors.iter().map(|t| View::of("conv_net", t)).collect::<Result<Vec<_>>>()?;
-        let mut slices = Vec::new();
-        for v in &views {
-            slices.push(v.get::<T>("conv_net")?);
-        }
-        let inputs = conv1.weight.value().dim(1)?;
-        if c != inputs {
-            bail!("a network for {inputs} channels met {:?}", x.shape());
-        }
-        let (width, outputs) = (conv2.value().dim(0)?, last.bias.value().dim(0)?);
-        let sizes = Sizes { inputs, width, outputs, images: [b, h, w] };
-        let at = |i: usize| slices.get(i).copied().unwrap_or_default();
-        let parts = Parts {
-            w1: at(0),
-            b1: at(1),
-            l1: at(2),
-            w2: at(3),
-            b2: at(4),
-            l2: at(5),
-            w3: at(6),
-            b3: at(7),
-            l3: at(8),
-            e1: at(9),
-            e3: at(10),
-        };
-        f(sizes, &parts).map(Some)
-    }
-
-    fn fused<T: Real>(&self, x: &Tensor, keep: bool) -> Result<Option<(Tensor, Option<Pass<T>>)>> {
-        let x = x.contiguous()?.detach();
-        let run = self.with_parts::<T, _>(&x, |sizes, parts| {
-            let view = View::of("conv_net", &x)?;
-            let (y, kept) = conv_net::forward(sizes, view.get::<T>("conv_net")?, parts, keep);
-            let [b, h, w] = sizes.images;
-            Ok((tensor(y, (b, sizes.outputs, h, w))?, kept))
-        })?;
-        Ok(run.map(|(y, kept)| (y, kept.map(|kept| Pass { x, kept }))))
-    }
-
-    fn fused_back<T: Real>(&self, pass: &Pass<T>, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        let x = &pass.x;
-        let gy = gy.contiguous()?;
-        let back = self.with_parts::<T, _>(x, |sizes, parts| {
-            let (vx, vg) = (View::of("conv_net", x)?, View::of("conv_net", &gy)?);
-            let (xs, gs) = (vx.get::<T>("conv_net")?, vg.get::<T>("conv_net")?);
-            Ok(conv_net::backward(sizes, xs, parts, &pass.kept, gs))
-        })?;
-        let (gx, g) = back.expect("it ran forward");
-        let (conv1, norm1, conv2, norm2) = self.hidden.as_ref().expect("it ran forward");
-        let (last, (_, _, h, w)) = (&self.last, x.dims4()?);
-        for (conv, map) in self.edges().into_iter().flatten().zip([g.e1, g.e3]) {
-            if let Some(edge) = &conv.edge {
-                let map = tensor(map, (edge.value().dim(0)?, h * w))?;
-                grads.add(edge, map.matmul(&conv.columns((h, w), x)?.t()?)?)?;
-            }
-        }
-        for (p, g) in [
-            (&conv1.weight, g.w1),
-            (norm1.bias(), g.b1),
-            (norm1.logs(), g.l1),
-            (conv2, g.w2),
-            (norm2.bias(), g.b2),
-            (norm2.logs(), g.l2),
-            (&last.conv.weight, g.w3),
-            (&last.bias, g.b3),
-            (&last.logs, g.l3),
-        ] {
-            grads.add(p, tensor(g, p.value().shape())?)?;
-        }
-        tensor(gx, x.shape())
-    }
-}
-
-impl ConvNet {
-    /// The same network layer by layer, on candle's graph where it is asked for: for initialisation, and for the zero
-    /// convolution alone.
-    fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let mut h = to_channel_major(x)?;
-        if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
-            h = norm1.channel_major(&conv1.forward(&h, ctx)?, ctx, true)?;
-            h = norm2.channel_major(&conv2d(&h, conv2.get(ctx.grad))?, ctx, true)?;
-        }
-        from_channel_major(&self.last.forward(&h, ctx)?)
-    }
+struct Pass {
+    params: ConvNetParams,
+    saved: conv_net::Saved,
 }
 
 impl Net for ConvNet {
     /// Initialisation goes layer by layer: each actnorm is set from what the one before gives.
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        if ctx.grad || x.track_op() || ctx.mode == Mode::Init {
+        if ctx.grad || x.track_op() || !self.is_fused(x, ctx) {
             return self.layered(x, ctx);
         }
-        #[cfg(kernels)]
-        if crate::ops::kernels::take(&[x]) {
-            return Ok(self.on_gpu(x)?.0);
-        }
-        if !crate::ops::on_cpu(x) {
-            return self.layered(x, ctx);
-        }
-        let fused = dispatch!("conv_net", x.dtype(), T => self.fused::<T>(x, false)?.map(|(y, _)| y));
-        fused.map_or_else(|| self.layered(x, ctx), Ok)
+        Ok(conv_net::forward(&self.params(x)?, x, false)?.0)
     }
 
     fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        #[cfg(kernels)]
-        if ctx.mode != Mode::Init && crate::ops::kernels::take(&[&x.detach()]) {
-            let (y, pass) = self.on_gpu(x)?;
-            return Ok((y, Saved::new(pass)));
-        }
-        if self.hidden.is_none() || ctx.mode == Mode::Init || !crate::ops::on_cpu(x) {
+        if !self.is_fused(x, ctx) {
             return net_forward_saved(self, x, ctx);
         }
-        dispatch!("conv_net", x.dtype(), T => {
-            let (y, pass) = self.fused::<T>(x, true)?.expect("it has hidden layers");
-            Ok((y, Saved::new(pass.expect("kept"))))
-        })
+        let params = self.params(x)?;
+        let (y, saved) = conv_net::forward(&params, x, true)?;
+        Ok((y, Saved::new(Pass { params, saved: saved.expect("it was asked for") })))
     }
 
     fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        #[cfg(kernels)]
-        if saved.is::<gpu::Pass>() {
-            return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
+        if !saved.is::<Pass>() {
+            return net_backward(saved, gy, grads);
         }
-        dispatch!("conv_net", gy.dtype(), T => {
-            if saved.is::<Pass<T>>() {
-                return self.fused_back::<T>(&saved.take().expect("just asked"), gy, grads);
+        let Pass { params, saved } = saved.take().expect("just asked");
+        let (gx, layers) = conv_net::backward(&params, saved, gy)?;
+        for (p, g) in self.layers().into_iter().zip(layers) {
+            grads.add(p.weight, g.weight)?;
+            grads.add(p.bias, g.bias)?;
+            grads.add(p.logs, g.logs)?;
+            if let (Some(edge), Some(g)) = (p.edge, g.edge) {
+                grads.add(edge, g)?;
             }
-        });
-        net_backward(saved, gy, grads)
+        }
+        Ok(gx)
     }
 }
 

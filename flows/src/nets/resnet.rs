@@ -2,16 +2,11 @@
 
 use crate::bijections::batch_norm::NetBatchNorm;
 use crate::core::{Ctx, Gradients, Net, Saved, net_backward, net_forward_saved};
-use crate::ops::channel::Norm;
-use crate::ops::conv::{Dims, conv2d};
-use crate::ops::gemm::{Real, View, dispatch, tensor};
-use crate::ops::res_net::{self, Kept, Layer, Layers, NetGrad};
-use crate::ops::{channel, from_channel_major, swap_axes, to_channel_major};
+use crate::ops::conv::conv2d;
+use crate::ops::elementwise::{self, from_channel_major, relu, to_channel_major};
+use crate::ops::res_net::{self, Conv, Output, ResNetParams};
 use crate::params::{Init, Param, Vb};
-use candle_core::{Result, Tensor, bail};
-
-#[cfg(kernels)]
-mod gpu;
+use candle_core::{Result, Tensor};
 
 /// Sizes and switches of a [`ResNet`].
 #[derive(Clone, Debug)]
@@ -76,11 +71,11 @@ impl WeightNormConv {
         let y = match &self.magnitude {
             Some(g) => {
                 let norm = (v.flatten_from(1)?.sqr()?.sum(1)? + 1e-12)?.sqrt()?;
-                conv2d(x, &channel::gain(v, &(g.get(ctx.grad) / norm)?)?)?
+                conv2d(x, &elementwise::gain(v, &(g.get(ctx.grad) / norm)?)?)?
             }
             None => conv2d(x, v)?,
         };
-        channel::affine(&y, &self.ones, self.bias.get(ctx.grad), false)
+        elementwise::affine(&y, &self.ones, self.bias.get(ctx.grad), false)
     }
 }
 
@@ -171,27 +166,20 @@ impl ResNet {
 fn norm_relu(norm: &Option<NetBatchNorm>, h: &Tensor, ctx: Ctx) -> Result<Tensor> {
     match norm {
         Some(n) => n.channel_major(h, ctx, true),
-        None => channel::relu(h),
+        None => relu(h),
     }
 }
 
-/// What a fused pass keeps: the effective layers and each direction's 1/|v|, in the order of `ResNet::convs`.
-struct Pass<T> {
-    layers: Layers<T>,
-    inverse: Vec<Vec<f64>>,
-    kept: Kept<T>,
-    shape: [usize; 4],
+/// What a fused pass keeps.
+struct Pass {
+    params: ResNetParams,
+    saved: res_net::Saved,
 }
 
 impl ResNet {
-    /// Whether it is the network of the paper: what the released code adds has no passes of its own.
-    fn is_plain(&self) -> bool {
-        self.input.is_none() && self.gains.is_none()
-    }
-
-    /// Whether passes on this tensor's device are fused.
-    fn fused(&self, x: &Tensor) -> bool {
-        crate::ops::on_cpu(x) && self.is_plain()
+    /// Whether a pass is fused: what the released code adds to the paper's network is on candle's graph alone.
+    fn is_fused(&self, x: &Tensor) -> bool {
+        self.input.is_none() && self.gains.is_none() && res_net::is_fused(x)
     }
 
     /// Every convolution in the order first, skip, (conv1, conv2, skip) of each block, last.
@@ -212,150 +200,37 @@ impl ResNet {
         blocks.chain([self.norm.as_ref()]).collect()
     }
 
-    /// The effective layers for images of (B, _, H, W), and 1/|v| of each.
-    fn layers<T: Real>(&self, [b, _, h, w]: [usize; 4]) -> Result<(Layers<T>, Vec<Vec<f64>>)> {
-        let mut inverse = Vec::new();
-        let mut layers = Vec::new();
-        for conv in self.convs() {
-            let (o, c, k, _) = conv.direction.value().dims4()?;
-            let v = View::of("res_net", conv.direction.value())?;
-            let v = v.get::<T>("res_net")?;
-            let (kernel, inv) = match &conv.magnitude {
-                Some(g) => {
-                    let g = View::of("res_net", g.value())?;
-                    res_net::weight_norm(v, g.get::<T>("res_net")?)
-                }
-                None => (v.to_vec(), Vec::new()),
-            };
-            inverse.push(inv);
-            let bias = View::of("res_net", conv.bias.value())?;
-            let bias = bias.get::<T>("res_net")?.to_vec();
-            layers.push(Layer::new(kernel, bias, Dims { c, o, b, h, w, k }));
+    fn params(&self, ctx: Ctx) -> ResNetParams {
+        let conv = |c: &WeightNormConv| Conv {
+            weight: c.direction.value().clone(),
+            magnitude: c.magnitude.as_ref().map(|m| m.value().clone()),
+            bias: c.bias.value().clone(),
+        };
+        ResNetParams {
+            convs: self.convs().into_iter().map(conv).collect(),
+            norms: self.norms().into_iter().map(|n| n.map(NetBatchNorm::values)).collect(),
+            skip: self.cfg.skip,
+            signed_input: self.cfg.signed_input,
+            mask: self.mask.clone(),
+            eps: self.cfg.eps,
+            batch_statistics: ctx.mode.uses_batch_statistics(),
         }
-        let mut next = layers.into_iter();
-        let mut take = || next.next().expect("as many as there are convolutions");
-        let first = take();
-        let skip = self.skip.is_some().then(&mut take);
-        let blocks = self
-            .blocks
-            .iter()
-            .map(|block| {
-                let (conv1, conv2) = (take(), take());
-                res_net::Block { conv1, conv2, skip: block.skip.is_some().then(&mut take) }
-            })
-            .collect();
-        let last = take();
-        Ok((Layers { first, skip, blocks, last }, inverse))
     }
 
-    /// [x, -x, mask] channel-major.
-    fn input<T: Real>(&self, x: &[T], [b, c, h, w]: [usize; 4]) -> Result<Vec<T>> {
-        let mut u = swap_axes(x, b, c);
-        if self.cfg.signed_input {
-            u.extend_from_within(..);
-            u[b * c * h * w..].iter_mut().for_each(|v| *v = -*v);
-        }
-        if let Some(mask) = &self.mask {
-            let mask = View::of("res_net", mask)?;
-            let mask = mask.get::<T>("res_net")?;
-            for _ in 0..b {
-                u.extend_from_slice(mask);
+    /// A fused pass; with `keep` what the backward pass needs.
+    fn run(&self, x: &Tensor, ctx: Ctx, keep: bool) -> Result<(Tensor, Option<Pass>)> {
+        let params = self.params(ctx);
+        let Output { y, statistics, saved } = res_net::forward(&params, x, keep)?;
+        for (norm, batch) in self.norms().into_iter().zip(statistics) {
+            if let (Some(norm), Some(batch)) = (norm, batch) {
+                norm.follow(&batch, ctx.mode)?;
             }
         }
-        Ok(u)
+        Ok((y, saved.map(|saved| Pass { params, saved })))
     }
 
-    fn run<T: Real>(&self, x: &Tensor, ctx: Ctx, keep: bool) -> Result<(Tensor, Option<Pass<T>>)> {
-        let x = x.contiguous()?;
-        let (b, c, h, w) = x.dims4()?;
-        let inputs = self.cfg.inputs;
-        if c != inputs {
-            bail!("a residual network for {inputs} channels met {:?}", x.shape());
-        }
-        let shape = [b, c, h, w];
-        let view = View::of("res_net", &x)?;
-        let u = self.input(view.get::<T>("res_net")?, shape)?;
-        let (layers, inverse) = self.layers::<T>(shape)?;
-        let norms = self.norms();
-        let n = b * h * w;
-        let (y, kept) = layers.forward(u, keep, |i, x| match norms[i] {
-            Some(norm) => norm.norm(x, n, ctx.mode),
-            None => Ok(Norm::identity(self.cfg.features)),
-        })?;
-        let y = tensor(swap_axes(&y, self.cfg.outputs, b), (b, self.cfg.outputs, h, w))?;
-        Ok((y, kept.map(|kept| Pass { layers, inverse, kept, shape })))
-    }
-
-    fn run_back<T: Real>(&self, pass: Pass<T>, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        let Pass { layers, inverse, kept, shape: [b, c, h, w] } = pass;
-        let gy = gy.contiguous()?;
-        let view = View::of("res_net", &gy)?;
-        let gy = swap_axes(view.get::<T>("res_net")?, b, self.cfg.outputs);
-        let NetGrad { u, layers, norms } = layers.backward(kept, &gy);
-        for ((conv, mut g), inverse) in self.convs().into_iter().zip(layers).zip(&inverse) {
-            let v = conv.direction.value();
-            if let Some(magnitude) = &conv.magnitude {
-                let (vv, mv) = (View::of("res_net", v)?, View::of("res_net", magnitude.value())?);
-                let (v, m) = (vv.get::<T>("res_net")?, mv.get::<T>("res_net")?);
-                let gm = res_net::weight_norm_back(&mut g.w, v, m, inverse);
-                grads.add(magnitude, tensor(gm, magnitude.value().shape())?)?;
-            }
-            grads.add(&conv.direction, tensor(g.w, v.shape())?)?;
-            grads.add(&conv.bias, tensor(g.bias, conv.bias.value().shape())?)?;
-        }
-        for (norm, g) in self.norms().into_iter().zip(norms) {
-            if let Some(norm) = norm {
-                let [gamma, beta] = norm.gamma_beta();
-                grads.add(gamma, tensor(g.gamma, gamma.value().shape())?)?;
-                grads.add(beta, tensor(g.beta, beta.value().shape())?)?;
-            }
-        }
-        let n = b * c * h * w;
-        let mut gx = u[..n].to_vec();
-        if self.cfg.signed_input {
-            gx.iter_mut().zip(&u[n..2 * n]).for_each(|(a, &b)| *a -= b);
-        }
-        tensor(swap_axes(&gx, c, b), (b, c, h, w))
-    }
-}
-
-impl Net for ResNet {
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
-        #[cfg(kernels)]
-        if self.is_plain() && crate::ops::kernels::take(&[&x.detach()]) {
-            let (y, pass) = self.on_gpu(x, ctx)?;
-            return Ok((y, Saved::new(pass)));
-        }
-        if !self.fused(x) {
-            return net_forward_saved(self, x, ctx);
-        }
-        dispatch!("res_net", x.dtype(), T => {
-            let (y, pass) = self.run::<T>(x, ctx, true)?;
-            Ok((y, Saved::new(pass.expect("kept"))))
-        })
-    }
-
-    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
-        #[cfg(kernels)]
-        if saved.is::<gpu::Pass>() {
-            return self.on_gpu_back(saved.take().expect("just asked"), gy, grads);
-        }
-        if !self.fused(gy) {
-            return net_backward(saved, gy, grads);
-        }
-        dispatch!("res_net", gy.dtype(), T => {
-            self.run_back(saved.take::<Pass<T>>().expect("kept by forward_saved"), gy, grads)
-        })
-    }
-
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        #[cfg(kernels)]
-        if !ctx.grad && self.is_plain() && crate::ops::kernels::take(&[x]) {
-            return Ok(self.on_gpu(x, ctx)?.0);
-        }
-        if !ctx.grad && !x.track_op() && self.fused(x) {
-            return dispatch!("res_net", x.dtype(), T => Ok(self.run::<T>(x, ctx, false)?.0));
-        }
+    /// The same network layer by layer, on candle's graph where it is asked for.
+    fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let mut x = to_channel_major(x)?;
         if let Some(norm) = &self.input {
             x = norm.channel_major(&x, ctx, false)?;
@@ -370,7 +245,7 @@ impl Net for ResNet {
         }
         let mut u = Tensor::cat(&parts, 0)?;
         if self.input.is_some() {
-            u = channel::relu(&u)?;
+            u = relu(&u)?;
         }
         let mut h = self.first.forward(&u, ctx)?;
         let mut out = match &self.skip {
@@ -394,6 +269,46 @@ impl Net for ResNet {
             out = Tensor::cat(&[&out.narrow(0, 0, half)?.contiguous()?, &s], 0)?;
         }
         from_channel_major(&out)
+    }
+}
+
+impl Net for ResNet {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        if ctx.grad || x.track_op() || !self.is_fused(x) {
+            return self.layered(x, ctx);
+        }
+        Ok(self.run(x, ctx, false)?.0)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+        if !self.is_fused(x) {
+            return net_forward_saved(self, x, ctx);
+        }
+        let (y, pass) = self.run(x, ctx, true)?;
+        Ok((y, Saved::new(pass.expect("it was asked for"))))
+    }
+
+    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        if !saved.is::<Pass>() {
+            return net_backward(saved, gy, grads);
+        }
+        let Pass { params, saved } = saved.take().expect("just asked");
+        let g = res_net::backward(&params, saved, gy)?;
+        for (conv, g) in self.convs().into_iter().zip(g.convs) {
+            if let (Some(magnitude), Some(g)) = (&conv.magnitude, g.magnitude) {
+                grads.add(magnitude, g)?;
+            }
+            grads.add(&conv.direction, g.weight)?;
+            grads.add(&conv.bias, g.bias)?;
+        }
+        for (norm, g) in self.norms().into_iter().zip(g.norms) {
+            if let (Some(norm), Some([gamma, beta])) = (norm, g) {
+                let params = norm.gamma_beta();
+                grads.add(params[0], gamma)?;
+                grads.add(params[1], beta)?;
+            }
+        }
+        Ok(g.x)
     }
 }
 

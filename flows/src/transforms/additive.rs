@@ -3,7 +3,7 @@
 use super::partition::Changed;
 use super::transform::Transform;
 use crate::core::{Ctx, Gradients};
-use crate::ops::coupling::{Law, LogScale};
+use crate::ops::coupling::{AffineSpec, ScaleFn};
 use candle_core::{Result, Tensor};
 
 /// A shift, which preserves volume:
@@ -18,9 +18,9 @@ impl Additive {
     /// Numbers that the network gives for each element: t.
     pub const PARAMS: usize = 1;
 
-    fn law<'a>(changed: &Changed<'a>) -> Law<'a> {
+    fn spec<'a>(changed: &Changed<'a>) -> AffineSpec<'a> {
         let Changed { channels, mask } = changed.clone();
-        Law { scale: LogScale::Zero, gain: None, shift_first: false, changed: channels, mask }
+        AffineSpec { scale: ScaleFn::Zero, gain: None, shift_first: false, changed: channels, mask }
     }
 }
 
@@ -42,11 +42,11 @@ impl Transform for Additive {
     }
 
     fn forward_whole(&self, x: &Tensor, h: &Tensor, changed: &Changed, _: Ctx) -> Result<(Tensor, Tensor)> {
-        Self::law(changed).forward(x, h)
+        Self::spec(changed).forward(x, h)
     }
 
     fn inverse_whole(&self, y: &Tensor, h: &Tensor, changed: &Changed) -> Result<Tensor> {
-        Self::law(changed).inverse(y, h)
+        Self::spec(changed).inverse(y, h)
     }
 
     fn backward_whole(
@@ -57,7 +57,7 @@ impl Transform for Additive {
         _ctx: Ctx,
         _grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let back = Self::law(changed).backward(x, h, gy, gld)?;
+        let back = Self::spec(changed).backward(x, h, gy, gld)?;
         Ok((back.gx, back.gnet))
     }
 }

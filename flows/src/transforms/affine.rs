@@ -3,7 +3,7 @@
 use super::partition::Changed;
 use super::transform::Transform;
 use crate::core::{Ctx, Gradients};
-use crate::ops::coupling::{Law, LogScale};
+use crate::ops::coupling::{AffineSpec, ScaleFn};
 use crate::ops::elementwise::log_sigmoid;
 use crate::params::Param;
 use candle_core::{Result, Tensor, bail};
@@ -57,14 +57,14 @@ impl Affine {
         Ok((t, s))
     }
 
-    fn law<'a>(&'a self, changed: &Changed<'a>) -> Law<'a> {
+    fn spec<'a>(&'a self, changed: &Changed<'a>) -> AffineSpec<'a> {
         let (scale, gain) = match &self.scale {
-            Scale::Exp => (LogScale::Exp, None),
-            Scale::Sigmoid => (LogScale::Sigmoid, None),
-            Scale::Tanh { gain } => (LogScale::Tanh, Some(gain.value())),
+            Scale::Exp => (ScaleFn::Exp, None),
+            Scale::Sigmoid => (ScaleFn::Sigmoid, None),
+            Scale::Tanh { gain } => (ScaleFn::Tanh, Some(gain.value())),
         };
         let Changed { channels, mask } = changed.clone();
-        Law { scale, gain, shift_first: self.shift_first, changed: channels, mask }
+        AffineSpec { scale, gain, shift_first: self.shift_first, changed: channels, mask }
     }
 }
 
@@ -91,11 +91,11 @@ impl Transform for Affine {
     }
 
     fn forward_whole(&self, x: &Tensor, h: &Tensor, changed: &Changed, _: Ctx) -> Result<(Tensor, Tensor)> {
-        self.law(changed).forward(x, h)
+        self.spec(changed).forward(x, h)
     }
 
     fn inverse_whole(&self, y: &Tensor, h: &Tensor, changed: &Changed) -> Result<Tensor> {
-        self.law(changed).inverse(y, h)
+        self.spec(changed).inverse(y, h)
     }
 
     fn backward_whole(
@@ -106,7 +106,7 @@ impl Transform for Affine {
         _ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let back = self.law(changed).backward(x, h, gy, gld)?;
+        let back = self.spec(changed).backward(x, h, gy, gld)?;
         if let (Scale::Tanh { gain }, Some(g)) = (&self.scale, back.ggain) {
             grads.add(gain, g.reshape(gain.value().shape())?)?;
         }

@@ -5,7 +5,8 @@ use crate::device;
 use candle_core::{DType, Device, Result, Tensor};
 use flows::models::glow::Permutation;
 use flows::models::{GlowConfig, RealNvpConfig};
-use flows::ops::kernels::{Batches, Graph, Variation, capture, warm_up};
+use flows::ops::cuda::{Batches, Graph, Variation, capture, warm_up};
+use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
 use flows::optim::{Ema, Grads, OnDevice, Optimizer, Rule, add_l2, global_norm};
 use flows::params::Init;
@@ -226,7 +227,7 @@ crate::gpu_tests! {
             }
             let graph: Option<Graph> = match capture(&device(), || recorded.pass()) {
                 Ok(graph) => Some(graph),
-                Err(e) if device().is_cuda() => return Err(e.into()),
+                Err(e) if is_gpu(&device()) => return Err(e.into()),
                 Err(_) => None,
             };
             for _ in 0..4 {

@@ -32,8 +32,8 @@ fn by_inside(inside: &Inside, positions: usize, batch: usize) -> Result<Option<V
         Inside::Channels(s) | Inside::Statistics(s) => of_channels(s),
         Inside::Elements(s) => Ok(Some(s.flatten_from(1)?.sum(1)?.to_vec1()?)),
         Inside::Matrix(w) => {
-            let (w, n) = flows::linalg::to_host(w)?;
-            let values = flows::linalg::singular_values(&w, n)?;
+            let (w, n) = flows::ops::linalg::to_host(w)?;
+            let values = flows::ops::linalg::singular_values(&w, n)?;
             let log_det = values.iter().map(|v| v.ln()).sum::<f64>() * positions as f64;
             Ok(Some(vec![log_det; batch]))
         }

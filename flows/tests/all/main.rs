@@ -26,11 +26,7 @@ fn on(device: Device, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Resu
 
 /// The first GPU, or `None` after a message. Each test opens it anew: tests run side by side, each on a stream of its own.
 fn gpu() -> Option<Device> {
-    #[cfg(feature = "cuda")]
-    let opened = flows::cuda::device(0);
-    #[cfg(not(feature = "cuda"))]
-    let opened: candle_core::Result<Device> = Err(candle_core::Error::msg("built without CUDA"));
-    match opened {
+    match flows::ops::device::open_device("cuda:0") {
         Ok(device) => Some(device),
         Err(e) => {
             assert!(std::env::var_os("FLOWS_NEED_CUDA").is_none(), "no GPU can be opened: {e}");
@@ -58,7 +54,7 @@ macro_rules! twins {
             #[cfg(feature = "emulate")]
             #[test]
             fn emulated() -> anyhow::Result<()> {
-                flows::ops::kernels::emulate(|| crate::on(candle_core::Device::Cpu, run))
+                flows::ops::cuda::emulate(|| crate::on(candle_core::Device::Cpu, run))
             }
 
             #[test]
@@ -70,7 +66,6 @@ macro_rules! twins {
 }
 
 /// A test of what only a GPU does: `name::cuda`, and `name::emulated` with that feature.
-#[cfg(any(feature = "cuda", feature = "emulate"))]
 macro_rules! gpu_tests {
     ($($(#[$doc:meta])* fn $name:ident() $body:block)*) => {$(
         $(#[$doc])*
@@ -82,7 +77,7 @@ macro_rules! gpu_tests {
             #[cfg(feature = "emulate")]
             #[test]
             fn emulated() -> anyhow::Result<()> {
-                flows::ops::kernels::emulate(|| crate::on(candle_core::Device::Cpu, run))
+                flows::ops::cuda::emulate(|| crate::on(candle_core::Device::Cpu, run))
             }
 
             #[test]
@@ -92,12 +87,10 @@ macro_rules! gpu_tests {
         }
     )*};
 }
-#[cfg(any(feature = "cuda", feature = "emulate"))]
 pub(crate) use gpu_tests;
 
 mod flops;
 mod golden;
-#[cfg(any(feature = "cuda", feature = "emulate"))]
 mod gpu;
 mod latents;
 mod laws;

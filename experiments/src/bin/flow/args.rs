@@ -1,9 +1,10 @@
 //! Arguments that several commands share.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use experiments::recipe::Resolved;
+use flows::ops::device::open_device;
 use std::path::PathBuf;
 
 /// Which recipe.
@@ -65,21 +66,7 @@ impl Compute {
                 .build_global()
                 .context("the number of threads cannot be changed any more")?;
         }
-        if self.device == "cpu" {
-            return Ok(Device::Cpu);
-        }
-        let ordinal = match self.device.strip_prefix("cuda") {
-            Some("") => Some(0),
-            Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
-            None => None,
-        };
-        let Some(ordinal) = ordinal else { bail!("--device {}: it is `cpu` or `cuda:N`", self.device) };
-        #[cfg(feature = "cuda")]
-        return flows::cuda::device(ordinal).with_context(|| {
-            format!("--device {}: this GPU cannot be opened, use --device cpu", self.device)
-        });
-        #[cfg(not(feature = "cuda"))]
-        bail!("--device cuda:{ordinal}: this binary was built without CUDA, use --device cpu")
+        open_device(&self.device).with_context(|| format!("--device {}", self.device))
     }
 
     /// The device's name in a summary.

@@ -282,7 +282,7 @@ impl<'a> Session<'a> {
         let noise = rng_for(self.base.seed, "show");
         let host = examples.host(noise_of.iter().copied().enumerate(), &noise, Augment::default());
         let batch = examples.batch(host, &self.device)?;
-        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.cond().cloned()))
+        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.context().labels.cloned()))
     }
 
     /// What `f` makes of all of a split, a batch at a time, put together.

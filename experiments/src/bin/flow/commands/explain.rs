@@ -19,9 +19,10 @@ use experiments::data::{self, Split, Values};
 use experiments::evaluate::{EvalOptions, evaluate};
 use experiments::limits;
 use experiments::recipe::{Recipe, Resolved};
-use flows::optim::{Ema, Optimizer, global_norm};
+use experiments::train;
+use flows::Model;
+use flows::optim::{UpdateSettings, Updater};
 use flows::params::rng_for;
-use flows::{Ctx, Model};
 use rand::Rng;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,20 +178,17 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         examples.batch(examples.host(places, &rng_for(0, "explain noise"), Augment::default()), device)
     };
     let small = batch(full.min(8))?;
-    model.init(&small.x, small.cond())?;
-    let mut optimizer = Optimizer::new(recipe.train.optimizer, model.params())?;
-    let mut ema = recipe.train.ema.map(|decay| Ema::new(decay, model.params())).transpose()?;
+    model.init(&small.x, small.context())?;
+    // Nothing is clipped below this norm, which is as large a computation as clipping to any other.
+    let settings = UpdateSettings { clip_norm: Some(f64::MAX), ema: recipe.train.ema };
+    let mut updater = Updater::new(recipe.train.optimizer, model.params(), settings, |_| 0.)?;
     let mut update = |size: usize| -> Result<Duration> {
         let batch = batch(size)?;
         let start = Instant::now();
-        let ctx = Ctx::train().with_context(batch.cond());
-        let (_, grads) = model.gradients(&batch.x, ctx, recipe.train.memory, |p| p.mean_all()?.neg())?;
         // A rate of zero: the cost is that of an update, and random pixels do not spoil the next one.
-        let clip = 1. / global_norm(&grads)?.max(1.);
-        optimizer.step(&grads, 0., clip)?;
-        if let Some(ema) = &mut ema {
-            ema.update(model.params())?;
-        }
+        updater.begin(0.)?;
+        train::learn(model, &mut updater, &batch, recipe.train.memory, 1.)?;
+        updater.tally()?;
         device.synchronize()?;
         Ok(start.elapsed())
     };

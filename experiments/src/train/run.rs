@@ -1,0 +1,435 @@
+//! The loop of a training run: updates, validation, checkpoints, drift, the log.
+
+use super::log::{DriftLine, Line, TrainingLine, ValidationLine};
+use super::progress::{Outcome, Progress, StoppedBy};
+use super::schedule::{check, planned, rate};
+use super::step::Step;
+use crate::batches::{Augment, Examples};
+use crate::checkpoint::{self, Measured, Metrics, Position, Settings, Window};
+use crate::data::{Dataset, Split};
+use crate::evaluate::{EvalOptions, evaluate_until};
+use crate::recipe::Recipe;
+use crate::run_dir::{self, CHECKPOINT};
+use anyhow::{Context as _, Result, anyhow};
+use candle_core::Device;
+use flows::ops::precision::{self, Precision};
+use flows::params::rng_for;
+use flows::{Drift, Memory, Model, SaveOptions};
+use std::f64::consts::LN_2;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
+use std::time::Instant;
+
+/// Validation images on which the reconstruction error is measured.
+const RECONSTRUCTION_IMAGES: usize = 16;
+
+/// Trains `recipe.model` on `data.train`, validates on `data.valid` where there is one, and leaves the best model (with
+/// no validation: the last) in `out`, beside the log and the checkpoint, from which a second call resumes.
+///
+/// `stop` ends it at the next update: the checkpoint is saved and the outcome is not `finished`.
+///
+/// # Errors
+/// When a setting is impossible, the checkpoint is damaged or of another recipe, or a loss, a gradient or a validation is
+/// not finite: that error names the layer and the update and says which checkpoint is kept.
+pub fn train(
+    recipe: &Recipe,
+    data: &Dataset,
+    device: &Device,
+    out: &Path,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would wake a worker and
+    // sleep until it is done, which for small tensors takes longer than the op.
+    let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
+    precision::within(recipe.train.precision, train)
+}
+
+/// [`train`] on this thread.
+pub(super) fn train_in_pool(
+    recipe: &Recipe,
+    data: &Dataset,
+    device: &Device,
+    out: &Path,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let clock = Instant::now();
+    let t = &recipe.train;
+    check(t, data, device)?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    run_dir::remove_leftovers(out)?;
+    let step = Step::new(recipe, &data.train, device)?;
+    let mut run = Run {
+        recipe,
+        valid: data.valid.as_ref().filter(|v| !v.is_empty()),
+        device,
+        out,
+        progress,
+        stop,
+        plan: planned(t, step.feed.examples.len()),
+        settings: Settings::new(recipe, data)?,
+        metrics: None,
+        checkpointed: None,
+        session: Session { clock, wall_before: 0., first_update: 0 },
+        position: Position::default(),
+        step,
+    };
+    // The thread that prepares batches ends when `run` drops its receiver, which is before the scope waits for the thread.
+    std::thread::scope(move |scope| {
+        run.begin(scope)?;
+        run.go()
+    })
+}
+
+/// What this process contributes to a run that may have been resumed.
+struct Session {
+    clock: Instant,
+    wall_before: f64,
+    first_update: u64,
+}
+
+struct Run<'a> {
+    recipe: &'a Recipe,
+    valid: Option<&'a Split>,
+    device: &'a Device,
+    out: &'a Path,
+    progress: &'a mut dyn Progress,
+    stop: &'a AtomicBool,
+    plan: Option<(u64, StoppedBy)>,
+    settings: Settings,
+    metrics: Option<Metrics>,
+    /// The update of the checkpoint on the disk.
+    checkpointed: Option<u64>,
+    session: Session,
+    position: Position,
+    step: Step<'a>,
+}
+
+impl<'a> Run<'a> {
+    /// Starts from the checkpoint, or from the data-dependent initialisation.
+    fn begin<'scope>(&mut self, scope: &'scope Scope<'scope, '_>) -> Result<()>
+    where
+        'a: 'scope,
+    {
+        let step = &mut self.step;
+        match checkpoint::load(self.out, &self.settings, step.model.params(), &mut step.updater)? {
+            Some(position) => {
+                self.progress.message(&format!("resumed after update {}", position.update));
+                self.checkpointed = Some(position.update);
+                self.position = position;
+                if self.position.saved == Some(self.position.update) {
+                    self.save_model()?;
+                }
+            }
+            None => step.initialise(self.recipe.train.init_images)?,
+        }
+        self.step.store(&self.position.stored);
+        self.step.start(self.position.update, scope)?;
+        self.session.wall_before = self.position.wall_seconds;
+        self.session.first_update = self.position.update;
+        self.metrics = Some(Metrics::open(self.out, self.position.update)?);
+        self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
+        Ok(())
+    }
+
+    fn go(&mut self) -> Result<Outcome> {
+        let t = &self.recipe.train;
+        loop {
+            let update = self.position.update;
+            let done = self.done();
+            let validates = done.is_some() || (update > 0 && update.is_multiple_of(t.validate_every));
+            // Read once: the results must be read before whatever is saved because of it.
+            let stop = self.stop.load(Ordering::Relaxed);
+            let saves = done.is_some() || stop || (update > 0 && update.is_multiple_of(t.checkpoint_every));
+            if validates || saves {
+                self.read_results()?;
+            }
+            if validates && self.position.validated != Some(update) {
+                if !self.validate()? {
+                    self.checkpoint()?;
+                    return Ok(self.outcome(StoppedBy::Interrupt));
+                }
+                continue;
+            }
+            if saves && self.checkpointed != Some(update) {
+                self.checkpoint()?;
+            }
+            if let Some(by) = done {
+                return Ok(self.outcome(by));
+            }
+            if stop {
+                return Ok(self.outcome(StoppedBy::Interrupt));
+            }
+            let measures = t.memory == Memory::Recompute && update.is_multiple_of(t.probe_every);
+            if measures && self.position.probed != Some(update) {
+                self.measure_drift()?;
+            }
+            self.update()?;
+        }
+    }
+
+    /// Makes one update, and reports it where its results are read.
+    fn update(&mut self) -> Result<()> {
+        let t = &self.recipe.train;
+        let lr = rate(t, self.position.update, self.plan.map(|(n, _)| n));
+        self.step.update(self.position.update, lr)?;
+        self.position.update += 1;
+        if let Some(reason) = self.step.recording_refused() {
+            self.progress.message(&format!(
+                "updates are launched kernel by kernel, for a recording was refused ({reason}); `nsys profile` shows how \
+                 many kernels that is and how long the GPU waits between them"
+            ));
+        }
+        let logs = self.position.update.is_multiple_of(t.log_every);
+        if !logs && !self.step.reads_every_update() {
+            return Ok(());
+        }
+        self.read_results()?;
+        let (update, w) = (self.position.update, self.position.window);
+        let n = w.updates as f64;
+        let images_per_second = n * t.batch as f64 / w.seconds;
+        let left = self.seconds_left();
+        self.progress.step(update, w.bits / n, images_per_second, left);
+        if logs {
+            let training = TrainingLine {
+                train_bits_per_dim: w.bits / n,
+                learning_rate: lr,
+                grad_norm: w.grad_norm / n,
+                clip: w.clip / n,
+                images_per_second,
+            };
+            self.log(Line { training: Some(training), ..Line::default() })?;
+            self.position.last_window = Some(Measured { update, bits_per_dim: w.bits / n });
+            self.position.window = Window::default();
+        }
+        Ok(())
+    }
+
+    /// Adds the results of the updates made since the last call to the log's window.
+    fn read_results(&mut self) -> Result<()> {
+        let before = self.step.pending();
+        let Some((tally, seconds)) = self.step.results()? else { return Ok(()) };
+        if let Some(loss) = tally.not_finite {
+            let failed = self.position.update - before + tally.updates;
+            return Err(self.not_finite(failed, loss));
+        }
+        let to_bits = 1. / (self.step.model.dims() as f64 * LN_2);
+        let position = &mut self.position;
+        position.train_seconds += seconds;
+        let w = &mut position.window;
+        w.updates += tally.updates;
+        w.bits -= to_bits * tally.log_prob;
+        w.grad_norm += tally.norm;
+        w.clip += tally.clip;
+        w.seconds += seconds;
+        Ok(())
+    }
+
+    /// Measures how far reconstructed inputs drift, and stores the layers that drift too far. A stored layer stays stored: it
+    /// was over the bound with weights not far from those to come.
+    fn measure_drift(&mut self) -> Result<()> {
+        let drift = self.step.drift()?;
+        let over: Vec<String> = drift.over().difference(&self.position.stored).cloned().collect();
+        if self.position.probed.is_none() || !over.is_empty() {
+            let stored = match over.len() {
+                0 => "no layer has to be stored".to_string(),
+                n => format!("{n} beyond {:.0e} will be stored: {}", Drift::BOUND, over.join(", ")),
+            };
+            let layers = drift.layers().len();
+            self.progress.message(&format!(
+                "reconstructed inputs of {layers} layers drift by up to {:.1e}; {stored}",
+                drift.largest()
+            ));
+        }
+        self.position.probed = Some(self.position.update);
+        if !over.is_empty() {
+            self.position.stored.extend(over);
+            self.step.store(&self.position.stored);
+        }
+        let line = DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() };
+        self.log(Line { drift: Some(line), ..Line::default() })
+    }
+
+    fn wall_seconds(&self) -> f64 {
+        self.session.wall_before + self.session.clock.elapsed().as_secs_f64()
+    }
+
+    fn done(&self) -> Option<StoppedBy> {
+        let t = &self.recipe.train;
+        if let Some((_, by)) = self.plan.filter(|(n, _)| self.position.update >= *n) {
+            return Some(by);
+        }
+        if t.patience.is_some_and(|p| self.position.worse >= p.max(1)) {
+            return Some(StoppedBy::Patience);
+        }
+        t.minutes.filter(|m| self.wall_seconds() >= m * 60.).map(|_| StoppedBy::Minutes)
+    }
+
+    /// From the pace of this process, validation included.
+    fn seconds_left(&self) -> Option<f64> {
+        let made = (self.position.update - self.session.first_update) as f64;
+        let pace = self.session.clock.elapsed().as_secs_f64() / made.max(1.);
+        let updates = self.plan.map(|(n, _)| n.saturating_sub(self.position.update) as f64 * pace);
+        let clock = self.recipe.train.minutes.map(|m| (m * 60. - self.wall_seconds()).max(0.));
+        [updates, clock].into_iter().flatten().min_by(f64::total_cmp)
+    }
+
+    fn images_seen(&self) -> u64 {
+        self.position.update * self.recipe.train.batch as u64
+    }
+
+    fn epochs(&self) -> f64 {
+        self.images_seen() as f64 / self.step.feed.examples.len() as f64
+    }
+
+    fn log(&mut self, line: Line) -> Result<()> {
+        let line = Line {
+            update: self.position.update,
+            epoch: self.epochs(),
+            images_seen: self.images_seen(),
+            seconds: self.wall_seconds(),
+            ..line
+        };
+        self.metrics.as_mut().expect("opened in begin").write(&line)
+    }
+
+    /// Runs `f` on the model with the averaged weights in place, where there are any.
+    fn averaged<T>(&mut self, f: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        self.step.updater.swap_average()?;
+        let result = f(self);
+        self.step.updater.swap_average()?;
+        result
+    }
+
+    /// Validates, checkpoints, and saves the model if it is the best so far. `false`: interrupted, nothing changed.
+    fn validate(&mut self) -> Result<bool> {
+        let update = self.position.update;
+        // In full precision, as the final evaluation: both compare the same thing.
+        let measured = precision::within(Precision::Full, || {
+            self.averaged(|run| {
+                let Some(split) = run.valid else { return Ok(Some((None, run.reconstruction_error()?))) };
+                let go_on = |_, _| !run.stop.load(Ordering::Relaxed);
+                let options = EvalOptions {
+                    batch: run.recipe.eval.batch,
+                    draws: 1,
+                    seed: run.recipe.train.seed,
+                    limit: run.recipe.train.validate_images,
+                    progress: Some(&go_on),
+                };
+                let evaluation = evaluate_until(&run.step.model, split, &options)?;
+                evaluation.map(|e| Ok((Some(e.bits_per_dim), run.reconstruction_error()?))).transpose()
+            })
+        });
+        let measured = measured.with_context(|| {
+            format!("the validation after update {update} failed; {}", kept(self.checkpointed, self.out))
+        })?;
+        let Some((bits, error)) = measured else { return Ok(false) };
+        let position = &mut self.position;
+        position.validated = Some(update);
+        let better = match (bits, position.best) {
+            (Some(bits), Some(best)) => bits < best.bits_per_dim,
+            _ => true,
+        };
+        if better {
+            position.best = bits.map(|bits_per_dim| Measured { update, bits_per_dim });
+            position.saved = Some(update);
+            position.worse = 0;
+        } else {
+            position.worse += 1;
+        }
+        let best = position.best.map(|b| b.bits_per_dim);
+        let validation = ValidationLine {
+            validation_bits_per_dim: bits,
+            best_validation_bits_per_dim: best,
+            reconstruction_error: Some(error).filter(|e| e.is_finite()),
+        };
+        self.log(Line { validation: Some(validation), ..Line::default() })?;
+        self.checkpoint()?;
+        if better {
+            self.save_model()?;
+        }
+        if let (Some(bits), Some(best)) = (bits, best) {
+            self.progress.validation(update, bits, best);
+        }
+        Ok(true)
+    }
+
+    /// max |decode(encode(x)) - x| over the first few images of the validation set (without one: the training set).
+    fn reconstruction_error(&self) -> Result<f64> {
+        let model: &Model = &self.step.model;
+        let split = match self.valid {
+            Some(split) => Examples::new(split, model.config())?,
+            None => self.step.feed.examples,
+        };
+        let n = split.len().min(RECONSTRUCTION_IMAGES);
+        let noise = rng_for(self.recipe.train.seed, "reconstruction noise");
+        let host = split.host((0..n).map(|i| (i, i as u64)), &noise, Augment::default());
+        let batch = split.batch(host, self.device)?;
+        let z = model.encode(&batch.x, batch.context())?;
+        let difference = (model.decode(&z, batch.context())? - &batch.x)?.flatten_all()?.to_vec1::<f32>()?;
+        // A NaN must not lose against a number.
+        let worst = |a: f32, d: f32| if d > a || d.is_nan() { d } else { a };
+        Ok(f64::from(difference.iter().map(|d| d.abs()).fold(0., worst)))
+    }
+
+    fn save_model(&mut self) -> Result<()> {
+        self.averaged(|run| {
+            let saved = run.step.model.save(run.out, &SaveOptions::default());
+            saved.context("cannot save the model: is the disk full?")
+        })
+    }
+
+    fn checkpoint(&mut self) -> Result<()> {
+        self.position.wall_seconds = self.wall_seconds();
+        self.metrics.as_ref().expect("opened in begin").sync()?;
+        let step = &self.step;
+        checkpoint::save(self.out, &self.position, &self.settings, step.model.params(), &step.updater)?;
+        self.checkpointed = Some(self.position.update);
+        Ok(())
+    }
+
+    fn outcome(&self, stopped_by: StoppedBy) -> Outcome {
+        let p = &self.position;
+        let w = p.window;
+        let open = (w.updates > 0).then(|| w.bits / w.updates as f64);
+        Outcome {
+            updates: p.update,
+            images_seen: self.images_seen(),
+            epochs: self.epochs(),
+            images_per_second: if p.update > 0 { self.images_seen() as f64 / p.train_seconds } else { 0. },
+            wall_seconds: self.wall_seconds(),
+            best_validation: p.best.map(|b| (b.update, b.bits_per_dim)),
+            train_bits_per_dim: p.last_window.map(|m| m.bits_per_dim).or(open),
+            stopped_by,
+            finished: stopped_by != StoppedBy::Interrupt,
+        }
+    }
+
+    /// The error for a loss (or else a gradient) of update `update`, counted from 0, that is not finite.
+    fn not_finite(&mut self, update: u64, loss: bool) -> anyhow::Error {
+        let what = if loss { "the loss" } else { "the gradient" };
+        let place = self.step.find_non_finite(update, loss);
+        let place = place.unwrap_or_else(|e| format!("an unknown place ({e})"));
+        anyhow!(
+            "{what} of update {} is not finite, first in {place}; the update was not made and {}: train anew in another \
+             --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller `train.clip_norm`",
+            update + 1,
+            kept(self.checkpointed, self.out)
+        )
+    }
+}
+
+/// What is left after a failure.
+fn kept(checkpointed: Option<u64>, out: &Path) -> String {
+    match checkpointed {
+        Some(update) => {
+            format!(
+                "the last good checkpoint, of update {update}, is kept in {}",
+                out.join(CHECKPOINT).display()
+            )
+        }
+        None => "there is no checkpoint yet".to_string(),
+    }
+}

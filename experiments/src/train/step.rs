@@ -1,0 +1,268 @@
+//! One training update, from data to gradient to parameters.
+//!
+//! ```text
+//! x = batch(update)
+//! g = d/dp [ -mean log p(x) / (D ln 2) ] + 2 l2 p
+//! g <- g min(1, clip / |g|),     p <- rule(p, g, rate(update)),     e <- d e + (1 - d) p
+//! ```
+//!
+//! The two devices differ in where a batch is made and in when the results are read:
+//!
+//! - **CPU.** A thread prepares batches ahead ([`Feed`]). Loss and gradient norm are read after every update.
+//! - **GPU.** The data set lies on the device as bytes, and a kernel makes the batch ([`Batches`]). After a few updates the
+//!   whole update is recorded as a CUDA graph and replayed ([`Recorder`]). Nothing in it waits for the host: loss and norm are
+//!   summed on the device and read when a line of the log is due. A loss that is not finite is therefore noticed late, but
+//!   the kernels make no further update after it, so the parameters are those from before, as on the CPU.
+//!
+//! Every batch is a function of the seed and the update's number, so a resumed run sees the same ones, and the batch of an
+//! update that failed can be made again to find the layer.
+
+use crate::batches::{Augment, Batch, Examples, Feed, Host, order};
+use crate::data::{Split, Values};
+use crate::recipe::{LossUnit, Recipe};
+use anyhow::{Context as _, Result, anyhow, bail};
+use candle_core::{DType, Device, Tensor};
+use flows::Grads;
+use flows::ops::cuda::{Batches, Recorder, Variation, runs_kernels};
+use flows::optim::{Tally, UpdateSettings, Updater};
+use flows::params::is_finite;
+use flows::{Ctx, Drift, Memory, Mode, Model};
+use std::collections::BTreeSet;
+use std::f64::consts::LN_2;
+use std::sync::mpsc::Receiver;
+use std::thread::Scope;
+use std::time::Instant;
+
+/// Training images on which the drift of reconstructed inputs is measured.
+const DRIFT_IMAGES: usize = 16;
+
+/// Where batches come from.
+enum Source {
+    /// Prepared by a thread, then copied to the device.
+    Host(Receiver<Host>),
+    /// Made by a kernel from a data set on the device.
+    Device(Batches, Recorder),
+}
+
+/// What an update reads and writes.
+pub(super) struct Step<'a> {
+    pub(super) model: Model,
+    pub(super) updater: Updater,
+    pub(super) feed: Feed<'a>,
+    source: Option<Source>,
+    device: &'a Device,
+    memory: Memory,
+    /// The loss is -mean log p(x) times this.
+    factor: f64,
+    /// Updates since the results were last read, and when the first of them began.
+    pending: u64,
+    since: Instant,
+}
+
+impl<'a> Step<'a> {
+    /// A model with fresh parameters and the optimizer's initial state.
+    pub(super) fn new(recipe: &Recipe, train: &'a Split, device: &'a Device) -> Result<Self> {
+        let t = &recipe.train;
+        let model = Model::new(recipe.model.clone(), t.seed, DType::F32, device)?;
+        let examples = Examples::new(train, model.config())?;
+        let augment = Augment { hflip: t.hflip, shift: t.shift };
+        let l2 = |name: &str| if has_l2(name) { t.l2 } else { 0. };
+        let settings = UpdateSettings { clip_norm: t.clip_norm, ema: t.ema };
+        let updater = Updater::new(t.optimizer, model.params(), settings, l2)?;
+        let factor = match t.loss {
+            LossUnit::BitsPerDim => 1. / (model.dims() as f64 * LN_2),
+            LossUnit::Nats => 1.,
+        };
+        Ok(Self {
+            feed: Feed { examples, batch: t.batch, seed: t.seed, augment },
+            model,
+            updater,
+            source: None,
+            device,
+            memory: t.memory,
+            factor,
+            pending: 0,
+            since: Instant::now(),
+        })
+    }
+
+    /// Sets actnorm, running statistics and the moving average from the first `images` training images.
+    pub(super) fn initialise(&mut self, images: usize) -> Result<()> {
+        let batch = self.feed.examples.batch(self.feed.initial(images), self.device)?;
+        self.model.init(&batch.x, batch.context()).context("data-dependent initialisation failed")?;
+        if let Some(name) = self.model.params().find_non_finite()? {
+            bail!("after data-dependent initialisation `{name}` is not finite: raise `train.init_images`");
+        }
+        // Averages start at the initialised values, not at those before.
+        self.updater.parts().1.map_or(Ok(()), |ema| Ok(ema.restart()?))
+    }
+
+    /// Prepares batches from update `from` on, in a thread of `scope` or on the GPU.
+    pub(super) fn start<'scope>(&mut self, from: u64, scope: &'scope Scope<'scope, '_>) -> Result<()>
+    where
+        'a: 'scope,
+    {
+        self.source = Some(match self.batches_on_device()? {
+            Some(batches) => {
+                batches.start(from)?;
+                Source::Device(batches, Recorder::default())
+            }
+            None => Source::Host(self.feed.start(from, scope)),
+        });
+        Ok(())
+    }
+
+    /// The data set on the GPU, if the device is one and the data are images.
+    fn batches_on_device(&self) -> Result<Option<Batches>> {
+        let (feed, split) = (&self.feed, self.feed.examples.split());
+        let (Values::Pixels(pixels), &[c, h, w]) = (&split.values, split.shape.as_slice()) else {
+            return Ok(None);
+        };
+        if !runs_kernels(self.device) || feed.batch > split.len() {
+            return Ok(None);
+        }
+        let config = self.model.config();
+        let labels = config.classes().and(split.labels.as_deref());
+        let shift = |side: usize| (feed.augment.shift * side as f64).floor() as usize;
+        let variation = Variation { hflip: feed.augment.hflip, shift_y: shift(h), shift_x: shift(w) };
+        let of = (feed.batch, config.bits(), feed.seed);
+        Ok(Some(Batches::new(pixels, labels, [c, h, w], of, variation, self.device)?))
+    }
+
+    /// Makes update `update` (counted from 0) at this learning rate.
+    pub(super) fn update(&mut self, update: u64, lr: f64) -> Result<()> {
+        if self.pending == 0 {
+            self.since = Instant::now();
+        }
+        self.updater.begin(lr)?;
+        let Self { model, updater, feed, source, device, memory, factor, .. } = self;
+        match source.as_mut().context("an update before `start`")? {
+            Source::Host(batches) => {
+                let host =
+                    batches.recv().map_err(|_| anyhow!("the thread that prepares batches ended early"))?;
+                learn(model, updater, &feed.examples.batch(host, device)?, *memory, *factor)?;
+            }
+            Source::Device(batches, recorder) => {
+                batches.prepare(update, |epoch| order(feed.seed, epoch, feed.examples.len()))?;
+                recorder.run(device, || {
+                    let (x, labels) = batches.next()?;
+                    learn(model, updater, &Batch::new(x, labels), *memory, *factor)?;
+                    batches.advance()
+                })?;
+            }
+        }
+        self.pending += 1;
+        Ok(())
+    }
+
+    /// Whether results are read after every update: reading makes the host wait for a GPU.
+    pub(super) fn reads_every_update(&self) -> bool {
+        !matches!(self.source, Some(Source::Device(..)))
+    }
+
+    /// Updates whose results have not been read.
+    pub(super) fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// Waits for the pending updates; their sums and the seconds they took, or `None` if there are none.
+    pub(super) fn results(&mut self) -> Result<Option<(Tally, f64)>> {
+        if self.pending == 0 {
+            return Ok(None);
+        }
+        let tally = self.updater.tally()?;
+        self.pending = 0;
+        Ok(Some((tally, self.since.elapsed().as_secs_f64())))
+    }
+
+    /// Why updates are not recorded, the first time that this is asked.
+    pub(super) fn recording_refused(&mut self) -> Option<String> {
+        match &mut self.source {
+            Some(Source::Device(_, recorder)) => recorder.take_refusal(),
+            _ => None,
+        }
+    }
+
+    /// How far reconstructed inputs are from the true ones on a few training images.
+    pub(super) fn drift(&self) -> Result<Drift> {
+        let batch = self.feed.examples.batch(self.feed.initial(DRIFT_IMAGES), self.device)?;
+        Ok(self.model.drift(&batch.x, Ctx::train().with_context(batch.context()), Drift::BOUND)?)
+    }
+
+    /// Stores the inputs of these layers from now on, instead of reconstructing them.
+    pub(super) fn store(&mut self, layers: &BTreeSet<String>) {
+        self.model.store(layers);
+        if let Some(Source::Device(_, recorder)) = &mut self.source {
+            recorder.record_again();
+        }
+    }
+
+    /// Where the loss (or else the gradient) of `update` stops being finite: a layer, a parameter or a gradient.
+    pub(super) fn find_non_finite(&mut self, update: u64, loss: bool) -> Result<String> {
+        let batch = match &mut self.source {
+            Some(Source::Device(batches, _)) => {
+                let seed = self.feed.seed;
+                batches.start(update)?;
+                batches.prepare(update, |epoch| order(seed, epoch, self.feed.examples.len()))?;
+                let (x, labels) = batches.next()?;
+                Batch::new(x, labels)
+            }
+            _ => self.feed.examples.batch(self.feed.prepare(update, &mut None), self.device)?,
+        };
+        let ctx = Ctx { mode: Mode::Replay, grad: false, context: batch.context() };
+        if let Some(layer) = self.model.find_non_finite(&batch.x, ctx)? {
+            return Ok(format!("layer `{layer}`"));
+        }
+        if let Some(name) = self.model.params().find_non_finite()? {
+            return Ok(format!("parameter `{name}`"));
+        }
+        let grads = match loss {
+            true => Grads::new(),
+            false => self.model.gradients(&batch.x, ctx, Memory::Store, |p| p.mean_all()? * -self.factor)?.1,
+        };
+        for (name, g) in &grads {
+            if !is_finite(g)? {
+                return Ok(format!("the gradient of `{name}`"));
+            }
+        }
+        Ok("the sum over the batch".to_string())
+    }
+}
+
+/// Gradient and update of one batch, for the loss -`factor` mean log p(x). On a GPU nothing here waits for the device.
+///
+/// # Errors
+/// When the batch does not fit the model.
+pub fn learn(
+    model: &Model,
+    updater: &mut Updater,
+    batch: &Batch,
+    memory: Memory,
+    factor: f64,
+) -> candle_core::Result<()> {
+    let mut mean: Option<Tensor> = None;
+    let ctx = Ctx::train().with_context(batch.context());
+    let result = model.gradients(&batch.x, ctx, memory, |log_prob| {
+        let log_prob = log_prob.mean_all()?;
+        mean = Some(log_prob.detach());
+        log_prob * -factor
+    });
+    match (result, mean) {
+        (Ok((_, grads)), Some(mean)) => updater.apply(grads, &mean),
+        // The backward pass of a loss that is not finite may fail in any layer: the loss is what has to be reported.
+        (Err(e), Some(mean)) => {
+            if updater.reject(&mean)? {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        }
+        (Err(e), None) => Err(e),
+        (Ok(_), None) => candle_core::bail!("a training pass computed no log p(x)"),
+    }
+}
+
+/// Whether `train.l2` applies to the parameter of this name: to scales, as RealNVP has it (section 3.7's weight norm).
+fn has_l2(name: &str) -> bool {
+    name.ends_with(".magnitude") || name.ends_with(".gain")
+}

@@ -1,0 +1,338 @@
+//! Convolution on the CPU: by columns, or by Winograd's products.
+
+use super::spec::Dims;
+use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
+use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
+use crate::real::{Real, View, contiguous, dispatch, dtype, tensor};
+use crate::simd::{Job, Width, wide};
+use crate::threads::{Shared, add_in_order, ranges};
+use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// y (O, B, H, W) of x and w.
+pub(crate) fn conv2d(
+    (s1, l1): (&CpuStorage, &Layout),
+    (s2, l2): (&CpuStorage, &Layout),
+) -> Result<(CpuStorage, Shape)> {
+    let d = Dims::of(l1.shape(), l2.shape())?;
+    dispatch!("conv2d", dtype(s1), T => {
+        let x = contiguous::<T>("conv2d", s1, l1)?;
+        let w = contiguous::<T>("conv2d", s2, l2)?;
+        Ok((T::storage(forward(x, w, d)), (d.o, d.b, d.h, d.w).into()))
+    })
+}
+
+/// The gradient of x (C, B, H, W), from that of y.
+pub(crate) fn input_gradient(w: &Tensor, gy: &Tensor, d: Dims) -> Result<Tensor> {
+    dispatch!("conv2d", gy.dtype(), T => {
+        let (vw, vg) = (View::of("conv2d", w)?, View::of("conv2d", gy)?);
+        tensor(backward_input(vg.get::<T>("conv2d")?, vw.get("conv2d")?, d), (d.c, d.b, d.h, d.w))
+    })
+}
+
+/// The gradient of w (O, C, k, k), from that of y.
+pub(crate) fn weight_gradient(x: &Tensor, gy: &Tensor, d: Dims) -> Result<Tensor> {
+    dispatch!("conv2d", gy.dtype(), T => {
+        let (vx, vg) = (View::of("conv2d", x)?, View::of("conv2d", gy)?);
+        tensor(backward_weight(vx.get::<T>("conv2d")?, vg.get("conv2d")?, d), (d.o, d.c, d.k, d.k))
+    })
+}
+
+/// The gradient of x from that of y = w * x; `d` is that convolution's.
+pub(crate) fn backward_input<T: Real>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+    // As a convolution from O channels to C.
+    let turned = Dims { c: d.o, o: d.c, ..d };
+    if d.k == 1 {
+        return pointwise(gy, Mat::transposed(w, d.c), turned);
+    }
+    if winograd(d) {
+        let mut out = vec![T::default(); d.c * d.cols()];
+        winograd_all(&Kernel::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
+        return out;
+    }
+    forward(gy, &flip_transpose(w, d.o, d.c, 9), turned)
+}
+
+/// w[o, c, t] to w'[c, o, taps - 1 - t].
+fn flip_transpose<T: Real>(w: &[T], o: usize, c: usize, taps: usize) -> Vec<T> {
+    let mut out = vec![T::default(); w.len()];
+    for i in 0..o {
+        for j in 0..c {
+            for t in 0..taps {
+                out[(j * o + i) * taps + taps - 1 - t] = w[(i * c + j) * taps + t];
+            }
+        }
+    }
+    out
+}
+
+/// How many units of `unit` columns make a block of about `want` columns.
+fn block(unit: usize, want: usize) -> usize {
+    (want / unit.max(1)).max(1)
+}
+
+/// Enough columns to amortise packing the weights, few enough for the columns to stay in the cache.
+fn columns_per_block(rows: usize) -> usize {
+    (262_144 / rows.max(1)).clamp(192, 2048)
+}
+
+/// Whether Winograd's products beat columns.
+pub(crate) fn winograd(d: Dims) -> bool {
+    d.k == 3 && d.c.min(d.o) >= 16 && d.h.min(d.w) >= 2
+}
+
+/// Rows of one result that threads write, each its own.
+pub(crate) struct Rows<'a, T> {
+    pub(crate) out: &'a Shared<T>,
+    pub(crate) t: Tiles,
+    pub(crate) images: usize,
+}
+
+impl<T: Real> Sink<T> for Rows<'_, T> {
+    #[inline(always)]
+    fn row(&mut self, o: usize, image: usize, i: usize, row: &[T]) {
+        let at = ((o * self.images + image) * self.t.h + i) * self.t.w;
+        // SAFETY: this thread alone writes the rows under its tiles.
+        unsafe { self.out.part(at, row.len()) }.copy_from_slice(row);
+    }
+}
+
+/// Winograd's convolution of all images, or its gradient of the input.
+fn winograd_all<T: Real>(kernel: &Kernel<T>, back: bool, x: &[T], d: Dims, out: &Shared<T>) {
+    let t = Tiles { h: d.h, w: d.w };
+    let source = Plane { x, t, images: d.b };
+    ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
+        let mut sink = Rows { out, t, images: d.b };
+        winograd::convolve(kernel, back, t, r, &mut Scratch::new(), &source, &mut sink);
+    });
+}
+
+/// y = w x for w (O, C) as `w` reads it.
+fn pointwise<T: Real>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
+    let mut out = vec![T::default(); d.o * d.cols()];
+    columns(&mut out, x, w, d, false);
+    out
+}
+
+/// y += w x.
+pub(crate) fn pointwise_add<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
+    columns(y, x, w, d, true);
+}
+
+fn columns<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
+    let n = d.cols();
+    let shared = &Shared::new(y);
+    ranges(n).into_par_iter().filter(|r| !r.is_empty()).for_each(|r| {
+        // SAFETY: this thread alone writes columns `r` of every row.
+        let dst = unsafe { MatMut::raw(shared.ptr.add(r.start), shared.len - r.start, n) };
+        gemm((d.o, r.len(), d.c), w, Mat::rows(&x[r.start..], n), dst, T::of(1.), add, 1);
+    });
+}
+
+pub(crate) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+    if d.k == 1 {
+        return pointwise(x, Mat::rows(w, d.c), d);
+    }
+    let n = d.cols();
+    let hw = d.h * d.w;
+    let mut out = vec![T::default(); d.o * n];
+    if n == 0 || d.c == 0 {
+        return out;
+    }
+    let shared = Shared::new(&mut out);
+    let shared = &shared;
+    if winograd(d) {
+        let kernel = Kernel::new(w, d.o, d.c);
+        winograd_all(&kernel, false, x, d, shared);
+    } else if d.c <= d.o {
+        // Units of image rows.
+        let step = block(d.w, columns_per_block(9 * d.c));
+        ranges(d.b * d.h).into_par_iter().for_each(|r| {
+            let mut cols = vec![T::default(); 9 * d.c * (step * d.w).min(r.len() * d.w)];
+            for start in r.clone().step_by(step) {
+                let rows = start..(start + step).min(r.end);
+                let m = rows.len() * d.w;
+                im2col(x, d.c, d, rows, &mut cols, m, false);
+                let at = start * d.w;
+                // SAFETY: this thread alone writes the columns of its image rows.
+                let dst = unsafe { MatMut::raw(shared.ptr.add(at), shared.len - at, n) };
+                gemm((d.o, m, 9 * d.c), Mat::rows(w, 9 * d.c), Mat::rows(&cols, m), dst, T::of(1.), false, 1);
+            }
+        });
+    } else {
+        // w as (tap, o, c), so that each tap's O rows lie together.
+        let mut taps = vec![T::default(); w.len()];
+        for o in 0..d.o {
+            for c in 0..d.c {
+                for t in 0..9 {
+                    taps[(t * d.o + o) * d.c + c] = w[(o * d.c + c) * 9 + t];
+                }
+            }
+        }
+        // Units of whole images: the shifts then never leave the block.
+        let step = block(hw, columns_per_block(9 * d.o));
+        ranges(d.b).into_par_iter().for_each(|r| {
+            let mut y = vec![T::default(); 9 * d.o * (step * hw).min(r.len() * hw)];
+            for start in r.clone().step_by(step) {
+                let images = (start + step).min(r.end) - start;
+                let m = images * hw;
+                let at = start * hw;
+                gemm(
+                    (9 * d.o, m, d.c),
+                    Mat::rows(&taps, d.c),
+                    Mat::rows(&x[at..], n),
+                    MatMut::rows(&mut y, m),
+                    T::of(1.),
+                    false,
+                    1,
+                );
+                for o in 0..d.o {
+                    // SAFETY: this thread alone writes the columns of its images.
+                    let dst = unsafe { shared.part(o * n + at, m) };
+                    for t in 0..9 {
+                        let src = &y[(t * d.o + o) * m..][..m];
+                        shift_add(src, dst, d, images, t);
+                    }
+                }
+            }
+        });
+    }
+    out
+}
+
+/// dst[i, j] += src[i + u - 1, j + v - 1] for each image, tap t = 3 u + v.
+pub(crate) fn shift_add<T: Real>(src: &[T], dst: &mut [T], d: Dims, images: usize, t: usize) {
+    wide(ShiftAdd { src, dst, d, images, t });
+}
+
+struct ShiftAdd<'a, T> {
+    src: &'a [T],
+    dst: &'a mut [T],
+    d: Dims,
+    images: usize,
+    t: usize,
+}
+
+impl<T: Real> Job for ShiftAdd<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { src, dst, d, images, t } = self;
+        let (dy, dx) = (t as isize / 3 - 1, t as isize % 3 - 1);
+        let (j0, j1) = valid(d.w, dx);
+        for b in 0..images {
+            for i in 0..d.h {
+                let si = i as isize + dy;
+                if si < 0 || si >= d.h as isize || j0 >= j1 {
+                    continue;
+                }
+                let s = &src[(b * d.h + si as usize) * d.w..][..d.w];
+                let q = &mut dst[(b * d.h + i) * d.w..][..d.w];
+                let from = (j0 as isize + dx) as usize;
+                for (a, v) in q[j0..j1].iter_mut().zip(&s[from..from + (j1 - j0)]) {
+                    *a += *v;
+                }
+            }
+        }
+    }
+}
+
+/// The positions j in 0..w with 0 <= j + dx < w.
+fn valid(w: usize, dx: isize) -> (usize, usize) {
+    ((-dx).max(0) as usize, (w as isize - dx.max(0)).max(0) as usize)
+}
+
+/// cols[(c, t), p] = x[c, p shifted by tap t] for the pixels p of image rows `rows` (counted over all images), m pixels a
+/// row; `flip` shifts the other way.
+pub(crate) fn im2col<T: Real>(
+    x: &[T],
+    c: usize,
+    d: Dims,
+    rows: Range<usize>,
+    cols: &mut [T],
+    m: usize,
+    flip: bool,
+) {
+    let n = d.cols();
+    for ch in 0..c {
+        let src = &x[ch * n..(ch + 1) * n];
+        for t in 0..9 {
+            let t_src = if flip { 8 - t } else { t };
+            let (dy, dx) = (t_src as isize / 3 - 1, t_src as isize % 3 - 1);
+            let (j0, j1) = valid(d.w, dx);
+            let dst = &mut cols[(ch * 9 + t) * m..][..m];
+            for (q, row) in dst.chunks_exact_mut(d.w).zip(rows.clone()) {
+                let i = (row % d.h) as isize + dy;
+                if i < 0 || i >= d.h as isize || j0 >= j1 {
+                    q.fill(T::default());
+                    continue;
+                }
+                let s = &src[(row as isize + dy) as usize * d.w..][..d.w];
+                let from = (j0 as isize + dx) as usize;
+                q[..j0].fill(T::default());
+                q[j0..j1].copy_from_slice(&s[from..from + (j1 - j0)]);
+                q[j1..].fill(T::default());
+            }
+        }
+    }
+}
+
+/// gw[o, c, t] = sum_p gy[o, p] x[c, p shifted by t].
+pub(crate) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+    let n = d.cols();
+    if winograd(d) {
+        let t = Tiles { h: d.h, w: d.w };
+        let plane = |x| Plane { x, t, images: d.b };
+        let sum = |r| {
+            let mut sum = KernelGrad::new(d.o, d.c);
+            sum.add(t, r, &mut Scratch::new(), &plane(x), &plane(gy));
+            sum
+        };
+        let parts: Vec<_> = ranges(d.b * t.rows()).into_par_iter().map(sum).collect();
+        return KernelGrad::finish(&parts);
+    }
+    let taps = d.k * d.k;
+    let len = d.o * d.c * taps;
+    let units = d.b * d.h;
+    let by_gradient = d.k == 3 && d.o < d.c;
+    let few = if by_gradient { d.o } else { d.c };
+    let parts: Vec<Vec<T>> = ranges(units)
+        .into_par_iter()
+        .map(|r| {
+            let (mut acc, mut turned) = (vec![T::default(); len], Vec::new());
+            // A longer block reads and writes the accumulator less often.
+            let want = if d.k == 1 { n.max(1) } else { columns_per_block(9 * few).max(d.o.min(d.c)) };
+            let step = block(d.w, want).min(r.len().max(1));
+            let mut cols = vec![T::default(); if d.k == 1 { 0 } else { 9 * few * step * d.w }];
+            for start in r.clone().step_by(step) {
+                let rows = start..(start + step).min(r.end);
+                let m = rows.len() * d.w;
+                let at = start * d.w;
+                if d.k == 1 {
+                    gemm_abt((d.o, d.c, m), (&gy[at..], n), (&x[at..], n), (&mut acc, d.c), &mut turned);
+                } else if by_gradient {
+                    im2col(gy, d.o, d, rows, &mut cols, m, true);
+                    gemm_abt((9 * d.o, d.c, m), (&cols, m), (&x[at..], n), (&mut acc, d.c), &mut turned);
+                } else {
+                    im2col(x, d.c, d, rows, &mut cols, m, false);
+                    gemm_abt((d.o, 9 * d.c, m), (&gy[at..], n), (&cols, m), (&mut acc, 9 * d.c), &mut turned);
+                }
+            }
+            acc
+        })
+        .collect();
+    let sum = add_in_order(parts, len);
+    if !by_gradient {
+        return sum;
+    }
+    // (o, t, c) to (o, c, t).
+    let mut out = vec![T::default(); len];
+    for o in 0..d.o {
+        for t in 0..9 {
+            for c in 0..d.c {
+                out[(o * d.c + c) * 9 + t] = sum[(o * 9 + t) * d.c + c];
+            }
+        }
+    }
+    out
+}

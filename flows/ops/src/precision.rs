@@ -1,0 +1,74 @@
+//! In which precision a GPU multiplies inside networks.
+//!
+//! Parameters, gradients that reach them, the optimiser, log-dets and everything outside the networks stay f32 (f64 sums)
+//! whatever is set here: what an inverse must undo is never rounded. A network's own output is the same on both sides, so
+//! rounding inside it costs likelihood, not invertibility; the likelihood is that of the rounded network, which is why a run
+//! is evaluated in full precision from its file, and the gap printed.
+//!
+//! The switch is the process's, as candle's own for TF32 is, which it sets too. The CPU always computes in full.
+
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The precision of products inside networks on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    Full,
+    /// Factors rounded to TF32 (10 bits of mantissa), sums in f32.
+    Tf32,
+    /// Activations and weights of convolutional networks in bf16, sums in f32.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Precision::Full => "full",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+static CURRENT: AtomicU8 = AtomicU8::new(0);
+
+/// The precision in force.
+pub fn get() -> Precision {
+    match CURRENT.load(Ordering::Relaxed) {
+        0 => Precision::Full,
+        1 => Precision::Tf32,
+        _ => Precision::Bf16,
+    }
+}
+
+/// Sets the precision of all that follows, in every thread.
+pub fn set(precision: Precision) {
+    CURRENT.store(precision as u8, Ordering::Relaxed);
+    #[cfg(feature = "cuda")]
+    candle_core::cuda::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
+}
+
+/// Runs `f` in a precision, and returns to the one before.
+pub fn within<R>(precision: Precision, f: impl FnOnce() -> R) -> R {
+    struct Before(Precision);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            set(self.0);
+        }
+    }
+    let _before = Before(get());
+    set(precision);
+    f()
+}
+
+/// The type of activations inside a network whose input is `x`.
+pub(crate) fn inside(x: &candle_core::Tensor) -> candle_core::DType {
+    use candle_core::DType;
+    match (get(), x.dtype()) {
+        (Precision::Bf16, DType::F32) if x.device().is_cuda() => DType::BF16,
+        (_, dtype) => dtype,
+    }
+}

@@ -1,0 +1,232 @@
+//! The numbers that the kernels for the processor compute with, f32 and f64, and slices of tensors.
+
+use crate::simd::Element;
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// What the kernels are written for: f32 and f64.
+pub(crate) trait Real:
+    Element
+    + Send
+    + Sync
+    + PartialOrd
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + 'static
+{
+    /// From f64, rounded.
+    fn of(v: f64) -> Self;
+    /// To f64, exact.
+    fn f64(self) -> f64;
+    /// e^self.
+    fn exp(self) -> Self;
+    /// e^self in arithmetic that loops turn into vectors: within 2 units in the last place for f32 (0 below -87), the
+    /// standard library's for f64.
+    fn exp_in_loop(self) -> Self;
+    /// log(1 + self) for 0 <= self <= 1, as [`Real::exp_in_loop`].
+    fn ln_1p_in_loop(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// The slice of a storage.
+    fn slice(s: &CpuStorage) -> Option<&[Self]>;
+    /// The mutable slice of a storage.
+    fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// A storage that owns `v`.
+    fn storage(v: Vec<Self>) -> CpuStorage;
+    /// A tensor that owns `v`.
+    fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor>;
+}
+
+macro_rules! real {
+    ($t:ident, $variant:ident, $exp:path, $ln_1p:path) => {
+        impl Real for $t {
+            #[inline(always)]
+            fn of(v: f64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            fn f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $t::exp(self)
+            }
+            #[inline(always)]
+            fn exp_in_loop(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn ln_1p_in_loop(self) -> Self {
+                $ln_1p(self)
+            }
+            #[inline(always)]
+            fn tanh(self) -> Self {
+                $t::tanh(self)
+            }
+            fn slice(s: &CpuStorage) -> Option<&[Self]> {
+                match s {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]> {
+                match s {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn storage(v: Vec<Self>) -> CpuStorage {
+                CpuStorage::$variant(v)
+            }
+            fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor> {
+                Tensor::from_vec(v, shape, &Device::Cpu)
+            }
+        }
+    };
+}
+real!(f32, F32, exp_f32, ln_1p_f32);
+real!(f64, F64, f64::exp, f64::ln_1p);
+
+/// 2^n e^r with n the nearest integer to x / ln 2 and a polynomial in r, |r| <= ln 2 / 2.
+#[inline(always)]
+fn exp_f32(x: f32) -> f32 {
+    // Adding and subtracting 1.5 2^23 rounds to an integer.
+    const ROUND: f32 = 12_582_912.;
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    // ln 2 in two parts: n times the first is exact.
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    // Taylor's coefficients: the next term is below 6e-9.
+    let p = 1. / 5040.;
+    let p = p * r + 1. / 720.;
+    let p = p * r + 1. / 120.;
+    let p = p * r + 1. / 24.;
+    let p = p * r + 1. / 6.;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.;
+    // Outside the exponents would wrap; inside, 2^n may be infinite where e^x is not, and two factors reach it.
+    let n = if n > 128. { 128. } else { n };
+    let n = if n < -126. { -126. } else { n };
+    let half = (n as i32) >> 1;
+    let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    let y = p * power(half) * power(n as i32 - half);
+    let y = if x > 88.72 { f32::INFINITY } else { y };
+    let y = if x < -87.3 { 0. } else { y };
+    // A NaN stays one.
+    if x.is_nan() { x } else { y }
+}
+
+/// 2 artanh(x / (2 + x)) by its series; the next term is below 1e-8 of the sum.
+#[inline(always)]
+fn ln_1p_f32(x: f32) -> f32 {
+    let s = x / (2. + x);
+    let q = s * s;
+    let p = 1. / 15.;
+    let p = p * q + 1. / 13.;
+    let p = p * q + 1. / 11.;
+    let p = p * q + 1. / 9.;
+    let p = p * q + 1. / 7.;
+    let p = p * q + 0.2;
+    let p = p * q + 1. / 3.;
+    2. * (s + s * q * p)
+}
+
+/// A contiguous tensor of the host, to read.
+pub(crate) struct View<'a> {
+    storage: Box<dyn std::ops::Deref<Target = Storage> + 'a>,
+    range: std::ops::Range<usize>,
+}
+
+impl<'a> View<'a> {
+    /// Errors where `t` is not contiguous.
+    pub(crate) fn of(op: &str, t: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = t.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{op} needs contiguous tensors, got strides {:?}", layout.stride())
+        };
+        Ok(Self { storage: Box::new(storage), range: start..end })
+    }
+
+    /// The numbers; errors where they are of another type or on another device.
+    pub(crate) fn get<T: Real>(&self, op: &str) -> Result<&[T]> {
+        match &**self.storage {
+            Storage::Cpu(s) => match T::slice(s) {
+                // The offset of an empty tensor may lie past its storage.
+                Some(v) => Ok(if self.range.is_empty() { &[] } else { &v[self.range.clone()] }),
+                None => bail!("{op}: the dtypes of its tensors differ"),
+            },
+            _ => bail!("{op} has no kernel for this device"),
+        }
+    }
+}
+
+/// A tensor that owns `v`.
+pub(crate) fn tensor<T: Real>(v: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    T::tensor(v, shape.into())
+}
+
+/// The contiguous slice that a storage and layout describe.
+pub(crate) fn contiguous<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op} needs contiguous tensors, got strides {:?}", layout.stride())
+    };
+    match T::slice(storage) {
+        // The offset of an empty tensor may lie past its storage.
+        Some(v) => Ok(if start < end { &v[start..end] } else { &[] }),
+        None => bail!("{op}: the dtypes of its tensors differ"),
+    }
+}
+
+/// Runs `$body` with `$t` bound to f32 or f64.
+macro_rules! dispatch {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            d => candle_core::bail!("{} works in f32 and f64, not {d:?}", $op),
+        }
+    };
+}
+pub(crate) use dispatch;
+
+/// The dtype of a storage.
+pub(crate) fn dtype(s: &CpuStorage) -> DType {
+    use candle_core::backend::BackendStorage;
+    s.dtype()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_for_loops_are_accurate() {
+        let (mut worst_exp, mut worst_log) = (0f64, 0f64);
+        for i in 0..200_001 {
+            // From -87.3 to 88.72: all of f32's normal results.
+            let x = (i as f32 / 200_000.) * (88.72 + 87.3) - 87.3;
+            let want = f64::from(x).exp();
+            worst_exp = worst_exp.max((f64::from(exp_f32(x)) - want).abs() / want);
+            let e = i as f32 / 200_000.;
+            let want = f64::from(e).ln_1p();
+            if e > 0. {
+                worst_log = worst_log.max((f64::from(ln_1p_f32(e)) - want).abs() / want);
+            }
+        }
+        println!("exp {worst_exp:.1e}, ln_1p {worst_log:.1e}");
+        // Two units in the last place are what the functions promise.
+        let two = 2. * f64::from(f32::EPSILON);
+        assert!(worst_exp < two && worst_log < two, "{worst_exp:e} {worst_log:e}");
+        assert_eq!((exp_f32(f32::NEG_INFINITY), exp_f32(-200.), exp_f32(0.)), (0., 0., 1.));
+        assert_eq!((exp_f32(f32::INFINITY), exp_f32(100.)), (f32::INFINITY, f32::INFINITY));
+        assert!(exp_f32(f32::NAN).is_nan() && ln_1p_f32(0.) == 0.);
+    }
+}

@@ -1,0 +1,469 @@
+//! The residual network on the CPU.
+
+use super::spec::{Conv, Output, ResNetGradients, ResNetParams, Saved};
+use crate::batch_norm::cpu::{Norm, NormGrad};
+use crate::conv::cpu as conv;
+use crate::conv::spec::Dims;
+use crate::conv::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Source, Tiles};
+use crate::elementwise::swap_axes;
+use crate::gemm::Mat;
+use crate::real::{Real, View, dispatch, tensor};
+use crate::simd;
+use crate::sums::{mean_vars, row_totals};
+use crate::threads::{Shared, ranges};
+use candle_core::{DType, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// What a pass keeps: the effective layers and each direction's 1/|v|, in the order of the convolutions.
+struct Pass<T> {
+    layers: Layers<T>,
+    inverse: Vec<Vec<f64>>,
+    kept: Kept<T>,
+    shape: [usize; 4],
+}
+
+fn numbers<T: Real>(t: &Tensor) -> Result<Vec<T>> {
+    Ok(View::of("res_net", t)?.get::<T>("res_net")?.to_vec())
+}
+
+/// The effective layers for images of (B, _, H, W), and 1/|v| of each.
+fn layers<T: Real>(p: &ResNetParams, [b, _, h, w]: [usize; 4]) -> Result<(Layers<T>, Vec<Vec<f64>>)> {
+    let (mut inverse, mut layers) = (Vec::new(), Vec::new());
+    for conv in &p.convs {
+        let (o, c, k, _) = conv.weight.dims4()?;
+        let (kernel, inv) = match &conv.magnitude {
+            Some(g) => weight_norm(&numbers::<T>(&conv.weight)?, &numbers::<T>(g)?),
+            None => (numbers(&conv.weight)?, Vec::new()),
+        };
+        inverse.push(inv);
+        layers.push(Layer::new(kernel, numbers(&conv.bias)?, Dims { c, o, b, h, w, k }));
+    }
+    let mut next = layers.into_iter();
+    let mut take = || next.next().expect("as many as there are convolutions");
+    let first = take();
+    let skip = p.skip.then(&mut take);
+    let block = |_| {
+        let (conv1, conv2) = (take(), take());
+        Block { conv1, conv2, skip: p.skip.then(&mut take) }
+    };
+    let blocks = (0..p.blocks()).map(block).collect();
+    let last = take();
+    Ok((Layers { first, skip, blocks, last }, inverse))
+}
+
+/// [x, -x, mask] channel-major.
+fn input<T: Real>(p: &ResNetParams, x: &[T], [b, c, h, w]: [usize; 4]) -> Result<Vec<T>> {
+    let mut u = swap_axes(x, b, c);
+    if p.signed_input {
+        u.extend_from_within(..);
+        u[b * c * h * w..].iter_mut().for_each(|v| *v = -*v);
+    }
+    if let Some(mask) = &p.mask {
+        let mask = numbers::<T>(mask)?;
+        for _ in 0..b {
+            u.extend_from_slice(&mask);
+        }
+    }
+    Ok(u)
+}
+
+/// How the i-th normalisation maps x (C, n), and the batch's mean and variance if it uses them.
+fn norm<T: Real>(p: &ResNetParams, i: usize, x: &[T], n: usize) -> Result<(Norm<T>, Option<[Tensor; 2]>)> {
+    let Some(norm) = &p.norms[i] else { return Ok((Norm::identity(x.len() / n.max(1)), None)) };
+    let (gamma, beta) = (numbers::<T>(&norm.gamma)?, numbers::<T>(&norm.beta)?);
+    if p.batch_statistics {
+        let batch = mean_vars(x, n);
+        let column = |f: fn(&(f64, f64)) -> f64| {
+            tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
+        };
+        let statistics = [column(|m| m.0)?, column(|m| m.1)?];
+        return Ok((Norm::new(&batch, &gamma, &beta, p.eps, true), Some(statistics)));
+    }
+    let f64s = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let running: Vec<_> = f64s(&norm.mean)?.into_iter().zip(f64s(&norm.var)?).collect();
+    Ok((Norm::new(&running, &gamma, &beta, p.eps, false), None))
+}
+
+/// [`super::forward`].
+pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output> {
+    let (b, c, h, w) = x.dims4()?;
+    let (shape, n) = ([b, c, h, w], b * h * w);
+    dispatch!("res_net", x.dtype(), T => {
+        let view = View::of("res_net", x)?;
+        let u = input(p, view.get::<T>("res_net")?, shape)?;
+        let (layers, inverse) = layers::<T>(p, shape)?;
+        let mut statistics = Vec::new();
+        let (y, kept) = layers.forward(u, keep, |i, x| {
+            let (norm, batch) = norm(p, i, x, n)?;
+            statistics.push(batch);
+            Ok(norm)
+        })?;
+        let outputs = layers.last.d.o;
+        let y = tensor(swap_axes(&y, outputs, b), (b, outputs, h, w))?;
+        let saved = kept.map(|kept| Saved(Box::new(Pass { layers, inverse, kept, shape })));
+        Ok(Output { y, statistics, saved })
+    })
+}
+
+/// [`super::backward`].
+pub(crate) fn backward(p: &ResNetParams, saved: Saved, gy: &Tensor) -> Result<ResNetGradients> {
+    dispatch!("res_net", gy.dtype(), T => match saved.0.downcast::<Pass<T>>() {
+        Ok(pass) => pass.backward(p, gy),
+        Err(_) => bail!("the pass was not one on the CPU in {:?}", gy.dtype()),
+    })
+}
+
+impl<T: Real> Pass<T> {
+    fn backward(self, p: &ResNetParams, gy: &Tensor) -> Result<ResNetGradients> {
+        let Pass { layers, inverse, kept, shape: [b, c, h, w] } = self;
+        let view = View::of("res_net", gy)?;
+        let gy = swap_axes(view.get::<T>("res_net")?, b, layers.last.d.o);
+        let NetGrad { u, layers, norms } = layers.backward(kept, &gy);
+        let mut convs = Vec::new();
+        for ((conv, mut g), inverse) in p.convs.iter().zip(layers).zip(&inverse) {
+            let magnitude = match &conv.magnitude {
+                Some(m) => {
+                    let gm = weight_norm_back(&mut g.w, &numbers(&conv.weight)?, &numbers(m)?, inverse);
+                    Some(tensor(gm, m.shape())?)
+                }
+                None => None,
+            };
+            let (weight, bias) = (tensor(g.w, conv.weight.shape())?, tensor(g.bias, conv.bias.shape())?);
+            convs.push(Conv { weight, magnitude, bias });
+        }
+        let of = |(norm, g): (&Option<_>, NormGrad<T>)| match norm {
+            Some(_) => {
+                let n = g.gamma.len();
+                Ok(Some([tensor(g.gamma, n)?, tensor(g.beta, n)?]))
+            }
+            None => Ok(None),
+        };
+        let norms = p.norms.iter().zip(norms).map(of).collect::<Result<Vec<_>>>()?;
+        let n = b * c * h * w;
+        let mut gx = u[..n].to_vec();
+        if p.signed_input {
+            gx.iter_mut().zip(&u[n..2 * n]).for_each(|(a, &b)| *a -= b);
+        }
+        Ok(ResNetGradients { x: tensor(swap_axes(&gx, c, b), (b, c, h, w))?, convs, norms })
+    }
+}
+
+/// A convolution's effective kernel (after weight norm) and bias.
+struct Layer<T> {
+    w: Vec<T>,
+    bias: Vec<T>,
+    /// For 3x3 kernels with enough channels.
+    kernel: Option<Kernel<T>>,
+    d: Dims,
+}
+
+/// The gradients of a layer's effective kernel and bias.
+struct LayerGrad<T> {
+    w: Vec<T>,
+    bias: Vec<T>,
+}
+
+impl<T: Real> Layer<T> {
+    /// w (O, C, k, k), on images of `d`.
+    fn new(w: Vec<T>, bias: Vec<T>, d: Dims) -> Self {
+        let kernel = conv::winograd(d).then(|| Kernel::new(&w, d.o, d.c));
+        Self { w, bias, kernel, d }
+    }
+
+    fn tiles(&self) -> Tiles {
+        Tiles { h: self.d.h, w: self.d.w }
+    }
+
+    /// `base` + w * r(x) + bias; without a norm r is the identity.
+    fn forward(&self, x: &[T], norm: Option<&Norm<T>>, base: Option<&[T]>) -> Vec<T> {
+        let (d, n) = (self.d, self.d.cols());
+        if let Some(kernel) = &self.kernel {
+            let t = self.tiles();
+            let mut out = vec![T::default(); d.o * n];
+            let shared = &Shared::new(&mut out);
+            let plane = Plane { x, t, images: d.b };
+            ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
+                let mut sink = Add { out: shared, base, bias: &self.bias, t, images: d.b };
+                let s = &mut Scratch::new();
+                match norm {
+                    Some(norm) => {
+                        let source = Activated { plane, norm };
+                        winograd::convolve(kernel, false, t, r, s, &source, &mut sink);
+                    }
+                    None => winograd::convolve(kernel, false, t, r, s, &plane, &mut sink),
+                }
+            });
+            return out;
+        }
+        let active;
+        let x = match norm {
+            Some(norm) => {
+                active = norm.apply(x);
+                &active
+            }
+            None => x,
+        };
+        if d.k == 1 {
+            let mut out = match base {
+                Some(base) => base.to_vec(),
+                None => vec![T::default(); d.o * n],
+            };
+            out.par_chunks_mut(n.max(1))
+                .zip(&self.bias)
+                .for_each(|(row, &b)| row.iter_mut().for_each(|v| *v += b));
+            conv::pointwise_add(&mut out, x, Mat::rows(&self.w, d.c), d);
+            return out;
+        }
+        let mut out = conv::forward(x, &self.w, d);
+        out.par_chunks_mut(n.max(1)).enumerate().for_each(|(o, row)| {
+            let b = self.bias[o];
+            match base {
+                Some(base) => row.iter_mut().zip(&base[o * n..]).for_each(|(v, &h)| *v += h + b),
+                None => row.iter_mut().for_each(|v| *v += b),
+            }
+        });
+        out
+    }
+
+    /// The gradient of r(x), and of the layer, from that of the output.
+    fn backward(&self, x: &[T], norm: Option<&Norm<T>>, gy: &[T]) -> (Vec<T>, LayerGrad<T>) {
+        let (d, n) = (self.d, self.d.cols());
+        let bias = row_totals(gy, n);
+        if let Some(kernel) = &self.kernel {
+            let t = self.tiles();
+            let (xp, gp) = (Plane { x, t, images: d.b }, Plane { x: gy, t, images: d.b });
+            let mut gx = vec![T::default(); d.c * n];
+            let shared = &Shared::new(&mut gx);
+            let parts: Vec<KernelGrad<T>> = ranges(d.b * t.rows())
+                .into_par_iter()
+                .map(|r| {
+                    let s = &mut Scratch::new();
+                    let mut sink = conv::Rows { out: shared, t, images: d.b };
+                    winograd::convolve(kernel, true, t, r.clone(), s, &gp, &mut sink);
+                    let mut sum = KernelGrad::new(d.o, d.c);
+                    match norm {
+                        Some(norm) => sum.add(t, r, s, &Activated { plane: xp, norm }, &gp),
+                        None => sum.add(t, r, s, &xp, &gp),
+                    }
+                    sum
+                })
+                .collect();
+            return (gx, LayerGrad { w: KernelGrad::finish(&parts), bias });
+        }
+        let active;
+        let x = match norm {
+            Some(norm) => {
+                active = norm.apply(x);
+                &active
+            }
+            None => x,
+        };
+        let w = conv::backward_weight(x, gy, d);
+        (conv::backward_input(gy, &self.w, d), LayerGrad { w, bias })
+    }
+}
+
+/// Rows of relu(bn(x)).
+struct Activated<'a, T> {
+    plane: Plane<'a, T>,
+    norm: &'a Norm<T>,
+}
+
+impl<T: Real> Source<T> for Activated<'_, T> {
+    #[inline(always)]
+    fn row(&self, c: usize, image: usize, i: usize, out: &mut [T]) {
+        let (m, a, b) = self.norm.of(c);
+        simd::map(out, self.plane.slice(c, image, i), |v| {
+            let u = (v - m) * a + b;
+            // Written so that a NaN passes: damaged weights must not look like good ones.
+            if u < T::default() { T::default() } else { u }
+        });
+    }
+}
+
+/// out = base + row + bias.
+struct Add<'a, T> {
+    out: &'a Shared<T>,
+    base: Option<&'a [T]>,
+    bias: &'a [T],
+    t: Tiles,
+    images: usize,
+}
+
+impl<T: Real> Sink<T> for Add<'_, T> {
+    #[inline(always)]
+    fn row(&mut self, o: usize, image: usize, i: usize, row: &[T]) {
+        let at = ((o * self.images + image) * self.t.h + i) * self.t.w;
+        // SAFETY: threads have their own rows of tiles.
+        let out = unsafe { self.out.part(at, row.len()) };
+        let b = self.bias[o];
+        match self.base {
+            Some(base) => simd::zip(out, row, &base[at..at + row.len()], |v, h| v + b + h),
+            None => simd::map(out, row, |v| v + b),
+        }
+    }
+}
+
+/// One residual block: two convolutions, and the skip after it.
+struct Block<T> {
+    conv1: Layer<T>,
+    conv2: Layer<T>,
+    skip: Option<Layer<T>>,
+}
+
+/// The network's effective layers.
+struct Layers<T> {
+    first: Layer<T>,
+    skip: Option<Layer<T>>,
+    blocks: Vec<Block<T>>,
+    last: Layer<T>,
+}
+
+/// What the backward needs: every convolution's input before r, and how r was computed.
+struct Kept<T> {
+    u: Vec<T>,
+    h: Vec<Vec<T>>,
+    c: Vec<Vec<T>>,
+    s: Option<Vec<T>>,
+    norms: Vec<Norm<T>>,
+}
+
+/// Gradients in the order first, skip, (conv1, conv2, skip) of each block, last; and of norms in the order of the pass.
+struct NetGrad<T> {
+    u: Vec<T>,
+    layers: Vec<LayerGrad<T>>,
+    norms: Vec<NormGrad<T>>,
+}
+
+impl<T: Real> Layers<T> {
+    /// y (O, B H W) of u (C, B H W). `norm` makes the i-th normalisation of the pass from its input; without `keep`
+    /// activations are dropped as the pass goes on.
+    fn forward(
+        &self,
+        u: Vec<T>,
+        keep: bool,
+        mut norm: impl FnMut(usize, &[T]) -> Result<Norm<T>>,
+    ) -> Result<(Vec<T>, Option<Kept<T>>)> {
+        let mut kept = Kept { u: Vec::new(), h: Vec::new(), c: Vec::new(), s: None, norms: Vec::new() };
+        let mut h = self.first.forward(&u, None, None);
+        let mut s = self.skip.as_ref().map(|skip| skip.forward(&h, None, None));
+        for (i, block) in self.blocks.iter().enumerate() {
+            let n1 = norm(2 * i, &h)?;
+            let c = block.conv1.forward(&h, Some(&n1), None);
+            let n2 = norm(2 * i + 1, &c)?;
+            let next = block.conv2.forward(&c, Some(&n2), Some(&h));
+            if let Some(skip) = &block.skip {
+                let sum = s.take().expect("skips are all or none");
+                s = Some(skip.forward(&next, None, Some(&sum)));
+            }
+            if keep {
+                kept.h.push(std::mem::replace(&mut h, next));
+                kept.c.push(c);
+                kept.norms.extend([n1, n2]);
+            } else {
+                h = next;
+            }
+        }
+        let n = norm(2 * self.blocks.len(), s.as_ref().unwrap_or(&h))?;
+        let y = self.last.forward(s.as_ref().unwrap_or(&h), Some(&n), None);
+        if !keep {
+            return Ok((y, None));
+        }
+        kept.h.push(h);
+        kept.norms.push(n);
+        Ok((y, Some(Kept { u, s, ..kept })))
+    }
+
+    /// The gradients, from that of y.
+    fn backward(&self, kept: Kept<T>, gy: &[T]) -> NetGrad<T> {
+        let Kept { u, mut h, mut c, s, mut norms } = kept;
+        let (mut layers, mut norm_grads) = (Vec::new(), Vec::new());
+        let top = s.as_ref().unwrap_or_else(|| h.last().expect("h_0 at least"));
+        let norm = norms.pop().expect("kept");
+        let (mut gs, g) = self.last.backward(top, Some(&norm), gy);
+        layers.push(g);
+        norm_grads.push(norm.backward(&mut gs, top));
+        drop(s);
+        let skips = self.skip.is_some();
+        // With skips the last h feeds its skip alone.
+        let mut gh = if skips { None } else { Some(std::mem::take(&mut gs)) };
+        for block in self.blocks.iter().rev() {
+            let last = h.pop().expect("one for each block");
+            if let Some(skip) = &block.skip {
+                layers.push(skip.skipped(&last, &gs, &mut gh));
+            }
+            drop(last);
+            let g = gh.as_ref().expect("the block's output is used");
+            let (x, c) = (h.last().expect("the block's input"), c.pop().expect("one for each block"));
+            let (n2, n1) = (norms.pop().expect("kept"), norms.pop().expect("kept"));
+            let (mut gc, g2) = block.conv2.backward(&c, Some(&n2), g);
+            norm_grads.push(n2.backward(&mut gc, &c));
+            drop(c);
+            let (mut gx, g1) = block.conv1.backward(x, Some(&n1), &gc);
+            norm_grads.push(n1.backward(&mut gx, x));
+            layers.extend([g2, g1]);
+            add(gh.as_mut().expect("as above"), &gx);
+        }
+        let first = h.pop().expect("h_0");
+        if let Some(skip) = &self.skip {
+            layers.push(skip.skipped(&first, &gs, &mut gh));
+        }
+        drop((first, gs));
+        let (gu, g) = self.first.backward(&u, None, &gh.expect("h_0 is used"));
+        layers.push(g);
+        layers.reverse();
+        norm_grads.reverse();
+        NetGrad { u: gu, layers, norms: norm_grads }
+    }
+}
+
+impl<T: Real> Layer<T> {
+    /// A skip's gradients; that of its input is added to `gh`.
+    fn skipped(&self, h: &[T], gs: &[T], gh: &mut Option<Vec<T>>) -> LayerGrad<T> {
+        let (d, n) = (self.d, self.d.cols());
+        let mut sum = gh.take().unwrap_or_else(|| vec![T::default(); d.c * n]);
+        conv::pointwise_add(&mut sum, gs, Mat::transposed(&self.w, d.c), Dims { c: d.o, o: d.c, ..d });
+        *gh = Some(sum);
+        LayerGrad { w: conv::backward_weight(h, gs, d), bias: row_totals(gs, n) }
+    }
+}
+
+fn add<T: Real>(a: &mut [T], b: &[T]) {
+    a.par_chunks_mut(1 << 15).zip(b.par_chunks(1 << 15)).for_each(|(a, b)| {
+        for (a, &b) in a.iter_mut().zip(b) {
+            *a += b;
+        }
+    });
+}
+
+/// w = g v / |v| for each output channel: the effective kernel, and 1 / |v|.
+fn weight_norm<T: Real>(v: &[T], g: &[T]) -> (Vec<T>, Vec<f64>) {
+    let n = v.len() / g.len().max(1);
+    let mut w = v.to_vec();
+    let mut inverse = Vec::with_capacity(g.len());
+    for (row, &g) in w.chunks_exact_mut(n.max(1)).zip(g) {
+        // As the layers that it replaces: a direction of zeros has no norm to divide by.
+        let norm = (row.iter().map(|v| v.f64() * v.f64()).sum::<f64>() + 1e-12).sqrt();
+        let a = T::of(g.f64() / norm);
+        row.iter_mut().for_each(|v| *v = *v * a);
+        inverse.push(1. / norm);
+    }
+    (w, inverse)
+}
+
+/// The gradients of v (in place of that of w) and of g:
+/// g_g = g_w . v / |v|,  g_v = g / |v| (g_w - (g_w . v / |v|) v / |v|).
+fn weight_norm_back<T: Real>(gw: &mut [T], v: &[T], g: &[T], inverse: &[f64]) -> Vec<T> {
+    let n = v.len() / g.len().max(1);
+    let rows = gw.chunks_exact_mut(n.max(1)).zip(v.chunks_exact(n.max(1)));
+    rows.zip(g.iter().zip(inverse))
+        .map(|((gw, v), (&g, &inverse))| {
+            let along = gw.iter().zip(v).map(|(a, b)| a.f64() * b.f64()).sum::<f64>() * inverse;
+            let (a, b) = (T::of(g.f64() * inverse), T::of(along * inverse));
+            for (gw, &v) in gw.iter_mut().zip(v) {
+                *gw = a * (*gw - b * v);
+            }
+            T::of(along)
+        })
+        .collect()
+}

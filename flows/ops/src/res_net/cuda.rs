@@ -1,0 +1,196 @@
+//! The residual network through kernels, in the precision set for networks.
+
+use super::kernels::{signed_input, signed_input_backward, weight_norm, weight_norm_backward};
+use super::spec::{Conv, Output, ResNetGradients, ResNetParams, Saved};
+use crate::act_norm::cuda::{act_norm, bias_backward, relu_backward};
+use crate::batch_norm::cuda::{Norm, moments};
+use crate::conv::reference::{conv_nchw, conv_nchw_backward};
+use crate::precision;
+use candle_core::{DType, Result, Tensor, bail};
+
+/// What a convolution's backward pass needs: its input, its kernel and 1/|v|.
+struct ConvPass {
+    x: Tensor,
+    w: Tensor,
+    inverse: Option<Tensor>,
+}
+
+/// The result in `to`, and what the backward pass needs.
+fn conv(conv: &Conv, x: &Tensor, to: DType) -> Result<(Tensor, ConvPass)> {
+    let (w, inverse) = match &conv.magnitude {
+        Some(g) => {
+            let (w, inverse) = weight_norm(&conv.weight, g)?;
+            (w, Some(inverse))
+        }
+        None => (conv.weight.clone(), None),
+    };
+    let w = w.to_dtype(x.dtype())?;
+    let y = conv_nchw(x, &w)?.to_dtype(to)?;
+    let y = act_norm(&y, Some(&conv.bias), None, 0., false)?;
+    Ok((y, ConvPass { x: x.clone(), w, inverse }))
+}
+
+fn conv_backward(conv: &Conv, pass: ConvPass, gy: &Tensor) -> Result<(Tensor, Conv)> {
+    let bias = bias_backward(gy)?;
+    let (gx, gw) = conv_nchw_backward(&pass.x, &pass.w, &gy.to_dtype(pass.x.dtype())?)?;
+    let gw = gw.to_dtype(conv.weight.dtype())?;
+    let (weight, magnitude) = match (&conv.magnitude, &pass.inverse) {
+        (Some(g), Some(inverse)) => {
+            let (gv, gg) = weight_norm_backward(&gw, &conv.weight, g, inverse)?;
+            (gv, Some(gg))
+        }
+        _ => (gw, None),
+    };
+    Ok((gx, Conv { weight, magnitude, bias }))
+}
+
+/// What the backward pass of a normalisation with its ReLU, or of ReLU alone, needs: the input, or the output.
+enum NormPass {
+    Norm(Tensor, Norm),
+    Relu(Tensor),
+}
+
+/// The i-th normalisation with its ReLU, and the batch's mean and variance if it uses them.
+#[allow(clippy::type_complexity)]
+fn norm_relu(p: &ResNetParams, i: usize, h: Tensor) -> Result<(Tensor, NormPass, Option<[Tensor; 2]>)> {
+    let Some(norm) = &p.norms[i] else {
+        let y = act_norm(&h, None, None, 0., true)?;
+        return Ok((y.clone(), NormPass::Relu(y), None));
+    };
+    let own = p.batch_statistics;
+    let batch = match own {
+        true => {
+            let m = moments(&h)?;
+            Some([m.get(0)?, m.get(1)?])
+        }
+        false => None,
+    };
+    let [mean, var] = batch.clone().unwrap_or_else(|| [norm.mean.clone(), norm.var.clone()]);
+    let norm = Norm { mean, var, gamma: norm.gamma.clone(), beta: norm.beta.clone(), eps: p.eps, own };
+    Ok((norm.forward(&h, true)?, NormPass::Norm(h, norm), batch))
+}
+
+/// The gradient of the input, and those of gain and shift.
+fn norm_relu_backward(pass: NormPass, gy: &Tensor) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+    match pass {
+        NormPass::Norm(x, norm) => {
+            let (gx, gamma, beta) = norm.backward(&x, gy, true)?;
+            Ok((gx, Some([gamma, beta])))
+        }
+        NormPass::Relu(y) => Ok((relu_backward(&y, gy)?, None)),
+    }
+}
+
+/// What a pass keeps, in the order of the parameters.
+struct Pass {
+    channels: usize,
+    convs: Vec<ConvPass>,
+    norms: Vec<NormPass>,
+}
+
+/// Runs a network's layers in the order of the pass, and keeps what each leaves.
+struct Forward<'a> {
+    p: &'a ResNetParams,
+    pass: Pass,
+    statistics: Vec<Option<[Tensor; 2]>>,
+}
+
+impl Forward<'_> {
+    fn conv(&mut self, x: &Tensor, to: DType) -> Result<Tensor> {
+        let (y, pass) = conv(&self.p.convs[self.pass.convs.len()], x, to)?;
+        self.pass.convs.push(pass);
+        Ok(y)
+    }
+
+    fn norm(&mut self, x: Tensor) -> Result<Tensor> {
+        let (y, pass, batch) = norm_relu(self.p, self.pass.norms.len(), x)?;
+        self.pass.norms.push(pass);
+        self.statistics.push(batch);
+        Ok(y)
+    }
+}
+
+/// [`super::forward`].
+pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output> {
+    let (channels, inside) = (x.dim(1)?, precision::inside(x));
+    let u = signed_input(x, p.signed_input, p.mask.as_ref())?;
+    let pass = Pass { channels, convs: Vec::new(), norms: Vec::new() };
+    let mut run = Forward { p, pass, statistics: Vec::new() };
+    let mut h = run.conv(&u.to_dtype(inside)?, inside)?;
+    let mut sum = if p.skip { Some(run.conv(&h, inside)?) } else { None };
+    for _ in 0..p.blocks() {
+        let r = run.norm(h.clone())?;
+        let r = run.conv(&r, inside)?;
+        let r = run.norm(r)?;
+        let r = run.conv(&r, inside)?;
+        h = (h + r)?;
+        if let Some(s) = sum {
+            sum = Some((s + run.conv(&h, inside)?)?);
+        }
+    }
+    let h = run.norm(sum.unwrap_or(h))?;
+    let y = run.conv(&h, x.dtype())?;
+    Ok(Output { y, statistics: run.statistics, saved: keep.then(|| Saved(Box::new(run.pass))) })
+}
+
+/// Runs backward through a network's layers, and gathers their gradients.
+struct Backward<'a> {
+    p: &'a ResNetParams,
+    pass: Pass,
+    convs: Vec<Conv>,
+    norms: Vec<Option<[Tensor; 2]>>,
+}
+
+impl Backward<'_> {
+    /// Through the last convolution that is left.
+    fn conv(&mut self, gy: &Tensor) -> Result<Tensor> {
+        let pass = self.pass.convs.pop().expect("one for each convolution");
+        let (gx, g) = conv_backward(&self.p.convs[self.pass.convs.len()], pass, gy)?;
+        self.convs.push(g);
+        Ok(gx)
+    }
+
+    /// Through the last normalisation that is left.
+    fn norm(&mut self, gy: &Tensor) -> Result<Tensor> {
+        let (gx, g) = norm_relu_backward(self.pass.norms.pop().expect("one for each norm"), gy)?;
+        self.norms.push(g);
+        Ok(gx)
+    }
+}
+
+/// [`super::backward`].
+pub(crate) fn backward(p: &ResNetParams, saved: Saved, gy: &Tensor) -> Result<ResNetGradients> {
+    let Ok(pass) = saved.0.downcast::<Pass>() else { bail!("the pass was not one through kernels") };
+    let mut run = Backward { p, pass: *pass, convs: Vec::new(), norms: Vec::new() };
+    let g = run.conv(gy)?;
+    // The gradient of the sum of skips, or without skips that of the residual stream.
+    let g = run.norm(&g)?;
+    let mut of_stream = if p.skip { None } else { Some(g.clone()) };
+    for _ in 0..p.blocks() {
+        if p.skip {
+            of_stream = Some(plus(of_stream, run.conv(&g)?)?);
+        }
+        let gh = of_stream.expect("without a skip the stream is the output");
+        let r = run.conv(&gh)?;
+        let r = run.norm(&r)?;
+        let r = run.conv(&r)?;
+        let r = run.norm(&r)?;
+        of_stream = Some((gh + r)?);
+    }
+    if p.skip {
+        of_stream = Some(plus(of_stream, run.conv(&g)?)?);
+    }
+    let gh = of_stream.expect("without a skip the stream is the output");
+    let gu = run.conv(&gh)?.to_dtype(gy.dtype())?;
+    let x = signed_input_backward(&gu, run.pass.channels, p.signed_input)?;
+    run.convs.reverse();
+    run.norms.reverse();
+    Ok(ResNetGradients { x, convs: run.convs, norms: run.norms })
+}
+
+fn plus(a: Option<Tensor>, b: Tensor) -> Result<Tensor> {
+    match a {
+        Some(a) => a + b,
+        None => Ok(b),
+    }
+}

@@ -1,0 +1,136 @@
+//! The kernels of weight norm, and of the network's input.
+
+use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch};
+use candle_core::{DType, Result, Tensor};
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WeightNormArgs {
+    v: Ptr,
+    g: Ptr,
+    w: Ptr,
+    inverse: Ptr,
+    n: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for WeightNormArgs {}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WeightNormBack {
+    gw: Ptr,
+    v: Ptr,
+    g: Ptr,
+    inverse: Ptr,
+    gv: Ptr,
+    gg: Ptr,
+    n: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for WeightNormBack {}
+
+/// w = g v / |v| for each output channel of v (O, ...), and 1/|v| in f64.
+pub(crate) fn weight_norm(v: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    let o = v.dim(0)?;
+    channels(o, &[Some(g)])?;
+    let (w, inverse) = (fresh(v.shape(), v.dtype(), v.device())?, fresh(o, DType::F64, v.device())?);
+    let args = WeightNormArgs {
+        v: Ptr::of(v)?,
+        g: Ptr::of(g)?,
+        w: Ptr::of(&w)?,
+        inverse: Ptr::of(&inverse)?,
+        n: count(v.elem_count() / o.max(1))?,
+    };
+    launch(v.device(), "weight_norm", Some(v.dtype()), o, &args)?;
+    Ok((w, inverse))
+}
+
+/// The gradients of v and g, from that of w.
+pub(crate) fn weight_norm_backward(
+    gw: &Tensor,
+    v: &Tensor,
+    g: &Tensor,
+    inverse: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let (gw, o) = (gw.contiguous()?, v.dim(0)?);
+    let (gv, gg) = (fresh(v.shape(), v.dtype(), v.device())?, fresh(o, v.dtype(), v.device())?);
+    let args = WeightNormBack {
+        gw: Ptr::of(&gw)?,
+        v: Ptr::of(v)?,
+        g: Ptr::of(g)?,
+        inverse: Ptr::of(inverse)?,
+        gv: Ptr::of(&gv)?,
+        gg: Ptr::of(&gg)?,
+        n: count(v.elem_count() / o.max(1))?,
+    };
+    launch(v.device(), "weight_norm_back", Some(v.dtype()), o, &args)?;
+    Ok((gv, gg))
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Signed {
+    x: Ptr,
+    mask: Ptr,
+    out: Ptr,
+    channels: u32,
+    positions: u32,
+    total: u32,
+    signs: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for Signed {}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SignedBack {
+    gu: Ptr,
+    gx: Ptr,
+    channels: u32,
+    positions: u32,
+    total: u32,
+    signs: u32,
+    rows: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for SignedBack {}
+
+/// [x, -x, mask] along the channels of x (B, C, H, W); -x if `signed`, a mask of H W numbers if there is one.
+pub(crate) fn signed_input(x: &Tensor, signed: bool, mask: Option<&Tensor>) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let (b, c, h, w) = x.dims4()?;
+    channels(h * w, &[mask])?;
+    let signs = 1 + usize::from(signed);
+    let out = fresh((b, signs * c + usize::from(mask.is_some()), h, w), x.dtype(), x.device())?;
+    let n = out.elem_count();
+    let args = Signed {
+        x: Ptr::of(&x)?,
+        mask: Ptr::maybe(mask)?,
+        out: Ptr::of(&out)?,
+        channels: count(c)?,
+        positions: count(h * w)?,
+        total: count(n)?,
+        signs: count(signs)?,
+    };
+    launch(x.device(), "signed_input", Some(x.dtype()), blocks(n), &args)?;
+    Ok(out)
+}
+
+/// The gradient of x (B, `c`, H, W) from that of [x, -x, mask].
+pub(crate) fn signed_input_backward(gu: &Tensor, c: usize, signed: bool) -> Result<Tensor> {
+    let gu = gu.contiguous()?;
+    let (b, rows, h, w) = gu.dims4()?;
+    let gx = fresh((b, c, h, w), gu.dtype(), gu.device())?;
+    let n = gx.elem_count();
+    let args = SignedBack {
+        gu: Ptr::of(&gu)?,
+        gx: Ptr::of(&gx)?,
+        channels: count(c)?,
+        positions: count(h * w)?,
+        total: count(n)?,
+        signs: 1 + u32::from(signed),
+        rows: count(rows)?,
+    };
+    launch(gu.device(), "signed_input_back", Some(gu.dtype()), blocks(n), &args)?;
+    Ok(gx)
+}

@@ -1,0 +1,133 @@
+//! The ops on the CPU against candle's operations.
+
+use super::{max_diff, wave};
+use crate::autodiff::gradients;
+use crate::coupling::{AffineSpec, ScaleFn};
+use crate::update::{Accumulate, Apply};
+use crate::{act_norm, batch_norm, channel_mix, conv, coupling, linear, plu, update};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+fn near(what: &str, a: &Tensor, b: &Tensor) {
+    assert_eq!(a.shape(), b.shape(), "{what}");
+    let d = max_diff(a, b);
+    assert!(d < 1e-12, "{what}: {d:e}");
+}
+
+#[test]
+fn coupling_laws() -> Result<()> {
+    let checkers = wave(&[1, 1, 3, 5], 3.).gt(0.)?.to_dtype(DType::F64)?;
+    let x = wave(&[2, 4, 3, 5], 0.37);
+    let gain = Tensor::new(&[0.7], &Device::Cpu)?;
+    for scale in [ScaleFn::Zero, ScaleFn::Exp, ScaleFn::Sigmoid, ScaleFn::Tanh] {
+        let gain = (scale == ScaleFn::Tanh).then_some(&gain);
+        for (changed, mask) in [(0..2, None), (1..4, None), (0..4, Some(&checkers))] {
+            for shift_first in [false, true] {
+                let times = if scale == ScaleFn::Zero { 1 } else { 2 };
+                let net = wave(&[2, times * changed.len(), 3, 5], 0.91);
+                let law = AffineSpec { scale, gain, shift_first, changed: changed.clone(), mask };
+                let (y, log_det) = law.forward(&x, &net)?;
+                let (want, want_log_det) = coupling::reference::forward(&law, &x, &net)?;
+                near("y", &y, &want);
+                near("log-det", &log_det, &want_log_det);
+                near("inverse", &law.inverse(&y, &net)?, &x);
+                near("reference's inverse", &coupling::reference::inverse(&law, &y, &net)?, &x);
+                let (gy, gld) = (wave(&[2, 4, 3, 5], 0.53), wave(&[2], 1.7));
+                let (a, b) = (
+                    law.backward(&x, &net, &gy, &gld)?,
+                    coupling::reference::backward(&law, &x, &net, &gy, &gld)?,
+                );
+                near("gx", &a.gx, &b.gx);
+                near("gnet", &a.gnet, &b.gnet);
+                for (a, b) in a.ggain.iter().zip(&b.ggain) {
+                    near("ggain", a, b);
+                }
+                assert_eq!(a.ggain.is_some(), gain.is_some());
+            }
+        }
+    }
+    let part = wave(&[2, 2, 3, 5], 0.2);
+    let want = Tensor::cat(&[x.narrow(1, 0, 1)?, (x.narrow(1, 1, 2)? + &part)?, x.narrow(1, 3, 1)?], 1)?;
+    near("add_part", &coupling::add_part(&x, &part, 1)?, &want);
+    Ok(())
+}
+
+#[test]
+fn layers() -> Result<()> {
+    let (x, g) = (wave(&[3, 4, 2, 5], 0.37), wave(&[3, 4, 2, 5], 0.53));
+    let (bias, logs) = (wave(&[4], 1.3), wave(&[4], 2.1));
+    let z = act_norm::act_norm(&x, &bias, &logs, 3.)?;
+    near("act_norm", &z, &act_norm::reference::act_norm(&x, &bias, &logs, 3.)?);
+    near("its inverse", &act_norm::act_norm_inverse(&z, &bias, &logs, 3.)?, &x);
+    near("the reference's", &act_norm::reference::act_norm_inverse(&z, &bias, &logs, 3.)?, &x);
+    let (gx, gb, gl) = act_norm::act_norm_backward(&z, &g, &logs, 3.)?;
+    let of = |v: &[Var]| Ok(vec![act_norm::reference::act_norm(&v[0], &v[1], &v[2], 3.)?]);
+    for (a, b) in [gx, gb, gl].iter().zip(gradients(&[&x, &bias, &logs], &[&g], of)?) {
+        near("act_norm's gradients", a, &b);
+    }
+
+    let w = wave(&[4, 4], 0.7);
+    near("channel_mix", &channel_mix::channel_mix(&x, &w)?, &channel_mix::reference::channel_mix(&x, &w)?);
+    let v = wave(&[3, 4], 0.2);
+    near(
+        "channel_mix of vectors",
+        &channel_mix::channel_mix(&v, &w)?,
+        &channel_mix::reference::channel_mix(&v, &w)?,
+    );
+    let (gx, gw) = channel_mix::channel_mix_backward(&x, &w, &g)?;
+    let of = |v: &[Var]| Ok(vec![channel_mix::reference::channel_mix(&v[0], &v[1])?]);
+    for (a, b) in [gx, gw].iter().zip(gradients(&[&x, &w], &[&g], of)?) {
+        near("channel_mix's gradients", a, &b);
+    }
+
+    let (packed, perm, sign) = (wave(&[5, 5], 0.9), [3, 0, 4, 1, 2], [1., -1., -1., 1., 1.]);
+    let rows = plu::Rows::new(perm.to_vec(), sign.to_vec(), &packed)?;
+    let (a, b) = (plu::plu(&packed, &rows)?, plu::reference::plu(&packed, &perm, &sign)?);
+    near("plu", &a.0, &b.0);
+    near("plu's log-det", &a.1, &b.1);
+    let (gw, gld) = (wave(&[5, 5], 0.31), wave(&[1], 0.4).reshape(())?);
+    let of = |v: &[Var]| plu::reference::plu(&v[0], &perm, &sign).map(|(w, l)| vec![w, l]);
+    let want = gradients(&[&packed], &[&gw, &gld], of)?;
+    near("plu's gradient", &plu::plu_backward(&packed, &rows, &gw, &gld)?, &want[0]);
+
+    let (x, w, b) = (wave(&[5, 7], 0.3), wave(&[4, 7], 0.7), wave(&[4], 1.1));
+    let g = wave(&[5, 4], 0.9);
+    for relu in [false, true] {
+        let y = linear::linear(&x, &w, &b, relu)?;
+        let (gx, gw, gb) = linear::linear_backward(&x, &w, &y, &g, relu)?;
+        let of = |v: &[Var]| Ok(vec![linear::reference::linear(&v[0], &v[1], &v[2], relu)?]);
+        for (a, b) in [gx, gw, gb].iter().zip(gradients(&[&x, &w, &b], &[&g], of)?) {
+            near("linear's gradients", a, &b);
+        }
+    }
+    let x = wave(&[3, 2, 4, 5], 0.4);
+    near("moments", &batch_norm::moments(&x)?, &batch_norm::reference::moments(&x)?);
+    near(
+        "conv2d",
+        &conv::conv2d(&x, &wave(&[2, 3, 3, 3], 0.8))?,
+        &conv::reference::conv2d(&x, &wave(&[2, 3, 3, 3], 0.8))?,
+    );
+    Ok(())
+}
+
+#[test]
+fn optimisers() -> Result<()> {
+    let copy = |t: &Tensor| Tensor::from_vec(t.flatten_all()?.to_vec1::<f64>()?, t.shape(), &Device::Cpu);
+    for (how, then) in [
+        (Accumulate::Adam { b1: 0.9, b2: 0.99 }, Apply::Adam { a: 0.1, c: 1.2, eps: 1e-3 }),
+        (Accumulate::Adamax { b1: 0.9, b2: 0.99 }, Apply::Adamax { a: 0.1, c: 1., eps: 1e-3 }),
+        (Accumulate::RmsProp { rho: 0.9, mu: 0.5, lr: 0.1, eps: 1e-3 }, Apply::Momentum),
+    ] {
+        let (p, g) = (wave(&[2, 3], 0.3), wave(&[2, 3], 0.8));
+        let state = (wave(&[2, 6], 0.2) + 2.)?;
+        let (q, other) = (copy(&p)?, copy(&state)?);
+        update::accumulate(&state, &g, 0.5, how)?;
+        update::apply(&p, &state, then)?;
+        update::average(&p, &g, 0.9)?;
+        update::reference::accumulate(&other, &g, 0.5, how)?;
+        update::reference::apply(&q, &other, then)?;
+        update::reference::average(&q, &g, 0.9)?;
+        near("state", &state, &other);
+        near("parameter", &p, &q);
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Updates of parameters on the CPU: one pass over memory for each step of an optimiser, no new tensors.
+
+use super::spec::RuleStep;
+use crate::real::{Real, View, contiguous, dispatch, dtype};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Elementwise work is handed out in blocks of this many numbers; sums are taken over these blocks, in order.
+const BLOCK: usize = 1 << 15;
+
+struct Accumulate {
+    step: RuleStep,
+    factor: f64,
+}
+
+impl InplaceOp2 for Accumulate {
+    fn name(&self) -> &'static str {
+        "optimizer_state"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        dispatch!("optimizer_state", dtype(s1), T => {
+            let g = contiguous::<T>("optimizer_state", s2, l2)?;
+            let (m, v) = contiguous_mut::<T>(s1, l1)?.split_at_mut(g.len());
+            let factor = T::of(self.factor);
+            let zip = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
+            match self.step {
+                RuleStep::Adam { b1, b2, .. } => {
+                    let (b1, c1, b2, c2) = (T::of(b1), T::of(1. - b1), T::of(b2), T::of(1. - b2));
+                    zip.for_each(|((m, v), g)| {
+                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
+                            let g = g * factor;
+                            *m = b1 * *m + c1 * g;
+                            *v = b2 * *v + c2 * g * g;
+                        }
+                    });
+                }
+                RuleStep::Adamax { b1, b2, .. } => {
+                    let (b1, c1, b2) = (T::of(b1), T::of(1. - b1), T::of(b2));
+                    zip.for_each(|((m, v), g)| {
+                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
+                            let g = g * factor;
+                            *m = b1 * *m + c1 * g;
+                            let (a, b) = (b2 * *v, if g < T::default() { -g } else { g });
+                            *v = if a > b { a } else { b };
+                        }
+                    });
+                }
+                RuleStep::RmsProp { rho, momentum, lr, eps } => {
+                    let (rho, c, momentum) = (T::of(rho), T::of(1. - rho), T::of(momentum));
+                    let (lr, eps) = (T::of(lr), T::of(eps));
+                    zip.for_each(|((m, v), g)| {
+                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
+                            let g = g * factor;
+                            *v = rho * *v + c * g * g;
+                            *m = momentum * *m + lr * g / (*v + eps).sqrt();
+                        }
+                    });
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+struct Apply(RuleStep);
+
+impl InplaceOp2 for Apply {
+    fn name(&self) -> &'static str {
+        "optimizer_apply"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        dispatch!("optimizer_apply", dtype(s1), T => {
+            let p = contiguous_mut::<T>(s1, l1)?;
+            let (m, v) = contiguous::<T>("optimizer_apply", s2, l2)?.split_at(p.len());
+            let zip = p.par_chunks_mut(BLOCK).zip(m.par_chunks(BLOCK)).zip(v.par_chunks(BLOCK));
+            match self.0 {
+                RuleStep::Adam { a, c, eps, .. } => {
+                    let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
+                    zip.for_each(|((p, m), v)| {
+                        for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
+                            *p -= a * m / (v.sqrt() * c + eps);
+                        }
+                    });
+                }
+                RuleStep::Adamax { a, eps, .. } => {
+                    let (a, eps) = (T::of(a), T::of(eps));
+                    zip.for_each(|((p, m), v)| {
+                        for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
+                            *p -= a * m / (v + eps);
+                        }
+                    });
+                }
+                RuleStep::RmsProp { .. } => zip.for_each(|((p, m), _)| {
+                    for (p, &m) in p.iter_mut().zip(m) {
+                        *p -= m;
+                    }
+                }),
+            }
+        });
+        Ok(())
+    }
+}
+
+/// e <- decay e + (1 - decay) p.
+struct Average(f64);
+
+impl InplaceOp2 for Average {
+    fn name(&self) -> &'static str {
+        "moving_average"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        dispatch!("moving_average", dtype(s1), T => {
+            let p = contiguous::<T>("moving_average", s2, l2)?;
+            let e = contiguous_mut::<T>(s1, l1)?;
+            let (d, c) = (T::of(self.0), T::of(1. - self.0));
+            e.par_chunks_mut(BLOCK).zip(p.par_chunks(BLOCK)).for_each(|(e, p)| {
+                for (e, &p) in e.iter_mut().zip(p) {
+                    *e = d * *e + c * p;
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+fn contiguous_mut<'a, T: Real>(s: &'a mut CpuStorage, l: &Layout) -> Result<&'a mut [T]> {
+    let Some((start, end)) = l.contiguous_offsets() else {
+        bail!("an in-place update needs a contiguous tensor, got strides {:?}", l.stride())
+    };
+    match T::slice_mut(s) {
+        Some(v) => Ok(&mut v[start..end]),
+        None => bail!("an in-place update met two dtypes"),
+    }
+}
+
+/// [`super::step`].
+pub(crate) fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, step: RuleStep) -> Result<()> {
+    state.inplace_op2(&g.contiguous()?, &Accumulate { step, factor })?;
+    p.inplace_op2(state, &Apply(step))
+}
+
+/// [`super::average`].
+pub(crate) fn average(e: &Tensor, p: &Tensor, decay: f64) -> Result<()> {
+    e.inplace_op2(p, &Average(decay))
+}
+
+/// [`super::sum_of_squares`].
+pub(crate) fn sum_of_squares(t: &Tensor) -> Result<f64> {
+    let t = t.contiguous()?;
+    dispatch!("sum_of_squares", t.dtype(), T => {
+        let view = View::of("sum_of_squares", &t)?;
+        let v = view.get::<T>("sum_of_squares")?;
+        let parts: Vec<f64> = v
+            .par_chunks(1024)
+            .map(|c| {
+                let mut lanes = [T::default(); 16];
+                for group in c.chunks(16) {
+                    for (l, &v) in lanes.iter_mut().zip(group) {
+                        *l += v * v;
+                    }
+                }
+                lanes.iter().map(|v| v.f64()).sum()
+            })
+            .collect();
+        Ok(parts.into_iter().sum())
+    })
+}

@@ -1,0 +1,67 @@
+//! The numbers of an update.
+
+/// One step of an update rule; the two rows of state are m and v (or u).
+#[derive(Clone, Copy, Debug)]
+pub enum RuleStep {
+    /// m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- p - a m / (c sqrt(v) + eps).
+    Adam {
+        /// Decay of the first moment.
+        b1: f64,
+        /// Decay of the second moment.
+        b2: f64,
+        /// The learning rate with the first moment's bias correction.
+        a: f64,
+        /// The second moment's bias correction.
+        c: f64,
+        /// Added to the denominator.
+        eps: f64,
+    },
+    /// m <- b1 m + (1 - b1) g;  u <- max(b2 u, |g|);  p <- p - a m / (u + eps).
+    Adamax {
+        /// Decay of the first moment.
+        b1: f64,
+        /// Decay of the infinity norm.
+        b2: f64,
+        /// The learning rate with its bias correction.
+        a: f64,
+        /// Added to the denominator.
+        eps: f64,
+    },
+    /// v <- rho v + (1 - rho) g^2;  m <- momentum m + lr g / sqrt(v + eps);  p <- p - m.
+    RmsProp {
+        /// Decay of the mean square.
+        rho: f64,
+        /// Momentum.
+        momentum: f64,
+        /// The learning rate.
+        lr: f64,
+        /// Added under the root.
+        eps: f64,
+    },
+}
+
+/// What changes from one update of all parameters to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    /// The rule's.
+    pub step: RuleStep,
+    /// What the moving average keeps.
+    pub decay: f64,
+    /// The largest global norm of the gradients; infinite for none.
+    pub max_norm: f64,
+}
+
+/// Sums over the updates since they were last read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Of the mean log p(x) of each batch, in nats.
+    pub log_prob: f64,
+    /// Of the gradients' global norm, before clipping.
+    pub norm: f64,
+    /// Of the factor that clipping multiplied gradients by.
+    pub clip: f64,
+    /// Updates made.
+    pub updates: u64,
+    /// Set when an update, and all after it, were not made: true if its loss was not finite, false if its gradient was not.
+    pub not_finite: Option<bool>,
+}
