@@ -268,12 +268,17 @@ impl Summary {
         Ok(write_atomic(&dir.join(SUMMARY), &serde_json::to_vec_pretty(self)?)?)
     }
 
+    /// The evaluation that counts, and its split: the test images', else the validation images'.
+    #[must_use]
+    pub fn score(&self) -> Option<(&'static str, &Evaluation)> {
+        let all = [("test", &self.test), ("validation", &self.validation)];
+        all.into_iter().find_map(|(split, score)| Some((split, score.as_ref()?)))
+    }
+
     /// The object of `--json`; `weights` is the run's folder.
     #[must_use]
     pub fn json(&self, weights: &Path) -> Value {
-        let score =
-            self.test.as_ref().map(|s| ("test", s)).or(self.validation.as_ref().map(|s| ("validation", s)));
-        let mut object = match score {
+        let mut object = match self.score() {
             Some((split, score)) => score_json(&self.recipe, split, score),
             None => Map::from_iter([("recipe".to_owned(), json!(self.recipe))]),
         };

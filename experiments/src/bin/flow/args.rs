@@ -10,14 +10,14 @@ use std::path::PathBuf;
 /// Which recipe.
 #[derive(Args)]
 pub struct RecipeArgs {
-    /// A built-in recipe (see `flow list`), or the path of a .toml file.
+    /// Name of a built-in recipe (see `flow list`) or path of a .toml file.
     pub recipe: String,
     #[command(flatten)]
     overrides: Overrides,
-    /// The seed of parameters, order, augmentation and noise (the recipe's `train.seed`).
+    /// Seed of parameters, order, augmentation and noise (the setting `train.seed`).
     #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
-    /// Crop and resize images of your own to this side (the recipe's `data.size`).
+    /// Crop and resize images of a folder to this side (the setting `data.size`).
     #[arg(long)]
     size: Option<usize>,
 }
@@ -25,7 +25,7 @@ pub struct RecipeArgs {
 /// Changed settings.
 #[derive(Args)]
 pub struct Overrides {
-    /// Change a setting, for example --set train.lr=5e-4 (the value is TOML); may be repeated.
+    /// Override a setting, for example --set train.lr=5e-4; can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
 }
@@ -46,10 +46,12 @@ impl RecipeArgs {
 /// Where to compute.
 #[derive(Args)]
 pub struct Compute {
-    /// `cpu`, or `cuda:N` for the Nth GPU.
+    /// Device: `cpu` or `cuda:N`.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads, at most 512 (default: all cores). Results are equal to the bit only for equal numbers of threads.
+    /// Number of threads, at most 512 (default: all cores).
+    ///
+    /// Results are equal to the bit only for equal numbers of threads.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: Option<u16>,
 }
@@ -79,7 +81,7 @@ impl Compute {
 /// Where the data are.
 #[derive(Args)]
 pub struct DataArgs {
-    /// The folder of the data (default: the variable FLOW_DATA, then the Hugging Face hub).
+    /// Folder of the data (default: the Hugging Face Hub).
     #[arg(long = "data", value_name = "DIR", env = "FLOW_DATA")]
     pub dir: Option<PathBuf>,
 }

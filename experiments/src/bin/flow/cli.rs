@@ -13,68 +13,97 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use tracing_subscriber::EnvFilter;
 
-/// Flow-based generative models: reproduce the papers' numbers, train, evaluate, sample.
+/// Train, evaluate and sample flow-based generative models.
 #[derive(Parser)]
 #[command(name = "flow", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log more (the variable RUST_LOG says exactly what).
+    /// Print debug messages (the environment variable RUST_LOG selects messages in detail).
     #[arg(short, long, global = true)]
     verbose: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Data, training (or what is left of it), evaluation on the test images, samples, pictures, the row of the table.
+    /// Train a recipe and evaluate it on the test set.
+    ///
+    /// Loads the data, trains or resumes training, evaluates on all splits, draws samples and learning curves, and prints the
+    /// row of the result table. A finished run is not repeated: its result is printed again.
     Reproduce(reproduce::RunArgs),
-    /// As reproduce, without looking at the test images.
+    /// Train a recipe without evaluating it on the test set.
+    ///
+    /// As `flow reproduce`, but the test set is not used.
     Train(reproduce::RunArgs),
     /// Evaluate saved weights.
+    ///
+    /// Prints bits/dim with its standard error, its terms, and the baselines: entropy, Gaussian, PNG, WebP, the paper.
     Eval(eval::EvalArgs),
     /// Draw samples from saved weights.
     Sample(sample::SampleArgs),
-    /// Walk between two images: through latents on a line and on an arc, and through pixels.
+    /// Interpolate between two images.
+    ///
+    /// Draws latents on a line and on an arc between two images, decoded, and a blend of the pixels for comparison.
     Interpolate(interpolate::InterpolateArgs),
-    /// Add what a label changes, the mean latent with it minus the one without, to held-out images.
+    /// Change an attribute of images.
+    ///
+    /// Adds the attribute's direction, the mean latent of training images with it minus that of images without, to images of
+    /// the test set at several strengths.
     Attribute(attribute::AttributeArgs),
-    /// How exactly images come back from their latents, by image and by level.
+    /// Measure the reconstruction error of decode(encode(x)).
+    ///
+    /// Reports the error for each image and for the latents of each level.
     Reconstruct(reconstruct::ReconstructArgs),
-    /// The same latents sampled at several temperatures.
+    /// Sample the same latents at several temperatures.
     Temperature(temperature::TemperatureArgs),
-    /// Draw the latents of one level anew and keep the others.
+    /// Resample the latents of one level and keep the others.
     Levels(levels::LevelsArgs),
-    /// Fill in what is missing of an image by climbing log p.
+    /// Fill in the missing part of images.
+    ///
+    /// Follows the gradient of log p(x) from samples of the model.
     Inpaint(inpaint::InpaintArgs),
-    /// Samples beside the training images that are nearest to them.
+    /// Show samples beside their nearest training images.
     Nearest(nearest::NearestArgs),
-    /// Histograms of bits/dim over two data sets.
+    /// Compare bits/dim of two data sets.
+    ///
+    /// Draws a histogram of each and reports how often an image of the second set has more bits/dim than one of the first.
     Ood(ood::OodArgs),
-    /// What one image becomes layer by layer, and each layer's log-det.
+    /// Show the output and the log-det of each layer for one image.
     Layers(layers::LayersArgs),
-    /// In the plane: the density learned beside the true one, and what the flow does to a grid.
+    /// Draw the density of a two-dimensional model.
+    ///
+    /// Shows the learned density beside the true one, and the image of a grid under the inverse.
     Density(density::DensityArgs),
-    /// Examine saved weights: inverse, scales, conditioning, normalisation, NaN; fails only for what is broken.
+    /// Check saved weights for numerical problems.
+    ///
+    /// Measures the error of the inverse, scales, condition numbers, normalization statistics and values that are not finite.
+    /// Exits with 1 if the weights are broken; unusual values are only reported.
     Doctor(doctor::DoctorArgs),
-    /// Fetch a model from the Hugging Face hub.
+    /// Download a model from the Hugging Face Hub.
     Pull(pull::PullArgs),
-    /// Publish a run on the Hugging Face hub.
+    /// Upload a run to the Hugging Face Hub.
     Push(push::PushArgs),
-    /// All runs against the papers, or runs side by side.
+    /// Print a table of runs.
+    ///
+    /// One row a run with the paper's number and the baselines, or with --side-by-side one column a run.
     Table(table::TableArgs),
-    /// A run as one HTML file: numbers, curves, pictures, settings.
+    /// Write a run as one HTML file.
+    ///
+    /// The file holds numbers, curves, pictures and settings, and needs no network.
     Report(report::ReportArgs),
-    /// Write saved weights once more: in another dtype, or in shards.
+    /// Convert saved weights to another dtype or to shards.
     Export(export::ExportArgs),
-    /// Make a model of another project's PyTorch checkpoint.
+    /// Convert a PyTorch checkpoint of another project.
     Import(import::ImportArgs),
-    /// Write the model card (README.md) of folders of weights.
+    /// Write the model card (README.md) of saved weights.
     Card(card::CardArgs),
-    /// The trained models of weights/: list them, check them, write their index anew.
+    /// List or check the models in weights/.
     Weights(weights::WeightsArgs),
-    /// The built-in recipes.
+    /// List the built-in recipes.
     List(list::ListArgs),
-    /// Each setting of a recipe and where it comes from; parameters, memory, and the time it takes on this machine.
+    /// Show the settings of a recipe and estimate its cost.
+    ///
+    /// Prints each setting with its source, then parameters, memory and training time, measured on this machine.
     Explain(explain::ExplainArgs),
 }
 

@@ -33,10 +33,10 @@ impl From<Stored> for DType {
 /// How weights are written.
 #[derive(clap::Args)]
 pub struct FileArgs {
-    /// The dtype of floating-point tensors in the file; f16 and bf16 are computed in f32.
+    /// Dtype of the stored tensors; f16 and bf16 are computed in f32.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Stored,
-    /// Weights above this are written in several files with an index: 500MB, 5GB, 64KiB or bytes.
+    /// Split weights larger than this into several files, for example 500MB or 64KiB.
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     max_shard_size: usize,
 }

@@ -32,18 +32,18 @@ pub const BATCH: usize = 100;
 /// What all of these commands take.
 #[derive(Args)]
 pub struct Base {
-    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
     pub weights: Weights,
-    /// The class, for a class-conditional model (default: the images' own, or all in turn).
+    /// Class, for a class-conditional model (default: the labels of the images, or all in turn).
     #[arg(long)]
     pub class: Option<u32>,
-    /// The seed of dequantisation noise and of whatever is drawn.
+    /// Seed of dequantization noise and samples.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     pub seed: u64,
     #[command(flatten)]
     pub compute: Compute,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     pub json: bool,
 }
@@ -51,15 +51,19 @@ pub struct Base {
 /// Where the picture goes.
 #[derive(Args)]
 pub struct Out {
-    /// The picture to write, a .png file; its numbers go beside it (default: the command's name).
+    /// Output file (.png), with the numbers beside it as .safetensors (default: the command's name).
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
 
-/// How large images are drawn.
+/// What a command takes that draws a sheet of images.
 #[derive(Args)]
-pub struct Scale {
-    /// Draw each pixel so many pixels wide (default: images some 64 pixels high).
+pub struct Grid {
+    #[command(flatten)]
+    pub base: Base,
+    #[command(flatten)]
+    pub out: Out,
+    /// Side of the square that a pixel is drawn as (default: images about 64 pixels high).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub scale: Option<u32>,
 }
@@ -67,10 +71,10 @@ pub struct Scale {
 /// Which data set.
 #[derive(Args)]
 pub struct Source {
-    /// Data of this recipe (default: the recipe that the folder holds).
+    /// Recipe with the data settings (default: recipe.toml of the folder).
     #[arg(long)]
     pub recipe: Option<String>,
-    /// The data set, in place of the recipe's.
+    /// Data set to use instead of the recipe's.
     #[arg(long, value_name = "NAME")]
     pub data_set: Option<String>,
     #[command(flatten)]
@@ -82,15 +86,15 @@ pub struct Source {
 pub struct Which {
     #[command(flatten)]
     pub source: Source,
-    /// Which part of the data.
+    /// Split of the data set.
     #[arg(long, value_enum, default_value = "test")]
     pub split: Part,
 }
 
-/// Which images.
+/// Split of the data set.
 #[derive(Args)]
 pub struct Images {
-    /// Images by their number in the data, or PNG and JPEG files (default: the first ones).
+    /// Images: indices in the split, or PNG and JPEG files (default: the first ones).
     pub images: Vec<String>,
     #[command(flatten)]
     pub from: Which,
@@ -133,6 +137,13 @@ impl<'a> Session<'a> {
         output::writable(&out, PNG, PICTURE)?;
         numbers_of(&out)?;
         Self::load(base, out, command)
+    }
+
+    /// As [`Session::open`] for a command that draws images, with their shape.
+    pub fn sheet(grid: &'a Grid, command: &'static str) -> Result<(Self, [usize; 3])> {
+        let session = Self::open(&grid.base, &grid.out, command)?;
+        let shape = session.shape()?;
+        Ok((session, shape))
     }
 
     pub fn load(base: &'a Base, out: PathBuf, command: &'static str) -> Result<Self> {

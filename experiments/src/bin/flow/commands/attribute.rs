@@ -4,7 +4,7 @@ use crate::args::list;
 use crate::draw::sheet::{Sheet, room};
 use crate::progress::go_on;
 use crate::saved;
-use crate::session::{BATCH, Base, Images, Named, Out, Scale, Session, auroc, doubles, mean, pooled};
+use crate::session::{BATCH, Grid, Images, Named, Session, auroc, doubles, mean, pooled};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -16,17 +16,13 @@ use serde_json::json;
 #[derive(Args)]
 pub struct AttributeArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// The attribute or class, by its name in the data; NAME=LEVEL for one level of several.
+    /// Attribute or class by name; NAME=LEVEL selects one level of an attribute.
     #[arg(long)]
     label: String,
-    /// How much of the direction to add.
+    /// Factors of the direction.
     #[arg(
         long,
         value_delimiter = ',',
@@ -35,7 +31,7 @@ pub struct AttributeArgs {
         value_parser = list
     )]
     strengths: Vec<f64>,
-    /// Training images whose latents are averaged, at most.
+    /// Number of training images to average, at most.
     #[arg(long, default_value_t = 2000)]
     fit: usize,
 }
@@ -84,8 +80,7 @@ fn has(data: &Dataset, split: &Split, label: &str) -> Result<Vec<bool>> {
 pub fn run(args: &AttributeArgs) -> Result<()> {
     /// Held-out images on which the direction is measured.
     const MEASURED: usize = 500;
-    let s = Session::open(&args.base, &args.out, "attribute")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "attribute")?;
     ensure!(args.fit > 0, "--fit 0: average the latents of at least one image");
     let from = &args.images.from;
     let data = s.data(&from.source)?;
@@ -111,7 +106,7 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     let first = |with: bool| side(&held_flags, with).into_iter().take(3);
     let first: Vec<String> = first(false).chain(first(true)).map(|i| i.to_string()).collect();
     let specs = if args.images.images.is_empty() { &first } else { &args.images.images };
-    room(specs.len(), 1 + args.strengths.len(), shape, args.scale.scale)?;
+    room(specs.len(), 1 + args.strengths.len(), shape, args.grid.scale)?;
     let picked = s.pick(specs, Some(&Named { name: data.name, split: part }))?;
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));
@@ -194,7 +189,7 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
             rows: picked.names.iter().map(row_name).collect(),
             cells: rows,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let mut all = vec![picked.names.len(), n];

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// `card`.
 #[derive(clap::Args)]
 pub struct CardArgs {
-    /// Folders with config.json and model.safetensors: runs, or models of weights/.
+    /// Folders with config.json and model.safetensors.
     #[arg(required = true)]
     folders: Vec<PathBuf>,
 }

@@ -36,10 +36,10 @@ pub struct DoctorArgs {
     base: Base,
     #[command(flatten)]
     from: Which,
-    /// Examine on so many examples.
+    /// Number of examples.
     #[arg(short, long = "number", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     n: u16,
-    /// Examine on samples of the model instead of data: nothing else is read.
+    /// Use samples of the model instead of data.
     #[arg(long)]
     samples: bool,
 }

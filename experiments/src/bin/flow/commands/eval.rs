@@ -15,31 +15,31 @@ use serde_json::Value;
 /// `eval`.
 #[derive(Args)]
 pub struct EvalArgs {
-    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
     weights: Weights,
-    /// Data and evaluation settings of this recipe (default: the recipe that the folder holds).
+    /// Recipe with the data and evaluation settings (default: recipe.toml of the folder).
     #[arg(long)]
     recipe: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
-    /// The data set, in place of the recipe's.
+    /// Data set to use instead of the recipe's.
     #[arg(long, value_name = "NAME")]
     data_set: Option<String>,
-    /// Which images.
+    /// Split of the data set.
     #[arg(long, value_enum, default_value = "test")]
     split: Part,
-    /// Only the first so many images.
+    /// Number of images (default: all).
     #[arg(long)]
     images: Option<usize>,
     #[command(flatten)]
     compute: Compute,
     #[command(flatten)]
     data: DataArgs,
-    /// The seed of the noise (default: the seed of the run).
+    /// Seed of the dequantization noise (default: the seed of the run).
     #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -56,10 +56,10 @@ pub struct ExplainArgs {
     compute: Compute,
     #[command(flatten)]
     data: DataArgs,
-    /// Only the settings: no model is built and nothing is timed.
+    /// Print the settings only, without building the model.
     #[arg(long)]
     settings: bool,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

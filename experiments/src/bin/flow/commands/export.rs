@@ -11,15 +11,15 @@ use std::path::PathBuf;
 /// `export`.
 #[derive(clap::Args)]
 pub struct ExportArgs {
-    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
     weights: Weights,
-    /// The folder to write, new or of an earlier export.
+    /// Output folder, new or of an earlier export.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     file: FileArgs,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

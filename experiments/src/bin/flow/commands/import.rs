@@ -10,29 +10,29 @@ use std::path::PathBuf;
 /// `import`.
 #[derive(clap::Args)]
 pub struct ImportArgs {
-    /// A checkpoint of torch.save, .pth.
+    /// Checkpoint written by torch.save.
     file: PathBuf,
-    /// Whose model it is.
+    /// Project that the checkpoint comes from.
     #[arg(long, value_enum)]
     from: Layout,
-    /// The folder to write, new or of an earlier import.
+    /// Output folder, new or of an earlier import.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Height and width of the images, 32 or 32x48, where the checkpoint does not tell them.
+    /// Height and width of the images, 32 or 32x48, if the checkpoint does not hold them.
     #[arg(long, value_name = "HxW", value_parser = sides)]
     size: Option<[usize; 2]>,
-    /// Bits of a pixel value that the model was trained on.
+    /// Bits of a pixel value in training.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=8))]
     bits: u8,
-    /// What its training did to pixels first, which normflows leaves to its user (default there: unit).
+    /// Preprocessing of the pixels, for normflows (default: unit).
     #[arg(long, value_enum)]
     pixels: Option<Pixels>,
-    /// The channels are reversed between couplings (glow-pytorch keeps no fixed permutation in its checkpoint).
+    /// Reverse the channels between couplings, for glow-pytorch, whose checkpoint does not hold the permutation.
     #[arg(long)]
     reversed: bool,
     #[command(flatten)]
     weights: FileArgs,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

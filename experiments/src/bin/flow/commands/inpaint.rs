@@ -2,7 +2,7 @@
 
 use crate::draw::sheet::{Cell, Sheet, room};
 use crate::progress::{Stopped, stopped};
-use crate::session::{Base, Images, Out, Scale, Session, doubles, mean, pooled};
+use crate::session::{Grid, Images, Session, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -47,23 +47,19 @@ impl Missing {
 #[derive(Args)]
 pub struct InpaintArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// What is missing.
+    /// Part of the image that is missing.
     #[arg(long, value_enum, default_value = "right")]
     missing: Missing,
-    /// Gradients of log p for each completion.
+    /// Number of gradient steps.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
-    /// Completions of each image, from different samples.
+    /// Number of completions of each image.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
-    /// The temperature of the samples that the climb starts from.
+    /// Temperature of the samples to start from.
     #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f64,
 }
@@ -73,8 +69,7 @@ pub struct InpaintArgs {
 /// # Errors
 /// When the images are not the model's, or a gradient is not finite.
 pub fn run(args: &InpaintArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "inpaint")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "inpaint")?;
     let known = args.missing.known(shape)?.to_device(&s.device)?;
     ensure!(
         doubles(&known)?.contains(&0.),
@@ -84,7 +79,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
         args.missing
     );
     let picked = s.images(&args.images, 5)?;
-    room(picked.names.len(), 2 + usize::from(args.draws), shape, args.scale.scale)?;
+    room(picked.names.len(), 2 + usize::from(args.draws), shape, args.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let bins = f64::from(1u32 << s.model.config().bits());
@@ -103,7 +98,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
         let (mut filled, mut climbs, mut of_filled) = (vec![], vec![], vec![]);
         for draw in 0..args.draws {
             tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
-            let seed = args.base.seed.wrapping_add(u64::from(draw));
+            let seed = args.grid.base.seed.wrapping_add(u64::from(draw));
             let start = s.model.sample(n, args.temperature, seed, cond)?;
             let start =
                 s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
@@ -141,7 +136,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
             rows: picked.names.clone(),
             cells,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let lines = [format!(

@@ -1,7 +1,7 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
 use crate::draw::sheet::{Cell, Sheet, room};
-use crate::session::{Base, Images, Out, Scale, Session, brief, doubles, pooled};
+use crate::session::{Grid, Images, Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -12,14 +12,10 @@ use serde_json::json;
 #[derive(Args)]
 pub struct InterpolateArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// Images on the way, both ends among them.
+    /// Number of images in a row, including both ends.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(2..=100))]
     frames: u16,
 }
@@ -29,15 +25,14 @@ pub struct InterpolateArgs {
 /// # Errors
 /// When it is not two images, they are not the model's, or the picture cannot be written.
 pub fn run(args: &InterpolateArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "interpolate")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "interpolate")?;
     let given = args.images.images.len();
     ensure!(
         given == 0 || given == 2,
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
     let picked = s.images(&args.images, 2)?;
-    room(3, usize::from(args.frames), shape, args.scale.scale)?;
+    room(3, usize::from(args.frames), shape, args.grid.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
@@ -79,7 +74,7 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
             rows: ways.iter().map(|w| w.1.to_owned()).collect(),
             cells,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let middle = t.len() / 2;

@@ -2,7 +2,7 @@
 
 use crate::draw::plots::FINE;
 use crate::draw::sheet::{Area, Cell, Sheet};
-use crate::session::{Base, Images, Out, Scale, Session, brief, doubles, host, pooled};
+use crate::session::{Grid, Images, Session, brief, doubles, host, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -20,13 +20,9 @@ const COLUMNS: usize = 8;
 #[derive(Args)]
 pub struct LayersArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
 }
 
 /// Whether a layer is preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
@@ -39,8 +35,7 @@ fn preprocesses(step: &Step) -> bool {
 /// # Errors
 /// When it is more than one image, or not the model's.
 pub fn run(args: &LayersArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "layers")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "layers")?;
     let given = args.images.images.len();
     ensure!(
         given <= 1,
@@ -111,7 +106,7 @@ pub fn run(args: &LayersArgs) -> Result<()> {
             rows: vec![],
             cells: rows,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         let first = steps.iter().position(|step| !preprocesses(step)).unwrap_or(0);
         let shares: Vec<f64> = log_dets.iter().map(|l| per_dim(*l)).collect();

@@ -2,7 +2,7 @@
 
 use crate::draw::sheet::{Cell, Sheet, room};
 use crate::progress::go_on;
-use crate::session::{Base, Images, Out, Scale, Session, brief, doubles, mean, pooled};
+use crate::session::{Grid, Images, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -13,17 +13,13 @@ use serde_json::json;
 #[derive(Args)]
 pub struct LevelsArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// New latents for each level.
+    /// Number of draws for each level.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
-    /// The temperature of what is drawn anew.
+    /// Temperature of the new latents.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
 }
@@ -33,15 +29,14 @@ pub struct LevelsArgs {
 /// # Errors
 /// When the images are not the model's.
 pub fn run(args: &LevelsArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "levels")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "levels")?;
     ensure!(
         args.temperature >= 0. && args.temperature.is_finite(),
         "--temperature {}: it must be 0 or more",
         args.temperature
     );
     let picked = s.images(&args.images, 5)?;
-    room(picked.names.len(), 1 + usize::from(args.draws), shape, args.scale.scale)?;
+    room(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;
@@ -56,7 +51,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             let mut off = vec![];
             for draw in 0..args.draws {
                 go_on()?;
-                let fresh = latents::prior(&s.model, n, args.base.seed.wrapping_add(u64::from(draw)))?;
+                let fresh = latents::prior(&s.model, n, args.grid.base.seed.wrapping_add(u64::from(draw)))?;
                 let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
@@ -81,7 +76,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         ensure!(
             lost < drawn,
             "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
-            args.base.weights
+            args.grid.base.weights
         );
         let sheet = Sheet {
             title: s.title("One level's latents drawn anew"),
@@ -95,7 +90,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             rows: picked.names.clone(),
             cells: rows,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let mut lines: Vec<String> = parts

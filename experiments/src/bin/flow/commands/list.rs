@@ -9,7 +9,7 @@ use serde_json::json;
 /// `list`.
 #[derive(Args)]
 pub struct ListArgs {
-    /// The recipes as one JSON object, the last line of standard output.
+    /// Print the recipes as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -2,7 +2,7 @@
 
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::{Cell, Sheet, room};
-use crate::session::{Base, Out, Scale, Session, Source, mean, pooled};
+use crate::session::{Grid, Session, Source, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -15,20 +15,16 @@ use serde_json::json;
 #[derive(Args)]
 pub struct NearestArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     source: Source,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// Samples.
+    /// Number of samples.
     #[arg(short, long = "number", default_value_t = 6)]
     n: usize,
-    /// Neighbours of each.
+    /// Number of neighbours of each sample.
     #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
     k: u8,
-    /// The temperature of the samples.
+    /// Temperature of the samples.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
 }
@@ -79,17 +75,16 @@ fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<
 pub fn run(args: &NearestArgs) -> Result<()> {
     /// Test images whose neighbours are what samples are compared with.
     const COMPARED: usize = 50;
-    let s = Session::open(&args.base, &args.out, "nearest")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "nearest")?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
-    room(args.n, 1 + usize::from(args.k), shape, args.scale.scale)?;
+    room(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
     let data = s.data(&args.source)?;
     s.fits(&data.train, &data.name)?;
     let k = usize::from(args.k).min(data.train.len());
     pooled(|| {
-        let x = s.model.sample(args.n, args.temperature, args.base.seed, cond.as_ref())?;
+        let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
         let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
             let n = bytes.len();
@@ -129,7 +124,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
             rows: vec![],
             cells,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let lines = [format!(

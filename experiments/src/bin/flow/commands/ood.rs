@@ -28,10 +28,10 @@ pub struct OodArgs {
     /// `shuffled` (the pixels of the data's own images, each in another place).
     #[arg(long, value_name = "NAME")]
     against: String,
-    /// The folder of the other data set (default: that of --data).
+    /// Folder of the other data set (default: that of --data).
     #[arg(long, value_name = "DIR")]
     against_data: Option<PathBuf>,
-    /// Images of each, at most.
+    /// Number of images of each set, at most.
     #[arg(short, long = "number", default_value_t = 1000)]
     n: usize,
 }

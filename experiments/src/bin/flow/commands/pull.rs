@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 /// `pull`.
 #[derive(Args)]
 pub struct PullArgs {
-    /// The model, at a branch, a tag or a commit (default: main).
+    /// Model at a branch, tag or commit (default: main).
     #[arg(value_name = "hf:USER/NAME[@REVISION]")]
     address: Address,
-    /// Copy its files to this new folder (default: print the folder in the hub's cache).
+    /// Copy the files to this new folder (default: print the path in the local cache).
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -19,25 +19,25 @@ use std::path::{Path, PathBuf};
 /// `push`.
 #[derive(Args)]
 pub struct PushArgs {
-    /// The folder of a run, or of a model of weights/.
+    /// Folder of a run.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// The repository, which is made if it is not there.
+    /// Repository, created if it does not exist.
     #[arg(value_name = "USER/NAME", value_parser = repository)]
     repository: Repository,
-    /// For nobody else to see.
+    /// Create a private repository.
     #[arg(long)]
     private: bool,
-    /// The branch.
+    /// Branch.
     #[arg(long, value_name = "BRANCH", default_value = "main", value_parser = revision)]
     revision: Revision,
-    /// A name for this state, for good.
+    /// Tag to create for this commit.
     #[arg(long, value_name = "NAME", value_parser = revision)]
     tag: Option<Revision>,
-    /// Print the files that would go up, with their lengths and SHA-256, and send nothing.
+    /// List the files with their sizes and SHA-256 without uploading.
     #[arg(long)]
     dry_run: bool,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

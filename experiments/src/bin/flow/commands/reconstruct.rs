@@ -2,7 +2,7 @@
 
 use crate::draw::sheet::{Cell, Sheet};
 use crate::progress::go_on;
-use crate::session::{BATCH, Base, Images, Out, Scale, Session, brief, doubles, host, largest, mean, pooled};
+use crate::session::{BATCH, Grid, Images, Session, brief, doubles, host, largest, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -16,14 +16,10 @@ const SHOWN: usize = 8;
 #[derive(Args)]
 pub struct ReconstructArgs {
     #[command(flatten)]
-    base: Base,
+    grid: Grid,
     #[command(flatten)]
     images: Images,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// Images that are measured, where none is named; the first few are drawn.
+    /// Number of images to measure if none is named; the first few are drawn.
     #[arg(short, long = "number", default_value_t = 100)]
     n: usize,
 }
@@ -33,8 +29,7 @@ pub struct ReconstructArgs {
 /// # Errors
 /// When the images are not the model's or the picture cannot be written.
 pub fn run(args: &ReconstructArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "reconstruct")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "reconstruct")?;
     ensure!(args.n > 0, "-n 0: measure at least one image");
     let picked = s.images(&args.images, args.n)?;
     pooled(|| {
@@ -86,7 +81,7 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
             ],
             cells: vec![s.cells(&first(&picked.x)?)?, s.cells(&first(&back)?)?, off.collect()],
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let figures = json!({

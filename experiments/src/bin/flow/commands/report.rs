@@ -11,10 +11,10 @@ use std::path::PathBuf;
 /// `report`.
 #[derive(clap::Args)]
 pub struct ReportArgs {
-    /// The folder of a finished run, or of a model of weights/.
+    /// Folder of a finished run.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// The file to write (default: report.html in the run's folder).
+    /// Output file (default: report.html in the folder of the run).
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

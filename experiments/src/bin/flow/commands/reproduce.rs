@@ -31,10 +31,10 @@ pub struct RunArgs {
     compute: Compute,
     #[command(flatten)]
     data: DataArgs,
-    /// The run's folder (default: runs/RECIPE). The same command resumes there, or prints the result it had.
+    /// Folder of the run (default: runs/RECIPE); the same command resumes an unfinished run.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -14,27 +14,27 @@ use std::path::PathBuf;
 /// `sample`.
 #[derive(Args)]
 pub struct SampleArgs {
-    /// A folder with config.json and model.safetensors (a run, or a model of weights/), or a model of the hub.
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
     weights: Weights,
-    /// The class, for a class-conditional model (default: all in turn).
+    /// Class, for a class-conditional model (default: all in turn).
     #[arg(long)]
     class: Option<u32>,
-    /// How many.
+    /// Number of samples.
     #[arg(short, long = "number", default_value_t = 64)]
     n: usize,
-    /// The temperature: samples are drawn with z scaled by it.
+    /// Temperature: factor of the latents.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
-    /// The picture to write, a .png file.
+    /// Output file (.png).
     #[arg(long, value_name = "FILE", default_value = "samples.png")]
     out: PathBuf,
-    /// The seed of the samples.
+    /// Seed of the samples.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
     #[command(flatten)]
     compute: Compute,
-    /// The result as one JSON object, the last line of standard output.
+    /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -9,12 +9,12 @@ use std::path::PathBuf;
 /// `table`.
 #[derive(Args)]
 pub struct TableArgs {
-    /// Folders of runs, or folders that hold them (default: runs, weights and experiments/results).
+    /// Folders of runs, or folders that contain them (default: runs, weights and experiments/results).
     runs: Vec<PathBuf>,
-    /// How to print.
+    /// Output format.
     #[arg(long, value_enum, default_value = "markdown")]
     format: Format,
-    /// Each run a column: its figures, and every setting in which the runs differ.
+    /// Print one column a run: results, and the settings that differ.
     #[arg(long)]
     side_by_side: bool,
 }

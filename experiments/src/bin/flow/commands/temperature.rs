@@ -3,7 +3,7 @@
 use crate::args::list;
 use crate::draw::sheet::{Sheet, room};
 use crate::progress::go_on;
-use crate::session::{Base, Out, Scale, Session, brief, doubles, mean, pooled};
+use crate::session::{Grid, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -16,15 +16,11 @@ use experiments::limits;
 #[derive(Args)]
 pub struct TemperatureArgs {
     #[command(flatten)]
-    base: Base,
-    #[command(flatten)]
-    out: Out,
-    #[command(flatten)]
-    scale: Scale,
-    /// The temperatures: latents are multiplied by them.
+    grid: Grid,
+    /// Temperatures: factors of the latents.
     #[arg(long, value_delimiter = ',', default_value = "0,0.25,0.5,0.7,0.85,1,1.15", value_parser = list)]
     temperatures: Vec<f64>,
-    /// Samples at each.
+    /// Number of samples at each temperature.
     #[arg(short, long = "number", default_value_t = 8)]
     n: usize,
 }
@@ -34,16 +30,15 @@ pub struct TemperatureArgs {
 /// # Errors
 /// When a temperature is negative or images are named.
 pub fn run(args: &TemperatureArgs) -> Result<()> {
-    let s = Session::open(&args.base, &args.out, "temperature")?;
-    let shape = s.shape()?;
+    let (s, shape) = Session::sheet(&args.grid, "temperature")?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     let negative = args.temperatures.iter().find(|t| **t < 0.);
     ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
-    room(args.temperatures.len(), args.n, shape, args.scale.scale)?;
+    room(args.temperatures.len(), args.n, shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
     pooled(|| {
-        let z = latents::prior(&s.model, args.n, args.base.seed)?;
+        let z = latents::prior(&s.model, args.n, args.grid.base.seed)?;
         let (mut cells, mut bits, mut images, mut lost) = (vec![], vec![], vec![], vec![]);
         for t in &args.temperatures {
             go_on()?;
@@ -64,7 +59,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
         ensure!(
             lost.iter().any(|n| *n < args.n),
             "no sample is finite at any of these temperatures, for the inverse of {} overflows: give smaller --temperatures",
-            args.base.weights
+            args.grid.base.weights
         );
         let free = lost.iter().any(|n| *n > 0);
         let sheet = Sheet {
@@ -85,7 +80,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
                 .collect(),
             cells,
             shape,
-            scale: args.scale.scale,
+            scale: args.grid.scale,
         };
         sheet.write(s.draft.drawn())?;
         let lines: Vec<String> = args

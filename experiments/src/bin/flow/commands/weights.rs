@@ -24,18 +24,18 @@ const FORMAT: u32 = 1;
 /// `weights`.
 #[derive(clap::Args)]
 pub struct WeightsArgs {
-    /// Only these models.
+    /// Models (default: all).
     names: Vec<String>,
-    /// The folder that holds the models and their index.
+    /// Folder of the models and their index.
     #[arg(long, value_name = "DIR", default_value = "weights")]
     dir: PathBuf,
-    /// Compare every file with its hash and load the models.
+    /// Verify the hash of every file and load the models.
     #[arg(long)]
     check: bool,
-    /// Write every model's card and the index anew from the folders.
+    /// Rewrite the model cards and the index from the folders.
     #[arg(long, conflicts_with_all = ["check", "names"])]
     write: bool,
-    /// The models as one JSON object, the last line of standard output.
+    /// Print the models as one JSON object on the last line.
     #[arg(long)]
     json: bool,
 }

@@ -1,13 +1,15 @@
 //! `flow report`: a run as one HTML file that needs no network, light or dark as its reader has it.
 //!
 //! Numbers are those of summary.json, curves those of metrics.jsonl, settings those of recipe.toml, pictures whatever PNG lies
-//! in the run's folder and in its folder `pictures`. Curves are drawn as SVG here, and read without a script; the few lines
-//! of script only say the value under the pointer.
+//! in the run's folder and in its folder `pictures`. Curves are drawn as SVG, and read without a script; the few lines of
+//! script only say the value under the pointer. The HTML is the template templates/report.html; what it shows is computed
+//! here.
 
 use anyhow::{Context, Result, ensure};
+use askama::Template;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use experiments::data;
+use experiments::data::file_name;
 use experiments::evaluate::Evaluation;
 use experiments::recipe::{Resolved, builtin};
 use experiments::run_dir::{self, CURVE, PICTURES, SAMPLES};
@@ -17,147 +19,98 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+#[derive(Template)]
+#[template(path = "report.html")]
+struct Report<'a> {
+    name: &'a str,
+    summary: &'a Summary,
+    changed: String,
+    scores: Vec<(&'static str, &'a Evaluation)>,
+    baselines: Vec<Row>,
+    /// `None` where there is no log.
+    charts: Option<Vec<Chart>>,
+    /// Names, and the bytes of PNG files in base 64.
+    pictures: Vec<(String, String)>,
+    /// Key, value and source; `None` where there is no recipe.
+    settings: Option<Vec<(String, String, String)>>,
+}
+
+/// A number that the model's is compared with.
+struct Row {
+    name: String,
+    value: f64,
+    /// The model on the same examples.
+    own: Option<f64>,
+}
+
 /// The report of a run.
 ///
 /// # Errors
 /// When its log or its recipe is damaged.
 pub fn render(run: &Path, summary: &Summary) -> Result<String> {
     let folder = run.canonicalize().unwrap_or_else(|_| run.to_owned());
-    let name = escape(&data::file_name(&folder));
-    let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{name}</title>\n<style>\n{}</style>\n</head>\n<body>\n",
-        include_str!("style.css")
-    );
-    head(&mut html, &name, summary);
-    numbers(&mut html, summary);
-    curves(&mut html, run, summary)?;
-    pictures(&mut html, run)?;
-    training(&mut html, summary);
-    settings(&mut html, run, summary)?;
-    write!(html, "<script>\n{}</script>\n</body>\n</html>\n", include_str!("hover.js"))?;
-    Ok(html)
+    let changed = summary.changed.as_deref().unwrap_or_default().join(", ");
+    let scores = [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)];
+    let report = Report {
+        name: &file_name(&folder),
+        summary,
+        changed: if changed.is_empty() { changed } else { format!(", changed: {changed}") },
+        scores: scores.into_iter().filter_map(|(split, score)| Some((split, score.as_ref()?))).collect(),
+        baselines: baselines(summary),
+        charts: charts(run, summary)?,
+        pictures: pictures(run)?,
+        settings: settings(run, summary)?,
+    };
+    Ok(report.render()?)
 }
 
-/// A text of a file as HTML shows it.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            c => safe.push(c),
+/// Replaces what HTML has another meaning for.
+#[derive(Clone, Copy)]
+pub struct Named;
+
+impl askama::filters::Escaper for Named {
+    fn write_escaped_str<W: Write>(&self, mut to: W, text: &str) -> std::fmt::Result {
+        text.chars().try_for_each(|c| match c {
+            '&' => to.write_str("&amp;"),
+            '<' => to.write_str("&lt;"),
+            '>' => to.write_str("&gt;"),
+            '"' => to.write_str("&quot;"),
+            '\'' => to.write_str("&#39;"),
+            c => to.write_char(c),
+        })
+    }
+}
+
+/// A number with so many digits behind the point.
+fn rounded(value: impl std::fmt::Display, digits: &usize) -> String {
+    format!("{value:.digits$}")
+}
+
+fn baselines(summary: &Summary) -> Vec<Row> {
+    let own = summary.score().map(|(_, s)| s.bits_per_dim);
+    let row = |name: &str, value: f64| Row { name: name.to_owned(), value, own };
+    let known = &summary.beside;
+    let mut rows = Vec::new();
+    rows.extend(known.paper.as_ref().map(|p| row(&format!("paper ({})", p.source), p.bits_per_dim)));
+    rows.extend(known.entropy_lower.map(|v| row("entropy of the data, at least", v)));
+    rows.extend(known.entropy_upper.map(|v| row("entropy of the data, at most", v)));
+    rows.extend(known.gaussian.as_ref().map(|g| row("a Gaussian for each subpixel", g.bits_per_dim)));
+    if let Some(c) = &known.codecs {
+        for (codec, how, value) in
+            [("PNG", &c.png_how, c.png_bits_per_dim), ("lossless WebP", &c.webp_how, c.webp_bits_per_dim)]
+        {
+            let name = format!("{codec}, {how} ({} images)", c.images);
+            rows.push(Row { name, value, own: Some(c.model_bits_per_dim) });
         }
     }
-    safe
-}
-
-/// Appends; writing to a string cannot fail.
-fn push(html: &mut String, text: std::fmt::Arguments<'_>) {
-    html.push_str(&text.to_string());
-}
-
-fn head(html: &mut String, name: &str, summary: &Summary) {
-    push(html, format_args!("<h1>{name}</h1>\n"));
-    let shown =
-        summary.test.as_ref().map(|s| ("test", s)).or(summary.validation.as_ref().map(|s| ("validation", s)));
-    if let Some((split, score)) = shown {
-        push(
-            html,
-            format_args!(
-                "<p class=\"score\"><b>{:.4} ± {:.4} bits/dim</b> on {} {split} examples of {}</p>\n",
-                score.bits_per_dim,
-                score.std_err,
-                score.images,
-                escape(&summary.data)
-            ),
-        );
-    }
-    let changed = summary.changed.as_deref().unwrap_or_default().join(", ");
-    let changed = if changed.is_empty() { String::new() } else { format!(", changed: {}", escape(&changed)) };
-    push(html, format_args!("<p class=\"quiet\">recipe {}{changed}</p>\n", escape(&summary.recipe)));
-}
-
-/// A cell with the whole number behind what is shown.
-fn number(value: Option<f64>, digits: usize) -> String {
-    match value {
-        Some(v) => format!("<td class=\"number\" data-value=\"{v}\">{v:.digits$}</td>"),
-        None => "<td></td>".to_owned(),
-    }
-}
-
-fn numbers(html: &mut String, summary: &Summary) {
-    html.push_str(
-        "<h2>Numbers</h2>\n<div class=\"scroll\"><table id=\"numbers\">\n<tr><th></th><th class=\"number\">bits/dim</th>\
-         <th class=\"number\">standard error</th><th class=\"number\">prior</th><th class=\"number\">log-det</th>\
-         <th class=\"number\">log-likelihood, nats</th><th class=\"number\">examples</th></tr>\n",
-    );
-    for (split, score) in
-        [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)]
-    {
-        let Some(Evaluation {
-            bits_per_dim, std_err, prior_bits, log_det_bits, log_likelihood, images, ..
-        }) = score
-        else {
-            continue;
-        };
-        let cells =
-            [(bits_per_dim, 4), (std_err, 4), (prior_bits, 4), (log_det_bits, 4), (log_likelihood, 2)];
-        let cells: String = cells.map(|(v, digits)| number(Some(*v), digits)).concat();
-        push(html, format_args!("<tr><th>{split}</th>{cells}<td class=\"number\">{images}</td></tr>\n"));
-    }
-    html.push_str("</table></div>\n");
-
-    let own = summary.test.as_ref().or(summary.validation.as_ref()).map(|s| s.bits_per_dim);
-    let mut rows: Vec<(String, f64, Option<f64>)> = Vec::new();
-    let beside = &summary.beside;
-    if let Some(paper) = &beside.paper {
-        rows.push((format!("paper ({})", paper.source), paper.bits_per_dim, own));
-    }
-    rows.extend(beside.entropy_lower.map(|v| ("entropy of the data, at least".to_owned(), v, own)));
-    rows.extend(beside.entropy_upper.map(|v| ("entropy of the data, at most".to_owned(), v, own)));
-    if let Some(gaussian) = &beside.gaussian {
-        rows.push(("a Gaussian for each subpixel".to_owned(), gaussian.bits_per_dim, own));
-    }
-    if let Some(c) = &beside.codecs {
-        let on = Some(c.model_bits_per_dim);
-        rows.push((format!("PNG, {} ({} images)", c.png_how, c.images), c.png_bits_per_dim, on));
-        rows.push((format!("lossless WebP, {} ({} images)", c.webp_how, c.images), c.webp_bits_per_dim, on));
-    }
-    if rows.is_empty() {
-        return;
-    }
-    html.push_str(
-        "<h3>Beside it</h3>\n<div class=\"scroll\"><table id=\"beside\">\n<tr><th></th><th class=\"number\">bits/dim</th>\
-         <th class=\"number\">this model on the same examples</th><th class=\"number\">difference</th></tr>\n",
-    );
-    for (name, value, own) in rows {
-        let difference = own.map_or_else(
-            || "<td></td>".to_owned(),
-            |own| format!("<td class=\"number\">{:+.4}</td>", own - value),
-        );
-        push(
-            html,
-            format_args!(
-                "<tr><th>{}</th>{}{}{difference}</tr>\n",
-                escape(&name),
-                number(Some(value), 4),
-                number(own, 4)
-            ),
-        );
-    }
-    html.push_str("</table></div>\n");
+    rows
 }
 
 /// (update, value).
 type Line = Vec<(f64, f64)>;
 
-fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
-    let Some(log) = run_dir::read_metrics(run)? else { return Ok(()) };
+fn charts(run: &Path, summary: &Summary) -> Result<Option<Vec<Chart>>> {
+    let Some(log) = run_dir::read_metrics(run)? else { return Ok(None) };
     let line =
         |key: &str| -> Line { run_dir::column(&log, key).into_iter().filter(|p| p.1.is_finite()).collect() };
     let mut marks = Vec::new();
@@ -170,18 +123,17 @@ fn curves(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
             marks.push((format!("entropy at most {upper:.3}"), upper));
         }
     }
-    html.push_str("<h2>Training</h2>\n");
-    let bits = [("train", line("train_bits_per_dim")), ("validation", line("validation_bits_per_dim"))];
-    chart(html, "bits/dim", &bits, &marks, 300.)?;
+    let bits = vec![("train", line("train_bits_per_dim")), ("validation", line("validation_bits_per_dim"))];
+    let mut all = vec![Chart::new("bits/dim", bits, &marks, 300.)];
     for (title, key) in [
         ("gradient norm", "grad_norm"),
         ("learning rate", "learning_rate"),
         ("images/s", "images_per_second"),
         ("largest error of decode(encode(x)), grey levels", "reconstruction_error"),
     ] {
-        chart(html, title, &[(title, line(key))], &[], 150.)?;
+        all.push(Chart::new(title, vec![(title, line(key))], &[], 150.));
     }
-    Ok(())
+    Ok(Some(all.into_iter().flatten().collect()))
 }
 
 /// Round numbers in a range, about `n` of them and never one alone, which would leave an axis without a scale.
@@ -211,127 +163,95 @@ fn label(v: f64) -> String {
     }
 }
 
-/// One chart over updates. Its range is that of the last nine tenths of training, without the worst hundredth: a line
-/// breaks off where it leaves the range.
-fn chart(
-    html: &mut String,
-    title: &str,
-    series: &[(&str, Line)],
-    marks: &[(String, f64)],
+/// A chart over updates, in the coordinates of its picture.
+struct Chart {
+    title: &'static str,
+    width: f64,
     height: f64,
-) -> Result<()> {
-    const WIDTH: f64 = 960.;
-    const LEFT: f64 = 64.;
-    let (right, top, bottom) = (WIDTH - 12., 10., height - 24.);
-    let series: Vec<&(&str, Line)> = series.iter().filter(|s| !s.1.is_empty()).collect();
-    let all: Vec<(f64, f64)> = series.iter().flat_map(|s| s.1.iter().copied()).collect();
-    let last = all.iter().map(|p| p.0).fold(0., f64::max);
-    if last == 0. {
-        return Ok(());
-    }
-    let mut late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
-    late.sort_by(f64::total_cmp);
-    late.truncate(late.len() - late.len() / 100);
-    late.extend(marks.iter().map(|m| m.1));
-    let (low, high) = late.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), &v| (a.min(v), b.max(v)));
-    // A line that is level has no range of its own: a tenth of its value, so that the ticks differ in what they say.
-    let level = if high > low { 1e-3 } else { 0.1 };
-    let margin = (0.06 * (high - low)).max(level * high.abs()).max(1e-9);
-    let (low, high) = (low - margin, high + margin);
-    let x = |update: f64| LEFT + update / last * (right - LEFT);
-    let y = |v: f64| bottom - (v - low) / (high - low) * (bottom - top);
+    left: f64,
+    right: f64,
+    top: f64,
+    bottom: f64,
+    /// Ticks of the values: their places and labels.
+    values: Vec<(f64, String)>,
+    /// Ticks of the updates.
+    updates: Vec<(f64, String)>,
+    marks: Vec<(f64, String)>,
+    /// Pieces of lines: their class in the style sheet and their points.
+    lines: Vec<(&'static str, String)>,
+    /// The class and the name of each line.
+    legend: Vec<(&'static str, &'static str)>,
+    /// All points, for the script.
+    json: String,
+}
 
-    push(
-        html,
-        format_args!(
-            "<figure class=\"chart\">\n<h3>{}</h3>\n<div class=\"scroll\"><div class=\"plot\">\n<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{} by \
-             update\">\n",
-            escape(title),
-            escape(title)
-        ),
-    );
-    for v in ticks(low, high, height / 50.) {
-        let at = y(v);
-        push(
-            html,
-            format_args!(
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text x=\"{}\" \
-                 y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
-                LEFT - 8.,
-                at + 4.,
-                label(v)
-            ),
-        );
-    }
-    for v in ticks(0., last, 8.) {
-        let anchor = if v == 0. { "start" } else { "middle" };
-        push(
-            html,
-            format_args!(
-                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>\n",
-                x(v).min(right - 18.),
-                height - 6.,
-                label(v)
-            ),
-        );
-    }
-    for (name, v) in marks {
-        let at = y(*v);
-        push(
-            html,
-            format_args!(
-                "<line class=\"mark\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"of-mark\" \
-                 x=\"{}\" y=\"{:.1}\">{}</text>\n",
-                LEFT + 6.,
-                at - 5.,
-                escape(name)
-            ),
-        );
-    }
-    let class = |i: usize| if i + 1 == series.len() { "second" } else { "first" };
-    for (i, (_, points)) in series.iter().enumerate() {
-        for piece in points.split(|p| p.1 > high || p.1 < low).filter(|piece| !piece.is_empty()) {
-            let points: Vec<String> =
-                piece.iter().map(|(u, v)| format!("{:.1},{:.1}", x(*u), y(*v))).collect();
-            // A point alone has no line: a round end makes it a dot.
-            let points = if points.len() == 1 { vec![points[0].clone(); 2] } else { points };
-            push(
-                html,
-                format_args!(
-                    "<polyline class=\"series {}\" fill=\"none\" stroke=\"currentColor\" stroke-linecap=\"round\" \
-                     points=\"{}\"/>\n",
-                    class(i),
-                    points.join(" ")
-                ),
-            );
+impl Chart {
+    /// The chart of some lines, if they have a point. Its range is that of the last nine tenths of training, without the
+    /// worst hundredth: a line breaks off where it leaves the range.
+    fn new(
+        title: &'static str,
+        mut series: Vec<(&'static str, Line)>,
+        marks: &[(String, f64)],
+        height: f64,
+    ) -> Option<Self> {
+        let (width, left, top) = (960., 64., 10.);
+        let (right, bottom) = (width - 12., height - 24.);
+        series.retain(|s| !s.1.is_empty());
+        let all = series.iter().flat_map(|s| s.1.iter().copied());
+        let last = all.clone().map(|p| p.0).fold(0., f64::max);
+        if last == 0. {
+            return None;
         }
+        let mut late: Vec<f64> = all.filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+        late.sort_by(f64::total_cmp);
+        late.truncate(late.len() - late.len() / 100);
+        late.extend(marks.iter().map(|m| m.1));
+        let low = late.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = late.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // A line that is level has no range of its own: a tenth of its value, so that the ticks differ in what they say.
+        let level = if high > low { 1e-3 } else { 0.1 };
+        let margin = (0.06 * (high - low)).max(level * high.abs()).max(1e-9);
+        let (low, high) = (low - margin, high + margin);
+        let x = |update: f64| left + update / last * (right - left);
+        let y = |v: f64| bottom - (v - low) / (high - low) * (bottom - top);
+        let class = |i: usize| if i + 1 == series.len() { "second" } else { "first" };
+        let mut lines = Vec::new();
+        for (i, (_, points)) in series.iter().enumerate() {
+            for piece in points.split(|p| p.1 > high || p.1 < low).filter(|piece| !piece.is_empty()) {
+                let point = |(u, v): &(f64, f64)| format!("{:.1},{:.1}", x(*u), y(*v));
+                let mut points: Vec<String> = piece.iter().map(point).collect();
+                // A point alone has no line: a round end makes it a dot.
+                if let [one] = &points[..] {
+                    points.push(one.clone());
+                }
+                lines.push((class(i), points.join(" ")));
+            }
+        }
+        let json = json!({
+            "names": series.iter().map(|s| s.0).collect::<Vec<_>>(),
+            "points": series.iter().map(|s| &s.1).collect::<Vec<_>>(),
+            "left": left, "right": right, "last": last,
+        });
+        Some(Self {
+            title,
+            width,
+            height,
+            left,
+            right,
+            top,
+            bottom,
+            values: ticks(low, high, height / 50.).into_iter().map(|v| (y(v), label(v))).collect(),
+            updates: ticks(0., last, 8.).into_iter().map(|v| (x(v).min(right - 18.), label(v))).collect(),
+            marks: marks.iter().map(|(name, v)| (y(*v), name.clone())).collect(),
+            lines,
+            legend: series.iter().enumerate().map(|(i, s)| (class(i), s.0)).collect(),
+            json: json.to_string(),
+        })
     }
-    push(
-        html,
-        format_args!(
-            "<line class=\"cursor\" visibility=\"hidden\" x1=\"0\" x2=\"0\" y1=\"{top}\" y2=\"{bottom}\"/>\n</svg>\n\
-             <div class=\"tip\"></div>\n</div></div>\n"
-        ),
-    );
-    if series.len() > 1 {
-        let names: Vec<String> = series
-            .iter()
-            .enumerate()
-            .map(|(i, s)| format!("<b class=\"{}\">{}</b>", class(i), escape(s.0)))
-            .collect();
-        push(html, format_args!("<p class=\"legend\">{}, by update</p>\n", names.join(" and ")));
-    }
-    let points = json!({
-        "names": series.iter().map(|s| s.0).collect::<Vec<_>>(),
-        "points": series.iter().map(|s| &s.1).collect::<Vec<_>>(),
-        "left": LEFT, "right": right, "last": last,
-    });
-    push(html, format_args!("<script type=\"application/json\">{points}</script>\n</figure>\n"));
-    Ok(())
 }
 
 /// The samples first, then all others by name; the curve is drawn already.
-fn pictures(html: &mut String, run: &Path) -> Result<()> {
+fn pictures(run: &Path) -> Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     for folder in [run.to_owned(), run.join(PICTURES)] {
         if !folder.is_dir() {
@@ -341,30 +261,21 @@ fn pictures(html: &mut String, run: &Path) -> Result<()> {
         let entries = entries.with_context(|| format!("cannot list {}", folder.display()))?;
         let png = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
         let mut own: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).filter(png).collect();
-        own.sort_by_key(|path| (data::file_name(path) != SAMPLES, path.clone()));
-        files.extend(own.into_iter().filter(|path| data::file_name(path) != CURVE));
+        own.sort_by_key(|path| (file_name(path) != SAMPLES, path.clone()));
+        files.extend(own.into_iter().filter(|path| file_name(path) != CURVE));
     }
-    let mut title = "<h2>Pictures</h2>\n";
+    let mut pictures = Vec::new();
     for path in files {
-        let bytes = match picture(&path) {
-            Ok(bytes) => bytes,
-            Err(e) => {
-                tracing::warn!("{e:#}: the report goes without it");
-                continue;
+        match picture(&path) {
+            Ok(bytes) => {
+                let name = file_name(&path);
+                let name = name.strip_suffix(".png").unwrap_or(&name);
+                pictures.push((name.to_owned(), STANDARD.encode(bytes)));
             }
-        };
-        html.push_str(std::mem::take(&mut title));
-        let name = data::file_name(&path);
-        let name = escape(name.strip_suffix(".png").unwrap_or(&name));
-        push(
-            html,
-            format_args!(
-                "<figure><img alt=\"{name}\" src=\"data:image/png;base64,{}\"><figcaption>{name}</figcaption></figure>\n",
-                STANDARD.encode(bytes)
-            ),
-        );
+            Err(e) => tracing::warn!("{e:#}: the report goes without it"),
+        }
     }
-    Ok(())
+    Ok(pictures)
 }
 
 /// The bytes of a PNG that a browser can show.
@@ -377,76 +288,26 @@ fn picture(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn training(html: &mut String, summary: &Summary) {
-    let t = &summary.training;
-    let m = &summary.machine;
-    let rows = [
-        ("command", format!("<code>{}</code>", escape(&summary.command))),
-        ("data", format!("{}, {}", escape(&summary.data), escape(&summary.data_revision))),
-        ("training, validation and test examples", summary.data_images.map(|n| n.to_string()).join(", ")),
-        ("trained parameters", summary.parameters.to_string()),
-        ("updates", format!("{}, ended by {}", t.updates, escape(&t.stopped))),
-        ("the update that was kept", t.best_update.map_or_else(|| "the last".to_owned(), |u| u.to_string())),
-        ("images seen", t.images_seen.to_string()),
-        ("images/s", format!("{:.1}", t.images_per_second)),
-        ("seconds", format!("{:.0}", t.wall_seconds)),
-        ("seed", summary.seed.to_string()),
-        ("device", escape(&summary.device)),
-        (
-            "machine",
-            format!(
-                "{}, {} cores, {} threads, {} GiB, {}",
-                escape(&m.cpu),
-                m.cores,
-                m.threads,
-                m.memory_gib,
-                escape(&m.os)
-            ),
-        ),
-        ("commit", format!("<code>{}</code>", escape(&summary.commit))),
-        ("version", escape(&summary.version)),
-    ];
-    html.push_str("<h2>How it was made</h2>\n<div class=\"scroll\"><table>\n");
-    for (name, value) in rows {
-        push(html, format_args!("<tr><th>{name}</th><td>{value}</td></tr>\n"));
-    }
-    html.push_str("</table></div>\n");
-}
-
 /// Every setting of the run with its source: that of the built-in recipe of its name, unless the run changed it.
-fn settings(html: &mut String, run: &Path, summary: &Summary) -> Result<()> {
-    let Some(own) = run_dir::resolve(run)? else { return Ok(()) };
-    let own = own.settings()?;
+fn settings(run: &Path, summary: &Summary) -> Result<Option<Vec<(String, String, String)>>> {
+    let Some(own) = run_dir::resolve(run)? else { return Ok(None) };
     let built_in = match builtin(&summary.recipe) {
         Some(text) => Some(Resolved::parse(&summary.recipe, text, &[])?.settings()?),
         None => None,
     };
-    let known: Option<BTreeMap<&str, (&str, &str)>> = built_in
-        .as_ref()
-        .map(|rows| rows.iter().map(|(k, v, s)| (k.as_str(), (v.as_str(), s.as_str()))).collect());
-    html.push_str(
-        "<h2>Settings</h2>\n<div class=\"scroll\"><table id=\"settings\">\n<tr><th>setting</th><th>value</th><th>source</th>\
-         </tr>\n",
-    );
-    for (key, value, source) in own.iter().filter(|row| !matches!(row.0.as_str(), "name" | "about")) {
-        let source = match known.as_ref().map(|known| known.get(key.as_str())) {
-            None => source.clone(),
-            Some(Some((same, source))) if same == value => (*source).to_owned(),
-            Some(Some((other, _))) => format!("this run; the recipe has {other}"),
-            Some(None) => "this run".to_owned(),
+    let known: Option<BTreeMap<String, (String, String)>> =
+        built_in.map(|rows| rows.into_iter().map(|(key, value, source)| (key, (value, source))).collect());
+    let mut rows = own.settings()?;
+    rows.retain(|(key, ..)| !matches!(key.as_str(), "name" | "about"));
+    let Some(known) = known else { return Ok(Some(rows)) };
+    for (key, value, source) in &mut rows {
+        *source = match known.get(key) {
+            Some((same, source)) if same == value => source.clone(),
+            Some((other, _)) => format!("this run; the recipe has {other}"),
+            None => "this run".to_owned(),
         };
-        push(
-            html,
-            format_args!(
-                "<tr><td><code>{}</code></td><td><code>{}</code></td><td>{}</td></tr>\n",
-                escape(key),
-                escape(value),
-                escape(&source)
-            ),
-        );
     }
-    html.push_str("</table></div>\n");
-    Ok(())
+    Ok(Some(rows))
 }
 
 #[cfg(test)]
@@ -471,6 +332,8 @@ mod tests {
 
     #[test]
     fn texts_of_files_are_no_markup() {
-        assert_eq!(escape("<b title='x'>&\"</b>"), "&lt;b title=&#39;x&#39;&gt;&amp;&quot;&lt;/b&gt;");
+        let mut safe = String::new();
+        askama::filters::Escaper::write_escaped_str(&Named, &mut safe, "<b title='x'>&\"</b>").unwrap();
+        assert_eq!(safe, "&lt;b title=&#39;x&#39;&gt;&amp;&quot;&lt;/b&gt;");
     }
 }

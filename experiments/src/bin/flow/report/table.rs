@@ -106,8 +106,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
     let folder = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let Summary { training, beside, .. } = summary;
     let Baselines { paper, codecs, gaussian, .. } = beside;
-    let shown =
-        summary.test.as_ref().map(|s| ("test", s)).or(summary.validation.as_ref().map(|s| ("validation", s)));
+    let shown = summary.score();
     let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
     let likelihood = paper.as_ref().and_then(|p| p.log_likelihood);
     let score = |f: fn(&Evaluation) -> f64| shown.map(|(_, s)| f(s));
