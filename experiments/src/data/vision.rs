@@ -111,7 +111,9 @@ fn split(images: &Tensor, labels: &Tensor, classes: usize) -> Result<Split> {
         }
         &[_, height, width] => vec![1, height, width],
         &[_, channels, height, width] => vec![channels, height, width],
-        other => bail!("images have the shape {other:?}, where (N, H W), (N, H, W) or (N, C, H, W) is expected"),
+        other => {
+            bail!("images have the shape {other:?}, where (N, H W), (N, H, W) or (N, C, H, W) is expected")
+        }
     };
     let mut pixels = bytes(images)?;
     if shape == [3, 32, 32] && is_transposed_cifar10(&pixels) {
@@ -120,7 +122,10 @@ fn split(images: &Tensor, labels: &Tensor, classes: usize) -> Result<Split> {
     ensure!(labels.dtype().is_int(), "labels are {:?}, where integers are expected", labels.dtype());
     let labels = labels.to_dtype(DType::I64)?.to_vec1::<i64>()?;
     if let Some(bad) = labels.iter().find(|&&label| usize::try_from(label).map_or(true, |l| l >= classes)) {
-        bail!("there is the label {bad}, but the set has {classes} classes, 0 to {}", classes.saturating_sub(1));
+        bail!(
+            "there is the label {bad}, but the set has {classes} classes, 0 to {}",
+            classes.saturating_sub(1)
+        );
     }
     Split::new(shape, Values::Pixels(pixels), Some(labels.iter().map(|&label| label as u32).collect()), None)
 }
@@ -155,7 +160,8 @@ fn tensors(split: &Split) -> Result<(Tensor, Tensor)> {
     let Values::Pixels(pixels) = &split.values else {
         bail!("these examples are vectors of reals, not images of bytes");
     };
-    let labels = split.labels.as_ref().context("these images have no labels, which candle's data sets need")?;
+    let labels =
+        split.labels.as_ref().context("these images have no labels, which candle's data sets need")?;
     let labels = labels.iter().map(|&label| u8::try_from(label)).collect::<Result<Vec<_>, _>>();
     let labels = labels.context("a label is above 255, the largest that candle's data sets hold")?;
     let mut shape = vec![split.len()];
@@ -204,7 +210,8 @@ mod tests {
 
     #[test]
     fn every_byte_survives_both_directions() {
-        for (shape, dims) in [([1, 28, 28], &[3, 784][..]), ([1, 4, 6], &[3, 1, 4, 6]), ([3, 32, 32], &[3, 3, 32, 32])]
+        for (shape, dims) in
+            [([1, 28, 28], &[3, 784][..]), ([1, 4, 6], &[3, 1, 4, 6]), ([3, 32, 32], &[3, 3, 32, 32])]
         {
             let ours = set(shape, 3);
             let theirs = vision::Dataset::try_from(&ours).unwrap();
@@ -291,7 +298,9 @@ mod tests {
     #[test]
     fn real_files_read_by_both() {
         let Some(dir) = std::env::var_os("FLOW_DATA") else {
-            println!("skipped: FLOW_DATA names no folder with MNIST (mnist) and CIFAR-10 (cifar-10-batches-bin)");
+            println!(
+                "skipped: FLOW_DATA names no folder with MNIST (mnist) and CIFAR-10 (cifar-10-batches-bin)"
+            );
             return;
         };
         let dir = Path::new(&dir);
