@@ -7,11 +7,11 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use flows::bijections::{ActNorm, Conv1x1, Coupling, Weight};
 use flows::nets::{ConvNet, ResNet, ResNetConfig};
 use flows::ops::conv::{conv2d, conv2d_backward};
-use flows::optim::{Grads, Optimizer, Rule};
+use flows::optim::{Optimizer, Rule};
 use flows::params::Init;
 use flows::testing::normal;
 use flows::transforms::{Affine, Partition, Scale};
-use flows::{Bijection, Ctx, Gradients, Memory, Net, Params};
+use flows::{Bijection, Ctx, Gradients, Grads, Memory, Net, Params};
 
 fn f32s(shape: &[usize]) -> Tensor {
     normal(shape, 1, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()

@@ -1,16 +1,16 @@
-//! What only a GPU does: the optimiser's kernels, batches that are made on the device, recorded steps, and products in a
+//! What only a GPU does: the kernels of an update, batches that are made on the device, recorded steps, and products in a
 //! reduced precision.
 
 use crate::device;
 use candle_core::{DType, Device, Result, Tensor};
 use flows::models::glow::Permutation;
 use flows::models::{GlowConfig, RealNvpConfig};
-use flows::ops::cuda::{Batches, Graph, Variation, capture, warm_up};
+use flows::ops::cuda::{Batches, Recorder, Variation};
 use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
-use flows::optim::{Ema, Grads, OnDevice, Optimizer, Rule, add_l2, global_norm};
+use flows::optim::{Ema, Optimizer, Rule, UpdateSettings, Updater, global_norm};
 use flows::params::Init;
-use flows::{Ctx, Memory, Model, ModelConfig, Params};
+use flows::{Ctx, Grads, Memory, Model, ModelConfig, Params};
 
 fn batches(bits: u8, variation: Variation) -> Result<Batches> {
     let pixels: Vec<u8> = (0..7 * 30).map(|i| (i * 37 % 256) as u8).collect();
@@ -26,9 +26,8 @@ fn example(i: u32) -> Vec<f32> {
 struct Steps {
     model: Model,
     batches: Batches,
-    optimizer: Optimizer,
-    ema: Ema,
-    step: OnDevice,
+    updater: Updater,
+    recorder: Recorder,
     update: u64,
     memory: Memory,
 }
@@ -41,29 +40,29 @@ impl Steps {
         let variation = Variation { hflip: true, ..Variation::default() };
         let batches = Batches::new(&pixels, None, [1, 4, 4], (6, 8, 11), variation, &device())?;
         let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
-        let (optimizer, ema) = (Optimizer::new(rule, model.params())?, Ema::new(0.99, model.params())?);
-        let step = OnDevice::new(&optimizer, Some(&ema), |_| 0.)?;
-        Ok(Self { model, batches, optimizer, ema, step, update: 0, memory })
+        let settings = UpdateSettings { clip_norm: Some(50.), ema: Some(0.99) };
+        let updater = Updater::new(rule, model.params(), settings, |_| 0.)?;
+        Ok(Self { model, batches, updater, recorder: Recorder::default(), update: 0, memory })
     }
 
-    /// What the host does before a step.
-    fn prepare(&mut self) -> Result<()> {
+    /// One update, recorded and replayed once the recorder has warmed up, or always kernel by kernel.
+    fn update(&mut self, record: bool) -> Result<()> {
         self.batches.prepare(self.update, |epoch| (0..20).map(|i| (i * 3 + epoch as u32) % 20).collect())?;
         self.update += 1;
-        self.step.set(&mut self.optimizer, Some(&mut self.ema), 1e-3 / self.update as f64, Some(50.))
-    }
-
-    /// The step.
-    fn pass(&mut self) -> Result<()> {
-        let x = self.batches.next()?.0.to_dtype(DType::F64)?;
-        let mut mean = None;
-        let (_, grads) = self.model.gradients(&x, Ctx::train(), self.memory, |log_prob| {
-            let log_prob = log_prob.mean_all()?;
-            mean = Some(log_prob.detach());
-            log_prob * -1.
-        })?;
-        self.step.run(&grads, &mean.expect("computed above"))?;
-        self.batches.advance()
+        self.updater.begin(1e-3 / self.update as f64)?;
+        let Self { model, batches, updater, recorder, memory, .. } = self;
+        let mut pass = || {
+            let x = batches.next()?.0.to_dtype(DType::F64)?;
+            let mut mean = None;
+            let (_, grads) = model.gradients(&x, Ctx::train(), *memory, |log_prob| {
+                let log_prob = log_prob.mean_all()?;
+                mean = Some(log_prob.detach());
+                log_prob * -1.
+            })?;
+            updater.apply(grads, &mean.expect("computed above"))?;
+            batches.advance()
+        };
+        if record { recorder.run(&device(), pass) } else { pass() }
     }
 }
 
@@ -82,12 +81,12 @@ crate::gpu_tests! {
                 params.vb().get((130, 150), "a", Init::Normal(1.))?;
                 params.vb().get(7, "b", Init::Normal(1.))?;
                 params.vb().get(5, "untouched", Init::Normal(1.))?;
-                let (optimizer, ema) = (Optimizer::new(rule, &params)?, Ema::new(0.9, &params)?);
-                Ok((params, optimizer, ema))
+                Ok(params)
             };
-            let ((p, mut opt, mut ema), (q, mut other, mut other_ema)) = (make(&Device::Cpu)?, make(&device())?);
-            let l2 = |name: &str| if name == "b" { 0.3 } else { 0. };
-            let mut step = OnDevice::new(&other, Some(&other_ema), l2)?;
+            let (p, q) = (make(&Device::Cpu)?, make(&device())?);
+            let (mut opt, mut ema) = (Optimizer::new(rule, &p)?, Ema::new(0.9, &p)?);
+            let settings = UpdateSettings { clip_norm: Some(10.), ema: Some(0.9) };
+            let mut updater = Updater::new(rule, &q, settings, |name| if name == "b" { 0.3 } else { 0. })?;
             let grads_of = |params: &Params, t: f64| -> Result<Grads> {
                 let all = params.trained().into_iter().filter(|(name, _)| name != "untouched");
                 all.map(|(name, p)| Ok((name, ((p.value() * 3.)?.sin()? * t)?))).collect()
@@ -95,14 +94,16 @@ crate::gpu_tests! {
             let (mut norms, mut clips) = (0., 0.);
             for t in [0.2, 0.001, 1.5] {
                 let mut grads = grads_of(&p, t)?;
-                add_l2(&mut grads, &p, 0.3, |name| name == "b")?;
+                let (_, b) = p.trained().into_iter().find(|(name, _)| name == "b").expect("made above");
+                let g = grads.get_mut("b").expect("made above");
+                *g = (&*g + (b.value() * 0.6)?)?;
                 let norm = global_norm(&grads)?;
                 let clip = if norm > 10. { 10. / norm } else { 1. };
                 opt.step(&grads, 0.1, clip)?;
-                ema.update(&p)?;
+                ema.update()?;
                 (norms, clips) = (norms + norm, clips + clip);
-                step.set(&mut other, Some(&mut other_ema), 0.1, Some(10.))?;
-                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
+                updater.begin(0.1)?;
+                updater.apply(grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
             }
             let near = |what: &str, a: &Tensor, b: &Tensor| -> anyhow::Result<()> {
                 let d = (a - b.to_device(&Device::Cpu)?)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
@@ -111,10 +112,10 @@ crate::gpu_tests! {
             };
             for ((name, a), (_, b)) in p.trained().iter().zip(q.trained()) {
                 near(name, a.value(), b.value())?;
-                near("state", &opt.state()[name], &other.state()[name])?;
-                near("average", &ema.average()[name], &other_ema.average()[name])?;
+                near("state", &opt.state()[name], &updater.optimizer().state()[name])?;
+                near("average", &ema.average()[name], &updater.ema().expect("asked for").average()[name])?;
             }
-            let tally = step.tally()?;
+            let tally = updater.tally()?;
             assert_eq!((tally.log_prob, tally.updates, tally.not_finite), (-6., 3, None));
             assert!((tally.norm - norms).abs() < 1e-9 && (tally.clip - clips).abs() < 1e-12);
             assert!(clips < 3., "one of the steps was clipped");
@@ -122,10 +123,10 @@ crate::gpu_tests! {
             // After a gradient that is not finite nothing moves, whatever comes next.
             let before = q.trained()[0].1.value().to_device(&Device::Cpu)?.copy()?;
             for t in [f64::NAN, 0.5] {
-                step.set(&mut other, Some(&mut other_ema), 0.1, None)?;
-                step.run(&grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
+                updater.begin(0.1)?;
+                updater.apply(grads_of(&q, t)?, &Tensor::new(-2f64, &device())?)?;
             }
-            let tally = step.tally()?;
+            let tally = updater.tally()?;
             assert_eq!((tally.updates, tally.not_finite), (0, Some(false)));
             near("a parameter", &before, q.trained()[0].1.value())?;
         }
@@ -221,27 +222,12 @@ crate::gpu_tests! {
         for (config, memory) in configs.iter().flat_map(|c| memories.map(|m| (c, m))) {
             let mut recorded = Steps::new(config, memory)?;
             let mut plain = Steps::new(config, memory)?;
-            for _ in 0..3 {
-                recorded.prepare()?;
-                warm_up(&device(), || recorded.pass())?;
-            }
-            let graph: Option<Graph> = match capture(&device(), || recorded.pass()) {
-                Ok(graph) => Some(graph),
-                Err(e) if is_gpu(&device()) => return Err(e.into()),
-                Err(_) => None,
-            };
-            for _ in 0..4 {
-                recorded.prepare()?;
-                match &graph {
-                    Some(graph) => graph.launch()?,
-                    None => recorded.pass()?,
-                }
-            }
             for _ in 0..7 {
-                plain.prepare()?;
-                plain.pass()?;
+                recorded.update(true)?;
+                plain.update(false)?;
             }
-            let (a, b) = (recorded.step.tally()?, plain.step.tally()?);
+            assert_eq!(recorded.recorder.nodes().is_some(), is_gpu(&device()));
+            let (a, b) = (recorded.updater.tally()?, plain.updater.tally()?);
             assert_eq!((a.updates, b.updates, a.not_finite), (7, 7, None));
             assert!((a.log_prob - b.log_prob).abs() < 1e-9 * b.log_prob.abs(), "{a:?} {b:?}");
             for ((name, a), (_, b)) in recorded.model.params().all().iter().zip(plain.model.params().all()) {

@@ -3,7 +3,7 @@
 use super::{max_diff, wave};
 use crate::autodiff::gradients;
 use crate::coupling::{AffineSpec, ScaleFn};
-use crate::update::{Accumulate, Apply};
+use crate::update::RuleStep;
 use crate::{act_norm, batch_norm, channel_mix, conv, coupling, linear, plu, update};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -110,21 +110,19 @@ fn layers() -> Result<()> {
 }
 
 #[test]
-fn optimisers() -> Result<()> {
+fn updates() -> Result<()> {
     let copy = |t: &Tensor| Tensor::from_vec(t.flatten_all()?.to_vec1::<f64>()?, t.shape(), &Device::Cpu);
-    for (how, then) in [
-        (Accumulate::Adam { b1: 0.9, b2: 0.99 }, Apply::Adam { a: 0.1, c: 1.2, eps: 1e-3 }),
-        (Accumulate::Adamax { b1: 0.9, b2: 0.99 }, Apply::Adamax { a: 0.1, c: 1., eps: 1e-3 }),
-        (Accumulate::RmsProp { rho: 0.9, mu: 0.5, lr: 0.1, eps: 1e-3 }, Apply::Momentum),
+    for step in [
+        RuleStep::Adam { b1: 0.9, b2: 0.99, a: 0.1, c: 1.2, eps: 1e-3 },
+        RuleStep::Adamax { b1: 0.9, b2: 0.99, a: 0.1, eps: 1e-3 },
+        RuleStep::RmsProp { rho: 0.9, momentum: 0.5, lr: 0.1, eps: 1e-3 },
     ] {
         let (p, g) = (wave(&[2, 3], 0.3), wave(&[2, 3], 0.8));
         let state = (wave(&[2, 6], 0.2) + 2.)?;
         let (q, other) = (copy(&p)?, copy(&state)?);
-        update::accumulate(&state, &g, 0.5, how)?;
-        update::apply(&p, &state, then)?;
+        update::step(&p, &state, &g, 0.5, step)?;
         update::average(&p, &g, 0.9)?;
-        update::reference::accumulate(&other, &g, 0.5, how)?;
-        update::reference::apply(&q, &other, then)?;
+        update::reference::step(&q, &other, &g, 0.5, step)?;
         update::reference::average(&q, &g, 0.9)?;
         near("state", &state, &other);
         near("parameter", &p, &q);
