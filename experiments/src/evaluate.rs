@@ -40,20 +40,30 @@ pub struct Evaluation {
     /// The standard error of that mean: the images' standard deviation over sqrt(images).
     pub std_err: f64,
     /// Nats for each image on the paper's scale: log p(x) + D log(1 / bin), where one pixel value is `bin` wide.
+    #[serde(default = "unknown")]
     pub log_likelihood: f64,
     /// The log-det's share of the bits/dim.
+    #[serde(default = "unknown")]
     pub log_det_bits: f64,
     /// The prior's share of the bits/dim.
+    #[serde(default = "unknown")]
     pub prior_bits: f64,
     /// Nats for each example, -log p(x), for data that are not pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nats: Option<f64>,
     /// Values that a pixel may take; 0 for data that are not pixels.
+    #[serde(default)]
     pub bins: u32,
     /// Noise draws for each image; 0 for data that are not pixels.
+    #[serde(default)]
     pub noise_draws: usize,
     /// Images.
     pub images: usize,
+}
+
+/// What a summary that was written elsewhere does not say.
+fn unknown() -> f64 {
+    f64::NAN
 }
 
 /// Evaluates `model` on `split`, without a graph and with the same noise every time.

@@ -153,7 +153,7 @@ pub struct Training {
     pub best_update: Option<u64>,
 }
 
-/// summary.json.
+/// summary.json. Of one that was written elsewhere the recipe and the data are enough; whatever else it lacks is not recorded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// The recipe's name.
@@ -165,17 +165,19 @@ pub struct Summary {
     /// The data set.
     pub data: String,
     /// Which bytes the data are.
+    #[serde(default)]
     pub data_revision: String,
     /// Training, validation and test images.
-    pub data_images: [usize; 3],
+    pub data_images: Option<[usize; 3]>,
     /// Trained scalars.
-    pub parameters: usize,
+    pub parameters: Option<usize>,
     /// The seed of the run.
-    pub seed: u64,
+    pub seed: Option<u64>,
     /// The device.
+    #[serde(default)]
     pub device: String,
     /// How training went.
-    pub training: Training,
+    pub training: Option<Training>,
     /// The first training images, as many as there are in the validation set.
     pub train: Option<Evaluation>,
     /// The validation images.
@@ -189,13 +191,16 @@ pub struct Summary {
     #[serde(flatten)]
     pub beside: Baselines,
     /// The commit of the source tree.
+    #[serde(default)]
     pub commit: String,
     /// The version of the toolkit.
+    #[serde(default)]
     pub version: String,
     /// The command line, without this machine's folders.
+    #[serde(default)]
     pub command: String,
     /// The machine.
-    pub machine: Machine,
+    pub machine: Option<Machine>,
 }
 
 /// The saved model in the precision that it was trained in, on images that [`Summary`] has in full precision, too.
@@ -228,11 +233,15 @@ impl Summary {
             changed: Some(recipe.changed()?),
             data: recipe.data.set.clone(),
             data_revision: data.revision.clone(),
-            data_images: [data.train.len(), data.valid.as_ref().map_or(0, |v| v.len()), data.test.len()],
-            parameters,
-            seed: recipe.train.seed,
+            data_images: Some([
+                data.train.len(),
+                data.valid.as_ref().map_or(0, |v| v.len()),
+                data.test.len(),
+            ]),
+            parameters: Some(parameters),
+            seed: Some(recipe.train.seed),
             device: device.to_owned(),
-            training,
+            training: Some(training),
             train: None,
             validation: None,
             test: None,
@@ -241,7 +250,7 @@ impl Summary {
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: command(),
-            machine: Machine::here(),
+            machine: Some(Machine::here()),
         })
     }
 
@@ -295,10 +304,12 @@ impl Summary {
             }
         }
         put("parameters", self.parameters.into());
-        put("updates", self.training.updates.into());
-        put("images_seen", self.training.images_seen.into());
-        put("images_per_second", self.training.images_per_second.into());
-        put("wall_seconds", self.training.wall_seconds.into());
+        if let Some(t) = &self.training {
+            put("updates", t.updates.into());
+            put("images_seen", t.images_seen.into());
+            put("images_per_second", t.images_per_second.into());
+            put("wall_seconds", t.wall_seconds.into());
+        }
         put("seed", self.seed.into());
         put("commit", self.commit.clone().into());
         put("weights", weights.display().to_string().into());

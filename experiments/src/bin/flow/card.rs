@@ -5,10 +5,12 @@
 //!
 //! The front matter is YAML by way of JSON, of which YAML is a superset: a text from a file cannot break out of its quotes.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::DType;
 use experiments::data::{Origin, known};
-use experiments::run_dir::{self, CARD, RECIPE, SAMPLES, SUMMARY};
+use experiments::evaluate::Evaluation;
+use experiments::run_dir::{CARD, RECIPE, SAMPLES, SUMMARY};
+use experiments::summary::{Baselines, Summary};
 use flows::ModelConfig;
 use flows::models::file::{Stored, stored};
 use flows::models::write_atomic;
@@ -88,43 +90,16 @@ fn code(text: &str) -> String {
     format!("`{}`", text.replace('`', "'"))
 }
 
-/// summary.json, of whatever version.
-struct Facts(Value);
+/// What is said of what no file says.
+const NOTHING: &str = "not recorded";
 
-impl Facts {
-    const NOTHING: &'static str = "not recorded";
-
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(SUMMARY);
-        match std::fs::read(&path) {
-            Ok(text) => Ok(Self(
-                serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?,
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self(Value::Null)),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
-    }
-
-    fn get(&self, at: &str) -> Option<&Value> {
-        self.0.pointer(at).filter(|value| !value.is_null())
-    }
-
-    fn number(&self, at: &str) -> Option<f64> {
-        self.get(at)?.as_f64()
-    }
-
-    fn text(&self, at: &str) -> String {
-        self.get(at).map_or_else(|| Self::NOTHING.to_owned(), plain)
-    }
-
-    /// The evaluation that counts: the test images', else the validation images'.
-    fn score(&self) -> Option<(&'static str, &Value)> {
-        ["test", "validation"].into_iter().find_map(|split| Some((split, self.get(&format!("/{split}"))?)))
-    }
+/// A value, or that it is not recorded.
+fn told(value: Option<impl ToString>) -> String {
+    value.map(|v| v.to_string()).filter(|text| !text.is_empty()).unwrap_or_else(|| NOTHING.to_owned())
 }
 
 /// Front matter.
-fn front(name: &str, stored: &Stored, facts: &Facts) -> String {
+fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
     let kind = kind(&stored.config);
     let images = stored.config.shape().len() == 3;
     let task = if images { "unconditional-image-generation" } else { "density-estimation" };
@@ -138,28 +113,31 @@ fn front(name: &str, stored: &Stored, facts: &Facts) -> String {
     }
     let arxiv = format!("arxiv:{}", kind.arxiv);
     lines.push(("tags", json!(["flows", "normalizing-flow", "density-estimation", kind.tag, arxiv])));
-    let set = facts.get("/data").and_then(Value::as_str);
+    let set = summary.map(|s| s.data.as_str());
     let hub = set.and_then(on_hub);
     if let Some(hub) = &hub {
         lines.push(("datasets", json!([hub])));
     }
-    if let (Some((split, score)), Some(set)) = (facts.score(), set) {
+    if let Some(summary) = summary
+        && let Some((split, score)) = summary.score()
+    {
+        let set = &summary.data;
         let result = json!({
             "task": { "type": task, "name": "density estimation" },
             "dataset": {
                 "type": hub.unwrap_or(set),
                 "name": set,
                 "split": split,
-                "revision": facts.text("/data_revision"),
+                "revision": told(Some(&summary.data_revision)),
             },
             "metrics": [{
                 "type": "bits_per_dim",
                 "name": "bits/dim",
-                "value": score["bits_per_dim"],
+                "value": score.bits_per_dim,
                 "args": {
-                    "std_err": score["std_err"],
-                    "images": score["images"],
-                    "noise_draws": score["noise_draws"],
+                    "std_err": score.std_err,
+                    "images": score.images,
+                    "noise_draws": score.noise_draws,
                 },
             }],
         });
@@ -178,60 +156,43 @@ fn front(name: &str, stored: &Stored, facts: &Facts) -> String {
     text + "---\n"
 }
 
-/// The table of what was measured, and what stands beside it.
-fn numbers(facts: &Facts) -> String {
+/// The table of what was measured, and the baselines.
+fn numbers(summary: Option<&Summary>) -> String {
     let mut text = String::from("## Numbers\n\n");
-    if facts.score().is_none() {
+    let Some(summary) = summary.filter(|s| s.score().is_some()) else {
         return text + "Bits/dim are not recorded: this folder has no evaluation of its weights.\n\n";
-    }
+    };
     text.push_str(
         "| split | images | bits/dim | standard error | noise draws an image |\n|---|---:|---:|---:|---:|\n",
     );
-    for split in ["test", "validation", "train"] {
-        let at = |key: &str| format!("/{split}/{key}");
-        let digits = |key: &str| match facts.number(&at(key)) {
-            Some(x) => format!("{x:.4}"),
-            None => Facts::NOTHING.to_owned(),
-        };
-        let _ = match facts.get(&format!("/{split}")) {
-            Some(_) => writeln!(
-                text,
-                "| {split} | {} | {} | {} | {} |",
-                facts.text(&at("images")),
-                digits("bits_per_dim"),
-                digits("std_err"),
-                facts.text(&at("noise_draws"))
-            ),
-            None => writeln!(text, "| {split} | {} | | | |", Facts::NOTHING),
+    for (split, score) in
+        [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)]
+    {
+        let _ = match score {
+            Some(Evaluation { images, bits_per_dim, std_err, noise_draws, .. }) => {
+                writeln!(text, "| {split} | {images} | {bits_per_dim:.4} | {std_err:.4} | {noise_draws} |")
+            }
+            None => writeln!(text, "| {split} | {NOTHING} | | | |"),
         };
     }
     text.push_str(
         "\nBits/dim are -log2 p(x + u) / D with u uniform on [0, 1): an upper bound of the bits that the images' integers \
          need. The standard error is that of the mean over images.\n",
     );
+    let Baselines { entropy_lower, entropy_upper, codecs, gaussian, paper } = &summary.beside;
     let mut beside = Vec::new();
-    if let (Some(lower), Some(upper)) = (facts.number("/entropy_lower"), facts.number("/entropy_upper")) {
+    if let (Some(lower), Some(upper)) = (entropy_lower, entropy_upper) {
         let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
         beside.push(format!("the data's entropy, which is known: {range}"));
     }
-    if let Some(paper) = facts.number("/paper/bits_per_dim") {
-        beside.push(format!("the paper: {paper} ({})", cell(&facts.text("/paper/source"))));
-    }
-    if let (Some(png), Some(webp)) =
-        (facts.number("/codecs/png_bits_per_dim"), facts.number("/codecs/webp_bits_per_dim"))
-    {
-        let own = facts
-            .number("/codecs/model_bits_per_dim")
-            .map(|b| format!(", this model {b:.4}"))
-            .unwrap_or_default();
-        beside.push(format!(
-            "on the first {} images: PNG {png:.4}, WebP {webp:.4}{own}",
-            facts.text("/codecs/images")
-        ));
-    }
-    if let Some(gaussian) = facts.number("/gaussian/bits_per_dim") {
-        beside.push(format!("a Gaussian for each subpixel: {gaussian:.4}"));
-    }
+    beside.extend(paper.as_ref().map(|p| format!("the paper: {} ({})", p.bits_per_dim, cell(&p.source))));
+    beside.extend(codecs.as_ref().map(|c| {
+        format!(
+            "on the first {} images: PNG {:.4}, WebP {:.4}, this model {:.4}",
+            c.images, c.png_bits_per_dim, c.webp_bits_per_dim, c.model_bits_per_dim
+        )
+    }));
+    beside.extend(gaussian.as_ref().map(|g| format!("a Gaussian for each subpixel: {:.4}", g.bits_per_dim)));
     if !beside.is_empty() {
         text.push_str("\nBeside it, in bits/dim:\n\n");
         beside.iter().for_each(|line| _ = writeln!(text, "- {line}"));
@@ -271,62 +232,47 @@ fn architecture(stored: &Stored) -> Result<String> {
 }
 
 /// How it was made.
-fn training(dir: &Path, facts: &Facts) -> String {
+fn training(dir: &Path, summary: Option<&Summary>) -> String {
     let mut text = String::from("## Training\n\n");
-    if facts.0.is_null() {
+    let Some(summary) = summary else {
         return text + &format!("Not recorded: this folder has no {SUMMARY}.\n\n");
-    }
-    let changed = match facts.get("/changed").and_then(Value::as_array).map(Vec::as_slice) {
+    };
+    let changed = match summary.changed.as_deref() {
         Some([]) => String::new(),
         Some(changed) => {
-            format!(", with {}", changed.iter().map(|c| code(&plain(c))).collect::<Vec<_>>().join(", "))
+            format!(", with {}", changed.iter().map(|c| code(c)).collect::<Vec<_>>().join(", "))
         }
-        None => match run_dir::read_recipe(dir).ok().flatten().and_then(|recipe| recipe.changed().ok()) {
-            Some(changed) if changed.is_empty() => String::new(),
-            Some(changed) => {
-                format!(", with {}", changed.iter().map(|c| code(c)).collect::<Vec<_>>().join(", "))
-            }
-            None => format!(", what was changed in it {}", Facts::NOTHING),
-        },
+        None => format!(", what was changed in it {NOTHING}"),
     };
     let settings =
         if dir.join(RECIPE).exists() { format!(" ([every setting]({RECIPE}))") } else { String::new() };
-    let seconds =
-        |at: &str| facts.number(at).map_or_else(|| Facts::NOTHING.to_owned(), |s| format!("{s:.0} s"));
-    let rate = facts.number("/training/images_per_second");
-    let counts = match facts.get("/data_images").and_then(Value::as_array).map(Vec::as_slice) {
-        Some([train, valid, test]) => {
-            format!("{train} training, {valid} validation and {test} test examples")
-        }
-        _ => Facts::NOTHING.to_owned(),
-    };
+    let counts = summary
+        .data_images
+        .map(|[train, valid, test]| format!("{train} training, {valid} validation and {test} test examples"));
+    let trained = summary.training.as_ref();
+    let hardware = summary.machine.as_ref().map(|m| {
+        format!(
+            "{}, {} cores, {} threads used, {:?} GiB of memory, {}",
+            m.cpu, m.cores, m.threads, m.memory_gib, m.os
+        )
+    });
     let rows = [
-        ("recipe", format!("{}{settings}{changed}", code(&facts.text("/recipe")))),
-        ("command", code(&facts.text("/command"))),
-        ("commit", facts.text("/commit")),
-        ("version", facts.text("/version")),
-        ("seed", facts.text("/seed")),
-        ("data", format!("{}: {counts}", facts.text("/data"))),
-        ("the data's revision", facts.text("/data_revision")),
-        ("updates", facts.text("/training/updates")),
-        ("images seen", facts.text("/training/images_seen")),
-        ("images a second", rate.map_or_else(|| Facts::NOTHING.to_owned(), |r| format!("{r:.1}"))),
-        ("time", seconds("/training/wall_seconds")),
-        ("stopped by", facts.text("/training/stopped")),
-        ("the update that was kept", facts.text("/training/best_update")),
-        ("trained parameters", facts.text("/parameters")),
-        ("device", facts.text("/device")),
-        (
-            "hardware",
-            format!(
-                "{}, {} cores, {} threads used, {} GiB of memory, {}",
-                facts.text("/machine/cpu"),
-                facts.text("/machine/cores"),
-                facts.text("/machine/threads"),
-                facts.text("/machine/memory_gib"),
-                facts.text("/machine/os")
-            ),
-        ),
+        ("recipe", format!("{}{settings}{changed}", code(&summary.recipe))),
+        ("command", code(&told(Some(&summary.command)))),
+        ("commit", told(Some(&summary.commit))),
+        ("version", told(Some(&summary.version))),
+        ("seed", told(summary.seed)),
+        ("data", format!("{}: {}", summary.data, told(counts))),
+        ("the data's revision", told(Some(&summary.data_revision))),
+        ("updates", told(trained.map(|t| t.updates))),
+        ("images seen", told(trained.map(|t| t.images_seen))),
+        ("images a second", told(trained.map(|t| format!("{:.1}", t.images_per_second)))),
+        ("time", told(trained.map(|t| format!("{:.0} s", t.wall_seconds)))),
+        ("stopped by", told(trained.map(|t| &t.stopped))),
+        ("the update that was kept", told(trained.and_then(|t| t.best_update))),
+        ("trained parameters", told(summary.parameters)),
+        ("device", told(Some(&summary.device))),
+        ("hardware", told(hardware)),
     ];
     text.push_str("| | |\n|---|---|\n");
     rows.iter().for_each(|(key, value)| _ = writeln!(text, "| {key} | {} |", cell(value)));
@@ -377,44 +323,38 @@ fn usage(place: &str, hub: bool, stored: &Stored) -> String {
 /// When the folder holds no model, or a summary that is no JSON.
 pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
     let stored = stored(dir)?;
-    let facts = Facts::read(dir)?;
+    let summary = Summary::read(dir)?;
+    let summary = summary.as_ref();
     let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let folder =
         folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     let place = repository.unwrap_or(&folder);
     let name = place.rsplit('/').next().unwrap_or(place);
     let kind = kind(&stored.config);
-    let mut text = front(name, &stored, &facts);
+    let mut text = front(name, &stored, summary);
     let _ = writeln!(text, "\n# {name}\n");
-    let about = match facts.get("/data") {
-        Some(set) => format!("A {} of {}", kind.name, plain(set)),
+    let about = match summary {
+        Some(summary) => format!("A {} of {}", kind.name, summary.data),
         None => format!("A {}", kind.name),
     };
-    let score = match facts.score() {
-        Some((split, score)) => match (score["bits_per_dim"].as_f64(), score["std_err"].as_f64()) {
-            (Some(bits), Some(error)) => {
-                format!(
-                    ": **{bits:.4} ± {error:.4} bits/dim** on {} {split} examples",
-                    plain(&score["images"])
-                )
-            }
-            _ => String::new(),
-        },
-        None => String::new(),
-    };
-    let rounded = match (stored.dtype, facts.score()) {
+    let score = summary.and_then(Summary::score);
+    let bits = score.map_or_else(String::new, |(split, s)| {
+        let Evaluation { bits_per_dim, std_err, images, .. } = s;
+        format!(": **{bits_per_dim:.4} ± {std_err:.4} bits/dim** on {images} {split} examples")
+    });
+    let rounded = match (stored.dtype, score) {
         (DType::F16 | DType::BF16, Some(_)) => {
             format!(", measured before the weights were rounded to {}", stored.dtype.as_str())
         }
         _ => String::new(),
     };
-    let _ = writeln!(text, "{about}{score}{rounded}.\n");
+    let _ = writeln!(text, "{about}{bits}{rounded}.\n");
     if dir.join(SAMPLES).exists() {
         let _ = writeln!(text, "![Samples of this model]({SAMPLES})\n");
     }
-    text.push_str(&numbers(&facts));
+    text.push_str(&numbers(summary));
     text.push_str(&architecture(&stored)?);
-    text.push_str(&training(dir, &facts));
+    text.push_str(&training(dir, summary));
     text.push_str(&usage(place, repository.is_some(), &stored));
     Ok(text)
 }
@@ -532,11 +472,11 @@ mod tests {
             assert!(
                 said[0]["tags"].as_array().unwrap().iter().any(|t| t.as_str().unwrap().starts_with("arxiv:"))
             );
-            let facts = Facts::read(&dir).unwrap();
-            match facts.score() {
+            let summary = Summary::read(&dir).unwrap();
+            match summary.as_ref().and_then(Summary::score) {
                 Some((split, score)) => {
-                    let want = json!([["bits_per_dim", score["bits_per_dim"], split,
-                        {"std_err": score["std_err"], "images": score["images"], "noise_draws": score["noise_draws"]}]]);
+                    let want = json!([["bits_per_dim", score.bits_per_dim, split,
+                        {"std_err": score.std_err, "images": score.images, "noise_draws": score.noise_draws}]]);
                     assert_eq!(said[1], want);
                 }
                 None => assert_eq!(said[1], json!([])),

@@ -9,10 +9,9 @@ use crate::{card, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use experiments::data::{file_name, hex};
-use experiments::run_dir::SUMMARY;
+use experiments::summary::Summary;
 use flows::models::{file, write_atomic};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -100,26 +99,20 @@ fn files(dir: &Path) -> Result<Vec<String>> {
 fn entry(dir: &Path) -> Result<Entry> {
     let stored = file::stored(dir)?;
     let config = serde_json::to_value(&stored.config)?;
-    let path = dir.join(SUMMARY);
-    let summary: Value = match std::fs::read(&path) {
-        Ok(text) => {
-            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?
-        }
-        Err(_) => Value::Null,
-    };
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let split = ["test", "validation"].into_iter().find(|split| summary[split].is_object());
-    let score = split.map_or(&Value::Null, |split| &summary[split]);
+    let summary = Summary::read(dir)?;
+    let score = summary.as_ref().and_then(Summary::score);
+    let text =
+        |of: fn(&Summary) -> &String| summary.as_ref().map(of).filter(|text| !text.is_empty()).cloned();
     let files = files(dir)?.into_iter().map(|name| Ok((name.clone(), sum(&dir.join(&name))?)));
     Ok(Entry {
         model: config["model"].as_str().unwrap_or_default().to_owned(),
-        data: text(&summary["data"]),
-        split: split.map(str::to_owned),
-        images: score["images"].as_u64(),
-        bits_per_dim: score["bits_per_dim"].as_f64(),
-        std_err: score["std_err"].as_f64(),
-        command: text(&summary["command"]),
-        commit: text(&summary["commit"]),
+        data: text(|s| &s.data),
+        split: score.map(|(split, _)| split.to_owned()),
+        images: score.map(|(_, s)| s.images as u64),
+        bits_per_dim: score.map(|(_, s)| s.bits_per_dim),
+        std_err: score.map(|(_, s)| s.std_err),
+        command: text(|s| &s.command),
+        commit: text(|s| &s.commit),
         files: files.collect::<Result<_>>()?,
     })
 }

@@ -104,7 +104,9 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
     // `.` and the like have a name only once they are resolved.
     let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let folder = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let Summary { training, beside, .. } = summary;
+    let Summary { beside, .. } = summary;
+    let trained = summary.training.as_ref();
+    let text = |n: Option<u64>| n.map_or_else(String::new, |n| n.to_string());
     let Baselines { paper, codecs, gaussian, .. } = beside;
     let shown = summary.score();
     let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
@@ -132,11 +134,11 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         number(gaussian.as_ref().map(|g| g.bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.png_bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.webp_bits_per_dim), 3),
-        training.updates.to_string(),
-        training.images_seen.to_string(),
-        number(Some(training.images_per_second), 1),
-        summary.parameters.to_string(),
-        summary.seed.to_string(),
+        text(trained.map(|t| t.updates)),
+        text(trained.map(|t| t.images_seen)),
+        number(trained.map(|t| t.images_per_second), 1),
+        text(summary.parameters.map(|n| n as u64)),
+        text(summary.seed),
         match summary.commit.split_once('-') {
             Some((commit, mark)) => format!("{:.9}-{mark}", commit),
             None => format!("{:.9}", summary.commit),
@@ -247,10 +249,16 @@ fn compared(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> {
             all.push(("train".to_owned(), shown(&scores(|s| &s.train))));
         }
     }
-    let seconds = runs.iter().map(|r| format!("{:.0}", r.summary.training.wall_seconds)).collect();
+    let seconds = runs
+        .iter()
+        .map(|r| r.summary.training.as_ref().map_or_else(String::new, |t| format!("{:.0}", t.wall_seconds)))
+        .collect();
     all.push(("seconds".to_owned(), seconds));
     all.push(("device".to_owned(), runs.iter().map(|r| r.summary.device.clone()).collect()));
-    all.push(("processor".to_owned(), runs.iter().map(|r| r.summary.machine.cpu.clone()).collect()));
+    all.push((
+        "processor".to_owned(),
+        runs.iter().map(|r| r.summary.machine.as_ref().map_or_else(String::new, |m| m.cpu.clone())).collect(),
+    ));
     all.retain(|(_, values)| values.iter().any(|v| !v.is_empty()));
 
     let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
