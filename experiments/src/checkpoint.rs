@@ -12,7 +12,7 @@ use crate::recipe::Recipe;
 use crate::run_dir::{self, CHECKPOINT, METRICS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
-use flows::Params;
+use flows::ParamStore;
 use flows::models::write_atomic;
 use flows::optim::Updater;
 use safetensors::SafeTensors;
@@ -85,7 +85,7 @@ pub struct Position {
     /// The update before which drift was last measured.
     #[serde(default)]
     pub probed: Option<u64>,
-    /// The layers that are stored although the recipe rebuilds.
+    /// The layers that are stored although the recipe reconstructs.
     #[serde(default)]
     pub stored: BTreeSet<String>,
 }
@@ -178,7 +178,7 @@ pub fn save(
     out: &Path,
     position: &Position,
     settings: &Settings,
-    params: &Params,
+    params: &ParamStore,
     updater: &Updater,
 ) -> Result<()> {
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -222,7 +222,7 @@ pub fn save(
 pub fn load(
     out: &Path,
     settings: &Settings,
-    params: &Params,
+    params: &ParamStore,
     updater: &mut Updater,
 ) -> Result<Option<Position>> {
     let path = out.join(CHECKPOINT);
@@ -352,13 +352,13 @@ mod tests {
     }
 
     struct State {
-        params: Params,
+        params: ParamStore,
         updater: Updater,
     }
 
     impl State {
         fn new(seed: u64) -> Self {
-            let params = Params::seeded(seed, DType::F32, &Device::Cpu);
+            let params = ParamStore::seeded(seed, DType::F32, &Device::Cpu);
             params.vb().get((2, 3), "w", Init::Normal(1.)).unwrap();
             params.vb().buffer(2, "mean", Init::Normal(1.)).unwrap();
             params.vb().indices(4, "order", Init::Const(2.)).unwrap();

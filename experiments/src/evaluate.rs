@@ -163,7 +163,7 @@ mod tests {
         let config =
             GlowConfig { shape: [1, 4, 4], levels: 2, depth: 1, width: 4, ..GlowConfig::cifar_paper() };
         let model = Model::new(ModelConfig::Glow(config), 1, DType::F32, &Device::Cpu).unwrap();
-        model.params().shake(2, 0.1).unwrap();
+        model.params().perturb(2, 0.1).unwrap();
         model
     }
 

@@ -249,7 +249,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         let less = need.training(train, Memory::Recompute);
         let remedy = match less <= self::memory() && train.memory == Memory::Store {
             true => format!(
-                "rebuild activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
+                "reconstruct activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
                  lower `train.batch`",
                 less / f64::from(1 << 30)
             ),
@@ -281,7 +281,7 @@ pub fn announce(recipe: &Recipe) -> String {
             gib(Memory::Recompute)
         ),
         Memory::Recompute => {
-            format!("memory: at least {:.2} GiB, activations are rebuilt", gib(Memory::Recompute))
+            format!("memory: at least {:.2} GiB, activations are reconstructed", gib(Memory::Recompute))
         }
     }
 }

@@ -313,7 +313,7 @@ fn a_closed_output_is_no_error_and_a_full_one_is_a_sentence() {
 fn activations_that_do_not_fit_can_be_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    // Tens of terabytes to store, a few gigabytes to rebuild.
+    // Tens of terabytes to store, a few gigabytes to reconstruct.
     let mut deep = vec!["train", "glow-cifar-small", "--out", str_of(&out)];
     for set in ["model.depth=10000", "model.width=4", "train.batch=200000"] {
         deep.extend(["--set", set]);
@@ -327,7 +327,10 @@ fn activations_that_do_not_fit_can_be_rebuilt() {
     let output = flow(&args);
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("rebuilt inputs") && said.contains("activations are rebuilt"), "{said}");
+    assert!(
+        said.contains("reconstructed inputs") && said.contains("activations are reconstructed"),
+        "{said}"
+    );
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let drift: Vec<Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let drift = drift.iter().find_map(|l| l["drift"].as_f64()).expect("a line with the drift");

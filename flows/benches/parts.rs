@@ -11,7 +11,7 @@ use flows::optim::{Optimizer, Rule};
 use flows::params::Init;
 use flows::testing::normal;
 use flows::transforms::{Affine, Partition, Scale};
-use flows::{Bijection, Ctx, Gradients, Grads, Memory, Net, Params};
+use flows::{Bijection, Ctx, Gradients, Grads, Memory, Net, ParamStore};
 
 fn f32s(shape: &[usize]) -> Tensor {
     normal(shape, 1, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
@@ -42,7 +42,7 @@ fn nets(c: &mut Criterion) {
     let mut group = c.benchmark_group("net");
     let batch = 16;
     group.throughput(Throughput::Elements(batch));
-    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
     let conv = ConvNet::new(6, 512, 12, false, &params.vb().pp("conv")).unwrap();
     let cfg = ResNetConfig {
         inputs: 3,
@@ -79,7 +79,7 @@ fn nets(c: &mut Criterion) {
 fn layers(c: &mut Criterion) {
     let mut group = c.benchmark_group("layer");
     group.throughput(Throughput::Elements(16));
-    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
     let vb = params.vb();
     let layers: [(&str, Box<dyn Bijection>); 3] = [
         ("actnorm", Box::new(ActNorm::new(12, 3., &vb.pp("actnorm")).unwrap())),
@@ -114,7 +114,7 @@ fn optimisers(c: &mut Criterion) {
     let mut group = c.benchmark_group("optimiser");
     let n = 10_000_000;
     group.throughput(Throughput::Elements(n as u64));
-    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
     params.vb().get(n, "p", Init::Const(0.)).unwrap();
     let grads = Grads::from([("p".to_string(), Tensor::ones(n, DType::F32, &Device::Cpu).unwrap())]);
     for (name, rule) in [

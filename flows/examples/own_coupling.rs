@@ -9,7 +9,7 @@ use flows::bijections::Coupling;
 use flows::optim::{Optimizer, Rule};
 use flows::testing::{Deviation, check, normal};
 use flows::transforms::{Partition, Transform};
-use flows::{Chain, Ctx, Flow, Gradients, Memory, Net, Params, Prior};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, Net, ParamStore, Prior};
 
 /// y = sinh(asinh(x) e^s + t), a map of the real line with heavier or lighter tails:
 ///
@@ -57,7 +57,7 @@ impl Net for TanhNet {
 }
 
 fn main() -> Result<()> {
-    let params = Params::seeded(0, DType::F64, &Device::Cpu);
+    let params = ParamStore::seeded(0, DType::F64, &Device::Cpu);
     let mut chain = Chain::new();
     for (name, swap) in [("first", false), ("second", true)] {
         let vb = params.vb().pp(name).candle();

@@ -8,7 +8,7 @@ use flows::nets::{Mlp, Start};
 use flows::optim::{Optimizer, Rule};
 use flows::params::{Init, rng_for};
 use flows::transforms::{Affine, Partition, Scale, Transform};
-use flows::{Chain, Ctx, Flow, Gradients, Memory, Params, Prior};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, ParamStore, Prior};
 use rand::Rng;
 
 /// `n` points of two interleaved half circles with noise of .1.
@@ -25,7 +25,7 @@ fn moons(n: usize, seed: u64) -> Result<Tensor> {
 }
 
 fn main() -> Result<()> {
-    let params = Params::seeded(0, DType::F32, &Device::Cpu);
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
     let vb = params.vb();
     let mut chain = Chain::new();
     for i in 0..8 {

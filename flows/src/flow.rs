@@ -36,7 +36,7 @@ pub struct Flow {
 }
 
 /// The terms of a log-likelihood, each (B,), in nats.
-pub struct Terms {
+pub struct LogProbTerms {
     /// log p_Z(z).
     pub prior: Tensor,
     /// log |det dz/dx|.
@@ -45,7 +45,7 @@ pub struct Terms {
     pub z: Tensor,
 }
 
-impl Terms {
+impl LogProbTerms {
     /// log p(x) = prior + log-det, (B,), in nats.
     ///
     /// # Errors
@@ -85,11 +85,11 @@ impl Flow {
     ///
     /// # Errors
     /// For an x of another shape, and those of a layer.
-    pub fn terms(&self, x: &Tensor, ctx: Ctx) -> Result<Terms> {
+    pub fn terms(&self, x: &Tensor, ctx: Ctx) -> Result<LogProbTerms> {
         self.check(x)?;
         let (z, log_det) = self.bijection.forward(x, ctx)?;
         let z = z.flatten_from(1)?;
-        Ok(Terms { prior: self.prior.log_prob(&z)?, log_det, z })
+        Ok(LogProbTerms { prior: self.prior.log_prob(&z)?, log_det, z })
     }
 
     /// The loss of a training pass and its gradients, in the memory that `memory` says: `loss` makes a scalar of log p(x),
@@ -118,9 +118,9 @@ impl Flow {
         let value = loss(&log_prob)?;
         let mut store = value.backward()?;
         let mut of = |v: &Var| store.remove(v).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
-        let (gz, gld) = (of(&leaf_z)?, of(&leaf_log_det)?);
+        let (gz, grad_log_det) = (of(&leaf_z)?, of(&leaf_log_det)?);
         drop((leaf_z, leaf_log_det, log_prob));
-        self.bijection.backward(&z, saved, (&gz, &gld), ctx, grads)?;
+        self.bijection.backward(&z, saved, (&gz, &grad_log_det), ctx, grads)?;
         Ok(value.detach())
     }
 
@@ -145,7 +145,7 @@ impl Flow {
         Ok(((prior + log_det.detach())?, gx.detach()))
     }
 
-    /// How far inputs that [`Memory::Recompute`] rebuilds are from the true ones, on the batch x; nothing is written.
+    /// How far inputs that [`Memory::Recompute`] reconstructs are from the true ones, on the batch x; nothing is written.
     /// [`Flow::store`] takes the layers over `bound`.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl Flow {
         Drift::measure(self.bijection(), x, ctx, bound)
     }
 
-    /// Has [`Memory::Recompute`] store the layers of these paths, and rebuild the inputs of all others.
+    /// Has [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
     pub fn store(&self, paths: &BTreeSet<String>) {
         inspect::store(self.bijection(), paths);
     }

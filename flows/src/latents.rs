@@ -27,7 +27,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-pub use crate::core::{Inside, Step};
+pub use crate::core::{LayerStats, TraceEntry};
 
 use crate::core::{Context, Ctx, inspect};
 use crate::flow::Flow;
@@ -375,7 +375,7 @@ pub fn inpaint_while<'a>(
 ///
 /// # Errors
 /// When x has another shape than the flow takes, and those of a layer.
-pub fn trace<'a>(flow: &Flow, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Vec<Step>> {
+pub fn trace<'a>(flow: &Flow, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Vec<TraceEntry>> {
     flow.check(x)?;
     inspect::trace(flow.bijection(), x, Ctx::eval().with_context(context))
 }

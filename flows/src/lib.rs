@@ -41,12 +41,12 @@ pub mod testing;
 pub mod transforms;
 
 pub use crate::core::{
-    Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, Saved,
+    Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, SavedState,
 };
-pub use flow::{Flow, Terms};
+pub use flow::{Flow, LogProbTerms};
 pub use flows_ops as ops;
 pub use models::{Model, ModelConfig, SaveOptions, load};
-pub use params::{Params, Vb};
+pub use params::{ParamBuilder, ParamStore};
 pub use prior::Prior;
 
 /// The documents' code is compiled and run with the library's own examples.

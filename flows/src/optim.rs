@@ -10,7 +10,7 @@ use crate::core::Grads;
 use crate::ops::cuda::runs_kernels;
 pub use crate::ops::update::Tally;
 use crate::ops::update::{self, FusedUpdate, Numbers, RuleStep};
-use crate::params::{Param, Params};
+use crate::params::{Param, ParamStore};
 use candle_core::{DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -95,7 +95,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// When the device has no memory for the state.
-    pub fn new(rule: Rule, params: &Params) -> Result<Self> {
+    pub fn new(rule: Rule, params: &ParamStore) -> Result<Self> {
         let params = params.trained();
         let mut state = BTreeMap::new();
         for (name, p) in &params {
@@ -164,7 +164,7 @@ fn restore(tensors: &BTreeMap<String, Tensor>, saved: &BTreeMap<String, Tensor>,
 /// With a constant d the first averages would still be mostly the random initial values.
 pub struct Ema {
     decay: f64,
-    params: Params,
+    params: ParamStore,
     average: BTreeMap<String, Tensor>,
     step: u64,
 }
@@ -174,7 +174,7 @@ impl Ema {
     ///
     /// # Errors
     /// When the device has no memory for the copies.
-    pub fn new(decay: f64, params: &Params) -> Result<Self> {
+    pub fn new(decay: f64, params: &ParamStore) -> Result<Self> {
         let mut average = BTreeMap::new();
         for (name, p) in params.trained() {
             average.insert(name, p.value().copy()?);
@@ -288,7 +288,7 @@ impl Updater {
     /// When there is no parameter to train, or no memory for the state.
     pub fn new(
         rule: Rule,
-        params: &Params,
+        params: &ParamStore,
         settings: UpdateSettings,
         l2: impl Fn(&str) -> f64,
     ) -> Result<Self> {
@@ -422,7 +422,7 @@ mod tests {
 
     /// One parameter at 1 with gradients .5, then -1: each rule against its equations, by hand.
     fn run(rule: Rule, lr: f64) -> Result<f64> {
-        let params = Params::seeded(0, DType::F64, &Device::Cpu);
+        let params = ParamStore::seeded(0, DType::F64, &Device::Cpu);
         let p = params.vb().get(1, "p", Init::Const(1.))?;
         let mut opt = Optimizer::new(rule, &params)?;
         for g in [0.5, -1.] {
@@ -460,7 +460,7 @@ mod tests {
 
     #[test]
     fn swapping_the_average_twice_changes_nothing() -> Result<()> {
-        let params = Params::seeded(0, DType::F32, &Device::Cpu);
+        let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
         let p = params.vb().get(3, "p", Init::Normal(1.))?;
         let before = p.value().to_vec1::<f32>()?;
         let mut ema = Ema::new(0.9, &params)?;

@@ -1,13 +1,13 @@
 //! Named, seeded, strict parameters.
 //!
-//! A [`Params`] holds every tensor of a model under its path; the path is the key in the safetensors file. A value at
+//! A [`ParamStore`] holds every tensor of a model under its path; the path is the key in the safetensors file. A value at
 //! initialisation depends on the seed and on the name only, so adding a layer changes no other layer's values, and the
 //! order in which layers are built does not matter.
 //!
-//! A model is built from [`Vb`], a path into a `Params`, with the idiom of candle's `VarBuilder`: `vb.pp("net")`,
+//! A model is built from [`ParamBuilder`], a path into a `ParamStore`, with the idiom of candle's `VarBuilder`: `vb.pp("net")`,
 //! `vb.get(..)`. It is a type of our own because candle's cannot express what flows need: buffers that are saved yet not
 //! trained (permutations, running statistics), initial values that are computed (an orthogonal matrix), and a strict
-//! load (a missing, unknown or misshapen tensor is an error that names the key). [`Vb::candle`] gives the same path as
+//! load (a missing, unknown or misshapen tensor is an error that names the key). [`ParamBuilder::candle`] gives the same path as
 //! candle's `VarBuilder`, so that candle-nn's layers can be used inside a network.
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
@@ -144,9 +144,9 @@ struct Store {
 
 /// Every tensor of a model, by name, in name order.
 #[derive(Clone, Debug)]
-pub struct Params(Arc<Store>);
+pub struct ParamStore(Arc<Store>);
 
-impl Params {
+impl ParamStore {
     /// Fresh parameters: each value depends on `seed` and its name only.
     pub fn seeded(seed: u64, dtype: DType, device: &Device) -> Self {
         Self::with_origin(seed, dtype, device, Origin::Seed)
@@ -157,7 +157,7 @@ impl Params {
         Self::from_source(tensors, dtype, device)
     }
 
-    /// As [`Params::from_tensors`], each tensor read when a layer asks for it and after its shape was compared.
+    /// As [`ParamStore::from_tensors`], each tensor read when a layer asks for it and after its shape was compared.
     pub fn from_source(source: impl Source + 'static, dtype: DType, device: &Device) -> Self {
         Self::with_origin(0, dtype, device, Origin::Source(Box::new(source)))
     }
@@ -168,8 +168,8 @@ impl Params {
     }
 
     /// The root path.
-    pub fn vb(&self) -> Vb {
-        Vb { store: self.0.clone(), path: String::new() }
+    pub fn vb(&self) -> ParamBuilder {
+        ParamBuilder { store: self.0.clone(), path: String::new() }
     }
 
     /// The device all parameters live on.
@@ -224,11 +224,11 @@ impl Params {
     }
 
     /// Adds N(0, std^2) to every trained parameter, seeded by name: at initialisation zero convolutions make every
-    /// coupling trivial and hide bugs, so laws are tested on shaken parameters.
+    /// coupling trivial and hide bugs, so laws are tested on perturbed parameters.
     ///
     /// # Errors
     /// When the device has no memory left.
-    pub fn shake(&self, seed: u64, std: f64) -> Result<()> {
+    pub fn perturb(&self, seed: u64, std: f64) -> Result<()> {
         for (name, p) in self.trained() {
             let v = p.value();
             let mut rng = rng_for(seed, &name);
@@ -274,14 +274,14 @@ pub fn rng_for(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// A path into [`Params`].
+/// A path into [`ParamStore`].
 #[derive(Clone, Debug)]
-pub struct Vb {
+pub struct ParamBuilder {
     store: Arc<Store>,
     path: String,
 }
 
-impl Vb {
+impl ParamBuilder {
     /// The sub-path `name`.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self { store: self.store.clone(), path: self.key(&name.to_string()) }
@@ -322,7 +322,7 @@ impl Vb {
     /// A tensor that is saved and not trained: running statistics, signs, whitening matrices.
     ///
     /// # Errors
-    /// As [`Vb::get`].
+    /// As [`ParamBuilder::get`].
     pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
         self.entry(shape.into(), name, init, false, self.store.dtype)
     }
@@ -330,7 +330,7 @@ impl Vb {
     /// A saved tensor of indices (u32): permutations.
     ///
     /// # Errors
-    /// As [`Vb::get`].
+    /// As [`ParamBuilder::get`].
     pub fn indices(&self, len: usize, name: &str, init: Init) -> Result<Param> {
         self.entry(len.into(), name, init, false, DType::U32)
     }
@@ -399,7 +399,7 @@ impl Vb {
     }
 }
 
-impl candle_nn::var_builder::SimpleBackend for Vb {
+impl candle_nn::var_builder::SimpleBackend for ParamBuilder {
     fn get(
         &self,
         shape: Shape,
@@ -410,22 +410,22 @@ impl candle_nn::var_builder::SimpleBackend for Vb {
     ) -> Result<Tensor> {
         let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1);
         let p = match init {
-            candle_nn::Init::Const(v) => Vb::get(self, shape, name, Init::Const(v)),
+            candle_nn::Init::Const(v) => ParamBuilder::get(self, shape, name, Init::Const(v)),
             candle_nn::Init::Randn { mean, stdev } => {
                 let n = shape.elem_count();
                 let draw = |rng: &mut ChaCha8Rng| {
                     (0..n).map(|_| mean + stdev * rng.sample::<f64, _>(StandardNormal)).collect()
                 };
-                Vb::get(self, shape, name, Init::With(&draw))
+                ParamBuilder::get(self, shape, name, Init::With(&draw))
             }
             candle_nn::Init::Uniform { lo, up } => {
                 let n = shape.elem_count();
                 let draw = |rng: &mut ChaCha8Rng| (0..n).map(|_| rng.random_range(lo..=up)).collect();
-                Vb::get(self, shape, name, Init::With(&draw))
+                ParamBuilder::get(self, shape, name, Init::With(&draw))
             }
             // candle's default for linear and convolution weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
             candle_nn::Init::Kaiming { .. } => {
-                Vb::get(self, shape, name, Init::Uniform((fan_in as f64).powf(-0.5)))
+                ParamBuilder::get(self, shape, name, Init::Uniform((fan_in as f64).powf(-0.5)))
             }
         }?;
         Ok(p.var().as_tensor().clone())
@@ -453,13 +453,13 @@ mod tests {
 
     #[test]
     fn a_value_depends_on_seed_and_name_only() -> Result<()> {
-        let a = Params::seeded(7, DType::F64, &Device::Cpu);
-        let b = Params::seeded(7, DType::F64, &Device::Cpu);
+        let a = ParamStore::seeded(7, DType::F64, &Device::Cpu);
+        let b = ParamStore::seeded(7, DType::F64, &Device::Cpu);
         let w = a.vb().pp("x").get(5, "w", Init::Normal(1.))?;
         b.vb().get(5, "another", Init::Normal(1.))?;
         let v = b.vb().pp("x").get(5, "w", Init::Normal(1.))?;
         assert_eq!(values(&w), values(&v));
-        let c = Params::seeded(8, DType::F64, &Device::Cpu);
+        let c = ParamStore::seeded(8, DType::F64, &Device::Cpu);
         assert_ne!(values(&w), values(&c.vb().pp("x").get(5, "w", Init::Normal(1.))?));
         Ok(())
     }
@@ -468,7 +468,7 @@ mod tests {
     fn loading_is_strict() -> Result<()> {
         let t = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
         let src = BTreeMap::from([("a.w".to_string(), t(3)), ("b".to_string(), t(1))]);
-        let p = Params::from_tensors(src, DType::F32, &Device::Cpu);
+        let p = ParamStore::from_tensors(src, DType::F32, &Device::Cpu);
         let err = |r: Result<Param>| r.unwrap_err().to_string();
         assert!(err(p.vb().get(3, "w", Init::Const(0.))).contains("`w` is missing"));
         assert!(err(p.vb().pp("a").get(4, "w", Init::Const(0.))).contains("`a.w` has shape [3]"));
@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn candle_layers_live_under_our_paths() -> Result<()> {
-        let p = Params::seeded(0, DType::F32, &Device::Cpu);
+        let p = ParamStore::seeded(0, DType::F32, &Device::Cpu);
         candle_nn::linear(3, 2, p.vb().pp("net").candle().pp("fc"))?;
         let names: Vec<_> = p.trained().into_iter().map(|(n, _)| n).collect();
         assert_eq!(names, ["net.fc.bias", "net.fc.weight"]);

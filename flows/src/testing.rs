@@ -4,18 +4,18 @@
 //! f^-1(f(x)) = x,     log_det(x) = log |det df/dx|,     d/dtheta (w . f(x) + log_det(x)) as central differences have it
 //! ```
 //!
-//! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with rebuilt inputs, in
+//! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with reconstructed inputs, in
 //! evaluation and in training.
 //!
 //! [`check_net`] holds a network's own backward to candle's graph in the same way.
 //!
-//! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Shake the
-//! parameters first ([`Params::shake`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
+//! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Perturb the
+//! parameters first ([`ParamStore::perturb`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
 
 use crate::core::inspect::visit;
 use crate::core::{Bijection, Context, Ctx, Gradients, Memory, Mode, Net};
 use crate::ops::linalg;
-use crate::params::{Params, rng_for};
+use crate::params::{ParamStore, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -29,7 +29,7 @@ pub struct Deviation {
     pub log_det: f64,
     /// max |gradient - central difference| / (1 + |gradient|), over x and a sample of each parameter.
     pub gradient: f64,
-    /// max |gradient of `backward` - gradient of the graph| / (1 + max |gradient|), and the rebuilt input's distance, over
+    /// max |gradient of `backward` - gradient of the graph| / (1 + max |gradient|), and the reconstructed input's distance, over
     /// x and every parameter, both [`Memory`] modes, evaluation and training.
     pub backward: f64,
 }
@@ -70,7 +70,7 @@ pub fn check<'a>(
     f: &dyn Bijection,
     x: &Tensor,
     context: impl Into<Context<'a>>,
-    params: &Params,
+    params: &ParamStore,
     bound: Deviation,
 ) -> Result<Deviation> {
     let context = context.into();
@@ -88,7 +88,7 @@ fn check_one(
     f: &dyn Bijection,
     x: &Tensor,
     context: Context,
-    (params, whole): (&Params, bool),
+    (params, whole): (&ParamStore, bool),
     bound: Deviation,
 ) -> Result<Deviation> {
     let d: usize = x.dims()[1..].iter().product();
@@ -154,7 +154,7 @@ fn gradient_deviation(
     f: &dyn Bijection,
     x: &Tensor,
     context: Context,
-    params: &Params,
+    params: &ParamStore,
     whole: bool,
 ) -> Result<f64> {
     let x = Var::from_tensor(&x.copy()?)?;
@@ -197,21 +197,21 @@ fn gradient_deviation(
     Ok(worst)
 }
 
-fn backward_deviation(f: &dyn Bijection, x: &Tensor, context: Context, params: &Params) -> Result<f64> {
+fn backward_deviation(f: &dyn Bijection, x: &Tensor, context: Context, params: &ParamStore) -> Result<f64> {
     let mut worst = 0f64;
     for mode in [Mode::Eval, Mode::Replay] {
         let ctx = Ctx { mode, context, grad: true };
         let leaf = Var::from_tensor(&x.copy()?)?;
         let (z, log_det) = f.forward(leaf.as_tensor(), ctx)?;
         let gz = normal(z.dims(), 98, x.device())?;
-        let gld = normal(log_det.dims(), 97, x.device())?;
-        let store = ((&z * &gz)?.sum_all()? + (&log_det * &gld)?.sum_all()?)?.backward()?;
+        let grad_log_det = normal(log_det.dims(), 97, x.device())?;
+        let store = ((&z * &gz)?.sum_all()? + (&log_det * &grad_log_det)?.sum_all()?)?.backward()?;
         for memory in [Memory::Store, Memory::Recompute] {
             let mut grads = Gradients::new(params);
             let (y, _, saved) = f.forward_saved(x, ctx, memory)?;
-            let (rebuilt, gx) = f.backward(&y, saved, (&gz, &gld), ctx, &mut grads)?;
+            let (reconstructed, gx) = f.backward(&y, saved, (&gz, &grad_log_det), ctx, &mut grads)?;
             let grads = grads.into_grads();
-            let mut pairs = vec![(y, z.detach()), (rebuilt, x.clone())];
+            let mut pairs = vec![(y, z.detach()), (reconstructed, x.clone())];
             pairs.push((gx, store.get(&leaf).cloned().map_or_else(|| leaf.zeros_like(), Ok)?));
             for (name, p) in params.trained() {
                 match (grads.get(&name), store.get(p.var())) {
@@ -241,11 +241,11 @@ fn backward_deviation(f: &dyn Bijection, x: &Tensor, context: Context, params: &
 
 /// A network's own backward against candle's graph of it, on a random input of `shape` in f64, without class labels, in
 /// evaluation and in training (nothing is written): the output, the gradient of the input and of every parameter, each within
-/// `bound` of 1 + its largest element. A gradient that is missing counts as zero. Shake the parameters first.
+/// `bound` of 1 + its largest element. A gradient that is missing counts as zero. Perturb the parameters first.
 ///
 /// # Errors
 /// At the first of these that is further off.
-pub fn check_net(net: &dyn Net, shape: &[usize], params: &Params, bound: f64) -> Result<()> {
+pub fn check_net(net: &dyn Net, shape: &[usize], params: &ParamStore, bound: f64) -> Result<()> {
     let x = Var::from_tensor(&normal(shape, 3, params.device())?)?;
     for mode in [Mode::Eval, Mode::Replay] {
         let ctx = Ctx { mode, context: Context::none(), grad: true };

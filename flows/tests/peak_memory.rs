@@ -1,4 +1,4 @@
-//! A training step that rebuilds its activations needs no more memory for a deeper flow: counted by the allocator, so in a
+//! A training step that reconstructs its activations needs no more memory for a deeper flow: counted by the allocator, so in a
 //! test binary of its own.
 
 mod common;
@@ -63,7 +63,7 @@ fn depth_costs_none() -> Result<()> {
         assert!(b <= 1.15 * a, "{name}: {b} bytes against {a}");
         // Gradients must not hold on to activations: maps and names are all that is left beside them.
         assert!(left < 1e6, "{name}: {left} bytes are left behind");
-        assert!(stored > 3. * b, "{name}: storing takes {stored} bytes, rebuilding {b}");
+        assert!(stored > 3. * b, "{name}: storing takes {stored} bytes, reconstructing {b}");
     }
     Ok(())
 }

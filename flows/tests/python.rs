@@ -57,7 +57,7 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
         ..RealNvpConfig::cifar_code()
     };
     let model = Model::new(ModelConfig::RealNvp(config), 1, DType::F32, &Device::Cpu)?;
-    model.params().shake(2, 0.2)?;
+    model.params().perturb(2, 0.2)?;
     model.save(&imported, &SaveOptions { max_shard_size: 4000, dtype: Some(DType::BF16) })?;
     for folder in folders().into_iter().chain([imported]) {
         let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;

@@ -41,7 +41,7 @@ fn refused(run: &Path, out: &Path, more: &[&str]) -> String {
 
 fn save(config: ModelConfig, dir: &Path, max_shard_size: usize) {
     let model = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap();
-    model.params().shake(2, 0.05).unwrap();
+    model.params().perturb(2, 0.05).unwrap();
     // Statistics as data leave them, none of them 0 or 1 and each channel's its own.
     for (name, statistic) in model.params().all() {
         if name.ends_with(".mean") || name.ends_with(".var") || name.starts_with("whiten.") {

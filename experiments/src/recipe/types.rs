@@ -84,13 +84,13 @@ pub struct Train {
     /// Weight of the L2 penalty on weight-norm scales (`.magnitude`, `.gain`).
     #[serde(default)]
     pub l2: f64,
-    /// Whether an update stores its activations or rebuilds them on the way back.
+    /// Whether an update stores its activations or reconstructs them on the way back.
     #[serde(default)]
     pub memory: Memory,
     /// In which precision a GPU multiplies inside networks during training; every evaluation is in full precision.
     #[serde(default)]
     pub precision: Precision,
-    /// With `memory = "recompute"`: how far rebuilt inputs drift is measured every so many updates, and layers beyond the
+    /// With `memory = "recompute"`: how far reconstructed inputs drift is measured every so many updates, and layers beyond the
     /// bound are stored from then on.
     #[serde(default = "default_probe")]
     pub probe_every: u64,

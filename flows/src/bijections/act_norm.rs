@@ -1,12 +1,12 @@
 //! Actnorm: an affine map for each channel that sets itself from the first minibatch (Glow, section 3.1).
 
 use crate::core::{
-    Bijection, Context, Ctx, Gradients, Inside, Memory, Mode, Saved, positions, same_per_example,
+    Bijection, Context, Ctx, Gradients, LayerStats, Memory, Mode, SavedState, positions, same_per_example,
 };
 use crate::ops::act_norm::{act_norm, act_norm_backward, act_norm_inverse};
 use crate::ops::batch_norm::moments;
 use crate::ops::elementwise::affine;
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 
 /// ```text
@@ -36,7 +36,7 @@ impl ActNorm {
     ///
     /// # Errors
     /// When `vb` has no such tensor.
-    pub fn new(channels: usize, factor: f64, vb: &Vb) -> Result<Self> {
+    pub fn new(channels: usize, factor: f64, vb: &ParamBuilder) -> Result<Self> {
         Ok(Self {
             path: vb.path().to_string(),
             bias: vb.get(channels, "bias", Init::Const(0.))?,
@@ -89,8 +89,8 @@ impl ActNorm {
 }
 
 impl Bijection for ActNorm {
-    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Channels((self.logs.value() * self.factor)?))
+    fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
+        Ok(LayerStats::Channels((self.logs.value() * self.factor)?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -107,24 +107,24 @@ impl Bijection for ActNorm {
         act_norm_inverse(z, self.bias.value(), self.logs.value(), self.factor)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-        let saved = if memory == Memory::Store { Saved::new(x.clone()) } else { Saved::nothing() };
+        let saved = if memory == Memory::Store { SavedState::new(x.clone()) } else { SavedState::nothing() };
         Ok((z, log_det, saved))
     }
 
     fn backward(
         &self,
         z: &Tensor,
-        saved: Saved,
-        (gz, gld): (&Tensor, &Tensor),
+        saved: SavedState,
+        (gz, grad_log_det): (&Tensor, &Tensor),
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
         let x = saved.take().map_or_else(|| self.inverse(z, ctx.context), Ok)?;
         let (gx, gb, gl) = act_norm_backward(z, gz, self.logs.value(), self.factor)?;
         grads.add(&self.bias, gb)?;
-        let of_log_det = (gld.sum_all()? * (self.factor * positions(z)? as f64))?;
+        let of_log_det = (grad_log_det.sum_all()? * (self.factor * positions(z)? as f64))?;
         grads.add(&self.logs, gl.broadcast_add(&of_log_det)?)?;
         Ok((x, gx))
     }

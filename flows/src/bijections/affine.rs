@@ -1,9 +1,9 @@
 //! Elementwise affine maps with learned parameters: NICE's diagonal, Glow's learned top prior.
 
 use crate::core::{
-    Bijection, Context, Ctx, Inside, Mode, channel_shape, positions, same_per_example, sum_per_example,
+    Bijection, Context, Ctx, LayerStats, Mode, channel_shape, positions, same_per_example, sum_per_example,
 };
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 
 /// NICE's last layer (section 3.3), one scale for each dimension:
@@ -22,14 +22,14 @@ impl Diagonal {
     ///
     /// # Errors
     /// When `vb` has no such tensor.
-    pub fn new(dims: usize, vb: &Vb) -> Result<Self> {
+    pub fn new(dims: usize, vb: &ParamBuilder) -> Result<Self> {
         Ok(Self { logs: vb.get(dims, "logs", Init::Const(0.))? })
     }
 }
 
 impl Bijection for Diagonal {
-    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Channels(self.logs.value().clone()))
+    fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
+        Ok(LayerStats::Channels(self.logs.value().clone()))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -63,7 +63,7 @@ impl ChannelPrior {
     ///
     /// # Errors
     /// When `vb` has no such tensors.
-    pub fn new(channels: usize, classes: Option<usize>, vb: &Vb) -> Result<Self> {
+    pub fn new(channels: usize, classes: Option<usize>, vb: &ParamBuilder) -> Result<Self> {
         let emb = match classes {
             Some(n) => Some(vb.get((n, 2 * channels), "emb", Init::Const(0.))?),
             None => None,
@@ -104,9 +104,9 @@ impl ChannelPrior {
 }
 
 impl Bijection for ChannelPrior {
-    fn inside(&self, x: &Tensor, ctx: Ctx) -> Result<Inside> {
+    fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
         let (_, logs) = self.mean_logs(x, ctx.with_grad(false))?;
-        Ok(Inside::Elements(logs.neg()?.broadcast_as(x.shape())?.contiguous()?))
+        Ok(LayerStats::Elements(logs.neg()?.broadcast_as(x.shape())?.contiguous()?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {

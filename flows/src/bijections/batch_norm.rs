@@ -1,13 +1,13 @@
 //! RealNVP's batch norm as a flow layer (section 3.7 and appendix E).
 
 use crate::core::{
-    Bijection, Context, Ctx, Gradients, Graph, Inside, Memory, Mode, Saved, backward_by_graph, channel_shape,
-    forward_saved_by_graph, positions, same_per_example,
+    Bijection, Context, Ctx, Gradients, Graph, LayerStats, Memory, Mode, SavedState, backward_by_graph,
+    channel_shape, forward_saved_by_graph, positions, same_per_example,
 };
 use crate::ops::batch_norm::{batch_norm, moments};
 use crate::ops::elementwise::affine;
 use crate::ops::res_net;
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +47,7 @@ impl BatchNorm {
         eps: f64,
         momentum: f64,
         statistics: BatchStatistics,
-        vb: &Vb,
+        vb: &ParamBuilder,
     ) -> Result<Self> {
         Ok(Self {
             mean: vb.buffer(channels, "mean", Init::Const(0.))?,
@@ -133,8 +133,8 @@ fn mix(running: &Tensor, batch: &Tensor, share: f64) -> Result<Tensor> {
 }
 
 impl Bijection for BatchNorm {
-    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Statistics(((self.var.value() + self.eps)?.log()? * -0.5)?))
+    fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
+        Ok(LayerStats::Statistics(((self.var.value() + self.eps)?.log()? * -0.5)?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -150,18 +150,18 @@ impl Bijection for BatchNorm {
     }
 
     /// Under [`Memory::Recompute`] the statistics are kept: the inverse of a training pass needs the batch's.
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         if memory == Memory::Store || !ctx.mode.uses_batch_statistics() {
             return forward_saved_by_graph(self, x, ctx, memory);
         }
         let (z, log_det, statistics) = self.run(x, ctx.with_grad(false), self.running()?)?;
-        Ok((z, log_det, Saved::new(statistics)))
+        Ok((z, log_det, SavedState::new(statistics)))
     }
 
     fn backward(
         &self,
         z: &Tensor,
-        saved: Saved,
+        saved: SavedState,
         g: (&Tensor, &Tensor),
         ctx: Ctx,
         grads: &mut Gradients,
@@ -169,13 +169,13 @@ impl Bijection for BatchNorm {
         if !saved.is::<Statistics>() {
             return backward_by_graph(self, z, saved, g, ctx, grads);
         }
-        let x = self.rebuild(z, &saved, ctx)?;
+        let x = self.reconstruct(z, &saved, ctx)?;
         let running = saved.take::<Statistics>().expect("checked above").running;
         let (graph, _) = Graph::of(&x, |x| self.run(x, ctx.replay(), running).map(|(z, l, _)| [z, l]))?;
         Ok((x, graph.backward(&[g.0, g.1], grads)?.swap_remove(0)))
     }
 
-    fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+    fn reconstruct(&self, z: &Tensor, saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
         if !saved.is::<Statistics>() {
             return self.inverse(z, ctx.context);
         }
@@ -204,7 +204,7 @@ pub(crate) struct NetBatchNorm {
 }
 
 impl NetBatchNorm {
-    pub(crate) fn new(channels: usize, eps: f64, momentum: f64, vb: &Vb) -> Result<Self> {
+    pub(crate) fn new(channels: usize, eps: f64, momentum: f64, vb: &ParamBuilder) -> Result<Self> {
         Ok(Self {
             mean: vb.buffer(channels, "mean", Init::Const(0.))?,
             var: vb.buffer(channels, "var", Init::Const(1.))?,

@@ -1,10 +1,12 @@
 //! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
 
-use crate::core::{Bijection, Context, Ctx, Gradients, Inside, Memory, Saved, positions, same_per_example};
+use crate::core::{
+    Bijection, Context, Ctx, Gradients, LayerStats, Memory, SavedState, positions, same_per_example,
+};
 use crate::ops::channel_mix::{channel_mix, channel_mix_backward};
 use crate::ops::linalg;
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -70,7 +72,7 @@ impl Conv1x1 {
     ///
     /// # Errors
     /// When `vb` has no such tensors, or their values are no permutation and no signs.
-    pub fn new(channels: usize, weight: Weight, vb: &Vb) -> Result<Self> {
+    pub fn new(channels: usize, weight: Weight, vb: &ParamBuilder) -> Result<Self> {
         let n = channels;
         let form = match weight {
             Weight::Plain => {
@@ -153,8 +155,8 @@ impl Conv1x1 {
 }
 
 impl Bijection for Conv1x1 {
-    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Matrix(self.matrix()?))
+    fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
+        Ok(LayerStats::Matrix(self.matrix()?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -166,17 +168,21 @@ impl Bijection for Conv1x1 {
         channel_mix(z, &self.inverse_weight()?)
     }
 
-    fn forward_saved(&self, x: &Tensor, _: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, _: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         let (z, log_det, inverse) = self.pass(x, false)?;
-        let saved = if memory == Memory::Store { Saved::new((x.clone(), inverse)) } else { Saved::nothing() };
+        let saved = if memory == Memory::Store {
+            SavedState::new((x.clone(), inverse))
+        } else {
+            SavedState::nothing()
+        };
         Ok((z, log_det, saved))
     }
 
     fn backward(
         &self,
         z: &Tensor,
-        saved: Saved,
-        (gz, gld): (&Tensor, &Tensor),
+        saved: SavedState,
+        (gz, grad_log_det): (&Tensor, &Tensor),
         _: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
@@ -188,13 +194,13 @@ impl Bijection for Conv1x1 {
             }
         };
         let (gx, gw) = channel_mix_backward(&x, &self.matrix()?, gz)?;
-        let gld = (gld.sum_all()? * positions(z)? as f64)?;
+        let grad_log_det = (grad_log_det.sum_all()? * positions(z)? as f64)?;
         match &self.form {
             Form::Plain(p) => {
                 let inverse = inverse.map_or_else(|| self.invert(), Ok)?;
-                grads.add(p, (gw + inverse.t()?.broadcast_mul(&gld)?)?)?;
+                grads.add(p, (gw + inverse.t()?.broadcast_mul(&grad_log_det)?)?)?;
             }
-            Form::Plu { lu, rows } => grads.add(lu, plu_backward(lu.value(), rows, &gw, &gld)?)?,
+            Form::Plu { lu, rows } => grads.add(lu, plu_backward(lu.value(), rows, &gw, &grad_log_det)?)?,
         }
         Ok((x, gx))
     }

@@ -8,9 +8,9 @@
 //! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
 //!
 //! The network's input is the same before and after the layer, so one run of it serves a forward pass, an inverse, or, where
-//! inputs are rebuilt, both the inverse and the gradient.
+//! inputs are reconstructed, both the inverse and the gradient.
 
-use crate::core::{Bijection, Context, Ctx, Gradients, Inside, Memory, Net, Saved};
+use crate::core::{Bijection, Context, Ctx, Gradients, LayerStats, Memory, Net, SavedState};
 use crate::transforms::{Changed, Partition, Transform, forward_parts};
 use candle_core::{Result, Tensor};
 
@@ -51,19 +51,19 @@ impl Coupling {
 struct Pass {
     x: Tensor,
     h: Tensor,
-    net: Saved,
+    net: SavedState,
 }
 
 impl Bijection for Coupling {
-    fn inside(&self, x: &Tensor, ctx: Ctx) -> Result<Inside> {
+    fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
         if self.transform.preserves_volume() {
-            return Ok(Inside::Fixed);
+            return Ok(LayerStats::Fixed);
         }
         let (x, ctx) = (x.contiguous()?, ctx.with_grad(false));
         let (h, changed) = self.with_changed(&x, &self.net.forward(&self.partition.seen(&x)?, ctx)?)?;
         let (part, params) = changed.take(&x, &h)?;
         let (_, log_slopes) = self.transform.forward(&part, &params, ctx)?;
-        Ok(Inside::Elements(changed.only(&log_slopes)?))
+        Ok(LayerStats::Elements(changed.only(&log_slopes)?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -80,18 +80,18 @@ impl Bijection for Coupling {
         self.inverse_in(z, Ctx::eval().with_context(context))
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         let (x, ctx) = (x.detach().contiguous()?, ctx.with_grad(false));
         let seen = self.partition.seen(&x)?;
         let (h, net) = match memory {
             Memory::Store => self.net.forward_saved(&seen, ctx)?,
-            Memory::Recompute => (self.net.forward(&seen, ctx)?, Saved::nothing()),
+            Memory::Recompute => (self.net.forward(&seen, ctx)?, SavedState::nothing()),
         };
         let (h, changed) = self.with_changed(&x, &h)?;
         let (z, log_det) = self.transform.forward_whole(&x, &h, &changed, ctx)?;
         let saved = match memory {
-            Memory::Store => Saved::new(Pass { x, h, net }),
-            Memory::Recompute => Saved::nothing(),
+            Memory::Store => SavedState::new(Pass { x, h, net }),
+            Memory::Recompute => SavedState::nothing(),
         };
         Ok((z, log_det, saved))
     }
@@ -99,7 +99,7 @@ impl Bijection for Coupling {
     fn backward(
         &self,
         z: &Tensor,
-        saved: Saved,
+        saved: SavedState,
         g: (&Tensor, &Tensor),
         ctx: Ctx,
         grads: &mut Gradients,
@@ -121,7 +121,7 @@ impl Bijection for Coupling {
         Ok((x, self.partition.add_seen(&gx, &of_seen)?))
     }
 
-    fn rebuild(&self, z: &Tensor, _saved: &Saved, ctx: Ctx) -> Result<Tensor> {
+    fn reconstruct(&self, z: &Tensor, _saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
         self.inverse_in(z, ctx.replay().with_grad(false))
     }
 }

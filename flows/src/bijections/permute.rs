@@ -1,7 +1,7 @@
 //! Fixed permutations of features or channels: even/odd and reverse (NICE), shuffle (Glow's ablation).
 
 use crate::core::{Bijection, Context, Ctx, zeros_per_example};
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use rand::seq::SliceRandom;
 
@@ -17,7 +17,7 @@ pub struct Permute {
 }
 
 /// The inverse of stored indices; an error if they are no permutation, since they may come from a file.
-pub(super) fn invert(ids: &[u32], vb: &Vb) -> Result<Vec<u32>> {
+pub(super) fn invert(ids: &[u32], vb: &ParamBuilder) -> Result<Vec<u32>> {
     let mut inverse = vec![u32::MAX; ids.len()];
     for (to, &from) in ids.iter().enumerate() {
         match inverse.get_mut(from as usize) {
@@ -33,7 +33,7 @@ pub(super) fn invert(ids: &[u32], vb: &Vb) -> Result<Vec<u32>> {
 }
 
 impl Permute {
-    fn new(n: usize, vb: &Vb, init: Init) -> Result<Self> {
+    fn new(n: usize, vb: &ParamBuilder, init: Init) -> Result<Self> {
         let index = vb.indices(n, "index", init)?;
         let inverse = invert(&index.value().to_vec1()?, vb)?;
         let inverse = Tensor::new(inverse, index.value().device())?;
@@ -44,7 +44,7 @@ impl Permute {
     ///
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
-    pub fn even_odd(n: usize, vb: &Vb) -> Result<Self> {
+    pub fn even_odd(n: usize, vb: &ParamBuilder) -> Result<Self> {
         Self::new(
             n,
             vb,
@@ -56,7 +56,7 @@ impl Permute {
     ///
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
-    pub fn reverse(n: usize, vb: &Vb) -> Result<Self> {
+    pub fn reverse(n: usize, vb: &ParamBuilder) -> Result<Self> {
         Self::new(n, vb, Init::With(&|_| (0..n).rev().map(|i| i as f64).collect()))
     }
 
@@ -64,7 +64,7 @@ impl Permute {
     ///
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
-    pub fn given(order: &[usize], vb: &Vb) -> Result<Self> {
+    pub fn given(order: &[usize], vb: &ParamBuilder) -> Result<Self> {
         Self::new(order.len(), vb, Init::With(&|_| order.iter().map(|&i| i as f64).collect()))
     }
 
@@ -72,7 +72,7 @@ impl Permute {
     ///
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
-    pub fn shuffle(n: usize, vb: &Vb) -> Result<Self> {
+    pub fn shuffle(n: usize, vb: &ParamBuilder) -> Result<Self> {
         Self::new(
             n,
             vb,

@@ -8,7 +8,7 @@
 use crate::core::{Bijection, Context, Ctx, Mode, same_per_example, sum_per_example};
 use crate::ops::elementwise::softplus;
 use crate::ops::linalg;
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -152,7 +152,7 @@ impl Whiten {
     ///
     /// # Errors
     /// When `epsilon` is not positive, or `vb` has no such tensors.
-    pub fn new(dims: usize, epsilon: f64, vb: &Vb) -> Result<Self> {
+    pub fn new(dims: usize, epsilon: f64, vb: &ParamBuilder) -> Result<Self> {
         if !(epsilon > 0. && epsilon.is_finite()) {
             bail!("whitening needs a positive `epsilon`, got {epsilon}");
         }

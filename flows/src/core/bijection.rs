@@ -13,10 +13,10 @@
 //! inverse and backward passes and everything in [`inspect`](super::inspect) follow from that. There is no implementation
 //! for `Box<dyn Bijection>`, which could forget to pass a method on: what holds layers holds [`Link`]s.
 
-use super::inside::Inside;
+use super::layer_stats::LayerStats;
 use super::pass::{Context, Ctx};
 use super::shape::zeros_per_example;
-use super::tape::{Gradients, Graph, Memory, Saved};
+use super::tape::{Gradients, Graph, Memory, SavedState};
 use candle_core::{Error, Result, Tensor, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,12 +46,12 @@ pub trait Bijection: Send + Sync {
     ///
     /// # Errors
     /// As [`Bijection::forward`].
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         match self.composite() {
             Some(c) => links_forward_saved(c, x, ctx, memory),
             None if self.moves_elements() => {
                 let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-                Ok((z, log_det, Saved::nothing()))
+                Ok((z, log_det, SavedState::nothing()))
             }
             None => forward_saved_by_graph(self, x, ctx, memory),
         }
@@ -60,7 +60,7 @@ pub trait Bijection: Send + Sync {
     /// The input x and its gradient, from the output z, the gradients of z and of the log-det (B,), and what was saved.
     /// Gradients of parameters go to `grads`. `ctx` is that of the forward pass.
     ///
-    /// The default differentiates candle's graph of this layer, after rebuilding x by [`Bijection::inverse`] where nothing
+    /// The default differentiates candle's graph of this layer, after reconstructing x by [`Bijection::inverse`] where nothing
     /// was saved. A layer whose training pass the inverse does not undo (batch norm) overrides it.
     ///
     /// # Errors
@@ -68,17 +68,17 @@ pub trait Bijection: Send + Sync {
     fn backward(
         &self,
         z: &Tensor,
-        saved: Saved,
-        (gz, gld): (&Tensor, &Tensor),
+        saved: SavedState,
+        (gz, grad_log_det): (&Tensor, &Tensor),
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
         match self.composite() {
-            Some(c) => links_backward(c, z, saved, (gz, gld), ctx, grads),
+            Some(c) => links_backward(c, z, saved, (gz, grad_log_det), ctx, grads),
             None if self.moves_elements() => {
                 Ok((self.inverse(z, ctx.context)?, self.inverse(gz, ctx.context)?))
             }
-            None => backward_by_graph(self, z, saved, (gz, gld), ctx, grads),
+            None => backward_by_graph(self, z, saved, (gz, grad_log_det), ctx, grads),
         }
     }
 
@@ -86,11 +86,11 @@ pub trait Bijection: Send + Sync {
     ///
     /// # Errors
     /// As [`Bijection::inverse`].
-    fn rebuild(&self, z: &Tensor, saved: &Saved, ctx: Ctx) -> Result<Tensor> {
-        match (self.composite(), saved.get::<Vec<Saved>>()) {
+    fn reconstruct(&self, z: &Tensor, saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
+        match (self.composite(), saved.get::<Vec<SavedState>>()) {
             (Some(c), Some(saved)) => {
                 let each =
-                    |i: usize, t: &[Tensor]| Ok(vec![c.links()[i].layer.rebuild(&t[0], &saved[i], ctx)?]);
+                    |i: usize, t: &[Tensor]| Ok(vec![c.links()[i].layer.reconstruct(&t[0], &saved[i], ctx)?]);
                 Ok(links_reversed(c, &[z], each)?.swap_remove(0))
             }
             _ => self.inverse(z, ctx.context),
@@ -101,8 +101,8 @@ pub trait Bijection: Send + Sync {
     ///
     /// # Errors
     /// As [`Bijection::forward`].
-    fn inside(&self, _x: &Tensor, _ctx: Ctx) -> Result<Inside> {
-        Ok(Inside::Fixed)
+    fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
+        Ok(LayerStats::Fixed)
     }
 
     /// Whether the layer only moves elements, as a permutation does: then the backward pass saves nothing and moves the
@@ -255,7 +255,7 @@ fn links_forward_saved(
     x: &Tensor,
     ctx: Ctx,
     memory: Memory,
-) -> Result<(Tensor, Tensor, Saved)> {
+) -> Result<(Tensor, Tensor, SavedState)> {
     let mut all = Vec::with_capacity(c.links().len());
     let (z, log_det) = links_forward(c, x, |i, h| {
         let link = &c.links()[i];
@@ -264,21 +264,21 @@ fn links_forward_saved(
         all.push(saved);
         Ok((z, log_det))
     })?;
-    Ok((z, log_det, Saved::new(all)))
+    Ok((z, log_det, SavedState::new(all)))
 }
 
 fn links_backward(
     c: &dyn Composite,
     z: &Tensor,
-    saved: Saved,
-    (gz, gld): (&Tensor, &Tensor),
+    saved: SavedState,
+    (gz, grad_log_det): (&Tensor, &Tensor),
     ctx: Ctx,
     grads: &mut Gradients,
 ) -> Result<(Tensor, Tensor)> {
-    let mut all: Vec<Saved> = saved.take().unwrap_or_default();
+    let mut all: Vec<SavedState> = saved.take().unwrap_or_default();
     let mut input = links_reversed(c, &[z, gz], |i, t| {
         let saved = all.get_mut(i).map(std::mem::take).unwrap_or_default();
-        let (x, gx) = c.links()[i].layer.backward(&t[0], saved, (&t[1], gld), ctx, grads)?;
+        let (x, gx) = c.links()[i].layer.backward(&t[0], saved, (&t[1], grad_log_det), ctx, grads)?;
         Ok(vec![x, gx])
     })?;
     let gx = input.pop().expect("a gradient passes with the latent");
@@ -295,15 +295,15 @@ pub fn forward_saved_by_graph<B: Bijection + ?Sized>(
     x: &Tensor,
     ctx: Ctx,
     memory: Memory,
-) -> Result<(Tensor, Tensor, Saved)> {
+) -> Result<(Tensor, Tensor, SavedState)> {
     match memory {
         Memory::Recompute => {
             let (z, log_det) = f.forward(x, ctx.with_grad(false))?;
-            Ok((z, log_det, Saved::nothing()))
+            Ok((z, log_det, SavedState::nothing()))
         }
         Memory::Store => {
             let (graph, [z, log_det]) = Graph::of(x, |x| f.forward(x, ctx.with_grad(true)).map(Into::into))?;
-            Ok((z, log_det, Saved::new(graph)))
+            Ok((z, log_det, SavedState::new(graph)))
         }
     }
 }
@@ -315,8 +315,8 @@ pub fn forward_saved_by_graph<B: Bijection + ?Sized>(
 pub fn backward_by_graph<B: Bijection + ?Sized>(
     f: &B,
     z: &Tensor,
-    saved: Saved,
-    (gz, gld): (&Tensor, &Tensor),
+    saved: SavedState,
+    (gz, grad_log_det): (&Tensor, &Tensor),
     ctx: Ctx,
     grads: &mut Gradients,
 ) -> Result<(Tensor, Tensor)> {
@@ -327,5 +327,5 @@ pub fn backward_by_graph<B: Bijection + ?Sized>(
             Graph::of::<2>(&x, |x| f.forward(x, ctx.replay()).map(Into::into))?.0
         }
     };
-    Ok((graph.x(), graph.backward(&[gz, gld], grads)?.swap_remove(0)))
+    Ok((graph.x(), graph.backward(&[gz, grad_log_det], grads)?.swap_remove(0)))
 }

@@ -1,10 +1,10 @@
-//! Functions over the layers of a flow: a trace of what each of them does, the rounding errors of rebuilt inputs, the first
+//! Functions over the layers of a flow: a trace of what each of them does, the rounding errors of reconstructed inputs, the first
 //! number that is not finite, and which layers are stored.
 //!
 //! All of them visit the innermost layers, each with its path: `level0.step3.coupling`.
 
 use super::bijection::{Bijection, Composite, links_in_order, links_reversed};
-use super::inside::Inside;
+use super::layer_stats::LayerStats;
 use super::pass::Ctx;
 use super::tape::Memory;
 use crate::ops::squeeze::unsqueeze;
@@ -57,7 +57,7 @@ fn join(outer: &str, inner: &str) -> String {
 }
 
 /// What one layer made of its input, an entry of a [`trace`].
-pub struct Step {
+pub struct TraceEntry {
     /// Where the layer is: `level0.step3.coupling`.
     pub path: String,
     /// Its output, (B, D) or (B, C, H, W).
@@ -67,10 +67,10 @@ pub struct Step {
     /// log |det| of this layer, (B,), in nats.
     pub log_det: Tensor,
     /// The scales or the matrix by which it changes its input.
-    pub inside: Inside,
+    pub stats: LayerStats,
 }
 
-impl Step {
+impl TraceEntry {
     /// The whole state after this layer in the order of an image: `output` and all of `done`, every squeeze undone and
     /// every split joined again, nothing else; (B, C, H, W) of the given `[C, H, W]`, (B, D) for vectors.
     ///
@@ -98,7 +98,7 @@ impl Step {
     }
 }
 
-/// Every layer's output, log-det and [`Inside`] for the input `x`, in order.
+/// Every layer's output, log-det and [`LayerStats`] for the input `x`, in order.
 ///
 /// ```text
 /// h_0 = x,   h_i = f_i(h_i-1),     log |det df| = sum_i log |det df_i|
@@ -106,13 +106,13 @@ impl Step {
 ///
 /// # Errors
 /// Those of a layer, with its path.
-pub fn trace(f: &dyn Bijection, x: &Tensor, ctx: Ctx) -> Result<Vec<Step>> {
+pub fn trace(f: &dyn Bijection, x: &Tensor, ctx: Ctx) -> Result<Vec<TraceEntry>> {
     let mut steps = Vec::new();
     visit(f, x, &mut |leaf| {
-        let inside = leaf.layer.inside(leaf.x, ctx)?;
+        let stats = leaf.layer.layer_stats(leaf.x, ctx)?;
         let (z, log_det) = leaf.layer.forward(leaf.x, ctx)?;
         let (path, done) = (leaf.path.to_owned(), leaf.factored.to_vec());
-        steps.push(Step { path, output: z.clone(), done, log_det, inside });
+        steps.push(TraceEntry { path, output: z.clone(), done, log_det, stats });
         Ok(z)
     })?;
     Ok(steps)
@@ -139,13 +139,13 @@ pub fn find_non_finite(
     found.map_or_else(|| z.map(Ok), |path| Ok(Err(path)))
 }
 
-/// How far the inputs that [`Memory::Recompute`] rebuilds are from the true ones, for every layer:
+/// How far the inputs that [`Memory::Recompute`] reconstructs are from the true ones, for every layer:
 ///
 /// ```text
 /// max |x' - x| / rms(x)
 /// ```
 ///
-/// with x' as the backward pass rebuilds it. Rounding errors add up from layer to layer, and an ill-conditioned layer
+/// with x' as the backward pass reconstructs it. Rounding errors add up from layer to layer, and an ill-conditioned layer
 /// multiplies them; beyond `bound` the true input is taken, as of a stored layer, for the layers before.
 #[derive(Debug)]
 pub struct Drift {
@@ -154,7 +154,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// The bound that training holds drift to. Where it is met, f32 gradients with rebuilt inputs are as near to the f64
+    /// The bound that training holds drift to. Where it is met, f32 gradients with reconstructed inputs are as near to the f64
     /// gradient as those with stored ones, within the factor 3 that the tests assert.
     pub const BOUND: f64 = 1e-3;
 
@@ -166,13 +166,13 @@ impl Drift {
         let ctx = ctx.replay().with_grad(false);
         let mut drift = Self { bound, layers: Vec::new() };
         let (z, _) = f.forward(x, ctx)?;
-        drift.rebuild(f, "", (x, &z), ctx, false)?;
+        drift.reconstruct(f, "", (x, &z), ctx, false)?;
         Ok(drift)
     }
 
     /// The input of `f` as the backward pass has it, from the true input x and from the output z as the backward pass has
     /// it.
-    fn rebuild(
+    fn reconstruct(
         &mut self,
         f: &dyn Bijection,
         path: &str,
@@ -180,17 +180,17 @@ impl Drift {
         ctx: Ctx,
         stored: bool,
     ) -> Result<Tensor> {
-        let (rebuilt, beyond) = match f.composite() {
+        let (reconstructed, beyond) = match f.composite() {
             Some(c) => (self.rebuild_links(c, path, (x, z), ctx)?, false),
             None => {
                 let (_, _, saved) = f.forward_saved(x, ctx, Memory::Recompute)?;
-                let rebuilt = f.rebuild(z, &saved, ctx)?;
-                let distance = distance(&rebuilt, x)?;
+                let reconstructed = f.reconstruct(z, &saved, ctx)?;
+                let distance = distance(&reconstructed, x)?;
                 self.layers.push((path.to_owned(), distance));
-                (rebuilt, self.is_beyond(distance))
+                (reconstructed, self.is_beyond(distance))
             }
         };
-        Ok(if beyond || stored { x.clone() } else { rebuilt })
+        Ok(if beyond || stored { x.clone() } else { reconstructed })
     }
 
     fn rebuild_links(
@@ -208,7 +208,7 @@ impl Drift {
         let mut input = links_reversed(c, &[z], |i, t| {
             let link = &c.links()[i];
             let path = join(path, link.name());
-            Ok(vec![self.rebuild(link.layer(), &path, (&inputs[i], &t[0]), ctx, link.is_stored())?])
+            Ok(vec![self.reconstruct(link.layer(), &path, (&inputs[i], &t[0]), ctx, link.is_stored())?])
         })?;
         Ok(input.swap_remove(0))
     }
@@ -236,16 +236,16 @@ impl Drift {
     }
 }
 
-fn distance(rebuilt: &Tensor, x: &Tensor) -> Result<f64> {
+fn distance(reconstructed: &Tensor, x: &Tensor) -> Result<f64> {
     let f64s = |t: Tensor| -> Result<f64> { t.to_dtype(DType::F64)?.to_scalar() };
-    let most = f64s((rebuilt - x)?.abs()?.flatten_all()?.max(0)?)?;
+    let most = f64s((reconstructed - x)?.abs()?.flatten_all()?.max(0)?)?;
     let rms = f64s(x.sqr()?.mean_all()?)?.sqrt();
     // max ignores a NaN, the mean does not.
-    let any = f64s((rebuilt - x)?.mean_all()?)?;
+    let any = f64s((reconstructed - x)?.mean_all()?)?;
     Ok(if any.is_finite() { most / rms.max(f64::MIN_POSITIVE) } else { f64::NAN })
 }
 
-/// Has [`Memory::Recompute`] store the layers of these paths, and rebuild the inputs of all others.
+/// Has [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
 pub fn store(f: &dyn Bijection, paths: &BTreeSet<String>) {
     store_below(f, paths, "");
 }

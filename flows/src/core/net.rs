@@ -1,7 +1,7 @@
 //! Networks: any function, not invertible, with its backward pass.
 
 use super::pass::Ctx;
-use super::tape::{Gradients, Graph, Saved};
+use super::tape::{Gradients, Graph, SavedState};
 use candle_core::{Result, Tensor};
 
 /// A network, as couplings contain one.
@@ -21,7 +21,7 @@ pub trait Net: Send + Sync {
     ///
     /// # Errors
     /// As [`Net::forward`].
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
         net_forward_saved(self, x, ctx)
     }
 
@@ -29,7 +29,7 @@ pub trait Net: Send + Sync {
     ///
     /// # Errors
     /// When `gy` does not have the output's shape.
-    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
         net_backward(saved, gy, grads)
     }
 }
@@ -38,16 +38,16 @@ pub trait Net: Send + Sync {
 ///
 /// # Errors
 /// Those of the network.
-pub fn net_forward_saved<N: Net + ?Sized>(net: &N, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+pub fn net_forward_saved<N: Net + ?Sized>(net: &N, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
     let (graph, [y]) = Graph::of(x, |x| Ok([net.forward(x, ctx.with_grad(true))?]))?;
-    Ok((y, Saved::new(graph)))
+    Ok((y, SavedState::new(graph)))
 }
 
 /// The default of [`Net::backward`], for what [`net_forward_saved`] has saved.
 ///
 /// # Errors
 /// When `gy` does not have the output's shape.
-pub fn net_backward(saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+pub fn net_backward(saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
     let graph: Graph = saved.take().expect("saved by forward_saved");
     Ok(graph.backward(&[gy], grads)?.swap_remove(0))
 }

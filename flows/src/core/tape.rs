@@ -6,17 +6,17 @@
 //! ```
 //!
 //! A flow is invertible, so its training step needs no stored activations: under [`Memory::Recompute`] the backward pass
-//! goes from the output to the input, rebuilds each layer's input by the inverse, and computes the gradient of that layer
+//! goes from the output to the input, reconstructs each layer's input by the inverse, and computes the gradient of that layer
 //! alone. Memory is then that of one layer, however deep the flow is. A coupling runs its network once more, which serves
 //! both its inverse and its gradient, because the kept part is the same on both sides. [`Memory::Store`] keeps what each
-//! layer needs and rebuilds nothing. Both use [`Bijection::backward`](super::Bijection::backward); a layer that does not
+//! layer needs and reconstructs nothing. Both use [`Bijection::backward`](super::Bijection::backward); a layer that does not
 //! override it is differentiated by candle's graph of that layer only, [`Graph`].
 //!
 //! Why not candle's graph of the whole flow: it adds every gradient to a new tensor of zeros, keeps all activations in any
 //! case, and its ops keep no state. It remains for what is not a training step ([`Ctx::grad`](super::Ctx::grad)), and the
 //! tests compare each layer's own backward with it.
 
-use crate::params::{Param, Params};
+use crate::params::{Param, ParamStore};
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, Var, bail};
 use serde::{Deserialize, Serialize};
@@ -33,22 +33,22 @@ pub enum Memory {
     /// All that the gradients need: fastest, and memory grows with depth.
     #[default]
     Store,
-    /// The output alone; inputs are rebuilt by the inverse.
+    /// The output alone; inputs are reconstructed by the inverse.
     Recompute,
 }
 
 /// What one layer saved in a forward pass. Only that layer knows its type.
 #[derive(Default)]
-pub struct Saved(Option<Box<dyn Any>>);
+pub struct SavedState(Option<Box<dyn Any>>);
 
-impl Saved {
-    /// Nothing: the input is to be rebuilt.
+impl SavedState {
+    /// Nothing: the input is to be reconstructed.
     #[must_use]
     pub fn nothing() -> Self {
         Self(None)
     }
 
-    /// Saves `state`, for [`Saved::take`] of the same type.
+    /// Saves `state`, for [`SavedState::take`] of the same type.
     pub fn new<T: Any>(state: T) -> Self {
         Self(Some(Box::new(state)))
     }
@@ -82,7 +82,7 @@ pub struct Gradients {
 impl Gradients {
     /// Empty, for the trained parameters of `params`.
     #[must_use]
-    pub fn new(params: &Params) -> Self {
+    pub fn new(params: &ParamStore) -> Self {
         let names = params.trained().into_iter().map(|(name, p)| (p.var().id(), name)).collect();
         Self { names, by_name: Grads::new() }
     }

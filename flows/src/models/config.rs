@@ -5,7 +5,7 @@ use super::glow::GlowConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
 use super::realnvp::RealNvpConfig;
-use crate::params::Vb;
+use crate::params::ParamBuilder;
 use crate::transforms::Affine;
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ macro_rules! each {
 }
 
 impl ModelConfig {
-    pub(crate) fn build(&self, vb: &Vb) -> Result<Built> {
+    pub(crate) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
         each!(self, c => c.build(vb))
     }
 

@@ -10,7 +10,7 @@ use super::preprocess::Preprocess;
 use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Permute, Squeeze, Weight};
 use crate::core::{Bijection, Chain};
 use crate::nets::ConvNet;
-use crate::params::Vb;
+use crate::params::ParamBuilder;
 use crate::prior::Prior;
 use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
@@ -90,7 +90,7 @@ impl GlowConfig {
         Self { shape: [1, 28, 28], levels: 2, ..Self::cifar_paper() }
     }
 
-    fn step(&self, chain: &mut Chain, name: &str, c: usize, vb: &Vb) -> Result<()> {
+    fn step(&self, chain: &mut Chain, name: &str, c: usize, vb: &ParamBuilder) -> Result<()> {
         let vb = vb.pp(name);
         let join = |part: &str| format!("{name}.{part}");
         chain.push(join("actnorm"), ActNorm::new(c, 3., &vb.pp("actnorm"))?);
@@ -116,7 +116,7 @@ impl GlowConfig {
         Ok(())
     }
 
-    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
         if self.levels == 0 || self.width == 0 {
             bail!("`levels` and `width` must be at least 1");
         }

@@ -5,7 +5,7 @@ use super::file::{self, Weights};
 use crate::bijections::split_levels;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory};
 use crate::flow::Flow;
-use crate::params::{Params, rng_for};
+use crate::params::{ParamStore, rng_for};
 use candle_core::{DType, Device, Result, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::path::Path;
 /// A model: its config, its parameters and its flow (to which it derefs).
 pub struct Model {
     config: ModelConfig,
-    params: Params,
+    params: ParamStore,
     flow: Flow,
     latent: Vec<[usize; 3]>,
 }
@@ -48,7 +48,7 @@ impl Model {
     /// # Errors
     /// When the config builds no model, saying which setting is wrong.
     pub fn new(config: ModelConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
-        Self::with_params(config, Params::seeded(seed, dtype, device))
+        Self::with_params(config, ParamStore::seeded(seed, dtype, device))
     }
 
     /// A model of given tensors, by their names in the file.
@@ -61,10 +61,10 @@ impl Model {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_params(config, Params::from_tensors(tensors, dtype, device))
+        Self::with_params(config, ParamStore::from_tensors(tensors, dtype, device))
     }
 
-    fn with_params(config: ModelConfig, params: Params) -> Result<Self> {
+    fn with_params(config: ModelConfig, params: ParamStore) -> Result<Self> {
         config.check()?;
         let built = config.build(&params.vb())?;
         params.finish()?;
@@ -78,7 +78,7 @@ impl Model {
     }
 
     /// The parameters.
-    pub fn params(&self) -> &Params {
+    pub fn params(&self) -> &ParamStore {
         &self.params
     }
 
@@ -155,7 +155,7 @@ impl Model {
         let (config, hash) = file::read_config(dir)?;
         let weights = Weights::open(dir, &hash)?;
         let dtype = dtype.unwrap_or(if weights.double() { DType::F64 } else { DType::F32 });
-        let params = Params::from_source(weights, dtype, device);
+        let params = ParamStore::from_source(weights, dtype, device);
         Self::with_params(config, params).map_err(|e| file::at(dir, e))
     }
 }

@@ -6,7 +6,7 @@ use super::preprocess::Preprocess;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
 use crate::nets::{Mlp, Start};
-use crate::params::{Init, Vb};
+use crate::params::{Init, ParamBuilder};
 use crate::prior::Prior;
 use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
@@ -85,7 +85,7 @@ impl NiceConfig {
         }
     }
 
-    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
         let d: usize = self.shape.iter().product();
         if d < 2 {
             bail!("`shape` {:?} has fewer than two dimensions: nothing to couple", self.shape);

@@ -2,7 +2,7 @@
 
 use crate::bijections::{Flatten, Logit, LogitScale, Rescale, Whiten};
 use crate::core::Chain;
-use crate::params::Vb;
+use crate::params::ParamBuilder;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,7 @@ impl Preprocess {
         shape: &[usize],
         bits: u8,
         flatten: bool,
-        vb: &Vb,
+        vb: &ParamBuilder,
     ) -> Result<()> {
         if bits == 0 || bits > 8 {
             bail!("`bits` must be 1 to 8, got {bits}");

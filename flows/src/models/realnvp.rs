@@ -10,7 +10,7 @@ use super::preprocess::Preprocess;
 use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Permute, Squeeze};
 use crate::core::{Bijection, Chain};
 use crate::nets::{ResNet, ResNetConfig};
-use crate::params::{Init, Vb};
+use crate::params::{Init, ParamBuilder};
 use crate::prior::Prior;
 use crate::transforms::{Affine, Partition, Scale, Transform, checkerboard};
 use candle_core::{Result, Tensor, bail};
@@ -153,7 +153,7 @@ impl RealNvpConfig {
         k: usize,
         shape: [usize; 3],
         masks: &mut [Option<Tensor>; 2],
-        vb: &Vb,
+        vb: &ParamBuilder,
     ) -> Result<()> {
         let swap = (k % 2 == 1) != self.diagonal;
         let [c, h, w] = shape;
@@ -194,7 +194,7 @@ impl RealNvpConfig {
         Ok(())
     }
 
-    pub(super) fn build(&self, vb: &Vb) -> Result<Built> {
+    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
         if self.scales == 0 || self.features == 0 {
             bail!("`scales` and `features` must be at least 1");
         }

@@ -1,11 +1,11 @@
 //! Glow's network (section 4 and the released code): 3x3, 1x1, 3x3, the last one zero at first.
 
 use crate::bijections::ActNorm;
-use crate::core::{Ctx, Gradients, Mode, Net, Saved, net_backward, net_forward_saved};
+use crate::core::{Ctx, Gradients, Mode, Net, SavedState, net_backward, net_forward_saved};
 use crate::ops::conv::{conv2d, edge_columns};
 use crate::ops::conv_net::{self, ConvLayer, ConvNetParams};
 use crate::ops::elementwise::{self, from_channel_major, to_channel_major};
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 use std::sync::Mutex;
 
@@ -18,7 +18,7 @@ struct Conv3x3 {
 }
 
 impl Conv3x3 {
-    fn new(inputs: usize, outputs: usize, edge_bias: bool, std: f64, vb: &Vb) -> Result<Self> {
+    fn new(inputs: usize, outputs: usize, edge_bias: bool, std: f64, vb: &ParamBuilder) -> Result<Self> {
         let init = || if std > 0. { Init::Normal(std) } else { Init::Const(0.) };
         Ok(Self {
             weight: vb.get((outputs, inputs, 3, 3), "weight", init())?,
@@ -51,7 +51,7 @@ struct ZeroConv {
 }
 
 impl ZeroConv {
-    fn new(inputs: usize, outputs: usize, edge_bias: bool, vb: &Vb) -> Result<Self> {
+    fn new(inputs: usize, outputs: usize, edge_bias: bool, vb: &ParamBuilder) -> Result<Self> {
         Ok(Self {
             conv: Conv3x3::new(inputs, outputs, edge_bias, 0., vb)?,
             bias: vb.get(outputs, "bias", Init::Const(0.))?,
@@ -83,7 +83,13 @@ pub struct ConvNet {
 
 impl ConvNet {
     /// Parameters `conv1`, `norm1`, `conv2`, `norm2`, `zero` under `vb`.
-    pub fn new(inputs: usize, width: usize, outputs: usize, edge_bias: bool, vb: &Vb) -> Result<Self> {
+    pub fn new(
+        inputs: usize,
+        width: usize,
+        outputs: usize,
+        edge_bias: bool,
+        vb: &ParamBuilder,
+    ) -> Result<Self> {
         let hidden = if width > 0 {
             let second = vb.pp("conv2").get((width, width, 1, 1), "weight", Init::Normal(0.05))?;
             Some((
@@ -170,7 +176,7 @@ impl ConvNet {
 /// What a fused pass keeps.
 struct Pass {
     params: ConvNetParams,
-    saved: conv_net::Saved,
+    saved: conv_net::SavedState,
 }
 
 impl Net for ConvNet {
@@ -182,16 +188,16 @@ impl Net for ConvNet {
         Ok(conv_net::forward(&self.params(x)?, x, false)?.0)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
         if !self.is_fused(x, ctx) {
             return net_forward_saved(self, x, ctx);
         }
         let params = self.params(x)?;
         let (y, saved) = conv_net::forward(&params, x, true)?;
-        Ok((y, Saved::new(Pass { params, saved: saved.expect("it was asked for") })))
+        Ok((y, SavedState::new(Pass { params, saved: saved.expect("it was asked for") })))
     }
 
-    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
         if !saved.is::<Pass>() {
             return net_backward(saved, gy, grads);
         }
@@ -212,7 +218,7 @@ impl Net for ConvNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Params;
+    use crate::params::ParamStore;
     use candle_core::{DType, Device};
 
     /// The fused op against the layers it fuses, over several blocks a thread and a ragged last one: output and the
@@ -220,9 +226,9 @@ mod tests {
     #[test]
     fn fused_agrees_with_its_layers() -> Result<()> {
         for (edge, width, batch, side) in [(false, 96, 37, 8), (true, 33, 5, 16), (true, 7, 3, 1)] {
-            let params = Params::seeded(1, DType::F64, &Device::Cpu);
+            let params = ParamStore::seeded(1, DType::F64, &Device::Cpu);
             let net = ConvNet::new(3, width, 4, edge, &params.vb())?;
-            params.shake(2, 0.1)?;
+            params.perturb(2, 0.1)?;
             crate::testing::check_net(&net, &[batch, 3, side, side], &params, 1e-12)?;
         }
         Ok(())

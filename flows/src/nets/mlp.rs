@@ -1,8 +1,8 @@
 //! NICE's network (section 5.1): fully connected layers with ReLU.
 
-use crate::core::{Ctx, Gradients, Net, Saved};
+use crate::core::{Ctx, Gradients, Net, SavedState};
 use crate::ops::linear::{linear, linear_backward};
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 
 /// ```text
@@ -25,7 +25,13 @@ pub enum Start {
 
 impl Mlp {
     /// Layers of the given widths between `inputs` and `outputs`.
-    pub fn new(inputs: usize, hidden: &[usize], outputs: usize, start: Start, vb: &Vb) -> Result<Self> {
+    pub fn new(
+        inputs: usize,
+        hidden: &[usize],
+        outputs: usize,
+        start: Start,
+        vb: &ParamBuilder,
+    ) -> Result<Self> {
         let mut layers = Vec::new();
         let mut n = inputs;
         for (i, &m) in hidden.iter().chain([&outputs]).enumerate() {
@@ -52,15 +58,15 @@ impl Net for Mlp {
     }
 
     /// Keeps every layer's input, and the output.
-    fn forward_saved(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, SavedState)> {
         let mut kept = vec![x.detach()];
         for (i, (w, b)) in self.layers.iter().enumerate() {
             kept.push(linear(&kept[i], w.value(), b.value(), i + 1 < self.layers.len())?);
         }
-        Ok((kept[self.layers.len()].clone(), Saved::new(kept)))
+        Ok((kept[self.layers.len()].clone(), SavedState::new(kept)))
     }
 
-    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
         let mut kept: Vec<Tensor> = saved.take().expect("kept by forward_saved");
         let mut y = kept.pop().expect("the output");
         let mut g = gy.clone();

@@ -1,11 +1,11 @@
 //! RealNVP's network (section 4.1): a residual network with weight norm, batch norm and skip connections.
 
 use crate::bijections::batch_norm::NetBatchNorm;
-use crate::core::{Ctx, Gradients, Net, Saved, net_backward, net_forward_saved};
+use crate::core::{Ctx, Gradients, Net, SavedState, net_backward, net_forward_saved};
 use crate::ops::conv::conv2d;
 use crate::ops::elementwise::{self, from_channel_major, relu, to_channel_major};
 use crate::ops::res_net::{self, Conv, Output, ResNetParams};
-use crate::params::{Init, Param, Vb};
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 
 /// Sizes and switches of a [`ResNet`].
@@ -47,7 +47,14 @@ struct WeightNormConv {
 }
 
 impl WeightNormConv {
-    fn new(inputs: usize, outputs: usize, k: usize, start: Start, norm: bool, vb: &Vb) -> Result<Self> {
+    fn new(
+        inputs: usize,
+        outputs: usize,
+        k: usize,
+        start: Start,
+        norm: bool,
+        vb: &ParamBuilder,
+    ) -> Result<Self> {
         let std = (2. / (inputs * k * k) as f64).sqrt();
         let (std, gain) = match start {
             Start::He => (std, 1.),
@@ -118,15 +125,15 @@ pub struct ResNet {
 
 impl ResNet {
     /// Parameters under `vb`; `mask` is (1, 1, H, W) and adds an input channel.
-    pub fn new(cfg: ResNetConfig, mask: Option<Tensor>, vb: &Vb) -> Result<Self> {
+    pub fn new(cfg: ResNetConfig, mask: Option<Tensor>, vb: &ParamBuilder) -> Result<Self> {
         let wn = cfg.weight_norm;
         let f = cfg.features;
         let inputs = cfg.inputs * if cfg.signed_input { 2 } else { 1 } + usize::from(mask.is_some());
-        let norm = |vb: Vb| match cfg.batch_norm {
+        let norm = |vb: ParamBuilder| match cfg.batch_norm {
             true => NetBatchNorm::new(f, cfg.eps, cfg.momentum, &vb).map(Some),
             false => Ok(None),
         };
-        let skip = |vb: Vb| match cfg.skip {
+        let skip = |vb: ParamBuilder| match cfg.skip {
             true => WeightNormConv::new(f, f, 1, Start::He, wn, &vb).map(Some),
             false => Ok(None),
         };
@@ -173,7 +180,7 @@ fn norm_relu(norm: &Option<NetBatchNorm>, h: &Tensor, ctx: Ctx) -> Result<Tensor
 /// What a fused pass keeps.
 struct Pass {
     params: ResNetParams,
-    saved: res_net::Saved,
+    saved: res_net::SavedState,
 }
 
 impl ResNet {
@@ -280,15 +287,15 @@ impl Net for ResNet {
         Ok(self.run(x, ctx, false)?.0)
     }
 
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Saved)> {
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
         if !self.is_fused(x) {
             return net_forward_saved(self, x, ctx);
         }
         let (y, pass) = self.run(x, ctx, true)?;
-        Ok((y, Saved::new(pass.expect("it was asked for"))))
+        Ok((y, SavedState::new(pass.expect("it was asked for"))))
     }
 
-    fn backward(&self, saved: Saved, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
         if !saved.is::<Pass>() {
             return net_backward(saved, gy, grads);
         }
@@ -315,14 +322,14 @@ impl Net for ResNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::Params;
+    use crate::params::ParamStore;
     use crate::transforms::checkerboard;
     use candle_core::{DType, Device};
 
     /// Damaged weights must not look like good ones: a NaN passes every ReLU.
     #[test]
     fn a_nan_reaches_the_output() -> Result<()> {
-        let params = Params::seeded(1, DType::F32, &Device::Cpu);
+        let params = ParamStore::seeded(1, DType::F32, &Device::Cpu);
         let cfg = ResNetConfig {
             inputs: 3,
             features: 16,
@@ -338,7 +345,7 @@ mod tests {
             momentum: 0.1,
         };
         let net = ResNet::new(cfg, None, &params.vb())?;
-        params.shake(2, 0.1)?;
+        params.perturb(2, 0.1)?;
         let x = crate::testing::normal(&[2, 3, 4, 4], 3, &Device::Cpu)?.to_dtype(DType::F32)?;
         for (name, p) in params.trained() {
             let good = p.value().copy()?;
@@ -360,7 +367,7 @@ mod tests {
             (false, true, 16, [4, 4]),
             (true, true, 5, [6, 6]),
         ] {
-            let params = Params::seeded(1, DType::F64, &Device::Cpu);
+            let params = ParamStore::seeded(1, DType::F64, &Device::Cpu);
             let cfg = ResNetConfig {
                 inputs: 3,
                 features,
@@ -377,7 +384,7 @@ mod tests {
             };
             let mask = if norm { Some(checkerboard(h, w, false, &params.vb())?) } else { None };
             let net = ResNet::new(cfg, mask, &params.vb())?;
-            params.shake(2, 0.1)?;
+            params.perturb(2, 0.1)?;
             crate::testing::check_net(&net, &[3, 3, h, w], &params, 1e-10)?;
         }
         Ok(())

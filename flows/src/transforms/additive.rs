@@ -53,11 +53,11 @@ impl Transform for Additive {
         &self,
         (x, h): (&Tensor, &Tensor),
         changed: &Changed,
-        (gy, gld): (&Tensor, &Tensor),
+        (gy, grad_log_det): (&Tensor, &Tensor),
         _ctx: Ctx,
         _grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let back = Self::spec(changed).backward(x, h, gy, gld)?;
+        let back = Self::spec(changed).backward(x, h, gy, grad_log_det)?;
         Ok((back.gx, back.gnet))
     }
 }

@@ -102,11 +102,11 @@ impl Transform for Affine {
         &self,
         (x, h): (&Tensor, &Tensor),
         changed: &Changed,
-        (gy, gld): (&Tensor, &Tensor),
+        (gy, grad_log_det): (&Tensor, &Tensor),
         _ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let back = self.spec(changed).backward(x, h, gy, gld)?;
+        let back = self.spec(changed).backward(x, h, gy, grad_log_det)?;
         if let (Scale::Tanh { gain }, Some(g)) = (&self.scale, back.ggain) {
             grads.add(gain, g.reshape(gain.value().shape())?)?;
         }

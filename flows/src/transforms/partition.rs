@@ -2,7 +2,7 @@
 
 use crate::core::sum_per_example;
 use crate::ops::coupling::{add_masked, add_part, masked, take_part};
-use crate::params::Vb;
+use crate::params::ParamBuilder;
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 
@@ -129,7 +129,7 @@ impl Changed<'_> {
 ///
 /// # Errors
 /// When the device has no memory left.
-pub fn checkerboard(h: usize, w: usize, swap: bool, vb: &Vb) -> Result<Tensor> {
+pub fn checkerboard(h: usize, w: usize, swap: bool, vb: &ParamBuilder) -> Result<Tensor> {
     let v = (0..h * w).map(|p| f32::from(u8::from((p / w + p % w + usize::from(swap)).is_multiple_of(2))));
     mask(v.collect(), &[1, 1, h, w], vb)
 }
@@ -139,11 +139,11 @@ pub fn checkerboard(h: usize, w: usize, swap: bool, vb: &Vb) -> Result<Tensor> {
 ///
 /// # Errors
 /// When the device has no memory left.
-pub fn channel_mask(c: usize, swap: bool, vb: &Vb) -> Result<Tensor> {
+pub fn channel_mask(c: usize, swap: bool, vb: &ParamBuilder) -> Result<Tensor> {
     let v = (0..c).map(|ch| f32::from(u8::from((ch < c / 2) != swap)));
     mask(v.collect(), &[1, c, 1, 1], vb)
 }
 
-fn mask(v: Vec<f32>, shape: &[usize], vb: &Vb) -> Result<Tensor> {
+fn mask(v: Vec<f32>, shape: &[usize], vb: &ParamBuilder) -> Result<Tensor> {
     Tensor::from_vec(v, shape, vb.device())?.to_dtype(vb.dtype())
 }

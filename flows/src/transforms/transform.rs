@@ -14,7 +14,7 @@ use candle_core::{Result, Tensor};
 /// them: the first parameter of all elements, then the second, so that `h.chunk(k, 1)` gives the k parameters in x's shape.
 ///
 /// The first three methods are all that a transform needs. The coupling splits and joins the tensor, runs the network and
-/// rebuilds inputs; gradients come from candle's graph. With a mask, elements that are kept are evaluated at x = 0, h = 0
+/// reconstructs inputs; gradients come from candle's graph. With a mask, elements that are kept are evaluated at x = 0, h = 0
 /// and left out, so the transform must be finite there.
 ///
 /// A transform with a fused kernel overrides the methods that end in `_whole`. They are given the whole tensor x
@@ -66,7 +66,7 @@ pub trait Transform: Send + Sync {
         &self,
         (x, h): (&Tensor, &Tensor),
         changed: &Changed,
-        (gy, gld): (&Tensor, &Tensor),
+        (gy, grad_log_det): (&Tensor, &Tensor),
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
@@ -74,7 +74,7 @@ pub trait Transform: Send + Sync {
             let (y, log_det) = forward_parts(self, &inputs[0], &inputs[1], changed, ctx.replay())?;
             Ok(vec![y, log_det])
         })?;
-        let mut of_inputs = graph.backward(&[gy, gld], grads)?;
+        let mut of_inputs = graph.backward(&[gy, grad_log_det], grads)?;
         let gh = of_inputs.pop().expect("one for each input");
         Ok((of_inputs.pop().expect("one for each input"), gh))
     }

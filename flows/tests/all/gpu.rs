@@ -10,7 +10,7 @@ use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
 use flows::optim::{Ema, Optimizer, Rule, UpdateSettings, Updater, global_norm};
 use flows::params::Init;
-use flows::{Ctx, Grads, Memory, Model, ModelConfig, Params};
+use flows::{Ctx, Grads, Memory, Model, ModelConfig, ParamStore};
 
 fn batches(bits: u8, variation: Variation) -> Result<Batches> {
     let pixels: Vec<u8> = (0..7 * 30).map(|i| (i * 37 % 256) as u8).collect();
@@ -35,7 +35,7 @@ struct Steps {
 impl Steps {
     fn new(config: &ModelConfig, memory: Memory) -> anyhow::Result<Self> {
         let model = Model::new(config.clone(), 5, DType::F64, &device())?;
-        model.params().shake(1, 0.05)?;
+        model.params().perturb(1, 0.05)?;
         let pixels: Vec<u8> = (0..20 * 16).map(|i| (i * 29 % 251) as u8).collect();
         let variation = Variation { hflip: true, ..Variation::default() };
         let batches = Batches::new(&pixels, None, [1, 4, 4], (6, 8, 11), variation, &device())?;
@@ -77,7 +77,7 @@ crate::gpu_tests! {
             Rule::RmsProp { rho: 0.9, momentum: 0.5, eps: 1e-3 },
         ] {
             let make = |device: &Device| -> Result<_> {
-                let params = Params::seeded(3, DType::F64, device);
+                let params = ParamStore::seeded(3, DType::F64, device);
                 params.vb().get((130, 150), "a", Init::Normal(1.))?;
                 params.vb().get(7, "b", Init::Normal(1.))?;
                 params.vb().get(5, "untouched", Init::Normal(1.))?;
@@ -87,7 +87,7 @@ crate::gpu_tests! {
             let (mut opt, mut ema) = (Optimizer::new(rule, &p)?, Ema::new(0.9, &p)?);
             let settings = UpdateSettings { clip_norm: Some(10.), ema: Some(0.9) };
             let mut updater = Updater::new(rule, &q, settings, |name| if name == "b" { 0.3 } else { 0. })?;
-            let grads_of = |params: &Params, t: f64| -> Result<Grads> {
+            let grads_of = |params: &ParamStore, t: f64| -> Result<Grads> {
                 let all = params.trained().into_iter().filter(|(name, _)| name != "untouched");
                 all.map(|(name, p)| Ok((name, ((p.value() * 3.)?.sin()? * t)?))).collect()
             };
@@ -244,7 +244,7 @@ crate::gpu_tests! {
     fn reduced_precision_costs_likelihood_and_not_invertibility() {
         let config = GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 32, ..GlowConfig::cifar_paper() };
         let model = Model::new(ModelConfig::Glow(config), 1, DType::F32, &device())?;
-        model.params().shake(2, 0.05)?;
+        model.params().perturb(2, 0.05)?;
         let x: Vec<f32> = (0..4 * 3 * 64).map(|i| (i * 37 % 256) as f32 + 0.5).collect();
         let x = Tensor::from_vec(x, (4, 3, 8, 8), &device())?;
         let full = model.bits_per_dim(&x, None)?.to_vec1::<f32>()?;

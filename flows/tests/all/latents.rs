@@ -4,15 +4,15 @@
 use crate::device;
 use crate::laws::{input, models, rows};
 use candle_core::{DType, Result, Tensor, Var};
-use flows::latents::{self, Inpainting, Inside};
+use flows::latents::{self, Inpainting, LayerStats};
 use flows::testing::normal;
-use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, Params, Prior};
+use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, ParamStore, Prior};
 
-/// Every model of the law, shaken and initialised, in f64, with labels for `n` examples and the examples.
+/// Every model of the law, perturbed and initialised, in f64, with labels for `n` examples and the examples.
 fn lived(config: ModelConfig, n: usize) -> Result<(Model, Tensor, Tensor)> {
     let m = Model::new(config, 3, DType::F64, &device())?;
     let labels = Tensor::from_vec((0..16).map(|i| i % 3).collect::<Vec<u32>>(), 16, &device())?;
-    m.params().shake(11, 0.1)?;
+    m.params().perturb(11, 0.1)?;
     m.init(&input(m.config(), 16)?, Some(&labels))?;
     let x = input(m.config(), n)?;
     Ok((m, x, labels.narrow(0, 0, n)?))
@@ -22,16 +22,16 @@ fn most(t: &Tensor) -> Result<f64> {
     t.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()
 }
 
-/// The log-det of a layer by what it is inside, or `None` where that does not tell.
-fn by_inside(inside: &Inside, positions: usize, batch: usize) -> Result<Option<Vec<f64>>> {
+/// The log-det of a layer by its statistics, or `None` where that does not tell.
+fn by_stats(stats: &LayerStats, positions: usize, batch: usize) -> Result<Option<Vec<f64>>> {
     let of_channels = |s: &Tensor| -> Result<Option<Vec<f64>>> {
         Ok(Some(vec![s.sum_all()?.to_scalar::<f64>()? * positions as f64; batch]))
     };
-    match inside {
-        Inside::Fixed => Ok(None),
-        Inside::Channels(s) | Inside::Statistics(s) => of_channels(s),
-        Inside::Elements(s) => Ok(Some(s.flatten_from(1)?.sum(1)?.to_vec1()?)),
-        Inside::Matrix(w) => {
+    match stats {
+        LayerStats::Fixed => Ok(None),
+        LayerStats::Channels(s) | LayerStats::Statistics(s) => of_channels(s),
+        LayerStats::Elements(s) => Ok(Some(s.flatten_from(1)?.sum(1)?.to_vec1()?)),
+        LayerStats::Matrix(w) => {
             let (w, n) = flows::ops::linalg::to_host(w)?;
             let values = flows::ops::linalg::singular_values(&w, n)?;
             let log_det = values.iter().map(|v| v.ln()).sum::<f64>() * positions as f64;
@@ -44,12 +44,12 @@ twins! {
     fn what_a_layer_is_inside_gives_its_log_det() {
         let mut told = 0;
         for (name, build, x) in rows() {
-            let p = Params::seeded(3, DType::F64, &device());
+            let p = ParamStore::seeded(3, DType::F64, &device());
             let layer = build(&p.vb())?;
-            p.shake(11, 0.1)?;
+            p.perturb(11, 0.1)?;
             let positions = x.dims()[2..].iter().product();
             let ctx = Ctx { mode: Mode::Eval, context: Context::none(), grad: false };
-            let Some(want) = by_inside(&layer.inside(&x, ctx)?, positions, x.dim(0)?)? else { continue };
+            let Some(want) = by_stats(&layer.layer_stats(&x, ctx)?, positions, x.dim(0)?)? else { continue };
             told += 1;
             for (a, b) in layer.forward(&x, ctx)?.1.to_vec1::<f64>()?.iter().zip(want) {
                 assert!((a - b).abs() < 1e-9, "{name}: {a} {b}");
@@ -70,7 +70,7 @@ twins! {
                 // A step's state holds as many numbers as the example, in its shape.
                 assert_eq!(step.layout(m.shape())?.dims(), x.dims(), "{name}: {}", step.path);
                 let positions = step.output.dims()[2..].iter().product();
-                if let Some(want) = by_inside(&step.inside, positions, 3)? {
+                if let Some(want) = by_stats(&step.stats, positions, 3)? {
                     for (a, b) in step.log_det.to_vec1::<f64>()?.iter().zip(want) {
                         assert!((a - b).abs() < 1e-8 * (1. + b.abs()), "{name}: {}: {a} {b}", step.path);
                     }

@@ -1,5 +1,5 @@
 //! One table over every bijection and every model: inverse, log-det against the autodiff Jacobian, gradients against
-//! central differences; f64, evaluation, at most 64 dimensions, parameters shaken by N(0, .1^2). A new layer is a row.
+//! central differences; f64, evaluation, at most 64 dimensions, parameters perturbed by N(0, .1^2). A new layer is a row.
 
 use crate::device;
 use candle_core::{DType, Result, Tensor};
@@ -10,10 +10,12 @@ use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::testing::{Deviation, check, normal};
 use flows::transforms::{Additive, Affine, Partition, Scale, Transform, channel_mask, checkerboard};
-use flows::{Bijection, Context, Ctx, Flow, Memory, Mode, Model, ModelConfig, Params, Prior, Vb};
+use flows::{
+    Bijection, Context, Ctx, Flow, Memory, Mode, Model, ModelConfig, ParamBuilder, ParamStore, Prior,
+};
 
-fn params() -> Params {
-    Params::seeded(3, DType::F64, &device())
+fn params() -> ParamStore {
+    ParamStore::seeded(3, DType::F64, &device())
 }
 
 fn gaussian(shape: &[usize]) -> Tensor {
@@ -27,17 +29,22 @@ fn unit(shape: &[usize]) -> Tensor {
     ((t.tanh().unwrap() / 2.2).unwrap() + 0.5).unwrap()
 }
 
-pub(crate) type Build = Box<dyn Fn(&Vb) -> Result<Box<dyn Bijection>>>;
+pub(crate) type Build = Box<dyn Fn(&ParamBuilder) -> Result<Box<dyn Bijection>>>;
 
-fn layer<B: Bijection + 'static>(f: impl Fn(&Vb) -> Result<B> + 'static) -> Build {
+fn layer<B: Bijection + 'static>(f: impl Fn(&ParamBuilder) -> Result<B> + 'static) -> Build {
     Box::new(move |vb| Ok(Box::new(f(vb)?)))
 }
 
-fn tanh(vb: &Vb) -> Result<Scale> {
+fn tanh(vb: &ParamBuilder) -> Result<Scale> {
     Ok(Scale::Tanh { gain: vb.get(1, "gain", Init::Const(0.7))? })
 }
 
-fn mlp_coupling(vb: &Vb, d: usize, swap: bool, transform: impl Transform + 'static) -> Result<Coupling> {
+fn mlp_coupling(
+    vb: &ParamBuilder,
+    d: usize,
+    swap: bool,
+    transform: impl Transform + 'static,
+) -> Result<Coupling> {
     let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
     let outputs = transform.params_per_element() * changed;
     let net = Mlp::new(kept, &[7, 6], outputs, Start::Identity, &vb.pp("net"))?;
@@ -228,7 +235,7 @@ twins! {
             let p = params();
             let run = || -> Result<Deviation> {
                 let b = build(&p.vb())?;
-                p.shake(11, 0.1)?;
+                p.perturb(11, 0.1)?;
                 check(b.as_ref(), &x, None, &p, Deviation::LAYER)
             };
             match run() {
@@ -352,9 +359,9 @@ twins! {
         for (name, config) in models() {
             let m = Model::new(config, 3, DType::F64, &device())?;
             let labels = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0], &device())?;
-            // Shaken first: actnorm then normalises what the shaken couplings give, as it does in training. The other way
+            // Shaken first: actnorm then normalises what the perturbed couplings give, as it does in training. The other way
             // round three levels of unnormalised networks compound to scales beyond f64.
-            m.params().shake(11, 0.1)?;
+            m.params().perturb(11, 0.1)?;
             m.init(&input(m.config(), 16)?, Some(&labels))?;
             let cond = labels.narrow(0, 1, 2)?;
             let x = input(m.config(), 2)?;
@@ -436,7 +443,7 @@ twins! {
             let mut chain = flows::Chain::new();
             chain.push("diagonal", Diagonal::new(1, &p.vb().pp("d"))?);
             chain.push("actnorm", ActNorm::new(1, 3., &p.vb().pp("a"))?);
-            p.shake(2, 0.2)?;
+            p.perturb(2, 0.2)?;
             let flow = Flow::new(chain, prior, &[1]);
             let (n, lo, hi) = (40_000, -60., 60.);
             let h = (hi - lo) / n as f64;
@@ -445,7 +452,7 @@ twins! {
             let mass = (lp.exp()?.sum_all()?.to_scalar::<f64>()?) * h;
             assert!((mass - 1.).abs() < 1e-9, "{prior:?}: {mass}");
         }
-        // Two dimensions: an affine NICE with shaken networks.
+        // Two dimensions: an affine NICE with perturbed networks.
         let config = NiceConfig {
             shape: vec![2],
             preprocess: Preprocess::None {},
@@ -455,7 +462,7 @@ twins! {
             ..small_nice()
         };
         let m = Model::new(ModelConfig::Nice(config), 4, DType::F64, &device())?;
-        m.params().shake(5, 0.1)?;
+        m.params().perturb(5, 0.1)?;
         let (n, lo, hi) = (600, -15., 15.);
         let h = (hi - lo) / n as f64;
         let at = |i: usize| lo + (i as f64 + 0.5) * h;

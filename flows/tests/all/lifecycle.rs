@@ -41,13 +41,13 @@ fn labels(n: usize) -> Result<Tensor> {
     Tensor::from_vec((0..n as u32).map(|i| i % 2).collect::<Vec<_>>(), n, &device())
 }
 
-/// Initialised from data, moved by a training pass (running statistics) and shaken.
+/// Initialised from data, moved by a training pass (running statistics) and perturbed.
 fn lived(config: ModelConfig) -> Result<Model> {
     let m = Model::new(config, 5, DType::F32, &device())?;
     let (x, y) = (pixels(m.config(), 24)?, labels(24)?);
     m.init(&x, Some(&y))?;
     m.terms(&x, Ctx::train().with_context(Some(&y)))?;
-    m.params().shake(6, 0.02)?;
+    m.params().perturb(6, 0.02)?;
     Ok(m)
 }
 
@@ -93,7 +93,7 @@ twins! {
         assert_eq!(bits(&Model::load(dir.path(), &device())?)?, bits(&m)?);
         // A shard of a later save, of the same config and in as many parts, is not mixed with these.
         let later = tempfile::tempdir()?;
-        m.params().shake(9, 0.1)?;
+        m.params().perturb(9, 0.1)?;
         m.save(later.path(), &SaveOptions { max_shard_size: 4000, dtype: None })?;
         let second = format!("model-00002-of-{shards:05}.safetensors");
         std::fs::copy(later.path().join(&second), dir.path().join(&second))?;
@@ -228,7 +228,7 @@ twins! {
         };
         let before = error()?;
         assert!(before < 0.5, "{before}");
-        m.params().shake(12, 0.05)?;
+        m.params().perturb(12, 0.05)?;
         assert!(error()? < 1., "after a change by hand: {}", error()?);
         let mut opt = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, m.params())?;
         let (_, grads) = m.gradients(&x, Ctx::train(), Memory::Store, |lp| lp.mean_all()? * -1e-3)?;

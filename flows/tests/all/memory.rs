@@ -1,15 +1,15 @@
-//! Training with rebuilt inputs: the same gradients as with stored ones, and what happens where rounding errors grow.
+//! Training with reconstructed inputs: the same gradients as with stored ones, and what happens where rounding errors grow.
 
 use crate::device;
 use candle_core::{DType, Result, Tensor};
+use flows::Grads;
 use flows::bijections::{ActNorm, Coupling, Permute};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
 use flows::nets::{Mlp, Start};
-use flows::optim::Grads;
 use flows::params::rng_for;
 use flows::testing::normal;
 use flows::transforms::{Affine, Partition, Scale};
-use flows::{Chain, Ctx, Drift, Flow, Gradients, Memory, Model, ModelConfig, Params, Prior};
+use flows::{Chain, Ctx, Drift, Flow, Gradients, Memory, Model, ModelConfig, ParamStore, Prior};
 use rand::Rng;
 
 /// Every shape of model: actnorm, 1x1 convolutions, batch norm of both kinds, masks, halves, several levels.
@@ -40,11 +40,11 @@ fn pixels(shape: &[usize], n: usize) -> Result<Tensor> {
     Tensor::from_vec(v, all, &device())
 }
 
-/// The model in a dtype, initialised and shaken alike.
+/// The model in a dtype, initialised and perturbed alike.
 fn build(config: &ModelConfig, dtype: DType) -> Result<Model> {
     let model = Model::new(config.clone(), 1, DType::F64, &device())?;
     model.init(&pixels(config.shape(), 16)?, None)?;
-    model.params().shake(2, 0.02)?;
+    model.params().perturb(2, 0.02)?;
     let same = Model::new(config.clone(), 1, dtype, &device())?;
     let from = model.params().all();
     for ((_, to), (_, from)) in same.params().all().into_iter().zip(from) {
@@ -78,11 +78,11 @@ twins! {
             let x = pixels(config.shape(), 8)?;
             // A training pass writes running statistics, so each starts from its own copy of the model.
             let stored = gradients(&build(&config, DType::F64)?, &x, Memory::Store)?;
-            let rebuilt = gradients(&build(&config, DType::F64)?, &x, Memory::Recompute)?;
-            let (off, size) = distance(&rebuilt.1, &stored.1)?;
+            let reconstructed = gradients(&build(&config, DType::F64)?, &x, Memory::Recompute)?;
+            let (off, size) = distance(&reconstructed.1, &stored.1)?;
             println!("{name:<22} f64: {:.1e} of the gradient", off / size);
             assert!(off <= 1e-9 * size, "{name}: {off:e} of {size:e}");
-            assert!((rebuilt.0 - stored.0).abs() < 1e-12, "{name}");
+            assert!((reconstructed.0 - stored.0).abs() < 1e-12, "{name}");
         }
         Ok(())
     }
@@ -97,23 +97,23 @@ twins! {
                 model.store(&drift.over());
                 Ok(distance(&gradients(&model, &x, memory)?.1, &truth)?.0)
             };
-            let (stored, rebuilt) = (of(Memory::Store)?, of(Memory::Recompute)?);
-            println!("{name:<22} f32: stored {stored:.2e}, rebuilt {rebuilt:.2e} from the f64 gradient");
-            assert!(rebuilt <= 3. * stored, "{name}: {rebuilt:e} against {stored:e}");
+            let (stored, reconstructed) = (of(Memory::Store)?, of(Memory::Recompute)?);
+            println!("{name:<22} f32: stored {stored:.2e}, reconstructed {reconstructed:.2e} from the f64 gradient");
+            assert!(reconstructed <= 3. * stored, "{name}: {reconstructed:e} against {stored:e}");
         }
         Ok(())
     }
 
     /// Batch norm of a training pass uses the batch's statistics, whatever the running ones are: a second update, after the
-    /// first has moved them, is rebuilt as exactly.
+    /// first has moved them, is reconstructed as exactly.
     fn running_statistics_move_alike() {
         let (_, config) = models().swap_remove(1);
         let x = pixels(config.shape(), 8)?;
         let (a, b) = (build(&config, DType::F64)?, build(&config, DType::F64)?);
         for _ in 0..3 {
             let (_, stored) = gradients(&a, &x, Memory::Store)?;
-            let (_, rebuilt) = gradients(&b, &x, Memory::Recompute)?;
-            let (off, size) = distance(&rebuilt, &stored)?;
+            let (_, reconstructed) = gradients(&b, &x, Memory::Recompute)?;
+            let (off, size) = distance(&reconstructed, &stored)?;
             assert!(off <= 1e-9 * size, "{off:e} of {size:e}");
         }
         for ((name, a), (_, b)) in a.params().all().into_iter().zip(b.params().all()) {
@@ -125,8 +125,8 @@ twins! {
 
     /// A layer that loses its input in rounding is found, named and stored; the gradient is then right again.
     fn an_ill_conditioned_layer_is_stored() {
-        let build = |dtype| -> Result<(Flow, Params)> {
-            let params = Params::seeded(3, dtype, &device());
+        let build = |dtype| -> Result<(Flow, ParamStore)> {
+            let params = ParamStore::seeded(3, dtype, &device());
             let vb = params.vb();
             let mut chain = Chain::new();
             for i in 0..3 {
@@ -161,10 +161,10 @@ twins! {
         let truth = run(DType::F64, Memory::Store, false)?;
         let off = |grads: Grads| Ok::<_, candle_core::Error>(distance(&grads, &truth)?.0);
         let stored = off(run(DType::F32, Memory::Store, false)?)?;
-        let rebuilt = off(run(DType::F32, Memory::Recompute, true)?)?;
+        let reconstructed = off(run(DType::F32, Memory::Recompute, true)?)?;
         let wrong = off(run(DType::F32, Memory::Recompute, false)?)?;
-        println!("stored {stored:.1e}, rebuilt where possible {rebuilt:.1e}, rebuilt all the same {wrong:.1e}");
-        assert!(rebuilt <= 3. * stored, "{rebuilt:e} against {stored:e}");
+        println!("stored {stored:.1e}, reconstructed where possible {reconstructed:.1e}, reconstructed all the same {wrong:.1e}");
+        assert!(reconstructed <= 3. * stored, "{reconstructed:e} against {stored:e}");
         // Too far, or not a number at all.
         let bad = wrong.is_nan() || wrong > 10. * stored;
         assert!(bad, "the layer was not ill-conditioned: {wrong:e} against {stored:e}");
@@ -191,7 +191,7 @@ twins! {
         // A chain's own inverse of a training pass, with nothing kept, is that of the evaluated flow.
         let x = pixels(config.shape(), 2)?;
         let (z, _) = model.bijection().forward(&x, Ctx::eval())?;
-        let back = model.bijection().rebuild(&z, &flows::Saved::nothing(), Ctx::eval())?;
+        let back = model.bijection().reconstruct(&z, &flows::SavedState::nothing(), Ctx::eval())?;
         assert!((back - x)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()? < 1e-6);
         Ok(())
     }

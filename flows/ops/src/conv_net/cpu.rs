@@ -1,6 +1,6 @@
 //! The convolutional network on the CPU: a thread takes a block of images through the whole network.
 
-use super::spec::{ConvLayer, ConvNetParams, Saved};
+use super::spec::{ConvLayer, ConvNetParams, SavedState};
 use crate::conv::cpu::{im2col, shift_add};
 use crate::conv::spec::Dims;
 use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
@@ -47,7 +47,7 @@ fn with_parts<T: Real, R>(
 }
 
 /// [`super::forward`].
-pub(crate) fn forward(params: &ConvNetParams, x: Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
+pub(crate) fn forward(params: &ConvNetParams, x: Tensor, keep: bool) -> Result<(Tensor, Option<SavedState>)> {
     dispatch!("conv_net", x.dtype(), T => {
         let (y, kept) = with_parts::<T, _>(params, &x, |sizes, parts| {
             let view = View::of("conv_net", &x)?;
@@ -56,7 +56,7 @@ pub(crate) fn forward(params: &ConvNetParams, x: Tensor, keep: bool) -> Result<(
             Ok((tensor(y, (b, sizes.outputs, h, w))?, [tensor(h1, n)?, tensor(h2, n)?]))
         })?;
         let [h1, h2] = kept;
-        let saved = keep.then(|| Saved(vec![x.clone(), h1, h2, y.clone()]));
+        let saved = keep.then(|| SavedState(vec![x.clone(), h1, h2, y.clone()]));
         Ok((y, saved))
     })
 }
@@ -64,7 +64,7 @@ pub(crate) fn forward(params: &ConvNetParams, x: Tensor, keep: bool) -> Result<(
 /// [`super::backward`].
 pub(crate) fn backward(
     params: &ConvNetParams,
-    saved: Saved,
+    saved: SavedState,
     gy: &Tensor,
 ) -> Result<(Tensor, Vec<ConvLayer>)> {
     let [x, h1, h2, y] = saved.0.as_slice() else { bail!("the pass was not one on the CPU") };

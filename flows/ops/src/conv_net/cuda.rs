@@ -1,13 +1,17 @@
 //! The convolutional network through kernels, in the precision set for networks.
 
-use super::spec::{ConvLayer, ConvNetParams, FACTOR, Saved};
+use super::spec::{ConvLayer, ConvNetParams, FACTOR, SavedState};
 use crate::act_norm::cuda::{act_norm, act_norm_backward};
 use crate::conv::reference::{conv_nchw, conv_nchw_backward};
 use crate::precision;
 use candle_core::{Result, Tensor};
 
 /// [`super::forward`].
-pub(crate) fn forward(params: &ConvNetParams, x: &Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
+pub(crate) fn forward(
+    params: &ConvNetParams,
+    x: &Tensor,
+    keep: bool,
+) -> Result<(Tensor, Option<SavedState>)> {
     let last = params.layers.len() - 1;
     let mut outputs = vec![x.to_dtype(precision::inside(x))?];
     for (i, layer) in params.layers.iter().enumerate() {
@@ -23,13 +27,13 @@ pub(crate) fn forward(params: &ConvNetParams, x: &Tensor, keep: bool) -> Result<
         outputs.push(act_norm(&y, Some(&layer.bias), Some(&layer.logs), FACTOR, i < last)?);
     }
     let y = outputs[last + 1].clone();
-    Ok((y, keep.then_some(Saved(outputs))))
+    Ok((y, keep.then_some(SavedState(outputs))))
 }
 
 /// [`super::backward`].
 pub(crate) fn backward(
     params: &ConvNetParams,
-    saved: Saved,
+    saved: SavedState,
     gy: &Tensor,
 ) -> Result<(Tensor, Vec<ConvLayer>)> {
     let (mut outputs, mut g) = (saved.0, gy.clone());

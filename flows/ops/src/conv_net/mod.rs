@@ -20,7 +20,7 @@ mod cpu;
 mod cuda;
 mod spec;
 
-pub use spec::{ConvLayer, ConvNetParams, Saved};
+pub use spec::{ConvLayer, ConvNetParams, SavedState};
 
 use crate::device::Path;
 use candle_core::{Result, Tensor, bail};
@@ -38,7 +38,7 @@ pub fn is_fused(layers: usize, x: &Tensor) -> bool {
 ///
 /// # Errors
 /// If the channels or dtypes differ, or the pass is not fused ([`is_fused`]).
-pub fn forward(params: &ConvNetParams, x: &Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
+pub fn forward(params: &ConvNetParams, x: &Tensor, keep: bool) -> Result<(Tensor, Option<SavedState>)> {
     let inputs = params.layers[0].weight.dim(1)?;
     if x.rank() != 4 || x.dim(1)? != inputs {
         bail!("a network for {inputs} channels met {:?}", x.shape());
@@ -61,7 +61,7 @@ pub fn forward(params: &ConvNetParams, x: &Tensor, keep: bool) -> Result<(Tensor
 ///
 /// # Errors
 /// If the gradient has another shape or dtype than y.
-pub fn backward(params: &ConvNetParams, saved: Saved, gy: &Tensor) -> Result<(Tensor, Vec<ConvLayer>)> {
+pub fn backward(params: &ConvNetParams, saved: SavedState, gy: &Tensor) -> Result<(Tensor, Vec<ConvLayer>)> {
     let gy = gy.detach().contiguous()?;
     match Path::of(&[&gy]) {
         Path::Cpu => cpu::backward(params, saved, &gy),

@@ -43,4 +43,4 @@ impl ConvNetParams {
 }
 
 /// What a forward pass leaves for the backward pass: the input and every layer's output.
-pub struct Saved(pub(crate) Vec<Tensor>);
+pub struct SavedState(pub(crate) Vec<Tensor>);

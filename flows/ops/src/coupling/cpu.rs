@@ -75,7 +75,7 @@ struct Backward<'a, T> {
     g: &'a mut [T],
     gt: &'a mut [T],
     gh: &'a mut [T],
-    gld: T,
+    grad_log_det: T,
     ggain: &'a mut f64,
 }
 
@@ -158,7 +158,7 @@ impl<T: Real> Job for Inverse<'_, T> {
 impl<T: Real> Job for Backward<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
-        let (first, gain, gld) = (self.e.shift_first, self.e.gain, self.gld);
+        let (first, gain, grad_log_det) = (self.e.shift_first, self.e.gain, self.grad_log_det);
         let outs = self.g.chunks_mut(BLOCK).zip(self.gt.chunks_mut(BLOCK)).enumerate();
         for ((x, t, h, mask), (b, (g, gt))) in self.e.blocks().zip(outs) {
             let n = x.len();
@@ -177,7 +177,7 @@ impl<T: Real> Job for Backward<'_, T> {
                 gt[k] = if first { ge } else { g[k] };
                 if !gh.is_empty() {
                     let inner = if first { x[k] + t[k] } else { x[k] };
-                    gh[k] = (ge * inner + gld) * ds;
+                    gh[k] = (ge * inner + grad_log_det) * ds;
                 }
                 g[k] = ge;
             });
@@ -194,7 +194,7 @@ impl<T: Real> Job for Backward<'_, T> {
                 for k in 0..n {
                     if mask.is_empty() || mask[k] == T::default() {
                         let inner = if first { x[k] + t[k] } else { x[k] };
-                        let gs = g[k] * inner + gld;
+                        let gs = g[k] * inner + grad_log_det;
                         *self.ggain += (gs * h[k].tanh()).f64();
                     }
                 }
@@ -278,14 +278,14 @@ pub(crate) fn backward(
     x: &Tensor,
     net: &Tensor,
     gy: &Tensor,
-    gld: &Tensor,
+    grad_log_det: &Tensor,
 ) -> Result<AffineGrads> {
     let p = s.plan(x, net)?;
     dispatch!("coupling", x.dtype(), T => {
         let (vx, vn) = (View::of("coupling", x)?, View::of("coupling", net)?);
         let gy = gy.contiguous()?;
-        let gld = gld.contiguous()?;
-        let (vg, vl) = (View::of("coupling", &gy)?, View::of("coupling", &gld)?);
+        let grad_log_det = grad_log_det.contiguous()?;
+        let (vg, vl) = (View::of("coupling", &gy)?, View::of("coupling", &grad_log_det)?);
         let (xs, ns) = (vx.get::<T>("coupling")?, vn.get::<T>("coupling")?);
         let (gys, glds) = (vg.get::<T>("coupling")?, vl.get::<T>("coupling")?);
         let (scale, gain, shift_first) = (s.scale, gain::<T>(s)?, s.shift_first);
@@ -304,7 +304,7 @@ pub(crate) fn backward(
                 let (gt, gh) = gnet.split_at_mut(p.len);
                 let e = Example { scale, gain, shift_first, x, t, h, mask: &mask };
                 let g = &mut gx[p.start..p.start + p.len];
-                wide(Backward { e, g, gt, gh, gld: glds[i], ggain });
+                wide(Backward { e, g, gt, gh, grad_log_det: glds[i], ggain });
             });
         Ok(AffineGrads {
             gx: tensor(gx, x.shape())?,

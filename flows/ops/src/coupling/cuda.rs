@@ -77,7 +77,7 @@ struct CouplingBack {
     net: Ptr,
     gain: Ptr,
     gy: Ptr,
-    gld: Ptr,
+    grad_log_det: Ptr,
     gx: Ptr,
     gnet: Ptr,
     ggain: Ptr,
@@ -124,10 +124,11 @@ pub(crate) fn backward(
     x: &Tensor,
     net: &Tensor,
     gy: &Tensor,
-    gld: &Tensor,
+    grad_log_det: &Tensor,
 ) -> Result<AffineGrads> {
     s.check_gain()?;
-    let (x, net, gy, gld) = (x.contiguous()?, net.contiguous()?, gy.contiguous()?, gld.contiguous()?);
+    let (x, net, gy, grad_log_det) =
+        (x.contiguous()?, net.contiguous()?, gy.contiguous()?, grad_log_det.contiguous()?);
     let like = |t: &Tensor| fresh(t.shape(), x.dtype(), x.device());
     let (gx, gnet) = (like(&x)?, like(&net)?);
     let ggain = match s.scale {
@@ -139,7 +140,7 @@ pub(crate) fn backward(
         net: Ptr::of(&net)?,
         gain: Ptr::maybe(s.gain)?,
         gy: Ptr::of(&gy)?,
-        gld: Ptr::of(&gld)?,
+        grad_log_det: Ptr::of(&grad_log_det)?,
         gx: Ptr::of(&gx)?,
         gnet: Ptr::of(&gnet)?,
         ggain: Ptr::maybe(ggain.as_ref())?,

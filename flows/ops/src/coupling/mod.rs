@@ -55,13 +55,19 @@ impl AffineSpec<'_> {
     ///
     /// # Errors
     /// As [`AffineSpec::forward`].
-    pub fn backward(&self, x: &Tensor, net: &Tensor, gy: &Tensor, gld: &Tensor) -> Result<AffineGrads> {
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        net: &Tensor,
+        gy: &Tensor,
+        grad_log_det: &Tensor,
+    ) -> Result<AffineGrads> {
         self.plan(x, net)?;
-        let (x, net, gy, gld) = (&x.detach(), &net.detach(), &gy.detach(), &gld.detach());
-        match Path::of(&[x, net, gy, gld]) {
-            Path::Cpu => cpu::backward(self, x, net, gy, gld),
-            Path::Kernel => cuda::backward(self, x, net, gy, gld),
-            Path::Candle => reference::backward(self, x, net, gy, gld),
+        let (x, net, gy, grad_log_det) = (&x.detach(), &net.detach(), &gy.detach(), &grad_log_det.detach());
+        match Path::of(&[x, net, gy, grad_log_det]) {
+            Path::Cpu => cpu::backward(self, x, net, gy, grad_log_det),
+            Path::Kernel => cuda::backward(self, x, net, gy, grad_log_det),
+            Path::Candle => reference::backward(self, x, net, gy, grad_log_det),
         }
     }
 

@@ -88,10 +88,10 @@ pub(crate) fn backward(
     x: &Tensor,
     net: &Tensor,
     gy: &Tensor,
-    gld: &Tensor,
+    grad_log_det: &Tensor,
 ) -> Result<AffineGrads> {
     let learned: Vec<&Tensor> = l.gain.into_iter().collect();
-    let mut g = gradients(&[&[x, net], learned.as_slice()].concat(), &[gy, gld], |v| {
+    let mut g = gradients(&[&[x, net], learned.as_slice()].concat(), &[gy, grad_log_det], |v| {
         let (y, log_det) = forward_with(l, &v[0], &v[1], v.get(2).map(Var::as_tensor))?;
         Ok(vec![y, log_det])
     })?;

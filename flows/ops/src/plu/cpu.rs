@@ -53,12 +53,17 @@ pub(crate) fn plu(packed: &Tensor, rows: &Rows) -> Result<(Tensor, Tensor)> {
 /// element of U is sign exp(log s).
 ///
 /// [`super::plu_backward`].
-pub(crate) fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, gld: &Tensor) -> Result<Tensor> {
+pub(crate) fn plu_backward(
+    packed: &Tensor,
+    rows: &Rows,
+    gw: &Tensor,
+    grad_log_det: &Tensor,
+) -> Result<Tensor> {
     let (n, packed, gw) = (size(packed, rows)?, packed.contiguous()?, gw.contiguous()?);
     dispatch!("plu", packed.dtype(), T => {
-        let (vp, vg, vl) = (View::of("plu", &packed)?, View::of("plu", &gw)?, View::of("plu", gld)?);
-        let (packed, gw, gld) = (vp.get::<T>("plu")?, vg.get::<T>("plu")?, vl.get::<T>("plu")?);
-        if gw.len() != n * n || gld.len() != 1 {
+        let (vp, vg, vl) = (View::of("plu", &packed)?, View::of("plu", &gw)?, View::of("plu", grad_log_det)?);
+        let (packed, gw, grad_log_det) = (vp.get::<T>("plu")?, vg.get::<T>("plu")?, vl.get::<T>("plu")?);
+        if gw.len() != n * n || grad_log_det.len() != 1 {
             bail!("the gradient of a matrix of {n} rows has {} numbers", gw.len());
         }
         let u = upper(packed, &rows.sign, n);
@@ -81,7 +86,7 @@ pub(crate) fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, gld: &Tens
             }
         }
         for i in 0..n {
-            out[i * n + i] = T::of(gu[i * n + i] * u[i * n + i] + gld[0].f64());
+            out[i * n + i] = T::of(gu[i * n + i] * u[i * n + i] + grad_log_det[0].f64());
             for j in i + 1..n {
                 out[i * n + j] = T::of(gu[i * n + j]);
             }

@@ -22,7 +22,7 @@ struct PluBack {
     packed: Ptr,
     sign: Ptr,
     gw: Ptr,
-    gld: Ptr,
+    grad_log_det: Ptr,
     place: Ptr,
     out: Ptr,
     n: u32,
@@ -54,17 +54,17 @@ pub(crate) fn plu_backward(
     place: &Tensor,
     sign: &Tensor,
     gw: &Tensor,
-    gld: &Tensor,
+    grad_log_det: &Tensor,
 ) -> Result<Tensor> {
     let n = packed.dim(0)?;
     channels(n, &[Some(place), Some(sign)])?;
-    let (gw, gld) = (gw.contiguous()?, gld.contiguous()?);
+    let (gw, grad_log_det) = (gw.contiguous()?, grad_log_det.contiguous()?);
     let out = fresh((n, n), packed.dtype(), packed.device())?;
     let args = PluBack {
         packed: Ptr::of(packed)?,
         sign: Ptr::of(sign)?,
         gw: Ptr::of(&gw)?,
-        gld: Ptr::of(&gld)?,
+        grad_log_det: Ptr::of(&grad_log_det)?,
         place: Ptr::of(place)?,
         out: Ptr::of(&out)?,
         n: count(n)?,

@@ -49,13 +49,13 @@ pub fn plu_inverse(packed: &Tensor, rows: &Rows) -> Result<Tensor> {
 ///
 /// # Errors
 /// If the sizes or dtypes differ.
-pub fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, gld: &Tensor) -> Result<Tensor> {
-    let (packed, gw, gld) = (&packed.detach(), &gw.detach(), &gld.detach());
-    match Path::of(&[packed, gw, gld]) {
-        Path::Cpu => cpu::plu_backward(packed, rows, gw, gld),
-        Path::Kernel => cuda::plu_backward(packed, &rows.there[1], &rows.there[2], gw, gld),
+pub fn plu_backward(packed: &Tensor, rows: &Rows, gw: &Tensor, grad_log_det: &Tensor) -> Result<Tensor> {
+    let (packed, gw, grad_log_det) = (&packed.detach(), &gw.detach(), &grad_log_det.detach());
+    match Path::of(&[packed, gw, grad_log_det]) {
+        Path::Cpu => cpu::plu_backward(packed, rows, gw, grad_log_det),
+        Path::Kernel => cuda::plu_backward(packed, &rows.there[1], &rows.there[2], gw, grad_log_det),
         Path::Candle => {
-            let mut g = gradients(&[packed], &[gw, gld], |v| {
+            let mut g = gradients(&[packed], &[gw, grad_log_det], |v| {
                 let (w, log_det) = reference::plu(&v[0], &rows.perm, &rows.sign)?;
                 Ok(vec![w, log_det])
             })?;

@@ -1,6 +1,6 @@
 //! The residual network on the CPU.
 
-use super::spec::{Conv, Output, ResNetGradients, ResNetParams, Saved};
+use super::spec::{Conv, Output, ResNetGradients, ResNetParams, SavedState};
 use crate::batch_norm::cpu::{Norm, NormGrad};
 use crate::conv::cpu as conv;
 use crate::conv::spec::Dims;
@@ -100,13 +100,13 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
         })?;
         let outputs = layers.last.d.o;
         let y = tensor(swap_axes(&y, outputs, b), (b, outputs, h, w))?;
-        let saved = kept.map(|kept| Saved(Box::new(Pass { layers, inverse, kept, shape })));
+        let saved = kept.map(|kept| SavedState(Box::new(Pass { layers, inverse, kept, shape })));
         Ok(Output { y, statistics, saved })
     })
 }
 
 /// [`super::backward`].
-pub(crate) fn backward(p: &ResNetParams, saved: Saved, gy: &Tensor) -> Result<ResNetGradients> {
+pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
     dispatch!("res_net", gy.dtype(), T => match saved.0.downcast::<Pass<T>>() {
         Ok(pass) => pass.backward(p, gy),
         Err(_) => bail!("the pass was not one on the CPU in {:?}", gy.dtype()),

@@ -1,7 +1,7 @@
 //! The residual network through kernels, in the precision set for networks.
 
 use super::kernels::{signed_input, signed_input_backward, weight_norm, weight_norm_backward};
-use super::spec::{Conv, Output, ResNetGradients, ResNetParams, Saved};
+use super::spec::{Conv, Output, ResNetGradients, ResNetParams, SavedState};
 use crate::act_norm::cuda::{act_norm, bias_backward, relu_backward};
 use crate::batch_norm::cuda::{Norm, moments};
 use crate::conv::reference::{conv_nchw, conv_nchw_backward};
@@ -130,7 +130,7 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
     }
     let h = run.norm(sum.unwrap_or(h))?;
     let y = run.conv(&h, x.dtype())?;
-    Ok(Output { y, statistics: run.statistics, saved: keep.then(|| Saved(Box::new(run.pass))) })
+    Ok(Output { y, statistics: run.statistics, saved: keep.then(|| SavedState(Box::new(run.pass))) })
 }
 
 /// Runs backward through a network's layers, and gathers their gradients.
@@ -159,7 +159,7 @@ impl Backward<'_> {
 }
 
 /// [`super::backward`].
-pub(crate) fn backward(p: &ResNetParams, saved: Saved, gy: &Tensor) -> Result<ResNetGradients> {
+pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
     let Ok(pass) = saved.0.downcast::<Pass>() else { bail!("the pass was not one through kernels") };
     let mut run = Backward { p, pass: *pass, convs: Vec::new(), norms: Vec::new() };
     let g = run.conv(gy)?;

@@ -18,7 +18,7 @@ mod cuda;
 pub(crate) mod kernels;
 mod spec;
 
-pub use spec::{Conv, Norm, Output, ResNetGradients, ResNetParams, Saved};
+pub use spec::{Conv, Norm, Output, ResNetGradients, ResNetParams, SavedState};
 
 use crate::device::Path;
 use candle_core::{Result, Tensor, bail};
@@ -46,7 +46,7 @@ pub fn forward(params: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output> 
 ///
 /// # Errors
 /// If the gradient has another shape or dtype than y.
-pub fn backward(params: &ResNetParams, saved: Saved, gy: &Tensor) -> Result<ResNetGradients> {
+pub fn backward(params: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
     let gy = gy.detach().contiguous()?;
     match Path::of(&[&gy]) {
         Path::Cpu => cpu::backward(params, saved, &gy),

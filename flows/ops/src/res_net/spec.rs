@@ -74,11 +74,11 @@ pub struct Output {
     /// Each norm's mean and variance of this batch, with batch statistics.
     pub statistics: Vec<Option<[Tensor; 2]>>,
     /// What the backward pass needs, if it was asked for.
-    pub saved: Option<Saved>,
+    pub saved: Option<SavedState>,
 }
 
 /// What a forward pass leaves for the backward pass.
-pub struct Saved(pub(crate) Box<dyn Any + Send + Sync>);
+pub struct SavedState(pub(crate) Box<dyn Any + Send + Sync>);
 
 /// The gradients of a network.
 pub struct ResNetGradients {

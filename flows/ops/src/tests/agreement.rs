@@ -31,10 +31,10 @@ fn coupling_laws() -> Result<()> {
                 near("log-det", &log_det, &want_log_det);
                 near("inverse", &law.inverse(&y, &net)?, &x);
                 near("reference's inverse", &coupling::reference::inverse(&law, &y, &net)?, &x);
-                let (gy, gld) = (wave(&[2, 4, 3, 5], 0.53), wave(&[2], 1.7));
+                let (gy, grad_log_det) = (wave(&[2, 4, 3, 5], 0.53), wave(&[2], 1.7));
                 let (a, b) = (
-                    law.backward(&x, &net, &gy, &gld)?,
-                    coupling::reference::backward(&law, &x, &net, &gy, &gld)?,
+                    law.backward(&x, &net, &gy, &grad_log_det)?,
+                    coupling::reference::backward(&law, &x, &net, &gy, &grad_log_det)?,
                 );
                 near("gx", &a.gx, &b.gx);
                 near("gnet", &a.gnet, &b.gnet);
@@ -84,10 +84,10 @@ fn layers() -> Result<()> {
     let (a, b) = (plu::plu(&packed, &rows)?, plu::reference::plu(&packed, &perm, &sign)?);
     near("plu", &a.0, &b.0);
     near("plu's log-det", &a.1, &b.1);
-    let (gw, gld) = (wave(&[5, 5], 0.31), wave(&[1], 0.4).reshape(())?);
+    let (gw, grad_log_det) = (wave(&[5, 5], 0.31), wave(&[1], 0.4).reshape(())?);
     let of = |v: &[Var]| plu::reference::plu(&v[0], &perm, &sign).map(|(w, l)| vec![w, l]);
-    let want = gradients(&[&packed], &[&gw, &gld], of)?;
-    near("plu's gradient", &plu::plu_backward(&packed, &rows, &gw, &gld)?, &want[0]);
+    let want = gradients(&[&packed], &[&gw, &grad_log_det], of)?;
+    near("plu's gradient", &plu::plu_backward(&packed, &rows, &gw, &grad_log_det)?, &want[0]);
 
     let (x, w, b) = (wave(&[5, 7], 0.3), wave(&[4, 7], 0.7), wave(&[4], 1.1));
     let g = wave(&[5, 4], 0.9);

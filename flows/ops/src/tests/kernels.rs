@@ -50,9 +50,9 @@ fn coupling_laws() -> Result<()> {
                     near("y", &y, &want);
                     near("log-det", &log_det, &want_log_det);
                     near("inverse", &coupling::cuda::inverse(&law, &y, &net)?, &x);
-                    let (gy, gld) = (to(&wave(&[2, 4, 3, 5], 0.53)), to(&wave(&[2], 1.7)));
-                    let a = coupling::cuda::backward(&law, &x, &net, &gy, &gld)?;
-                    let b = coupling::reference::backward(&law, &x, &net, &gy, &gld)?;
+                    let (gy, grad_log_det) = (to(&wave(&[2, 4, 3, 5], 0.53)), to(&wave(&[2], 1.7)));
+                    let a = coupling::cuda::backward(&law, &x, &net, &gy, &grad_log_det)?;
+                    let b = coupling::reference::backward(&law, &x, &net, &gy, &grad_log_det)?;
                     near("gx", &a.gx, &b.gx);
                     near("gnet", &a.gnet, &b.gnet);
                     assert_eq!(a.ggain.is_some(), gain.is_some());
@@ -173,7 +173,7 @@ fn matrices() -> Result<()> {
     both(|to| {
         let n = 20;
         let (packed, gw) = (to(&wave(&[n, n], 0.9)), to(&wave(&[n, n], 0.31)));
-        let gld = to(&wave(&[1], 0.4)).reshape(())?;
+        let grad_log_det = to(&wave(&[1], 0.4)).reshape(())?;
         let perm: Vec<u32> = (0..n as u32).map(|i| (i * 7 + 3) % n as u32).collect();
         let mut place = vec![0u32; n];
         perm.iter().enumerate().for_each(|(r, &i)| place[i as usize] = r as u32);
@@ -190,8 +190,8 @@ fn matrices() -> Result<()> {
         let product = plu_inverse(&small, &here(&perm)?, &signs)?.matmul(&w)?;
         near("plu_inverse", &product, &to(&Tensor::eye(n, DType::F64, &Device::Cpu)?));
         let of = |v: &[Var]| crate::plu::reference::plu(&v[0], &perm, &sign).map(|(w, l)| vec![w, l]);
-        let want = gradients(&[&packed], &[&gw, &gld], of)?;
-        near("plu's gradient", &plu_backward(&packed, &here(&place)?, &signs, &gw, &gld)?, &want[0]);
+        let want = gradients(&[&packed], &[&gw, &grad_log_det], of)?;
+        near("plu's gradient", &plu_backward(&packed, &here(&place)?, &signs, &gw, &grad_log_det)?, &want[0]);
 
         // Its first pivot is not on the diagonal, and more rows than threads.
         for n in [1usize, 2, 5, 19] {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use clap::Args;
 use flows::bijections::ActNorm;
-use flows::latents::{self, Inside};
+use flows::latents::{self, LayerStats};
 use flows::ops::linalg;
 use flows::{Ctx, Mode};
 use serde_json::{Value, json};
@@ -194,9 +194,9 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
     let mut norms = serde_json::Map::new();
     let mut normalises = false;
     for step in &steps {
-        match &step.inside {
-            Inside::Fixed => {}
-            Inside::Matrix(w) => {
+        match &step.stats {
+            LayerStats::Fixed => {}
+            LayerStats::Matrix(w) => {
                 let (w, n) = linalg::to_host(w)?;
                 let condition = linalg::singular_values(&w, n).map_or(f64::NAN, |v| v[0] / v[n - 1]);
                 conditions.insert(step.path.clone(), json!(condition));
@@ -204,8 +204,8 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
                     format!("the 1x1 convolution `{}` has condition number {}", step.path, brief(condition))
                 });
             }
-            Inside::Channels(l) | Inside::Statistics(l) | Inside::Elements(l) => {
-                normalises |= matches!(step.inside, Inside::Statistics(_));
+            LayerStats::Channels(l) | LayerStats::Statistics(l) | LayerStats::Elements(l) => {
+                normalises |= matches!(step.stats, LayerStats::Statistics(_));
                 let values = doubles(l)?;
                 let (low, high) =
                     (-largest(&values.iter().map(|v| -v).collect::<Vec<_>>()), largest(&values));

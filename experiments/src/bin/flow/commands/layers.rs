@@ -6,7 +6,7 @@ use crate::session::{Grid, Images, Session, brief, doubles, host, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
-use flows::latents::{self, Inside, Step};
+use flows::latents::{self, LayerStats, TraceEntry};
 use plotters::prelude::*;
 use serde_json::json;
 use std::f64::consts::LN_2;
@@ -26,7 +26,7 @@ pub struct LayersArgs {
 }
 
 /// Whether a layer is preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
-fn preprocesses(step: &Step) -> bool {
+fn preprocesses(step: &TraceEntry) -> bool {
     ["rescale", "logit", "flatten", "whiten"].contains(&step.path.as_str())
 }
 
@@ -64,7 +64,7 @@ pub fn run(args: &LayersArgs) -> Result<()> {
         // What scales is what changes a picture; all others move values or mix channels.
         let told = |i: &usize| {
             let step = &steps[*i];
-            matches!(step.inside, Inside::Elements(_))
+            matches!(step.stats, LayerStats::Elements(_))
                 || step.path.starts_with("coupling")
                 || *i + 1 == steps.len()
         };

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 /// The scales or the matrix by which a layer changes its input.
 #[derive(Clone, Debug)]
-pub enum Inside {
+pub enum LayerStats {
     /// A map without parameters that scale or mix: squeeze, permutation, preprocessing, an additive coupling.
     Fixed,
     /// Scales each channel by a parameter (actnorm, NICE's diagonal): log-scales (C,).
