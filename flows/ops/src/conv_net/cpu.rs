@@ -79,8 +79,8 @@ pub(crate) fn backward(
             let kept = Kept { h1: h1.get("conv_net")?, h2: h2.get("conv_net")?, y: y.get("conv_net")? };
             Ok(backward_slices(sizes, x.get::<T>("conv_net")?, parts, &kept, gy.get("conv_net")?))
         })?;
-        let gradients = [(g.w1, g.e1, g.b1, g.l1), (g.w2, Vec::new(), g.b2, g.l2), (g.w3, g.e3, g.b3, g.l3)];
-        let of = |(layer, (w, e, b, l)): (&ConvLayer, (Vec<T>, Vec<T>, Vec<T>, Vec<T>))| {
+        let gradients = [[g.w1, g.e1, g.b1, g.l1], [g.w2, Vec::new(), g.b2, g.l2], [g.w3, g.e3, g.b3, g.l3]];
+        let of = |(layer, [w, e, b, l]): (&ConvLayer, [Vec<T>; 4])| {
             let o = layer.bias.dim(0)?;
             Ok(ConvLayer {
                 weight: tensor(w, layer.weight.shape())?,

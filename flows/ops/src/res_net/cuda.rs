@@ -50,26 +50,6 @@ enum NormPass {
     Relu(Tensor),
 }
 
-/// The i-th normalisation with its ReLU, and the batch's mean and variance if it uses them.
-#[allow(clippy::type_complexity)]
-fn norm_relu(p: &ResNetParams, i: usize, h: Tensor) -> Result<(Tensor, NormPass, Option<[Tensor; 2]>)> {
-    let Some(norm) = &p.norms[i] else {
-        let y = act_norm(&h, None, None, 0., true)?;
-        return Ok((y.clone(), NormPass::Relu(y), None));
-    };
-    let own = p.batch_statistics;
-    let batch = match own {
-        true => {
-            let m = moments(&h)?;
-            Some([m.get(0)?, m.get(1)?])
-        }
-        false => None,
-    };
-    let [mean, var] = batch.clone().unwrap_or_else(|| [norm.mean.clone(), norm.var.clone()]);
-    let norm = Norm { mean, var, gamma: norm.gamma.clone(), beta: norm.beta.clone(), eps: p.eps, own };
-    Ok((norm.forward(&h, true)?, NormPass::Norm(h, norm), batch))
-}
-
 /// The gradient of the input, and those of gain and shift.
 fn norm_relu_backward(pass: NormPass, gy: &Tensor) -> Result<(Tensor, Option<[Tensor; 2]>)> {
     match pass {
@@ -102,10 +82,26 @@ impl Forward<'_> {
         Ok(y)
     }
 
-    fn norm(&mut self, x: Tensor) -> Result<Tensor> {
-        let (y, pass, batch) = norm_relu(self.p, self.pass.norms.len(), x)?;
-        self.pass.norms.push(pass);
-        self.statistics.push(batch);
+    /// The next normalisation with its ReLU.
+    fn norm(&mut self, h: Tensor) -> Result<Tensor> {
+        let (p, own) = (self.p, self.p.batch_statistics);
+        let Some(norm) = &p.norms[self.pass.norms.len()] else {
+            let y = act_norm(&h, None, None, 0., true)?;
+            self.pass.norms.push(NormPass::Relu(y.clone()));
+            self.statistics.push(None);
+            return Ok(y);
+        };
+        let (mean, var) = match own {
+            true => {
+                let m = moments(&h)?;
+                (m.get(0)?, m.get(1)?)
+            }
+            false => (norm.mean.clone(), norm.var.clone()),
+        };
+        self.statistics.push(own.then(|| [mean.clone(), var.clone()]));
+        let norm = Norm { mean, var, gamma: norm.gamma.clone(), beta: norm.beta.clone(), eps: p.eps, own };
+        let y = norm.forward(&h, true)?;
+        self.pass.norms.push(NormPass::Norm(h, norm));
         Ok(y)
     }
 }
