@@ -53,6 +53,11 @@ impl SavedState {
         Self(Some(Box::new(state)))
     }
 
+    /// `state` under [`Memory::Store`], and nothing under [`Memory::Recompute`].
+    pub fn if_stored<T: Any>(memory: Memory, state: T) -> Self {
+        if memory == Memory::Store { Self::new(state) } else { Self::nothing() }
+    }
+
     /// Whether a `T` was saved.
     #[must_use]
     pub fn is<T: Any>(&self) -> bool {
