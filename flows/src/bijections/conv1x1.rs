@@ -170,12 +170,7 @@ impl Bijection for Conv1x1 {
 
     fn forward_saved(&self, x: &Tensor, _: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         let (z, log_det, inverse) = self.pass(x, false)?;
-        let saved = if memory == Memory::Store {
-            SavedState::new((x.clone(), inverse))
-        } else {
-            SavedState::nothing()
-        };
-        Ok((z, log_det, saved))
+        Ok((z, log_det, SavedState::if_stored(memory, (x.clone(), inverse))))
     }
 
     fn backward(

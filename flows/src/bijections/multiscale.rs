@@ -43,7 +43,6 @@ impl Multiscale {
     }
 
     /// The shape (C, H, W) of each level's latent.
-    #[must_use]
     pub fn shapes(&self) -> &[[usize; 3]] {
         &self.shapes
     }

@@ -183,19 +183,16 @@ impl Link {
     }
 
     /// The name.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The layer.
-    #[must_use]
     pub fn layer(&self) -> &dyn Bijection {
         self.layer.as_ref()
     }
 
     /// Whether a pass saves all that this layer's gradient needs, whatever [`Memory`] says.
-    #[must_use]
     pub fn is_stored(&self) -> bool {
         self.stored.load(Ordering::Relaxed)
     }

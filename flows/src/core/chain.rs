@@ -12,7 +12,6 @@ pub struct Chain {
 
 impl Chain {
     /// The identity.
-    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
@@ -28,13 +27,11 @@ impl Chain {
     }
 
     /// The number of layers.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.links.len()
     }
 
     /// Whether this is the identity.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.links.is_empty()
     }

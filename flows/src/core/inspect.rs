@@ -214,19 +214,16 @@ impl Drift {
     }
 
     /// (path, drift) of every layer, last layer first.
-    #[must_use]
     pub fn layers(&self) -> &[(String, f64)] {
         &self.layers
     }
 
     /// The layers over the bound: those to store. A drift that is not a number is over any bound.
-    #[must_use]
     pub fn over(&self) -> BTreeSet<String> {
         self.layers.iter().filter(|(_, d)| self.is_beyond(*d)).map(|(n, _)| n.clone()).collect()
     }
 
     /// The largest drift within the bound.
-    #[must_use]
     pub fn largest(&self) -> f64 {
         self.layers.iter().map(|l| l.1).filter(|d| !self.is_beyond(*d)).fold(0., f64::max)
     }

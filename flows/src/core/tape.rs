@@ -43,7 +43,6 @@ pub struct SavedState(Option<Box<dyn Any>>);
 
 impl SavedState {
     /// Nothing: the input is to be reconstructed.
-    #[must_use]
     pub fn nothing() -> Self {
         Self(None)
     }
@@ -59,20 +58,17 @@ impl SavedState {
     }
 
     /// Whether a `T` was saved.
-    #[must_use]
     pub fn is<T: Any>(&self) -> bool {
         self.0.as_ref().is_some_and(|s| s.is::<T>())
     }
 
     /// What was saved, or `None` if nothing was.
-    #[must_use]
     pub fn take<T: Any>(self) -> Option<T> {
         let state: Box<T> = self.0?.downcast().expect("a layer takes what it saved itself");
         Some(*state)
     }
 
     /// What was saved, by reference.
-    #[must_use]
     pub fn get<T: Any>(&self) -> Option<&T> {
         Some(self.0.as_ref()?.downcast_ref().expect("a layer reads what it saved itself"))
     }
@@ -86,7 +82,6 @@ pub struct Gradients {
 
 impl Gradients {
     /// Empty, for the trained parameters of `params`.
-    #[must_use]
     pub fn new(params: &ParamStore) -> Self {
         let names = params.trained().into_iter().map(|(name, p)| (p.var().id(), name)).collect();
         Self { names, by_name: Grads::new() }
@@ -130,7 +125,6 @@ impl Gradients {
     }
 
     /// The gradients by name.
-    #[must_use]
     pub fn into_grads(self) -> Grads {
         self.by_name
     }

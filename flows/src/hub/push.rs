@@ -48,13 +48,11 @@ enum Content {
 
 impl PushFile {
     /// Its length.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.hashes.bytes
     }
 
     /// The SHA-256 of its content.
-    #[must_use]
     pub fn sha256(&self) -> &str {
         &self.hashes.sha256
     }

@@ -111,7 +111,6 @@ impl Revision {
     }
 
     /// Whether it names a commit, which never changes.
-    #[must_use]
     pub fn is_commit(&self) -> bool {
         is_hex(&self.0, 40)
     }

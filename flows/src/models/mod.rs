@@ -10,6 +10,7 @@ mod config;
 pub mod file;
 pub mod glow;
 mod law;
+mod levels;
 mod model;
 pub mod nice;
 mod preprocess;

@@ -104,7 +104,6 @@ impl NiceConfig {
             let name = format!("coupling{i}");
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
-            let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
             let transform: Box<dyn Transform> = match self.law {
                 Law::Additive => Box::new(Additive),
                 Law::Affine => {
@@ -112,13 +111,10 @@ impl NiceConfig {
                     Box::new(Affine { scale, shift_first: false })
                 }
             };
-            let outputs = transform.params_per_element() * changed;
-            let net = Box::new(Mlp::new(kept, hidden, outputs, start, &vb.pp("net"))?);
-            chain.push(&name, Coupling { partition: Partition::Halves { swap }, net, transform });
+            let net = |i: usize, o: usize| Mlp::new(i, hidden, o, start, &vb.pp("net"));
+            chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
             if self.order == Order::Reverse {
-                let name = format!("reverse{i}");
-                let vb = vb.pp("reverse");
-                chain.push(&name, Permute::reverse(d, &vb)?);
+                chain.push(format!("reverse{i}"), Permute::reverse(d, &vb.pp("reverse"))?);
             }
         }
         chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);

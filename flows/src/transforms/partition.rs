@@ -30,8 +30,16 @@ impl Partition {
         })
     }
 
+    /// Of C channels, how many the network sees and how many are changed; a mask leaves all C on both sides.
+    pub fn channels(&self, c: usize) -> (usize, usize) {
+        match self {
+            Partition::Halves { swap: false } => (c / 2, c - c / 2),
+            Partition::Halves { swap: true } => (c - c / 2, c / 2),
+            Partition::Mask(_) => (c, c),
+        }
+    }
+
     /// What the network sees of x: the kept channels, or all of x with its changed elements zeroed.
-    ///
     pub(crate) fn seen(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Partition::Halves { swap } => {
