@@ -1,6 +1,6 @@
 //! One request to the hub: with a limit on its silence, and with its failure as one sentence.
 
-use super::client::{Handle, Hub};
+use super::client::{Handle, Hub, on};
 use super::repository::{Repository, Revision};
 use super::text::one_line;
 use super::types::Transfer;
@@ -49,11 +49,13 @@ impl Fault {
                 HFError::Http { context } => {
                     context.status.is_server_error() || context.status.as_u16() == 412
                 }
-                HFError::Conflict { .. } | HFError::Request { .. } | HFError::MalformedResponse { .. } => {
-                    true
-                }
-                HFError::Json(_) => true,
-                _ => false,
+                error => matches!(
+                    error,
+                    HFError::Conflict { .. }
+                        | HFError::Request { .. }
+                        | HFError::MalformedResponse { .. }
+                        | HFError::Json(_)
+                ),
             },
         }
     }
@@ -90,10 +92,13 @@ impl Trouble {
         Self { text, unreachable: false }
     }
 
-    fn away(text: String) -> Self {
-        Self { text, unreachable: true }
+    fn stopped() -> Self {
+        Self::here("stopped".to_owned())
     }
 }
+
+/// What a request gives, or why it failed.
+pub(super) type Reply<T> = std::result::Result<T, Trouble>;
 
 /// The last cause of an error, which is what the system said.
 fn cause(error: &dyn std::error::Error) -> String {
@@ -176,7 +181,7 @@ impl Hub {
                 Ok(News::Done(result)) => return result.map_err(|error| Fault::Hub(Box::new(error))),
                 Err(RecvTimeoutError::Disconnected) => return Err(Fault::Ended),
             }
-            if self.observer.as_ref().is_some_and(|observer| observer.stopped()) {
+            if self.is_stopped() {
                 return Err(Fault::Stopped);
             }
             if Instant::now() >= deadline {
@@ -185,12 +190,25 @@ impl Hub {
         }
     }
 
-    /// An error when the observer wants no more.
-    pub(super) fn go_on(&self) -> Result<(), Trouble> {
-        match self.observer.as_ref().is_some_and(|observer| observer.stopped()) {
-            true => Err(Trouble::here("stopped".to_owned())),
-            false => Ok(()),
-        }
+    /// Makes a request about a repository, without a report of its transfer.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        repository: &Repository,
+        revision: &Revision,
+        request: impl FnOnce() -> Result<T, HFError> + Send + 'static,
+    ) -> Reply<T> {
+        let answer = self.call("", 0, |_| request());
+        answer.map_err(|fault| self.trouble(fault, repository, revision, None))
+    }
+
+    /// Whether the observer asks for an end of the call.
+    fn is_stopped(&self) -> bool {
+        self.observer.as_ref().is_some_and(|observer| observer.stopped())
+    }
+
+    /// An error when the observer asks for an end of the call.
+    pub(super) fn check_stopped(&self) -> Reply<()> {
+        if self.is_stopped() { Err(Trouble::stopped()) } else { Ok(()) }
     }
 
     pub(super) fn no_hub(&self, what: &str) -> Trouble {
@@ -218,11 +236,8 @@ impl Hub {
     ) -> Trouble {
         let endpoint = &self.settings.endpoint;
         let during = file.map_or_else(String::new, |file| format!(" with {file} on its way"));
-        let out_of_reach = |text: String| match file {
-            None => Trouble::away(text),
-            // What the hub has now is known: an older state from the cache is not what was asked for.
-            Some(_) => Trouble::here(text),
-        };
+        // Once a file is asked for, its commit is known, and an older one from the cache must not take its place.
+        let out_of_reach = |text: String| Trouble { text, unreachable: file.is_none() };
         let error = match fault {
             Fault::Silent => {
                 return out_of_reach(format!(
@@ -230,24 +245,20 @@ impl Hub {
                     self.settings.patience.as_secs()
                 ));
             }
-            Fault::Stopped => return Trouble::here("stopped".to_owned()),
+            Fault::Stopped => return Trouble::stopped(),
             Fault::Ended => return Trouble::here(format!("the hub's client broke off{during}: try again")),
             Fault::Hub(error) => *error,
         };
-        let said = |context: &hf_hub::HFError| -> String {
-            let (HFError::AuthRequired { context }
+        let said = match &error {
+            HFError::AuthRequired { context }
             | HFError::Forbidden { context }
             | HFError::Conflict { context }
             | HFError::RateLimited { context, .. }
-            | HFError::Http { context }) = context
-            else {
-                return String::new();
-            };
-            let message =
-                context.server_message.as_deref().map(one_line).filter(|message| !message.is_empty());
-            message.map_or_else(String::new, |message| format!(" (\"{message}\")"))
+            | HFError::Http { context } => context.server_message.as_deref().map(one_line),
+            _ => None,
         };
-        let message = said(&error);
+        let message =
+            said.filter(|said| !said.is_empty()).map_or_else(String::new, |said| format!(" (\"{said}\")"));
         match error {
             HFError::AuthRequired { .. } if self.settings.token.is_none() => Trouble::here(format!(
                 "{repository} does not exist or is private{message}: check the name, or set HF_TOKEN to a token that may \
@@ -318,33 +329,22 @@ impl Hub {
     /// Which of the three is not there: the client says the same of all.
     fn missing(&self, repository: &Repository, revision: &Revision, file: Option<&str>) -> Trouble {
         let handle = self.handle(repository);
-        let known = self.call("", 0, move |_| match handle {
-            Handle::Model(r) => r.exists().send(),
-            Handle::Dataset(r) => r.exists().send(),
-        });
+        let known = self.call("", 0, move |_| on!(handle, r => r.exists().send()));
         let (handle, name) = (self.handle(repository), revision.to_string());
-        let at = || {
-            self.call("", 0, move |_| match handle {
-                Handle::Model(r) => r.revision_exists().revision(&name).send(),
-                Handle::Dataset(r) => r.revision_exists().revision(&name).send(),
-            })
-        };
-        Trouble::here(match (known, file) {
-            (Ok(true), file) => match (at(), file) {
-                (Ok(true), Some(file)) => format!("{repository} at {revision} has no file {file}"),
-                (Ok(true), None) => format!("{repository} at {revision} has just been changed: try again"),
-                _ => {
-                    format!("{repository} has no revision {revision}: name a branch, a tag or a commit of it")
-                }
-            },
-            _ if self.settings.token.is_none() => format!(
-                "the hub at {} has no repository {repository}: check the name, or set HF_TOKEN if it is private",
-                self.settings.endpoint
-            ),
-            _ => format!(
-                "the hub at {} has no repository {repository}, or does not show it to this token: check the name",
-                self.settings.endpoint
-            ),
+        let at = || self.call("", 0, move |_| on!(handle, r => r.revision_exists().revision(&name).send()));
+        let endpoint = &self.settings.endpoint;
+        Trouble::here(if !matches!(known, Ok(true)) {
+            let remedy = match self.settings.token {
+                None => ": check the name, or set HF_TOKEN if it is private",
+                Some(_) => ", or does not show it to this token: check the name",
+            };
+            format!("the hub at {endpoint} has no repository {repository}{remedy}")
+        } else if !matches!(at(), Ok(true)) {
+            format!("{repository} has no revision {revision}: name a branch, a tag or a commit of it")
+        } else if let Some(file) = file {
+            format!("{repository} at {revision} has no file {file}")
+        } else {
+            format!("{repository} at {revision} has just been changed: try again")
         })
     }
 }

@@ -1,14 +1,13 @@
 //! Fetching files of one commit into the cache.
 
-use super::call::Trouble;
+use super::call::{Reply, Trouble};
 use super::client::{Handle, Hub, on};
 use super::files::{CARD, is_config, weights};
 use super::hash::{is_hex, verify};
 use super::repository::{Repository, Revision};
 use super::types::{Listed, Remote, Snapshot};
 use crate::models::{CONFIG, INDEX, Model, WEIGHTS, write_atomic};
-use candle_core::{Device, Error, Result};
-use hf_hub::repository::RepoTreeEntry;
+use candle_core::{Device, Error, Result, bail};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -133,7 +132,7 @@ impl Hub {
         &self,
         repository: &Repository,
         revision: &Revision,
-        ask: impl FnOnce() -> std::result::Result<Snapshot, Trouble>,
+        ask: impl FnOnce() -> Reply<Snapshot>,
         cached: impl FnOnce() -> Result<Option<Snapshot>>,
     ) -> Result<Snapshot> {
         if self.settings.offline {
@@ -158,17 +157,13 @@ impl Hub {
     }
 
     /// The commit that a revision is at, and whether the repository is private.
-    pub(super) fn commit(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-    ) -> std::result::Result<(String, bool), Trouble> {
+    pub(super) fn commit(&self, repository: &Repository, revision: &Revision) -> Reply<(String, bool)> {
         let (handle, name) = (self.handle(repository), revision.0.clone());
-        let asked = self.call("", 0, move |_| match handle {
-            Handle::Model(r) => r.info().revision(name).send().map(|info| (info.sha, info.private)),
-            Handle::Dataset(r) => r.info().revision(name).send().map(|info| (info.sha, info.private)),
-        });
-        let (commit, private) = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
+        let (commit, private) = self.ask(
+            repository,
+            revision,
+            move || on!(handle, r => r.info().revision(name).send().map(|info| (info.sha, info.private))),
+        )?;
         match commit.filter(|commit| is_hex(commit, 40)) {
             Some(commit) => Ok((commit, private.unwrap_or(false))),
             None => Err(self.no_hub("it names no commit")),
@@ -176,32 +171,18 @@ impl Hub {
     }
 
     /// A commit with its files.
-    pub(super) fn remote(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-    ) -> std::result::Result<Remote, Trouble> {
+    pub(super) fn remote(&self, repository: &Repository, revision: &Revision) -> Reply<Remote> {
         let (commit, _) = self.commit(repository, revision)?;
         let (handle, at) = (self.handle(repository), commit.clone());
-        let asked = self.call("", 0, move |_| on!(handle, r => r.list_tree().revision(at).send()));
-        let entries = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
-        Ok(Remote { commit, files: entries.into_iter().filter_map(listed).collect() })
+        let list = move || on!(handle, r => r.list_tree().revision(at).send());
+        Ok(Remote::new(commit, self.ask(repository, revision, list)?))
     }
 
     /// A commit with this file.
-    fn look(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-        commit: &str,
-        name: &str,
-    ) -> std::result::Result<Remote, Trouble> {
+    fn look(&self, repository: &Repository, revision: &Revision, commit: &str, name: &str) -> Reply<Remote> {
         let (handle, at, paths) = (self.handle(repository), commit.to_owned(), vec![name.to_owned()]);
-        let asked =
-            self.call("", 0, move |_| on!(handle, r => r.get_paths_info().paths(paths).revision(at).send()));
-        let entries = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
-        let remote =
-            Remote { commit: commit.to_owned(), files: entries.into_iter().filter_map(listed).collect() };
+        let list = move || on!(handle, r => r.get_paths_info().paths(paths).revision(at).send());
+        let remote = Remote::new(commit.to_owned(), self.ask(repository, revision, list)?);
         match remote.file(name) {
             Some(_) => Ok(remote),
             None => Err(Trouble::here(format!("{repository} at {revision} has no file {name}"))),
@@ -215,7 +196,7 @@ impl Hub {
         revision: &Revision,
         remote: &Remote,
         file: &Listed,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> Reply<()> {
         let path = self.snapshot(repository, &remote.commit).join(&file.name);
         let (mut attempt, mut waits) = (0, 0);
         loop {
@@ -290,7 +271,7 @@ impl Hub {
     }
 
     /// Holds a repository's part of the cache against other programs of this library.
-    fn lock(&self, repository: &Repository) -> std::result::Result<Option<File>, Trouble> {
+    fn lock(&self, repository: &Repository) -> Reply<Option<File>> {
         let folder = self.settings.cache.join(".locks").join(repository.folder());
         let open = || {
             fs::create_dir_all(&folder)?;
@@ -309,19 +290,9 @@ impl Hub {
                 tracing::info!("another program is pulling {repository}: waiting for it");
                 told = true;
             }
-            self.go_on()?;
+            self.check_stopped()?;
             std::thread::sleep(Duration::from_millis(50));
         }
-    }
-}
-
-/// An entry of a listing, if it is a file.
-fn listed(entry: RepoTreeEntry) -> Option<Listed> {
-    match entry {
-        RepoTreeEntry::File { oid, size, path, lfs, .. } => {
-            Some(Listed { name: path, bytes: size, object: oid, large: lfs.is_some() })
-        }
-        RepoTreeEntry::Directory { .. } => None,
     }
 }
 
@@ -341,8 +312,7 @@ pub fn pull(source: &str, revision: Revision) -> Result<PathBuf> {
     let folder = Path::new(source);
     if folder.is_dir() {
         if revision != Revision::default() {
-            let m = format!("{source} is a folder, which has no revision {revision}: leave it out");
-            return Err(Error::msg(m));
+            bail!("{source} is a folder, which has no revision {revision}: leave it out");
         }
         return Ok(folder.to_owned());
     }

@@ -1,13 +1,13 @@
 //! Publishing a folder in one commit.
 
-use super::call::{Fault, Trouble};
+use super::call::{Fault, Reply, Trouble};
 use super::client::{Handle, Hub};
 use super::files::{CARD, weights};
 use super::hash::Hashes;
 use super::repository::{Repository, Revision};
 use super::types::Remote;
 use crate::models::{CONFIG, INDEX, is_weights};
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, bail};
 use hf_hub::RepoTypeModel;
 use hf_hub::repository::{AddSource, CommitOperation};
 use std::path::{Path, PathBuf};
@@ -79,10 +79,7 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
     if let Some(name) =
         also.iter().find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
     {
-        let m = format!(
-            "`{name}` is no file that is published: name files of the folder itself, none of them hidden"
-        );
-        return Err(Error::msg(m));
+        bail!("`{name}` is no file that is published: name files of the folder itself, none of them hidden");
     }
     let mut names = vec![CONFIG.to_owned()];
     names.extend(weights(dir).map_err(Error::msg)?);
@@ -120,16 +117,16 @@ impl Hub {
     pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
         let files = plan(dir, &options.also, options.card.as_deref())?;
         if self.settings.offline {
-            return Err(Error::msg("HF_HUB_OFFLINE forbids to push: unset it"));
+            bail!("HF_HUB_OFFLINE forbids to push: unset it");
         }
         if self.settings.token.is_none() {
-            return Err(Error::msg(format!(
-                "to push takes a token: set HF_TOKEN to one that may write, made at {}/settings/tokens",
-                self.settings.endpoint
-            )));
+            let endpoint = &self.settings.endpoint;
+            bail!(
+                "to push takes a token: set HF_TOKEN to one that may write, made at {endpoint}/settings/tokens"
+            );
         }
         if options.revision.is_commit() {
-            return Err(Error::msg(format!("{} is a commit: push to a branch", options.revision)));
+            bail!("{} is a commit: push to a branch", options.revision);
         }
         self.create(repository, options)?;
         let remote = self.remote(repository, &options.revision)?;
@@ -152,14 +149,13 @@ impl Hub {
     }
 
     /// Makes the repository and its branch, where they are not there.
-    fn create(&self, repository: &Repository, options: &PushOptions) -> std::result::Result<(), Trouble> {
+    fn create(&self, repository: &Repository, options: &PushOptions) -> Reply<()> {
         let main = Revision::default();
         let (client, id, private) = (self.client.clone(), repository.to_string(), options.private);
-        let made = self.call("", 0, move |_| {
+        self.ask(repository, &main, move || {
             let new = client.create_repository().repo_id(&id).repo_type(RepoTypeModel).private(private);
             new.exist_ok(true).send().map(|_| ())
-        });
-        made.map_err(|fault| self.trouble(fault, repository, &main, None))?;
+        })?;
         let (_, private) = self.commit(repository, &main)?;
         if options.private && !private {
             return Err(Trouble::here(format!(
@@ -191,13 +187,12 @@ impl Hub {
         files: &[PushFile],
         changes: Vec<CommitOperation>,
         parent: &str,
-    ) -> std::result::Result<String, Trouble> {
+    ) -> Reply<String> {
         let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
         let bytes = files.iter().map(PushFile::bytes).sum();
         let (branch, parent) = (options.revision.to_string(), parent.to_owned());
-        let message = options.message.clone();
-        let message =
-            message.unwrap_or_else(|| format!("Model saved with flows {}", env!("CARGO_PKG_VERSION")));
+        let default = concat!("Model saved with flows ", env!("CARGO_PKG_VERSION"));
+        let message = options.message.clone().unwrap_or_else(|| default.to_owned());
         let made = self.call(&repository.to_string(), bytes, move |progress| {
             let commit = handle.create_commit().operations(changes).commit_message(message).revision(branch);
             // On another parent than the one that was compared with, the hub refuses.
@@ -205,34 +200,29 @@ impl Hub {
         });
         // The commit has these files, and no others that would be loaded in their place.
         let has_all = |remote: &Remote| self::changes(files, remote).0.is_empty();
-        match made {
-            Ok(_) => {}
-            // The answer may have got lost, and the client then asked again: the branch says what is so.
-            Err(fault) if fault.is_ambiguous() => {
-                let trouble = |what: &str| {
-                    let why = self.trouble(fault, repository, &options.revision, None);
-                    Trouble::here(format!("{why}; {what}"))
-                };
-                return match self.remote(repository, &options.revision) {
-                    Ok(remote) if has_all(&remote) => Ok(remote.commit),
-                    Ok(_) => Err(trouble("nothing was published")),
-                    Err(_) => Err(trouble("all or nothing was published, and to push again is safe")),
-                };
+        // The answer may have been lost, and the client then asked again: the branch says what is so.
+        let failed = match made {
+            Err(fault) if !fault.is_ambiguous() => {
+                return Err(self.trouble(fault, repository, &options.revision, None));
             }
-            Err(fault) => return Err(self.trouble(fault, repository, &options.revision, None)),
-        }
-        let remote = self.remote(repository, &options.revision)?;
-        match has_all(&remote) {
-            true => Ok(remote.commit),
-            false => Err(Trouble::here(format!(
+            made => made.err().map(|fault| self.trouble(fault, repository, &options.revision, None)),
+        };
+        match (failed, self.remote(repository, &options.revision)) {
+            (_, Ok(remote)) if has_all(&remote) => Ok(remote.commit),
+            (Some(why), Ok(_)) => Err(Trouble::here(format!("{why}; nothing was published"))),
+            (Some(why), Err(_)) => {
+                Err(Trouble::here(format!("{why}; all or nothing was published, and to push again is safe")))
+            }
+            (None, Ok(_)) => Err(Trouble::here(format!(
                 "{repository} at {} is not what was pushed: the folder or the branch was changed meanwhile, push again",
                 options.revision
             ))),
+            (None, Err(trouble)) => Err(trouble),
         }
     }
 
     /// Names a commit.
-    fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> std::result::Result<(), Trouble> {
+    fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> Reply<()> {
         let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
         let (name, at) = (tag.to_string(), commit.to_owned());
         let made = self.call("", 0, move |_| handle.create_tag().tag(&name).revision(&at).send());

@@ -1,5 +1,6 @@
 //! What is passed between the calls to the hub: transfers, snapshots, listings.
 
+use hf_hub::repository::RepoTreeEntry;
 use std::path::PathBuf;
 
 /// How far a transfer is.
@@ -50,6 +51,17 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// The files among the entries of a listing of `commit`.
+    pub(super) fn new(commit: String, entries: Vec<RepoTreeEntry>) -> Self {
+        let listed = |entry| match entry {
+            RepoTreeEntry::File { oid, size, path, lfs, .. } => {
+                Some(Listed { name: path, bytes: size, object: oid, large: lfs.is_some() })
+            }
+            RepoTreeEntry::Directory { .. } => None,
+        };
+        Self { commit, files: entries.into_iter().filter_map(listed).collect() }
+    }
+
     pub(super) fn file(&self, name: &str) -> Option<&Listed> {
         self.files.iter().find(|file| file.name == name)
     }

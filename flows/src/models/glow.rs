@@ -109,7 +109,7 @@ impl GlowConfig {
             Law::Additive => Box::new(Additive),
             Law::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
         };
-        let net = |i: usize, o: usize| ConvNet::new(i, self.width, o, self.edge_bias, &vb.pp("net"));
+        let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
         chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);
         Ok(())
     }
@@ -133,7 +133,7 @@ impl GlowConfig {
             let last = i + 1 == self.levels;
             if !last && self.learn_split {
                 let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
-                let net = |i: usize, o: usize| ConvNet::new(i, 0, o, self.edge_bias, &vb.pp("split"));
+                let net = |inputs, outputs| ConvNet::new(inputs, 0, outputs, self.edge_bias, &vb.pp("split"));
                 chain.push("split", Coupling::with_net(HALVES, transform, c, net)?);
             }
             if last && self.learn_top {

@@ -111,7 +111,7 @@ impl NiceConfig {
                     Box::new(Affine { scale, shift_first: false })
                 }
             };
-            let net = |i: usize, o: usize| Mlp::new(i, hidden, o, start, &vb.pp("net"));
+            let net = |inputs, outputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net"));
             chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
             if self.order == Order::Reverse {
                 chain.push(format!("reverse{i}"), Permute::reverse(d, &vb.pp("reverse"))?);

@@ -158,7 +158,7 @@ impl RealNvpConfig {
             Partition::Mask(mask) => Some(mask.clone()),
             Partition::Halves { .. } => None,
         };
-        let net = |i: usize, o: usize| ResNet::new(self.net(i, o, features), mask, &vb.pp("net"));
+        let net = |inputs, outputs| ResNet::new(self.net(inputs, outputs, features), mask, &vb.pp("net"));
         chain.push(name, Coupling::with_net(partition, transform, channels, net)?);
         if self.batch_norm && self.norm_couplings {
             let norm = BatchNorm::new(channels, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
