@@ -1,6 +1,6 @@
 //! The multi-scale architecture (RealNVP section 3.6): after each level half of the channels are factored out.
 
-use crate::core::{Bijection, Composite, Context, Ctx, Link, RunLayer, RunReversed};
+use crate::core::{Bijection, Composite, Link, RunLayer, RunReversed};
 use candle_core::{Result, Tensor, bail};
 
 /// ```text
@@ -70,20 +70,6 @@ pub(crate) fn split_levels(z: &Tensor, shapes: &[[usize; 3]]) -> Result<Vec<Tens
         at += c * h * w;
     }
     Ok(out)
-}
-
-impl Bijection for Multiscale {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        self.forward_links(x, ctx)
-    }
-
-    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        self.inverse_links(z, context)
-    }
-
-    fn composite(&self) -> Option<&dyn Composite> {
-        Some(self)
-    }
 }
 
 impl Composite for Multiscale {

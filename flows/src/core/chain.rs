@@ -1,7 +1,6 @@
 //! Layers in order.
 
 use super::bijection::{Bijection, Composite, Link, RunLayer, RunReversed};
-use super::pass::{Context, Ctx};
 use candle_core::{Result, Tensor};
 
 /// Layers in order: z = f_n(... f_1(x)), log-dets added.
@@ -34,20 +33,6 @@ impl Chain {
     /// Whether this is the identity.
     pub fn is_empty(&self) -> bool {
         self.links.is_empty()
-    }
-}
-
-impl Bijection for Chain {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        self.forward_links(x, ctx)
-    }
-
-    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        self.inverse_links(z, context)
-    }
-
-    fn composite(&self) -> Option<&dyn Composite> {
-        Some(self)
     }
 }
 

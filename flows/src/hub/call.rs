@@ -1,6 +1,6 @@
 //! One request to the hub: with a limit on its silence, and with its failure as one sentence.
 
-use super::client::{Handle, Hub, on};
+use super::client::Hub;
 use super::repository::{Repository, Revision};
 use super::text::one_line;
 use super::types::Transfer;
@@ -212,10 +212,8 @@ impl Hub {
     }
 
     pub(super) fn no_hub(&self, what: &str) -> Trouble {
-        Trouble::here(format!(
-            "{} does not answer as a hub does ({what}): check HF_ENDPOINT",
-            self.settings.endpoint
-        ))
+        let endpoint = &self.settings.endpoint;
+        Trouble::here(format!("{endpoint} does not answer as a hub does ({what}): check HF_ENDPOINT"))
     }
 
     pub(super) fn no_cache(&self, what: &str) -> Trouble {
@@ -240,9 +238,9 @@ impl Hub {
         let out_of_reach = |text: String| Trouble { text, unreachable: file.is_none() };
         let error = match fault {
             Fault::Silent => {
+                let seconds = self.settings.patience.as_secs();
                 return out_of_reach(format!(
-                    "the hub at {endpoint} or its storage has been silent for {} seconds{during}: try again later",
-                    self.settings.patience.as_secs()
+                    "the hub at {endpoint} or its storage has been silent for {seconds} seconds{during}: try again later"
                 ));
             }
             Fault::Stopped => return Trouble::stopped(),
@@ -259,79 +257,86 @@ impl Hub {
         };
         let message =
             said.filter(|said| !said.is_empty()).map_or_else(String::new, |said| format!(" (\"{said}\")"));
-        match error {
-            HFError::AuthRequired { .. } if self.settings.token.is_none() => Trouble::here(format!(
+        let token = &self.settings.token;
+        let text = match error {
+            HFError::AuthRequired { .. } if token.is_none() => format!(
                 "{repository} does not exist or is private{message}: check the name, or set HF_TOKEN to a token that may \
                  read it"
-            )),
-            HFError::AuthRequired { .. } => Trouble::here(format!(
+            ),
+            HFError::AuthRequired { .. } => format!(
                 "the hub refuses the token{message}: set HF_TOKEN to a valid one, made at {endpoint}/settings/tokens"
-            )),
-            HFError::Forbidden { .. } => Trouble::here(match self.settings.token {
-                Some(_) => format!(
-                    "the token has no right to this in {repository}{message}: set HF_TOKEN to one that has, or ask the \
-                     owner for access"
-                ),
-                None => format!(
-                    "{repository} is not open to everybody{message}: set HF_TOKEN to a token of an account with access"
-                ),
-            }),
+            ),
+            HFError::Forbidden { .. } if token.is_none() => format!(
+                "{repository} is not open to everybody{message}: set HF_TOKEN to a token of an account with access"
+            ),
+            HFError::Forbidden { .. } => format!(
+                "the token has no right to this in {repository}{message}: set HF_TOKEN to one that has, or ask the owner \
+                 for access"
+            ),
             HFError::RepoNotFound { .. }
             | HFError::RevisionNotFound { .. }
-            | HFError::EntryNotFound { .. } => self.missing(repository, revision, file),
-            HFError::Conflict { .. } => Trouble::here(format!(
-                "{repository} is being changed by someone else{message}: try again when that is done"
-            )),
-            HFError::RateLimited { retry_after, .. } => out_of_reach(format!(
-                "the hub takes no more requests for now{message}: try again {}",
-                retry_after
-                    .map_or_else(|| "later".to_owned(), |wait| format!("in {} seconds", wait.as_secs()))
-            )),
-            HFError::Http { context } if context.status.as_u16() == 404 => {
-                self.missing(repository, revision, file)
+            | HFError::EntryNotFound { .. } => {
+                return self.missing(repository, revision, file);
             }
-            HFError::Http { context } if context.status.as_u16() == 412 => Trouble::here(format!(
-                "{repository} at {revision} has changed while this was prepared: try again"
-            )),
-            HFError::Http { context } if context.status.as_u16() == 413 => Trouble::here(format!(
-                "{repository} has a file too large for a commit{message}, and the hub at {endpoint} offers no storage for large \
-                 files: ask whoever runs it"
-            )),
-            HFError::Http { context } if context.status.is_server_error() => out_of_reach(format!(
-                "the hub at {endpoint} is out of order ({}{message}){during}: try again later",
-                context.status
-            )),
-            HFError::Http { context } => Trouble::here(format!(
-                "the hub at {endpoint} refuses what was asked of {repository} ({}{message}){during}",
-                context.status
-            )),
-            HFError::Request { source, .. } if source.is_decode() => self.no_hub(&cause(&source)),
-            HFError::Request { source, .. } => out_of_reach(format!(
-                "the hub at {endpoint} cannot be reached ({}){during}: is there a network, and is HF_ENDPOINT right?",
-                cause(&source)
-            )),
-            HFError::Xet { source, .. } => Trouble::here(format!(
-                "the hub's storage cannot be reached ({}){during}: try again later",
-                cause(source.as_ref())
-            )),
-            HFError::CacheLockTimeout { .. } => Trouble::here(format!(
-                "another program holds the cache of {repository}{during}: try again when it is done"
-            )),
-            HFError::Io(error) => self.no_cache(&error.to_string()),
-            HFError::Json(error) => self.no_hub(&error.to_string()),
-            HFError::MalformedResponse { what, .. } => self.no_hub(&what),
-            error => {
-                Trouble::here(format!("the hub's client failed ({}){during}", one_line(&error.to_string())))
+            HFError::Conflict { .. } => {
+                format!("{repository} is being changed by someone else{message}: try again when that is done")
             }
-        }
+            HFError::RateLimited { retry_after, .. } => {
+                let when =
+                    retry_after.map_or("later".to_owned(), |wait| format!("in {} seconds", wait.as_secs()));
+                return out_of_reach(format!(
+                    "the hub takes no more requests for now{message}: try again {when}"
+                ));
+            }
+            HFError::Http { context } => {
+                let status = context.status;
+                match status.as_u16() {
+                    404 => return self.missing(repository, revision, file),
+                    412 => {
+                        format!("{repository} at {revision} has changed while this was prepared: try again")
+                    }
+                    413 => format!(
+                        "{repository} has a file too large for a commit{message}, and the hub at {endpoint} offers no \
+                         storage for large files: ask its operator"
+                    ),
+                    500.. => {
+                        return out_of_reach(format!(
+                            "the hub at {endpoint} is out of order ({status}{message}){during}: try again later"
+                        ));
+                    }
+                    _ => format!(
+                        "the hub at {endpoint} refuses what was asked of {repository} ({status}{message}){during}"
+                    ),
+                }
+            }
+            HFError::Request { source, .. } if source.is_decode() => return self.no_hub(&cause(&source)),
+            HFError::Request { source, .. } => {
+                let cause = cause(&source);
+                return out_of_reach(format!(
+                    "the hub at {endpoint} cannot be reached ({cause}){during}: is there a network, and is HF_ENDPOINT right?"
+                ));
+            }
+            HFError::Xet { source, .. } => {
+                let cause = cause(source.as_ref());
+                format!("the hub's storage cannot be reached ({cause}){during}: try again later")
+            }
+            HFError::CacheLockTimeout { .. } => {
+                format!("another program holds the cache of {repository}{during}: try again when it is done")
+            }
+            HFError::Io(error) => return self.no_cache(&error.to_string()),
+            HFError::Json(error) => return self.no_hub(&error.to_string()),
+            HFError::MalformedResponse { what, .. } => return self.no_hub(&what),
+            error => format!("the hub's client failed ({}){during}", one_line(&error.to_string())),
+        };
+        Trouble::here(text)
     }
 
     /// Which of the three is not there: the client says the same of all.
     fn missing(&self, repository: &Repository, revision: &Revision, file: Option<&str>) -> Trouble {
         let handle = self.handle(repository);
-        let known = self.call("", 0, move |_| on!(handle, r => r.exists().send()));
+        let known = self.call("", 0, move |_| handle.exists().send());
         let (handle, name) = (self.handle(repository), revision.to_string());
-        let at = || self.call("", 0, move |_| on!(handle, r => r.revision_exists().revision(&name).send()));
+        let at = || self.call("", 0, move |_| handle.revision_exists().revision(&name).send());
         let endpoint = &self.settings.endpoint;
         Trouble::here(if !matches!(known, Ok(true)) {
             let remedy = match self.settings.token {

@@ -1,11 +1,11 @@
 //! The client: settings, a connection, and an observer of transfers.
 
-use super::repository::{Kind, Repository};
+use super::repository::Repository;
 use super::settings::Settings;
 use super::text::one_line;
 use super::types::Observer;
 use candle_core::{Error, Result};
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeDataset, RepoTypeModel};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,23 +16,6 @@ pub struct Hub {
     pub(super) client: HFClientSync,
     pub(super) observer: Option<Arc<dyn Observer>>,
 }
-
-/// hf-hub gives each kind of repository a type of its own.
-pub(super) enum Handle {
-    Model(HFRepositorySync<RepoTypeModel>),
-    Dataset(HFRepositorySync<RepoTypeDataset>),
-}
-
-/// The same method of whichever kind of repository it is.
-macro_rules! on {
-    ($handle:expr, $repository:ident => $call:expr) => {
-        match $handle {
-            Handle::Model($repository) => $call,
-            Handle::Dataset($repository) => $call,
-        }
-    };
-}
-pub(super) use on;
 
 impl Hub {
     /// The hub of the environment's variables; see [`Settings::from_env`].
@@ -48,11 +31,10 @@ impl Hub {
     /// # Errors
     /// When the endpoint is no address.
     pub fn new(settings: Settings) -> Result<Self> {
-        let http = ["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme));
-        let address =
+        let no_address =
             || Error::msg(format!("HF_ENDPOINT={} is no http(s) address of a hub", settings.endpoint));
-        if !http {
-            return Err(address());
+        if !["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme)) {
+            return Err(no_address());
         }
         let mut builder = HFClient::builder()
             .endpoint(&settings.endpoint)
@@ -65,7 +47,7 @@ impl Hub {
             builder = builder.token(token);
         }
         let client = builder.build_sync().map_err(|error| match error {
-            HFError::Url(_) => address(),
+            HFError::Url(_) => no_address(),
             error => {
                 Error::msg(format!("the hub's client cannot be set up ({})", one_line(&error.to_string())))
             }
@@ -84,11 +66,7 @@ impl Hub {
         &self.settings
     }
 
-    pub(super) fn handle(&self, repository: &Repository) -> Handle {
-        let Repository { kind, owner, name } = repository;
-        match kind {
-            Kind::Model => Handle::Model(self.client.model(owner, name)),
-            Kind::Dataset => Handle::Dataset(self.client.dataset(owner, name)),
-        }
+    pub(super) fn handle(&self, repository: &Repository) -> HFRepositorySync<RepoTypeAny> {
+        self.client.repository(repository.kind, &repository.owner, &repository.name)
     }
 }

@@ -1,13 +1,14 @@
 //! Fetching files of one commit into the cache.
 
 use super::call::{Reply, Trouble};
-use super::client::{Handle, Hub, on};
+use super::client::Hub;
 use super::files::{CARD, is_config, weights};
 use super::hash::{is_hex, verify};
 use super::repository::{Repository, Revision};
 use super::types::{Listed, Remote, Snapshot};
 use crate::models::{CONFIG, INDEX, Model, WEIGHTS, write_atomic};
 use candle_core::{Device, Error, Result, bail};
+use hf_hub::RepoTypeAny;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,11 +104,9 @@ impl Hub {
             return Ok(None);
         }
         for name in names {
-            verify(&folder.join(name), None).map_err(|wrong| {
-                Error::msg(format!(
-                    "{name} of {repository} in the cache is damaged ({wrong}): fetch it again, online"
-                ))
-            })?;
+            if let Err(wrong) = verify(&folder.join(name), None) {
+                bail!("{name} of {repository} in the cache is damaged ({wrong}): fetch it again, online");
+            }
         }
         Ok(Some(Snapshot { folder, commit }))
     }
@@ -136,34 +135,36 @@ impl Hub {
         cached: impl FnOnce() -> Result<Option<Snapshot>>,
     ) -> Result<Snapshot> {
         if self.settings.offline {
-            return cached()?.ok_or_else(|| {
-                Error::msg(format!(
-                    "{repository} at {revision} is not in the cache {}, and HF_HUB_OFFLINE forbids to ask the hub",
-                    self.settings.cache.display()
-                ))
-            });
+            let Some(snapshot) = cached()? else {
+                let cache = self.settings.cache.display();
+                bail!(
+                    "{repository} at {revision} is not in the cache {cache}, and HF_HUB_OFFLINE forbids to ask the hub"
+                );
+            };
+            return Ok(snapshot);
         }
-        let trouble = match ask() {
-            Ok(snapshot) => return Ok(snapshot),
-            Err(trouble) => trouble,
-        };
-        if trouble.unreachable
+        let asked = ask();
+        if let Err(trouble) = &asked
+            && trouble.unreachable
             && let Ok(Some(snapshot)) = cached()
         {
             tracing::warn!("{trouble}; {repository} is taken from the cache, commit {}", snapshot.commit);
             return Ok(snapshot);
         }
-        Err(Error::msg(trouble))
+        Ok(asked?)
     }
 
     /// The commit that a revision is at, and whether the repository is private.
     pub(super) fn commit(&self, repository: &Repository, revision: &Revision) -> Reply<(String, bool)> {
-        let (handle, name) = (self.handle(repository), revision.0.clone());
-        let (commit, private) = self.ask(
-            repository,
-            revision,
-            move || on!(handle, r => r.info().revision(name).send().map(|info| (info.sha, info.private))),
-        )?;
+        let Repository { kind, owner, name } = repository.clone();
+        let (client, at) = (self.client.clone(), revision.0.clone());
+        // hf-hub has this request for each kind of repository by itself.
+        let (commit, private) = self.ask(repository, revision, move || match kind {
+            RepoTypeAny::Dataset => {
+                client.dataset(owner, name).info().revision(at).send().map(|info| (info.sha, info.private))
+            }
+            _ => client.model(owner, name).info().revision(at).send().map(|info| (info.sha, info.private)),
+        })?;
         match commit.filter(|commit| is_hex(commit, 40)) {
             Some(commit) => Ok((commit, private.unwrap_or(false))),
             None => Err(self.no_hub("it names no commit")),
@@ -174,14 +175,14 @@ impl Hub {
     pub(super) fn remote(&self, repository: &Repository, revision: &Revision) -> Reply<Remote> {
         let (commit, _) = self.commit(repository, revision)?;
         let (handle, at) = (self.handle(repository), commit.clone());
-        let list = move || on!(handle, r => r.list_tree().revision(at).send());
+        let list = move || handle.list_tree().revision(at).send();
         Ok(Remote::new(commit, self.ask(repository, revision, list)?))
     }
 
     /// A commit with this file.
     fn look(&self, repository: &Repository, revision: &Revision, commit: &str, name: &str) -> Reply<Remote> {
         let (handle, at, paths) = (self.handle(repository), commit.to_owned(), vec![name.to_owned()]);
-        let list = move || on!(handle, r => r.get_paths_info().paths(paths).revision(at).send());
+        let list = move || handle.get_paths_info().paths(paths).revision(at).send();
         let remote = Remote::new(commit.to_owned(), self.ask(repository, revision, list)?);
         match remote.file(name) {
             Some(_) => Ok(remote),
@@ -203,9 +204,8 @@ impl Hub {
             let handle = self.handle(repository);
             let (name, at, force) = (file.name.clone(), remote.commit.clone(), attempt > 0);
             let got = self.call(&file.name, file.bytes, move |progress| {
-                on!(handle, r => {
-                    r.download_file().filename(name).revision(at).force_download(force).progress(progress).send()
-                })
+                let file = handle.download_file().filename(name).revision(at);
+                file.force_download(force).progress(progress).send()
             });
             let wrong = match got {
                 Ok(_) => match verify(&path, Some(file)) {

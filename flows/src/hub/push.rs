@@ -1,14 +1,13 @@
 //! Publishing a folder in one commit.
 
 use super::call::{Fault, Reply, Trouble};
-use super::client::{Handle, Hub};
+use super::client::Hub;
 use super::files::{CARD, weights};
 use super::hash::Hashes;
 use super::repository::{Repository, Revision};
 use super::types::Remote;
 use crate::models::{CONFIG, INDEX, is_weights};
 use candle_core::{Error, Result, bail};
-use hf_hub::RepoTypeModel;
 use hf_hub::repository::{AddSource, CommitOperation};
 use std::path::{Path, PathBuf};
 
@@ -151,9 +150,10 @@ impl Hub {
     /// Makes the repository and its branch, where they are not there.
     fn create(&self, repository: &Repository, options: &PushOptions) -> Reply<()> {
         let main = Revision::default();
-        let (client, id, private) = (self.client.clone(), repository.to_string(), options.private);
+        let (client, id, kind) = (self.client.clone(), repository.to_string(), repository.kind);
+        let private = options.private;
         self.ask(repository, &main, move || {
-            let new = client.create_repository().repo_id(&id).repo_type(RepoTypeModel).private(private);
+            let new = client.create_repository().repo_id(&id).repo_type(kind).private(private);
             new.exist_ok(true).send().map(|_| ())
         })?;
         let (_, private) = self.commit(repository, &main)?;
@@ -166,7 +166,7 @@ impl Hub {
         if options.revision == main {
             return Ok(());
         }
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let handle = self.handle(repository);
         let branch = options.revision.to_string();
         let made = self.call("", 0, move |_| match handle.revision_exists().revision(&branch).send()? {
             true => Ok(()),
@@ -188,7 +188,7 @@ impl Hub {
         changes: Vec<CommitOperation>,
         parent: &str,
     ) -> Reply<String> {
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let handle = self.handle(repository);
         let bytes = files.iter().map(PushFile::bytes).sum();
         let (branch, parent) = (options.revision.to_string(), parent.to_owned());
         let default = concat!("Model saved with flows ", env!("CARGO_PKG_VERSION"));
@@ -223,7 +223,7 @@ impl Hub {
 
     /// Names a commit.
     fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> Reply<()> {
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let handle = self.handle(repository);
         let (name, at) = (tag.to_string(), commit.to_owned());
         let made = self.call("", 0, move |_| handle.create_tag().tag(&name).revision(&at).send());
         let Err(fault) = made else { return Ok(()) };

@@ -49,11 +49,8 @@ fn flag(name: &str) -> bool {
 /// A folder from a variable, with the `~` that no shell has replaced.
 fn folder(name: &str) -> Option<PathBuf> {
     let value = variable(name)?;
-    let home = || std::env::home_dir();
-    Some(match value.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
-        Some(path) => path,
-        None => PathBuf::from(value),
-    })
+    let in_home = value.strip_prefix("~/").and_then(|rest| Some(std::env::home_dir()?.join(rest)));
+    Some(in_home.unwrap_or_else(|| PathBuf::from(value)))
 }
 
 impl Settings {
