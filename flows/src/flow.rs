@@ -198,9 +198,7 @@ impl Flow {
             bail!("there is no latent to decode: give at least one");
         }
         let x = self.bijection.inverse(z, context.into())?;
-        let mut shape = vec![b];
-        shape.extend(&self.shape);
-        x.reshape(shape)
+        x.reshape([&[b], self.shape()].concat())
     }
 
     /// `n` samples at a temperature: z ~ prior, x = f^-1(temperature z).
@@ -213,14 +211,23 @@ impl Flow {
         temperature: f64,
         rng: &mut impl Rng,
         context: impl Into<Context<'a>>,
-        (dtype, device): (DType, &Device),
+        to: (DType, &Device),
     ) -> Result<Tensor> {
         if !(temperature >= 0. && temperature.is_finite()) {
             bail!("a temperature is a number from 0 on, got {temperature}");
         }
+        self.decode(&(self.draw(n, rng, to)? * temperature)?, context)
+    }
+
+    /// `n` latents of the prior, (n, D).
+    pub(crate) fn draw(
+        &self,
+        n: usize,
+        rng: &mut impl Rng,
+        (dtype, device): (DType, &Device),
+    ) -> Result<Tensor> {
         let z = self.prior.draw(n * self.dims(), rng);
-        let z = Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?;
-        self.decode(&(z.to_device(device)? * temperature)?, context)
+        Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 
     /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.

@@ -47,7 +47,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// # Errors
 /// When the shapes differ or there is no t.
 pub fn lerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
-    between(a, b, t, |t| Ok((1. - t, t)))
+    between(a, b, t, |t| (1. - t, t))
 }
 
 /// Points on the arc between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
@@ -72,29 +72,28 @@ pub fn slerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
     if sin < 1e-6 && cos < 0. {
         bail!("two latents in opposite directions have no arc between them: use the straight line");
     }
-    between(a, b, t, |t| {
-        Ok(if sin < 1e-6 { (1. - t, t) } else { (((1. - t) * w).sin() / sin, (t * w).sin() / sin) })
-    })
+    match sin < 1e-6 {
+        true => lerp(a, b, t),
+        false => between(a, b, t, |t| (((1. - t) * w).sin() / sin, (t * w).sin() / sin)),
+    }
 }
 
 fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.shape() != b.shape() {
-        bail!(
-            "only tensors of equal shape have points between them, got {:?} and {:?}",
-            a.shape(),
-            b.shape()
-        );
+        let (a, b) = (a.shape(), b.shape());
+        bail!("only tensors of equal shape have points between them, got {a:?} and {b:?}");
     }
     Ok(())
 }
 
-fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f64, f64)>) -> Result<Tensor> {
+/// u a + v b for the weights (u, v) of each t, stacked.
+fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> (f64, f64)) -> Result<Tensor> {
     same_shape(a, b)?;
     if t.is_empty() {
         bail!("an interpolation needs at least one t");
     }
     let points = t.iter().map(|&t| {
-        let (u, v) = weights(t)?;
+        let (u, v) = weights(t);
         (a * u)? + (b * v)?
     });
     Tensor::stack(&points.collect::<Result<Vec<_>>>()?, 0)
@@ -144,9 +143,8 @@ pub fn apply(z: &Tensor, direction: &Tensor, strengths: &[f64]) -> Result<Tensor
 /// # Errors
 /// When the device has no memory left.
 pub fn prior(model: &Model, n: usize, seed: u64) -> Result<Tensor> {
-    let z = model.prior().draw(n * model.dims(), &mut rng_for(seed, "sample"));
     let params = model.params();
-    Tensor::from_vec(z, (n, model.dims()), &Device::Cpu)?.to_dtype(params.dtype())?.to_device(params.device())
+    model.draw(n, &mut rng_for(seed, "sample"), (params.dtype(), params.device()))
 }
 
 /// The inverse of [`Model::levels`]: each level's (B, C, H, W) put together to z (B, D).

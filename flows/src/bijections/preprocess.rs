@@ -173,11 +173,8 @@ impl Whiten {
     pub fn fit(&self, data: &Tensor) -> Result<()> {
         let (n, d) = data.dims2()?;
         if n < 2 || d != self.mean.value().dim(0)? {
-            bail!(
-                "whitening of {:?} dimensions was given data of shape {:?}",
-                self.mean.value().dims(),
-                data.shape()
-            );
+            let dims = self.mean.value().dims();
+            bail!("whitening of {dims:?} dimensions was given data of shape {:?}", data.shape());
         }
         let x = data.to_dtype(candle_core::DType::F64)?;
         let mean = x.mean(0)?;

@@ -60,10 +60,8 @@ impl Hashes {
 
     /// Git's name of the pointer to the file.
     fn pointer(&self) -> String {
-        let text = format!(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n",
-            self.sha256, self.bytes
-        );
+        let Self { bytes, sha256, .. } = self;
+        let text = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {bytes}\n");
         hex(Sha1::new().chain_update(format!("blob {}\0", text.len())).chain_update(text).finalize())
     }
 
@@ -93,10 +91,8 @@ pub(super) fn verify(path: &Path, listed: Option<&Listed>) -> Result<(), String>
     }
     match listed {
         Some(listed) if hashes.bytes != listed.bytes || kind.is_empty() && !hashes.are(listed) => {
-            Err(format!(
-                "its {} bytes with the sha256 {} are not those of the commit",
-                hashes.bytes, hashes.sha256
-            ))
+            let Hashes { bytes, sha256, .. } = hashes;
+            Err(format!("its {bytes} bytes with the sha256 {sha256} are not those of the commit"))
         }
         _ => Ok(()),
     }
