@@ -136,7 +136,7 @@ impl Flow {
     /// For an x of another shape, and those of a layer.
     pub fn score<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<(Tensor, Tensor)> {
         self.check(x)?;
-        let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::none());
+        let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::default());
         let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, Memory::Store)?;
         let (graph, [prior]) = Graph::of(&z, |z| Ok([self.prior.log_prob(&z.flatten_from(1)?)?]))?;
         let one = log_det.ones_like()?.detach();
@@ -155,9 +155,9 @@ impl Flow {
         Drift::measure(self.bijection(), x, ctx, bound)
     }
 
-    /// Has [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
+    /// Makes [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
     pub fn store(&self, paths: &BTreeSet<String>) {
-        inspect::store(self.bijection(), paths);
+        inspect::store(self.bijection(), "", paths);
     }
 
     /// log p(x) of each example in nats, (B,). `context` is what a conditional model is given: `None`, or

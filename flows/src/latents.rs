@@ -1,7 +1,7 @@
 //! Operations on exact latents: interpolation, attributes, single levels, missing pixels, and a trace of every layer.
 //!
 //! Tensors in, tensors out. An example x has exactly one latent z = f(x), and z exactly one example, which [`Flow::decode`]
-//! gives: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
+//! gives: no separate encoder approximates it. Latents are (B, D) as [`Flow::encode`] gives
 //! them; randomness is an argument.
 //!
 //! ```
@@ -72,10 +72,10 @@ pub fn slerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
     if sin < 1e-6 && cos < 0. {
         bail!("two latents in opposite directions have no arc between them: use the straight line");
     }
-    match sin < 1e-6 {
-        true => lerp(a, b, t),
-        false => between(a, b, t, |t| (((1. - t) * w).sin() / sin, (t * w).sin() / sin)),
+    if sin < 1e-6 {
+        return lerp(a, b, t);
     }
+    between(a, b, t, |t| (((1. - t) * w).sin() / sin, (t * w).sin() / sin))
 }
 
 fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
@@ -105,7 +105,7 @@ fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> (f64, f64
 /// v = mean(with) - mean(without)
 /// ```
 ///
-/// (Glow, section 6.) It is all that changes on average, so what goes together in the data goes together in v.
+/// (Glow, section 6.) v is all that differs on average: attributes that are correlated in the data are mixed in it.
 ///
 /// # Errors
 /// When there is no latent on one side, or their dimensions differ.
@@ -280,7 +280,7 @@ impl Inpainting {
     }
 }
 
-/// Fills in what is missing of x (B, ..) by climbing log p from `start`, the known values fixed:
+/// Fills in what is missing of x (B, ..) by gradient ascent of log p from `start`, the known values fixed:
 ///
 /// ```text
 /// x_0     = known x + (1 - known) start
@@ -290,12 +290,12 @@ impl Inpainting {
 ///
 /// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
 /// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from
-/// `first` to `last`. And what is far from all data, such as the paper's noise, is where a flow's log p leads nowhere: so the
-/// climb starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
+/// `first` to `last`. Far from all data, as at the paper's noise, the gradient of a flow's log p does not lead to data: so the
+/// ascent starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
 /// each start, smoother than data are, since it is a peak of the density and no draw from p(missing | known).
 ///
 /// `known` is 1 where a value is kept and 0 where it is missing, of a shape that broadcasts to x; `start` has x's shape.
-/// Gives the filled examples, of x's shape, and log p (steps + 1, B) on the way.
+/// Gives the filled examples, of x's shape, and log p before each step and at the end, (steps + 1, B).
 ///
 /// # Errors
 /// When nothing is missing, the range is empty, or a gradient is not finite.
@@ -311,7 +311,7 @@ pub fn inpaint<'a>(
         .map(|done| done.expect("it goes on to its last step"))
 }
 
-/// As [`inpaint`], for as long as `go_on` says so before each step; `None` once it does not.
+/// As [`inpaint`], but `go_on` is asked before each step; `None` when it answers no.
 ///
 /// # Errors
 /// Those of [`inpaint`].

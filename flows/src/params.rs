@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// How a parameter starts.
+/// The initial values of a parameter.
 pub enum Init<'a> {
     /// Every element the same.
     Const(f64),
@@ -129,7 +129,7 @@ enum Origin {
     Seed,
     /// Every tensor must come from here.
     Source(Box<dyn Source>),
-    /// The model is built and its source let go.
+    /// The model is built and the source is dropped.
     Done,
 }
 
@@ -152,12 +152,8 @@ impl ParamStore {
         Self::with_origin(seed, dtype, device, Origin::Seed)
     }
 
-    /// Parameters that must all be found in `tensors`, with the shapes the model asks for.
-    pub fn from_tensors(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self::from_source(tensors, dtype, device)
-    }
-
-    /// As [`ParamStore::from_tensors`], each tensor read when a layer asks for it and after its shape was compared.
+    /// Parameters that must all be found in `source`, with the shapes the model asks for. Each tensor is read when a layer asks
+    /// for it and after its shape was compared.
     pub fn from_source(source: impl Source + 'static, dtype: DType, device: &Device) -> Self {
         Self::with_origin(0, dtype, device, Origin::Source(Box::new(source)))
     }
@@ -463,7 +459,7 @@ mod tests {
     fn loading_is_strict() -> Result<()> {
         let t = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
         let src = BTreeMap::from([("a.w".to_string(), t(3)), ("b".to_string(), t(1))]);
-        let p = ParamStore::from_tensors(src, DType::F32, &Device::Cpu);
+        let p = ParamStore::from_source(src, DType::F32, &Device::Cpu);
         let err = |r: Result<Param>| r.unwrap_err().to_string();
         assert!(err(p.vb().get(3, "w", Init::Const(0.))).contains("`w` is missing"));
         assert!(err(p.vb().pp("a").get(4, "w", Init::Const(0.))).contains("`a.w` has shape [3]"));

@@ -7,7 +7,7 @@
 //! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with reconstructed inputs, in
 //! evaluation and in training.
 //!
-//! [`check_net`] holds a network's own backward to candle's graph in the same way.
+//! [`check_net`] compares a network's own backward with candle's graph in the same way.
 //!
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Perturb the
 //! parameters first ([`ParamStore::perturb`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
@@ -34,9 +34,9 @@ pub struct Deviation {
 }
 
 impl Deviation {
-    /// What single layers are held to in f64.
+    /// The bounds for single layers in f64.
     pub const LAYER: Self = Self { inverse: 1e-9, log_det: 1e-8, gradient: 1e-6, backward: 1e-9 };
-    /// What whole models are held to in f64.
+    /// The bounds for whole models in f64.
     pub const MODEL: Self = Self { inverse: 1e-6, log_det: 1e-6, gradient: 1e-6, backward: 1e-9 };
 }
 

@@ -98,7 +98,7 @@ impl Conv1x1 {
         Ok(Self { form, inverse: Mutex::default() })
     }
 
-    /// W and log |det W|, in the graph if `grad`, and W^-1 where the log-det gives it for nothing.
+    /// W and log |det W|, in the graph if `grad`, and W^-1 where it is computed with the log-det.
     fn weight(&self, grad: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         match &self.form {
             Form::Plain(p) => {

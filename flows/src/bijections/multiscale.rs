@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 /// ```
 ///
 /// The first half of the channels goes on, the second is factored out. The latent is one (B, D) tensor, levels in the
-/// order in which they are factored out, so nothing of it is ever dropped; [`Multiscale::levels`] gives the parts back.
+/// order in which they are factored out, so nothing of it is dropped; [`Multiscale::levels`] splits it again.
 ///
 /// Glow's learned split prior is the last coupling of a level: it transforms the second half given the first. Its top
 /// prior is the last layer of the last level. So the prior that remains is N(0, I) for all.

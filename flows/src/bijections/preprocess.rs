@@ -78,7 +78,7 @@ impl Bijection for Rescale {
     }
 }
 
-/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so it is said, not guessed.
+/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so configs state it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogitScale {

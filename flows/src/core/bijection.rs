@@ -11,7 +11,7 @@
 //!
 //! A layer that is made of others is a [`Composite`]. It says once how data pass its layers in both directions; forward,
 //! inverse and backward passes and everything in [`inspect`](super::inspect) follow from that. There is no implementation
-//! for `Box<dyn Bijection>`, which could forget to pass a method on: what holds layers holds [`Link`]s.
+//! for `Box<dyn Bijection>`, which could leave out a method; composite layers hold [`Link`]s.
 
 use super::layer_stats::LayerStats;
 use super::pass::{Context, Ctx};

@@ -74,7 +74,8 @@ impl SavedState {
     }
 }
 
-/// Collects the gradients of parameters in a backward pass.
+/// Collects the gradients of parameters in a backward pass; the default is for the gradient of the input alone.
+#[derive(Default)]
 pub struct Gradients {
     names: HashMap<TensorId, String>,
     by_name: Grads,
@@ -85,11 +86,6 @@ impl Gradients {
     pub fn new(params: &ParamStore) -> Self {
         let names = params.trained().into_iter().map(|(name, p)| (p.var().id(), name)).collect();
         Self { names, by_name: Grads::new() }
-    }
-
-    /// Collects nothing: for the gradient of the input alone.
-    pub(crate) fn none() -> Self {
-        Self { names: HashMap::new(), by_name: Grads::new() }
     }
 
     /// Adds the gradient `g` of `p`; that of a parameter which is not trained is dropped.

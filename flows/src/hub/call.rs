@@ -1,4 +1,4 @@
-//! One request to the hub: with a limit on its silence, and with its failure as one sentence.
+//! One request to the hub: with a timeout, and with its failure as one sentence.
 
 use super::client::Hub;
 use super::repository::{Repository, Revision};
@@ -11,20 +11,20 @@ use std::fmt;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// How often a call that waits looks whether it should go on.
+/// The interval at which a waiting call checks whether to continue.
 const TICK: Duration = Duration::from_millis(100);
-/// Bytes a second at the least at which files are hashed before the first of them is sent.
+/// The lowest speed, in bytes a second, at which files are hashed before an upload begins.
 const HASHING: u64 = 100_000_000;
 
 /// Why a request failed.
 pub(super) enum Fault {
-    /// Nothing was heard for as long as the settings allow.
+    /// The hub sent nothing before the timeout.
     Silent,
-    /// The observer wants no more.
+    /// The observer asked for an end.
     Stopped,
     /// The client ended without an answer.
     Ended,
-    /// The client says why.
+    /// An error of the client.
     Hub(Box<HFError>),
 }
 
@@ -34,13 +34,13 @@ impl Fault {
         matches!(self, Self::Hub(error) if matches!(**error, HFError::CacheLockTimeout { .. }))
     }
 
-    /// Whether an answer began and did not end.
+    /// Whether the connection broke off within an answer.
     pub(super) fn is_body(&self) -> bool {
         let Self::Hub(error) = self else { return false };
         matches!(&**error, HFError::Request { source, .. } if source.is_body() || source.is_decode())
     }
 
-    /// Whether the request may have been carried out, as far as can be known here.
+    /// Whether it is unknown if the request was carried out.
     pub(super) fn is_ambiguous(&self) -> bool {
         match self {
             Self::Silent | Self::Ended => true,
@@ -70,7 +70,7 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Trouble {
     text: String,
-    /// Whether the hub could not be asked at all.
+    /// Whether the hub could not be reached.
     pub(super) unreachable: bool,
 }
 
@@ -87,7 +87,7 @@ impl From<Trouble> for Error {
 }
 
 impl Trouble {
-    /// A failure of what the hub has, or of this machine.
+    /// A failure other than that the hub could not be reached.
     pub(super) fn here(text: String) -> Self {
         Self { text, unreachable: false }
     }
@@ -100,7 +100,7 @@ impl Trouble {
 /// What a request gives, or why it failed.
 pub(super) type Reply<T> = std::result::Result<T, Trouble>;
 
-/// The last cause of an error, which is what the system said.
+/// The innermost cause of an error, such as that of the operating system.
 fn cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(next) = last.source() {
@@ -109,16 +109,16 @@ fn cause(error: &dyn std::error::Error) -> String {
     one_line(&last.to_string())
 }
 
-/// What comes from the thread that works.
-enum News<T> {
+/// A message of the thread that makes the request.
+enum Message<T> {
     Moved { done: u64, total: u64 },
     Done(Result<T, HFError>),
 }
 
-/// Passes on how many bytes have moved.
-struct Signs<T>(Sender<News<T>>);
+/// Sends the number of bytes that have been transferred.
+struct ProgressSender<T>(Sender<Message<T>>);
 
-impl<T: Send> ProgressHandler for Signs<T> {
+impl<T: Send> ProgressHandler for ProgressSender<T> {
     fn on_progress(&self, event: &ProgressEvent) {
         let (done, total) = match event {
             ProgressEvent::Download(DownloadEvent::Progress { files }) => {
@@ -139,46 +139,46 @@ impl<T: Send> ProgressHandler for Signs<T> {
             }) => (bytes_completed + transfer_bytes_completed, total_bytes + transfer_bytes),
             _ => return,
         };
-        // Nobody listens any more once the wait was given up.
-        self.0.send(News::Moved { done, total }).ok();
+        // After a timeout there is no receiver any more.
+        self.0.send(Message::Moved { done, total }).ok();
     }
 }
 
 impl Hub {
     /// Makes a request, and reports the transfer of the `bytes` of `what` unless that is empty.
     ///
-    /// The work is done on a thread of its own so that it can be left behind: the client's requests have no time limit, and
-    /// an address that swallows packets would hold the caller for minutes.
+    /// The request runs on a thread of its own, which is abandoned after the timeout: the client's requests have none, and an
+    /// address that drops packets would block the caller for minutes.
     pub(super) fn call<T: Send + 'static>(
         &self,
         what: &str,
         bytes: u64,
         request: impl FnOnce(Progress) -> Result<T, HFError> + Send + 'static,
     ) -> Result<T, Fault> {
-        let tell = |done: u64, total: u64| {
+        let report = |done: u64, total: u64| {
             if let Some(observer) = self.observer.as_ref().filter(|_| !what.is_empty()) {
                 observer.progress(&Transfer { what, done, total: total.max(done) });
             }
         };
         let (sender, news) = mpsc::channel();
         std::thread::spawn(move || {
-            let progress = Progress::new(Signs(sender.clone()));
-            sender.send(News::Done(request(progress))).ok();
+            let progress = Progress::new(ProgressSender(sender.clone()));
+            sender.send(Message::Done(request(progress))).ok();
         });
         let patience = self.settings.patience + Duration::from_secs(bytes / HASHING);
         let mut deadline = Instant::now() + patience;
         let mut last = 0;
-        tell(0, bytes);
+        report(0, bytes);
         loop {
             match news.recv_timeout(TICK) {
                 // Ticks that report the same bytes again are no progress.
-                Ok(News::Moved { done, total }) if done > last => {
+                Ok(Message::Moved { done, total }) if done > last => {
                     last = done;
                     deadline = Instant::now() + patience;
-                    tell(done, total);
+                    report(done, total);
                 }
-                Ok(News::Moved { .. }) | Err(RecvTimeoutError::Timeout) => {}
-                Ok(News::Done(result)) => return result.map_err(|error| Fault::Hub(Box::new(error))),
+                Ok(Message::Moved { .. }) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Message::Done(result)) => return result.map_err(|error| Fault::Hub(Box::new(error))),
                 Err(RecvTimeoutError::Disconnected) => return Err(Fault::Ended),
             }
             if self.is_stopped() {
@@ -218,7 +218,7 @@ impl Hub {
 
     pub(super) fn no_cache(&self, what: &str) -> Trouble {
         Trouble::here(format!(
-            "the cache {} cannot be used ({}): make room or give another folder with HF_HUB_CACHE",
+            "the cache {} cannot be used ({}): free some space or give another folder with HF_HUB_CACHE",
             self.settings.cache.display(),
             one_line(what)
         ))
@@ -331,7 +331,7 @@ impl Hub {
         Trouble::here(text)
     }
 
-    /// Which of the three is not there: the client says the same of all.
+    /// The message that says which of repository, revision and file is missing; the client's error is the same for all.
     fn missing(&self, repository: &Repository, revision: &Revision, file: Option<&str>) -> Trouble {
         let handle = self.handle(repository);
         let known = self.call("", 0, move |_| handle.exists().send());

@@ -1,4 +1,4 @@
-//! The client: settings, a connection, and an observer of transfers.
+//! The client of the hub: settings, a connection, and an observer of transfers.
 
 use super::repository::Repository;
 use super::settings::Settings;
@@ -9,7 +9,7 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The hub.
+/// A client of the hub.
 #[derive(Clone)]
 pub struct Hub {
     pub(super) settings: Settings,
@@ -18,7 +18,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The hub of the environment's variables; see [`Settings::from_env`].
+    /// A client with the settings of the environment variables; see [`Settings::from_env`].
     ///
     /// # Errors
     /// As [`Settings::from_env`] and [`Hub::new`].
@@ -26,7 +26,7 @@ impl Hub {
         Self::new(Settings::from_env()?)
     }
 
-    /// The hub of these settings; nothing is sent.
+    /// A client with these settings; nothing is sent.
     ///
     /// # Errors
     /// When the endpoint is no address.
@@ -42,7 +42,7 @@ impl Hub {
             .user_agent(concat!("flows/", env!("CARGO_PKG_VERSION")))
             .retry_max_attempts(2)
             .retry_base_delay(Duration::from_millis(250));
-        // hf-hub looks for a token of its own where it is given none, which then is the one that was found above.
+        // Where hf-hub is given no token it looks for one in the same places as `Settings::from_env`.
         if let Some(token) = &settings.token {
             builder = builder.token(token);
         }
@@ -55,7 +55,7 @@ impl Hub {
         Ok(Self { settings, client, observer: None })
     }
 
-    /// The same hub with its transfers watched.
+    /// The same client with an observer of its transfers.
     #[must_use]
     pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
         Self { observer: Some(observer), ..self }

@@ -1,4 +1,4 @@
-//! What a file's bytes are: the hashes by which the hub and its cache name them.
+//! The hashes by which the hub and its cache identify the content of files.
 //!
 //! ```text
 //! small files:  sha1("blob " + length + "\0" + bytes)                              git's name of the file
@@ -37,7 +37,7 @@ impl Hashes {
         Self::read(file, meta.len())
     }
 
-    /// Of `bytes` bytes.
+    /// The hashes of all that `file` gives, which must be `bytes` bytes.
     pub(super) fn read(mut file: impl Read, bytes: u64) -> io::Result<Self> {
         let (mut sha256, mut git) = (Sha256::new(), Sha1::new());
         git.update(format!("blob {bytes}\0"));
@@ -73,10 +73,10 @@ impl Hashes {
 }
 
 /// Compares a cached file with the hash that its blob is named by, else with the listing of its commit. A file that is a copy
-/// rather than a link (as on Windows) has nothing to be compared with where there is no listing either.
+/// rather than a link (as on Windows) cannot be checked without a listing.
 ///
 /// # Errors
-/// What is wrong, for people.
+/// What is wrong, as a sentence.
 pub(super) fn verify(path: &Path, listed: Option<&Listed>) -> Result<(), String> {
     let hashes = Hashes::of(path).map_err(|error| format!("it cannot be read: {error}"))?;
     let target = path.read_link().ok();

@@ -13,9 +13,9 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often a file is fetched whose content is not what its hash says.
+/// Attempts to fetch a file whose content does not match its hash.
 const ATTEMPTS: usize = 3;
-/// How often another program's lock is waited for, ten seconds each.
+/// Waits for another program's lock, of ten seconds each.
 const LOCK_WAITS: usize = 4;
 
 impl Hub {
@@ -23,7 +23,7 @@ impl Hub {
     /// unless the cache has them.
     ///
     /// # Errors
-    /// When the repository, the revision or a file is not there, may not be read, or does not arrive whole.
+    /// When the repository, the revision or a file does not exist, may not be read, or arrives damaged.
     pub fn pull(&self, repository: &Repository, revision: &Revision, also: &[&str]) -> Result<Snapshot> {
         self.with_fallback(
             repository,
@@ -31,7 +31,7 @@ impl Hub {
             || {
                 let remote = self.remote(repository, revision)?;
                 let _lock = self.lock(repository)?;
-                // What is least needed comes first: where the weights are, everything is.
+                // The weights come last: where the cache has them, it has the other files, too.
                 for name in also.iter().chain(&[CARD, INDEX]) {
                     if let Some(file) = remote.file(name) {
                         self.fetch(repository, revision, &remote, file)?;
@@ -48,7 +48,7 @@ impl Hub {
                     self.fetch(repository, revision, &remote, file)
                 };
                 fetch(CONFIG)?;
-                // Gigabytes of another library's weights are not fetched to be refused.
+                // Checked before the weights are fetched: those of another library may have gigabytes.
                 if !is_config(&folder.join(CONFIG)) {
                     return Err(Trouble::here(format!(
                         "{repository} at {revision} is no model of this library: its {CONFIG} is another's"
@@ -76,7 +76,7 @@ impl Hub {
                 let (commit, _) = self.commit(repository, revision)?;
                 let _lock = self.lock(repository)?;
                 for name in names {
-                    // A repository of data may have more files than one wants to list.
+                    // One file is looked up at a time: a data set may have too many to list.
                     let remote = self.look(repository, revision, &commit, name)?;
                     let file = remote.file(name).expect("the file that was looked for");
                     self.fetch(repository, revision, &remote, file)?;
@@ -126,7 +126,7 @@ impl Hub {
         self.cached(repository, revision, &names)
     }
 
-    /// Asks the hub, and the cache where the hub may not or cannot be asked.
+    /// What `ask` gets from the hub, or `cached` where the settings forbid requests or the hub cannot be reached.
     fn with_fallback(
         &self,
         repository: &Repository,
@@ -190,7 +190,7 @@ impl Hub {
         }
     }
 
-    /// Brings one file of a commit into the cache and makes sure that it is whole.
+    /// Downloads one file of a commit into the cache and verifies it.
     fn fetch(
         &self,
         repository: &Repository,
@@ -223,7 +223,7 @@ impl Hub {
             attempt += 1;
             tracing::warn!("{} of {repository} is damaged ({wrong})", file.name);
             if attempt == ATTEMPTS {
-                // Neither we nor another program is to find it.
+                // A later call or another program must not use the damaged file.
                 let blob = path.canonicalize();
                 fs::remove_file(&path).ok();
                 if let Ok(blob) = blob.as_deref()
@@ -257,7 +257,7 @@ impl Hub {
         is_hex(&commit, 40).then_some(commit)
     }
 
-    /// Has the cache know the commit of a revision, for when the hub cannot be asked.
+    /// Records the commit of a revision in the cache, for use offline.
     fn remember(&self, repository: &Repository, revision: &Revision, commit: &str) {
         if revision.is_commit() || self.cached_commit(repository, revision).as_deref() == Some(commit) {
             return;
@@ -265,12 +265,12 @@ impl Hub {
         let path = self.repository_folder(repository).join("refs").join(&revision.0);
         let made = path.parent().map_or(Ok(()), fs::create_dir_all).map_err(Error::wrap);
         if let Err(error) = made.and_then(|()| write_atomic(&path, commit.as_bytes())) {
-            // A branch `a` beside a branch `a/b`, say: no reason not to use what is here now.
+            // It fails for a branch `a` beside a branch `a/b`, for example; the files themselves can be used.
             tracing::warn!("the cache will not know {repository} at {revision} offline: {error}");
         }
     }
 
-    /// Holds a repository's part of the cache against other programs of this library.
+    /// Locks a repository's part of the cache against other programs that use this library.
     fn lock(&self, repository: &Repository) -> Reply<Option<File>> {
         let folder = self.settings.cache.join(".locks").join(repository.folder());
         let open = || {
@@ -296,7 +296,7 @@ impl Hub {
     }
 }
 
-/// A ready model on `device`: from a folder, if `source` is one, else from the repository `user/name` of the hub.
+/// A model on `device`: from a folder, if `source` is one, else from the repository `user/name` of the hub.
 ///
 /// # Errors
 /// As [`Hub::pull`] and [`Model::load`].

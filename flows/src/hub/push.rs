@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 pub struct PushOptions {
     /// Create a private repository. An existing one must be private already.
     pub private: bool,
-    /// The branch; it is made from `main` if it is not there.
+    /// The branch; it is created from `main` if it does not exist.
     pub revision: Revision,
-    /// A name for the new commit, which is then there for good.
+    /// A tag for the new commit.
     pub tag: Option<Revision>,
-    /// What the commit says; by default, with which version of the library it was made.
+    /// The commit message; by default it names the version of the library.
     pub message: Option<String>,
     /// Files to publish beside config, weights and card, where the folder has them.
     pub also: Vec<String>,
@@ -106,13 +106,13 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
 }
 
 impl Hub {
-    /// Publishes the model of the folder `dir`: makes the repository if it is not there, and brings its branch to the files of
+    /// Publishes the model of the folder `dir`: creates the repository if it does not exist, and gives its branch the files of
     /// [`plan`] in one commit, so that the branch never has a part of them. Older weights of other names go in the same commit.
     /// Files that the branch has already are not sent again; pushing the same again changes nothing.
     ///
     /// # Errors
-    /// Without a token, when it may not write, when the hub cannot be reached, and when somebody else pushes meanwhile. Nothing
-    /// is published then, except where the sentence says so.
+    /// Without a token, when it may not write, when the hub cannot be reached, and when the branch is changed meanwhile. Nothing
+    /// is published then, except where the message says so.
     pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
         let files = plan(dir, &options.also, options.card.as_deref())?;
         if self.settings.offline {
@@ -147,7 +147,7 @@ impl Hub {
         })
     }
 
-    /// Makes the repository and its branch, where they are not there.
+    /// Creates the repository and its branch, unless they exist.
     fn create(&self, repository: &Repository, options: &PushOptions) -> Reply<()> {
         let main = Revision::default();
         let (client, id, kind) = (self.client.clone(), repository.to_string(), repository.kind);
@@ -173,13 +173,13 @@ impl Hub {
             false => handle.create_branch().branch(&branch).send(),
         });
         match made {
-            // Somebody made it since.
+            // It was created in the meantime.
             Err(fault) if fault.is_conflict() => Ok(()),
             made => made.map_err(|fault| self.trouble(fault, repository, &options.revision, None)),
         }
     }
 
-    /// Commits the changes onto `parent` and makes sure of what is there then; the commit.
+    /// Commits the changes onto `parent`, checks that the branch then has `files`, and returns its commit.
     fn commit_files(
         &self,
         repository: &Repository,
@@ -221,7 +221,7 @@ impl Hub {
         }
     }
 
-    /// Names a commit.
+    /// Tags a commit.
     fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> Reply<()> {
         let handle = self.handle(repository);
         let (name, at) = (tag.to_string(), commit.to_owned());
@@ -239,7 +239,7 @@ impl Hub {
     }
 }
 
-/// What brings the commit to these files, and how many of them are to be sent.
+/// The operations that give the commit these files, and how many files they upload.
 fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize) {
     let changed =
         files.iter().filter(|file| !remote.file(&file.name).is_some_and(|there| file.hashes.are(there)));
@@ -253,7 +253,7 @@ fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize)
         })
         .collect();
     let uploaded = changes.len();
-    // An older, sharded save would win over one file, and shards that nothing names are bulk.
+    // The index of an older, sharded save would be read instead of a single file; shards that no index names only take space.
     let old = remote.files.iter().filter(|there| is_weights(&there.name) || there.name == INDEX);
     let old = old.filter(|there| !files.iter().any(|file| file.name == there.name));
     changes.extend(old.map(|there| CommitOperation::delete(&there.name)));

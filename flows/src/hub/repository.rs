@@ -1,7 +1,7 @@
 //! Repositories of the hub and their revisions.
 
 use super::hash::is_hex;
-use candle_core::{Error, Result, bail};
+use candle_core::{Result, bail};
 use hf_hub::{RepoType, RepoTypeAny};
 use std::fmt;
 
@@ -94,10 +94,10 @@ impl Revision {
             && !name.contains("@{")
             && !name.ends_with('.')
             && name.split('/').all(part);
-        match good {
-            true => Ok(Self(name.to_owned())),
-            false => Err(Error::msg(format!("`{name}` is no revision: it is a branch, a tag or a commit"))),
+        if !good {
+            bail!("`{name}` is no revision: it is a branch, a tag or a commit");
         }
+        Ok(Self(name.to_owned()))
     }
 
     /// Whether it names a commit, which never changes.

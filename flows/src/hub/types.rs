@@ -1,9 +1,9 @@
-//! What is passed between the calls to the hub: transfers, snapshots, listings.
+//! Types that the calls to the hub share: transfers, snapshots, listings.
 
 use hf_hub::repository::RepoTreeEntry;
 use std::path::PathBuf;
 
-/// How far a transfer is.
+/// The progress of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
     /// The file, or what the files are together.
@@ -16,7 +16,7 @@ pub struct Transfer<'a> {
 
 /// Observer of a transfer. It is called on the thread that asked for the transfer.
 pub trait Observer: Send + Sync {
-    /// The transfer has moved on, or has just begun.
+    /// Called when a transfer begins and when it has progressed.
     fn progress(&self, transfer: &Transfer<'_>);
 
     /// Asked several times a second; `true` ends the call with an error.

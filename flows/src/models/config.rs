@@ -23,7 +23,7 @@ pub enum ModelConfig {
     Glow(GlowConfig),
 }
 
-/// The same expression of whichever config it is.
+/// Evaluates one expression for the config of any model.
 macro_rules! each {
     ($config:expr, $c:ident => $call:expr) => {
         match $config {
@@ -60,8 +60,8 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Refuses sizes that no model has, so that nothing computed from a config overflows and nothing that depends on the
-    /// config alone, as a mask does, takes more than a few times [`ModelConfig::MOST_DIMS`].
+    /// Checks that no size is above [`ModelConfig::MOST_DIMS`] or [`ModelConfig::LARGEST_SIZE`], so that nothing computed from a
+    /// config overflows, and what depends on the config alone, as a mask does, takes at most a few times `MOST_DIMS` numbers.
     ///
     /// # Errors
     /// At the first such size, by its name.

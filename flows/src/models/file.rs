@@ -7,18 +7,18 @@
 //!                                 model-00001-of-0000N.safetensors
 //! ```
 //!
-//! The metadata is one JSON text under one key, because safetensors writes several keys in a random order and a model's
-//! bytes are to depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's canonical
-//! JSON (no space, keys sorted), taken of what config.json says and not of what this version makes of it, so that a later
-//! version, which may have more settings, still agrees. Shards carry a hash of all weights besides, `weights_sha256`, so that
-//! those of two saves are never read as one model; they replace an earlier save when all of them are written.
+//! The metadata is one JSON text under one key, because safetensors writes several keys in a random order, and a
+//! model's bytes must depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's
+//! canonical JSON (no space, keys sorted), as config.json has it and not as this version parses it, so that a later version,
+//! which may have more settings, still agrees. Shards also have a hash of all weights, `weights_sha256`, so that shards of two
+//! saves are never read as one model; they replace an earlier save once all of them are written.
 //!
 //! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
 //! where the file does) before a tensor is looked at; names, shapes and dtypes are compared with what the config asks for
-//! before a tensor is read; tensors are read one at a time. So a refusal costs at most what the files hold, whatever they
-//! claim. Every error is one sentence with the thing and the remedy.
+//! before a tensor is read; tensors are read one at a time. So rejecting a file costs no more memory than its real size,
+//! whatever sizes it claims. Every error is one sentence that names the file or tensor and the remedy.
 //!
-//! Weights that another tool has written again have lost their metadata: then names, shapes and values alone are compared.
+//! Weights that another tool has rewritten have no metadata: then only names, shapes and values are compared.
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
 use super::config::ModelConfig;
@@ -43,7 +43,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// The name of the index where the weights are in several files.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// The metadata's key.
+/// The key of the metadata.
 const KEY: &str = "flows";
 /// The longest header that safetensors knows.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -61,14 +61,14 @@ pub(super) fn at(path: &Path, what: impl std::fmt::Display) -> Error {
 struct ConfigFile {
     /// The version of this format; a newer one is refused with a sentence.
     format: u32,
-    /// The version of the library that wrote it, for people.
+    /// The version of the library that wrote it, for information.
     flows_version: String,
-    /// Trained scalars, for people.
+    /// Trained scalars, for information.
     parameters: usize,
     config: Value,
 }
 
-/// What the metadata says.
+/// The metadata of a weights file.
 #[derive(Serialize, Deserialize)]
 struct Meta {
     format: u32,
@@ -180,10 +180,10 @@ pub struct Stored {
     pub bytes: u64,
 }
 
-/// Looks at a saved folder without reading a tensor.
+/// What a saved folder holds, without reading a tensor.
 ///
 /// # Errors
-/// As [`Model::load`](super::Model::load), but for what only the tensors tell.
+/// As [`Model::load`](super::Model::load), except those that only the tensors' values show.
 pub fn stored(dir: &Path) -> Result<Stored> {
     let (config, hash) = read_config(dir)?;
     let weights = Weights::open(dir, &hash)?;
@@ -212,7 +212,7 @@ struct Place {
 pub(super) struct Weights {
     files: Vec<(PathBuf, Mutex<File>)>,
     places: BTreeMap<String, Place>,
-    /// What the shards so far say of all weights.
+    /// The hash of all weights according to the shards so far.
     hash: Option<String>,
 }
 
@@ -422,7 +422,7 @@ pub(super) fn write(
         .map_err(Error::wrap)?;
     let mut weight_map = BTreeMap::new();
     let mut total = 0;
-    // An earlier save is replaced when all of this one lies beside it.
+    // An earlier save is replaced only once all files of this one are written beside it.
     let mut written = Vec::new();
     for (i, shard) in shards.into_iter().enumerate() {
         let file =
@@ -449,7 +449,7 @@ pub(super) fn write(
         let json = serde_json::to_vec_pretty(&Index { metadata, weight_map }).map_err(Error::wrap)?;
         write_atomic(&index, &json)?;
     } else if index.exists() {
-        // An older, sharded save in the same folder would win over this file.
+        // The index of an older, sharded save would be read instead of this file.
         fs::remove_file(&index).map_err(|e| at(&index, e))?;
     }
     remove_stale(dir, &files)?;

@@ -33,7 +33,7 @@ pub enum Permutation {
     Reverse,
 }
 
-/// Everything that makes a Glow; saved as config.json.
+/// The settings of a Glow, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GlowConfig {
@@ -49,7 +49,7 @@ pub struct GlowConfig {
     pub depth: usize,
     /// Hidden channels of the couplings' networks.
     pub width: usize,
-    /// The coupling law.
+    /// The transform of the couplings.
     pub law: Law,
     /// What mixes the channels.
     pub permutation: Permutation,

@@ -61,7 +61,7 @@ impl Model {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_params(config, ParamStore::from_tensors(tensors, dtype, device))
+        Self::with_params(config, ParamStore::from_source(tensors, dtype, device))
     }
 
     fn with_params(config: ModelConfig, params: ParamStore) -> Result<Self> {
@@ -160,7 +160,7 @@ impl Model {
     }
 }
 
-/// A ready model from a saved folder: [`Model::load`].
+/// A model from a saved folder: [`Model::load`].
 ///
 /// # Errors
 /// As [`Model::load`].

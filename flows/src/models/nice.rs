@@ -12,17 +12,17 @@ use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// How dimensions change places.
+/// The permutation of the dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Even positions first, once; the halves then take turns (the paper's odd/even partition).
+    /// Even positions first, once; couplings then keep the two halves alternately (the paper's odd/even partition).
     EvenOdd,
     /// Reversed after each coupling, the first half always kept (the released code).
     Reverse,
 }
 
-/// Everything that makes a NICE; saved as config.json.
+/// The settings of a NICE, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NiceConfig {
@@ -32,11 +32,11 @@ pub struct NiceConfig {
     pub bits: u8,
     /// The first layers.
     pub preprocess: Preprocess,
-    /// How dimensions change places.
+    /// The permutation of the dimensions.
     pub order: Order,
     /// The hidden widths of each coupling's network.
     pub hidden: Vec<Vec<usize>>,
-    /// The coupling law.
+    /// The transform of the couplings.
     pub law: Law,
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,

@@ -6,7 +6,7 @@ use crate::params::ParamBuilder;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// What happens to x in [0, 2^bits) before the flow proper.
+/// The map of x in [0, 2^bits) before the first coupling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Preprocess {

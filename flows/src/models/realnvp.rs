@@ -16,7 +16,7 @@ use crate::transforms::{Affine, Partition, Scale, checkerboard};
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-/// Everything that makes a RealNVP; saved as config.json.
+/// The settings of a RealNVP, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RealNvpConfig {

@@ -10,8 +10,8 @@ use candle_core::{Result, Tensor};
 use std::sync::Mutex;
 
 /// A 3x3 convolution with Glow's optional edge-bias channel: a channel that is 1 on the padding and 0 inside, so that the
-/// network can tell the border from a zero. Its contribution is the same for every image, so the kernel's share is kept
-/// apart (`edge`, (O, 9)) and added as one (O, H W) map.
+/// network can tell the border from a zero. Its contribution is the same for every image, so the kernel of that
+/// channel is a parameter of its own (`edge`, (O, 9)), and its output is added as one (O, H W) map.
 struct Conv3x3 {
     weight: Param,
     edge: Option<Param>,
@@ -173,7 +173,7 @@ impl ConvNet {
     }
 }
 
-/// What a fused pass keeps.
+/// What a fused pass saves for the backward pass.
 struct Pass {
     params: ConvNetParams,
     saved: conv_net::SavedState,

@@ -14,7 +14,7 @@ pub struct Mlp {
     layers: Vec<(Param, Param)>,
 }
 
-/// How the layers start.
+/// The initial values of the layers.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     /// Weights U(-a, a), biases zero (the released code of NICE: a = .01).

@@ -47,18 +47,12 @@ struct WeightNormConv {
 }
 
 impl WeightNormConv {
-    fn new(
-        inputs: usize,
-        outputs: usize,
-        k: usize,
-        start: Start,
-        norm: bool,
-        vb: &ParamBuilder,
-    ) -> Result<Self> {
+    /// A k x k convolution; `norm` asks for weight norm.
+    fn new([inputs, outputs, k]: [usize; 3], start: Start, norm: bool, vb: &ParamBuilder) -> Result<Self> {
         let std = (2. / (inputs * k * k) as f64).sqrt();
         let (std, gain) = match start {
             Start::He => (std, 1.),
-            // With weight norm the magnitude carries the zero: a zero direction has no norm to divide by.
+            // With weight norm the magnitude is zero: a zero direction has no norm to divide by.
             Start::Zero => (if norm { std } else { 0. }, 0.),
         };
         let bias = vb.get(outputs, "bias", Init::Const(0.))?;
@@ -129,7 +123,7 @@ impl ResNet {
         let batch_norm =
             |channels: usize, vb: ParamBuilder| NetBatchNorm::new(channels, cfg.eps, cfg.momentum, &vb);
         let norm = |vb: ParamBuilder| cfg.batch_norm.then(|| batch_norm(f, vb)).transpose();
-        let conv = |k: usize, vb: ParamBuilder| WeightNormConv::new(f, f, k, Start::He, wn, &vb);
+        let conv = |k: usize, vb: ParamBuilder| WeightNormConv::new([f, f, k], Start::He, wn, &vb);
         let skip = |vb: ParamBuilder| cfg.skip.then(|| conv(1, vb)).transpose();
         let mut blocks = Vec::new();
         for i in 0..cfg.blocks {
@@ -146,11 +140,11 @@ impl ResNet {
         Ok(Self {
             input: cfg.norm_input.then(|| batch_norm(cfg.inputs, vb.pp("input"))).transpose()?,
             gains: cfg.channel_gains.then(gains).transpose()?,
-            first: WeightNormConv::new(inputs, f, 3, Start::He, wn, &vb.pp("first"))?,
+            first: WeightNormConv::new([inputs, f, 3], Start::He, wn, &vb.pp("first"))?,
             skip: skip(vb.pp("skip"))?,
             blocks,
             norm: norm(vb.pp("norm"))?,
-            last: WeightNormConv::new(f, cfg.outputs, 1, Start::Zero, wn, &vb.pp("last"))?,
+            last: WeightNormConv::new([f, cfg.outputs, 1], Start::Zero, wn, &vb.pp("last"))?,
             mask,
             cfg,
         })
@@ -164,7 +158,7 @@ fn norm_relu(norm: &Option<NetBatchNorm>, h: &Tensor, ctx: Ctx) -> Result<Tensor
     }
 }
 
-/// What a fused pass keeps.
+/// What a fused pass saves for the backward pass.
 struct Pass {
     params: ResNetParams,
     saved: res_net::SavedState,
