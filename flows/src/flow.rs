@@ -220,14 +220,9 @@ impl Flow {
     }
 
     /// `n` latents of the prior, (n, D).
-    pub(crate) fn draw(
-        &self,
-        n: usize,
-        rng: &mut impl Rng,
-        (dtype, device): (DType, &Device),
-    ) -> Result<Tensor> {
+    pub(crate) fn draw(&self, n: usize, rng: &mut impl Rng, to: (DType, &Device)) -> Result<Tensor> {
         let z = self.prior.draw(n * self.dims(), rng);
-        Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(to.0)?.to_device(to.1)
     }
 
     /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.

@@ -256,13 +256,16 @@ pub fn check_net(net: &dyn Net, shape: &[usize], params: &ParamStore, bound: f64
         let mut grads = Gradients::new(params);
         let (y, saved) = net.forward_saved(&x.as_tensor().detach(), ctx.with_grad(false))?;
         let gx = net.backward(saved, &gy, &mut grads)?;
-        let mut pairs = vec![("the output".to_string(), y, want.detach())];
-        let zero = |v: &Var| v.zeros_like();
-        pairs.push(("the input's gradient".into(), gx, store.get(&x).cloned().map_or_else(|| zero(&x), Ok)?));
-        let mut grads = grads.into_grads();
+        let or_zero = |g: Option<Tensor>, v: &Var| g.map_or_else(|| v.zeros_like(), Ok);
+        let of_x = or_zero(store.get(&x).cloned(), &x)?;
+        let mut pairs = vec![
+            ("the output".to_string(), y, want.detach()),
+            ("the input's gradient".to_string(), gx, of_x),
+        ];
+        let mut own = grads.into_grads();
         for (name, p) in params.trained() {
-            let of = |g: Option<Tensor>| g.map_or_else(|| zero(p.var()), Ok);
-            pairs.push((name.clone(), of(grads.remove(&name))?, of(store.get(p.var()).cloned())?));
+            let (own, of_graph) = (own.remove(&name), store.get(p.var()).cloned());
+            pairs.push((name, or_zero(own, p.var())?, or_zero(of_graph, p.var())?));
         }
         for (name, got, want) in pairs {
             let off = distance(&name, &got, &want)?;

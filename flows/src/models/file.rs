@@ -22,7 +22,7 @@
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
 use super::config::ModelConfig;
-use crate::params::Source;
+use crate::params::{Source, is_finite};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
@@ -386,24 +386,37 @@ fn read_whole(path: &Path, longest: u64) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// How a model is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// Bytes of tensors above which the weights are sharded.
+    pub max_shard_size: usize,
+    /// The dtype of floating-point tensors in the file.
+    pub dtype: Option<DType>,
+}
+
+impl Default for SaveOptions {
+    /// Shards of 5 GB, as the hub's libraries have it; the model's own dtype.
+    fn default() -> Self {
+        Self { max_shard_size: 5_000_000_000, dtype: None }
+    }
+}
+
 /// Writes config and weights; see [`Model::save`](super::Model::save).
 pub(super) fn write(
     dir: &Path,
     config: &ModelConfig,
     parameters: usize,
     tensors: Vec<(String, Tensor)>,
-    max_shard_size: usize,
-    dtype: Option<DType>,
+    &SaveOptions { max_shard_size, dtype }: &SaveOptions,
 ) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
     let mut size = 0;
     for (name, t) in tensors {
-        let t = match dtype {
-            Some(d) if t.dtype().is_float() => t.to_dtype(d)?,
-            _ => t,
-        };
-        if t.dtype().is_float() && dtype.is_some() && !crate::params::is_finite(&t.to_dtype(DType::F32)?)? {
+        let to = dtype.filter(|_| t.dtype().is_float());
+        let t = to.map_or(Ok(t.clone()), |dtype| t.to_dtype(dtype))?;
+        if to.is_some() && !is_finite(&t.to_dtype(DType::F32)?)? {
             bail!("tensor `{name}` holds numbers that {:?} cannot: save it as bf16 or f32", t.dtype());
         }
         let bytes = t.elem_count() * t.dtype().size_in_bytes();

@@ -141,6 +141,6 @@ impl GlowConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.shape, self.bits, vb)
+        levels.build(self.preprocess, self.bits, vb)
     }
 }

@@ -10,6 +10,7 @@ use candle_core::{Result, bail};
 
 /// The levels so far, and the shape that the next layer is given.
 pub(super) struct Levels {
+    image: [usize; 3],
     /// (C, H, W).
     pub(super) shape: [usize; 3],
     levels: Vec<Box<dyn Bijection>>,
@@ -22,7 +23,7 @@ impl Levels {
         if shape.contains(&0) {
             bail!("`shape` {shape:?} has no pixels");
         }
-        Ok(Self { shape, levels: Vec::new(), shapes: Vec::new() })
+        Ok(Self { image: shape, shape, levels: Vec::new(), shapes: Vec::new() })
     }
 
     /// Appends a squeeze to the level that is being built, one of `n`. The config names a level `level`, and would need no
@@ -48,18 +49,12 @@ impl Levels {
         self.shape[0] /= 2;
     }
 
-    /// The model of these levels after the preprocessing of images of `shape`, with a Gaussian prior.
-    pub(super) fn build(
-        self,
-        preprocess: Preprocess,
-        shape: [usize; 3],
-        bits: u8,
-        vb: &ParamBuilder,
-    ) -> Result<Built> {
+    /// The model of these levels after the preprocessing of images, with a Gaussian prior.
+    pub(super) fn build(self, preprocess: Preprocess, bits: u8, vb: &ParamBuilder) -> Result<Built> {
         let multiscale = Multiscale::new(self.levels, &self.shapes)?;
         let latent = multiscale.shapes().to_vec();
         let mut chain = Chain::new();
-        preprocess.push(&mut chain, &shape, bits, false, vb)?;
+        preprocess.push(&mut chain, &self.image, bits, false, vb)?;
         chain.push("", multiscale);
         Ok(Built { chain, prior: Prior::Gaussian, latent })
     }

@@ -1,7 +1,7 @@
 //! A model: a config with parameters and a flow.
 
 use super::config::ModelConfig;
-use super::file::{self, Weights};
+use super::file::{self, SaveOptions, Weights};
 use crate::bijections::split_levels;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory};
 use crate::flow::Flow;
@@ -23,22 +23,6 @@ impl std::ops::Deref for Model {
 
     fn deref(&self) -> &Flow {
         &self.flow
-    }
-}
-
-/// How a model is saved.
-#[derive(Clone, Copy, Debug)]
-pub struct SaveOptions {
-    /// Bytes of tensors above which the weights are sharded.
-    pub max_shard_size: usize,
-    /// The dtype of floating-point tensors in the file.
-    pub dtype: Option<DType>,
-}
-
-impl Default for SaveOptions {
-    /// Shards of 5 GB, as the hub's libraries have it; the model's own dtype.
-    fn default() -> Self {
-        Self { max_shard_size: 5_000_000_000, dtype: None }
     }
 }
 
@@ -134,8 +118,7 @@ impl Model {
     pub fn save(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let tensors: Vec<(String, Tensor)> =
             self.params.all().into_iter().map(|(n, p)| (n, p.value().clone())).collect();
-        let SaveOptions { max_shard_size, dtype } = *options;
-        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, max_shard_size, dtype)
+        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, options)
     }
 
     /// Loads a saved folder onto `device`; f16 and bf16 files are computed in f32, f64 ones in f64.

@@ -207,6 +207,6 @@ impl RealNvpConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.shape, self.bits, vb)
+        levels.build(self.preprocess, self.bits, vb)
     }
 }

@@ -83,6 +83,9 @@ pub struct ConvNet {
 
 impl ConvNet {
     /// Parameters `conv1`, `norm1`, `conv2`, `norm2`, `zero` under `vb`.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(
         inputs: usize,
         width: usize,

@@ -25,6 +25,9 @@ pub enum Start {
 
 impl Mlp {
     /// Layers of the given widths between `inputs` and `outputs`.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(
         inputs: usize,
         hidden: &[usize],

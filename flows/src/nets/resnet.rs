@@ -116,6 +116,9 @@ pub struct ResNet {
 
 impl ResNet {
     /// Parameters under `vb`; `mask` is (1, 1, H, W) and adds an input channel.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(cfg: ResNetConfig, mask: Option<Tensor>, vb: &ParamBuilder) -> Result<Self> {
         let wn = cfg.weight_norm;
         let f = cfg.features;
