@@ -73,11 +73,7 @@ impl Rule {
 /// # Errors
 /// When a gradient cannot be read from its device.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
-    let mut sum = 0.;
-    for g in grads.values() {
-        sum += update::sum_of_squares(g)?;
-    }
-    Ok(sum.sqrt())
+    Ok(grads.values().map(update::sum_of_squares).sum::<Result<f64>>()?.sqrt())
 }
 
 /// An update rule over all trained parameters, with its state.
@@ -97,12 +93,9 @@ impl Optimizer {
     /// When the device has no memory for the state.
     pub fn new(rule: Rule, params: &ParamStore) -> Result<Self> {
         let params = params.trained();
-        let mut state = BTreeMap::new();
-        for (name, p) in &params {
-            let v = p.value();
-            state.insert(name.clone(), Tensor::zeros((2, v.elem_count()), v.dtype(), v.device())?);
-        }
-        Ok(Self { rule, params, state, step: 0 })
+        let zeros = |v: &Tensor| Tensor::zeros((2, v.elem_count()), v.dtype(), v.device());
+        let state = params.iter().map(|(name, p)| Ok((name.clone(), zeros(p.value())?)));
+        Ok(Self { rule, state: state.collect::<Result<_>>()?, params, step: 0 })
     }
 
     /// Steps taken.

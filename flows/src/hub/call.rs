@@ -46,16 +46,9 @@ impl Fault {
             Self::Silent | Self::Ended => true,
             Self::Stopped => false,
             Self::Hub(error) => match &**error {
-                HFError::Http { context } => {
-                    context.status.is_server_error() || context.status.as_u16() == 412
-                }
-                error => matches!(
-                    error,
-                    HFError::Conflict { .. }
-                        | HFError::Request { .. }
-                        | HFError::MalformedResponse { .. }
-                        | HFError::Json(_)
-                ),
+                HFError::Http { context } => matches!(context.status.as_u16(), 412 | 500..),
+                HFError::Conflict { .. } | HFError::Request { .. } => true,
+                error => matches!(error, HFError::MalformedResponse { .. } | HFError::Json(_)),
             },
         }
     }
@@ -95,10 +88,28 @@ impl Trouble {
     fn stopped() -> Self {
         Self::here("stopped".to_owned())
     }
+
+    /// The hub could not be reached. Once a `file` is asked for its commit is known, and the cache must not serve another one.
+    fn out_of_reach(text: String, file: Option<&str>) -> Self {
+        Self { text, unreachable: file.is_none() }
+    }
 }
 
 /// What a request gives, or why it failed.
 pub(super) type Reply<T> = std::result::Result<T, Trouble>;
+
+/// What the hub says about an error, in parentheses, or nothing.
+fn server_message(error: &HFError) -> String {
+    let said = match error {
+        HFError::AuthRequired { context }
+        | HFError::Forbidden { context }
+        | HFError::Conflict { context }
+        | HFError::RateLimited { context, .. }
+        | HFError::Http { context } => context.server_message.as_deref().map(one_line),
+        _ => None,
+    };
+    said.filter(|said| !said.is_empty()).map_or_else(String::new, |said| format!(" (\"{said}\")"))
+}
 
 /// The innermost cause of an error, such as that of the operating system.
 fn cause(error: &dyn std::error::Error) -> String {
@@ -234,29 +245,32 @@ impl Hub {
     ) -> Trouble {
         let endpoint = &self.settings.endpoint;
         let during = file.map_or_else(String::new, |file| format!(" with {file} on its way"));
-        // Once a file is asked for, its commit is known, and an older one from the cache must not take its place.
-        let out_of_reach = |text: String| Trouble { text, unreachable: file.is_none() };
-        let error = match fault {
+        match fault {
             Fault::Silent => {
                 let seconds = self.settings.patience.as_secs();
-                return out_of_reach(format!(
+                let text = format!(
                     "the hub at {endpoint} or its storage has been silent for {seconds} seconds{during}: try again later"
-                ));
+                );
+                Trouble::out_of_reach(text, file)
             }
-            Fault::Stopped => return Trouble::stopped(),
-            Fault::Ended => return Trouble::here(format!("the hub's client broke off{during}: try again")),
-            Fault::Hub(error) => *error,
-        };
-        let said = match &error {
-            HFError::AuthRequired { context }
-            | HFError::Forbidden { context }
-            | HFError::Conflict { context }
-            | HFError::RateLimited { context, .. }
-            | HFError::Http { context } => context.server_message.as_deref().map(one_line),
-            _ => None,
-        };
-        let message =
-            said.filter(|said| !said.is_empty()).map_or_else(String::new, |said| format!(" (\"{said}\")"));
+            Fault::Stopped => Trouble::stopped(),
+            Fault::Ended => Trouble::here(format!("the hub's client broke off{during}: try again")),
+            Fault::Hub(error) => self.client_trouble(*error, repository, revision, file, &during),
+        }
+    }
+
+    /// What an error of the client means, as a message.
+    fn client_trouble(
+        &self,
+        error: HFError,
+        repository: &Repository,
+        revision: &Revision,
+        file: Option<&str>,
+        during: &str,
+    ) -> Trouble {
+        let endpoint = &self.settings.endpoint;
+        let out_of_reach = |text: String| Trouble::out_of_reach(text, file);
+        let message = server_message(&error);
         let token = &self.settings.token;
         let text = match error {
             HFError::AuthRequired { .. } if token.is_none() => format!(
@@ -275,9 +289,7 @@ impl Hub {
             ),
             HFError::RepoNotFound { .. }
             | HFError::RevisionNotFound { .. }
-            | HFError::EntryNotFound { .. } => {
-                return self.missing(repository, revision, file);
-            }
+            | HFError::EntryNotFound { .. } => return self.missing(repository, revision, file),
             HFError::Conflict { .. } => {
                 format!("{repository} is being changed by someone else{message}: try again when that is done")
             }
