@@ -17,22 +17,7 @@ impl Chain {
 
     /// Appends a layer; `name` appears in paths and messages.
     pub fn push(&mut self, name: impl Into<String>, layer: impl Bijection + 'static) {
-        self.push_boxed(name, Box::new(layer));
-    }
-
-    /// Appends a layer of a type that is not known when the program is compiled.
-    pub fn push_boxed(&mut self, name: impl Into<String>, layer: Box<dyn Bijection>) {
-        self.links.push(Link::new(name, layer));
-    }
-
-    /// The number of layers.
-    pub fn len(&self) -> usize {
-        self.links.len()
-    }
-
-    /// Whether this is the identity.
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.links.push(Link::new(name, Box::new(layer)));
     }
 }
 

@@ -107,17 +107,9 @@ impl Gradients {
     }
 
     /// Adds the gradients of parameters that candle's graph has computed.
-    ///
-    /// # Errors
-    /// As [`Gradients::add`].
-    pub fn absorb(&mut self, store: &GradStore) -> Result<()> {
+    fn add_all(&mut self, store: &GradStore) -> Result<()> {
         // The order in which a hash map gives them does not matter: each is added to its own sum.
-        for &id in store.get_ids() {
-            if self.names.contains_key(&id) {
-                self.add_id(id, store.get_id(id).expect("listed").detach())?;
-            }
-        }
-        Ok(())
+        store.get_ids().try_for_each(|&id| self.add_id(id, store.get_id(id).expect("listed").detach()))
     }
 
     /// The gradients by name.
@@ -192,7 +184,7 @@ impl Graph {
             .iter()
             .map(|v| store.remove(v.as_tensor()).map_or_else(|| zeros(v), |g| Ok(g.detach())))
             .collect::<Result<Vec<_>>>()?;
-        grads.absorb(&store)?;
+        grads.add_all(&store)?;
         Ok(of_inputs)
     }
 }

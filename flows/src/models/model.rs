@@ -66,11 +66,6 @@ impl Model {
         &self.params
     }
 
-    /// The flow alone.
-    pub fn flow(&self) -> &Flow {
-        &self.flow
-    }
-
     /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].
     ///
     /// # Errors
