@@ -168,7 +168,7 @@ impl ParamStore {
         ParamBuilder { store: self.0.clone(), path: String::new() }
     }
 
-    /// The device all parameters live on.
+    /// The device of all parameters.
     pub fn device(&self) -> &Device {
         &self.0.device
     }

@@ -278,7 +278,7 @@ impl Hub {
             File::create(folder.join("flows.lock"))
         };
         let file = open().map_err(|error| self.no_cache(&error.to_string()))?;
-        let mut told = false;
+        let mut logged = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Some(file)),
@@ -286,9 +286,9 @@ impl Hub {
                 // Some network file systems have no locks.
                 Err(TryLockError::Error(_)) => return Ok(None),
             }
-            if !told {
+            if !logged {
                 tracing::info!("another program is pulling {repository}: waiting for it");
-                told = true;
+                logged = true;
             }
             self.check_stopped()?;
             std::thread::sleep(Duration::from_millis(50));

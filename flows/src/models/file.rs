@@ -14,7 +14,7 @@
 //! saves are never read as one model; they replace an earlier save once all of them are written.
 //!
 //! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
-//! where the file does) before a tensor is looked at; names, shapes and dtypes are compared with what the config asks for
+//! where the file does) before any tensor is used; names, shapes and dtypes are compared with what the config asks for
 //! before a tensor is read; tensors are read one at a time. So rejecting a file costs no more memory than its real size,
 //! whatever sizes it claims. Every error is one sentence that names the file or tensor and the remedy.
 //!

@@ -1,7 +1,7 @@
 //! RealNVP (Dinh, Sohl-Dickstein, Bengio 2016, arXiv 1605.08803): affine couplings under checkerboard and channel-wise
 //! partitions, batch norm between them, several scales.
 //!
-//! Where the paper is silent and the released code is not (features per scale, the network's input, the order of shift
+//! Where only the released code gives a value (features per scale, the network's input, the order of shift
 //! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
 //! configuration: its depth and width are section 4.1's.
 
