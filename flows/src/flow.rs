@@ -136,7 +136,7 @@ impl Flow {
     /// For an x of another shape, and those of a layer.
     pub fn score<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<(Tensor, Tensor)> {
         self.check(x)?;
-        let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::none());
+        let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::default());
         let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, Memory::Store)?;
         let (graph, [prior]) = Graph::of(&z, |z| Ok([self.prior.log_prob(&z.flatten_from(1)?)?]))?;
         let one = log_det.ones_like()?.detach();
@@ -155,9 +155,9 @@ impl Flow {
         Drift::measure(self.bijection(), x, ctx, bound)
     }
 
-    /// Has [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
+    /// Makes [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
     pub fn store(&self, paths: &BTreeSet<String>) {
-        inspect::store(self.bijection(), paths);
+        inspect::store(self.bijection(), "", paths);
     }
 
     /// log p(x) of each example in nats, (B,). `context` is what a conditional model is given: `None`, or
@@ -198,9 +198,7 @@ impl Flow {
             bail!("there is no latent to decode: give at least one");
         }
         let x = self.bijection.inverse(z, context.into())?;
-        let mut shape = vec![b];
-        shape.extend(&self.shape);
-        x.reshape(shape)
+        x.reshape([&[b], self.shape()].concat())
     }
 
     /// `n` samples at a temperature: z ~ prior, x = f^-1(temperature z).
@@ -213,14 +211,18 @@ impl Flow {
         temperature: f64,
         rng: &mut impl Rng,
         context: impl Into<Context<'a>>,
-        (dtype, device): (DType, &Device),
+        to: (DType, &Device),
     ) -> Result<Tensor> {
         if !(temperature >= 0. && temperature.is_finite()) {
             bail!("a temperature is a number from 0 on, got {temperature}");
         }
+        self.decode(&(self.draw(n, rng, to)? * temperature)?, context)
+    }
+
+    /// `n` latents of the prior, (n, D).
+    pub(crate) fn draw(&self, n: usize, rng: &mut impl Rng, to: (DType, &Device)) -> Result<Tensor> {
         let z = self.prior.draw(n * self.dims(), rng);
-        let z = Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(dtype)?;
-        self.decode(&(z.to_device(device)? * temperature)?, context)
+        Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(to.0)?.to_device(to.1)
     }
 
     /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.

@@ -1,7 +1,7 @@
 //! Operations on exact latents: interpolation, attributes, single levels, missing pixels, and a trace of every layer.
 //!
 //! Tensors in, tensors out. An example x has exactly one latent z = f(x), and z exactly one example, which [`Flow::decode`]
-//! gives: there is no encoder that could be wrong. Latents are (B, D) as [`Flow::encode`] gives
+//! gives: no separate encoder approximates it. Latents are (B, D) as [`Flow::encode`] gives
 //! them; randomness is an argument.
 //!
 //! ```
@@ -47,7 +47,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// # Errors
 /// When the shapes differ or there is no t.
 pub fn lerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
-    between(a, b, t, |t| Ok((1. - t, t)))
+    between(a, b, t, |t| (1. - t, t))
 }
 
 /// Points on the arc between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
@@ -72,29 +72,28 @@ pub fn slerp(a: &Tensor, b: &Tensor, t: &[f64]) -> Result<Tensor> {
     if sin < 1e-6 && cos < 0. {
         bail!("two latents in opposite directions have no arc between them: use the straight line");
     }
-    between(a, b, t, |t| {
-        Ok(if sin < 1e-6 { (1. - t, t) } else { (((1. - t) * w).sin() / sin, (t * w).sin() / sin) })
-    })
+    if sin < 1e-6 {
+        return lerp(a, b, t);
+    }
+    between(a, b, t, |t| (((1. - t) * w).sin() / sin, (t * w).sin() / sin))
 }
 
 fn same_shape(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.shape() != b.shape() {
-        bail!(
-            "only tensors of equal shape have points between them, got {:?} and {:?}",
-            a.shape(),
-            b.shape()
-        );
+        let (a, b) = (a.shape(), b.shape());
+        bail!("only tensors of equal shape have points between them, got {a:?} and {b:?}");
     }
     Ok(())
 }
 
-fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f64, f64)>) -> Result<Tensor> {
+/// u a + v b for the weights (u, v) of each t, stacked.
+fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> (f64, f64)) -> Result<Tensor> {
     same_shape(a, b)?;
     if t.is_empty() {
         bail!("an interpolation needs at least one t");
     }
     let points = t.iter().map(|&t| {
-        let (u, v) = weights(t)?;
+        let (u, v) = weights(t);
         (a * u)? + (b * v)?
     });
     Tensor::stack(&points.collect::<Result<Vec<_>>>()?, 0)
@@ -106,7 +105,7 @@ fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> Result<(f
 /// v = mean(with) - mean(without)
 /// ```
 ///
-/// (Glow, section 6.) It is all that changes on average, so what goes together in the data goes together in v.
+/// (Glow, section 6.) v is all that differs on average: attributes that are correlated in the data are mixed in it.
 ///
 /// # Errors
 /// When there is no latent on one side, or their dimensions differ.
@@ -144,9 +143,8 @@ pub fn apply(z: &Tensor, direction: &Tensor, strengths: &[f64]) -> Result<Tensor
 /// # Errors
 /// When the device has no memory left.
 pub fn prior(model: &Model, n: usize, seed: u64) -> Result<Tensor> {
-    let z = model.prior().draw(n * model.dims(), &mut rng_for(seed, "sample"));
     let params = model.params();
-    Tensor::from_vec(z, (n, model.dims()), &Device::Cpu)?.to_dtype(params.dtype())?.to_device(params.device())
+    model.draw(n, &mut rng_for(seed, "sample"), (params.dtype(), params.device()))
 }
 
 /// The inverse of [`Model::levels`]: each level's (B, C, H, W) put together to z (B, D).
@@ -282,7 +280,7 @@ impl Inpainting {
     }
 }
 
-/// Fills in what is missing of x (B, ..) by climbing log p from `start`, the known values fixed:
+/// Fills in what is missing of x (B, ..) by gradient ascent of log p from `start`, the known values fixed:
 ///
 /// ```text
 /// x_0     = known x + (1 - known) start
@@ -292,12 +290,12 @@ impl Inpainting {
 ///
 /// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
 /// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from
-/// `first` to `last`. And what is far from all data, such as the paper's noise, is where a flow's log p leads nowhere: so the
-/// climb starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
+/// `first` to `last`. Far from all data, as at the paper's noise, the gradient of a flow's log p does not lead to data: so the
+/// ascent starts from what the caller gives, best a sample of the flow, and adds no noise. It finds one likely completion for
 /// each start, smoother than data are, since it is a peak of the density and no draw from p(missing | known).
 ///
 /// `known` is 1 where a value is kept and 0 where it is missing, of a shape that broadcasts to x; `start` has x's shape.
-/// Gives the filled examples, of x's shape, and log p (steps + 1, B) on the way.
+/// Gives the filled examples, of x's shape, and log p before each step and at the end, (steps + 1, B).
 ///
 /// # Errors
 /// When nothing is missing, the range is empty, or a gradient is not finite.
@@ -313,7 +311,7 @@ pub fn inpaint<'a>(
         .map(|done| done.expect("it goes on to its last step"))
 }
 
-/// As [`inpaint`], for as long as `go_on` says so before each step; `None` once it does not.
+/// As [`inpaint`], but `go_on` is asked before each step; `None` when it answers no.
 ///
 /// # Errors
 /// Those of [`inpaint`].

@@ -73,11 +73,7 @@ impl Rule {
 /// # Errors
 /// When a gradient cannot be read from its device.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
-    let mut sum = 0.;
-    for g in grads.values() {
-        sum += update::sum_of_squares(g)?;
-    }
-    Ok(sum.sqrt())
+    Ok(grads.values().map(update::sum_of_squares).sum::<Result<f64>>()?.sqrt())
 }
 
 /// An update rule over all trained parameters, with its state.
@@ -97,12 +93,9 @@ impl Optimizer {
     /// When the device has no memory for the state.
     pub fn new(rule: Rule, params: &ParamStore) -> Result<Self> {
         let params = params.trained();
-        let mut state = BTreeMap::new();
-        for (name, p) in &params {
-            let v = p.value();
-            state.insert(name.clone(), Tensor::zeros((2, v.elem_count()), v.dtype(), v.device())?);
-        }
-        Ok(Self { rule, params, state, step: 0 })
+        let zeros = |v: &Tensor| Tensor::zeros((2, v.elem_count()), v.dtype(), v.device());
+        let state = params.iter().map(|(name, p)| Ok((name.clone(), zeros(p.value())?)));
+        Ok(Self { rule, state: state.collect::<Result<_>>()?, params, step: 0 })
     }
 
     /// Steps taken.
@@ -130,7 +123,7 @@ impl Optimizer {
         &self.state
     }
 
-    /// Takes over a saved state.
+    /// Restores a saved state.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
@@ -141,7 +134,8 @@ impl Optimizer {
     }
 }
 
-/// Overwrites the values of `tensors` by those of the same names in `saved`. In place, for a recorded update holds addresses.
+/// Overwrites the values of `tensors` by those of the same names in `saved`. In place, because a recorded CUDA
+/// graph holds their addresses.
 fn restore(tensors: &BTreeMap<String, Tensor>, saved: &BTreeMap<String, Tensor>, what: &str) -> Result<()> {
     for (name, t) in tensors {
         match saved.get(name) {
@@ -175,14 +169,11 @@ impl Ema {
     /// # Errors
     /// When the device has no memory for the copies.
     pub fn new(decay: f64, params: &ParamStore) -> Result<Self> {
-        let mut average = BTreeMap::new();
-        for (name, p) in params.trained() {
-            average.insert(name, p.value().copy()?);
-        }
-        Ok(Self { decay, params: params.clone(), average, step: 0 })
+        let copies = params.trained().into_iter().map(|(name, p)| Ok((name, p.value().copy()?)));
+        Ok(Self { decay, params: params.clone(), average: copies.collect::<Result<_>>()?, step: 0 })
     }
 
-    /// Starts anew from the parameters as they are.
+    /// Restarts from the current parameters.
     ///
     /// # Errors
     /// When a copy on the device fails.
@@ -201,7 +192,7 @@ impl Ema {
         self.decay.min((1. + t) / (10. + t))
     }
 
-    /// Follows the parameters by one step.
+    /// One update of the average.
     ///
     /// # Errors
     /// When an operation on the device fails.
@@ -223,7 +214,7 @@ impl Ema {
         self.step
     }
 
-    /// Takes over saved averages.
+    /// Restores saved averages.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
@@ -385,8 +376,8 @@ impl Updater {
         Ok(())
     }
 
-    /// Counts an update as failed if its mean log p(x) is not finite, and whether it did: for a backward pass that ended in an
-    /// error. Always false on a GPU, where it is not read.
+    /// Whether the mean log p(x) of an update is not finite; the update then counts as failed. It tells whether that explains a
+    /// backward pass that ended in an error. Always false on a GPU, where `log_prob` is not read.
     ///
     /// # Errors
     /// When `log_prob` is no scalar.

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// How a parameter starts.
+/// The initial values of a parameter.
 pub enum Init<'a> {
     /// Every element the same.
     Const(f64),
@@ -129,7 +129,7 @@ enum Origin {
     Seed,
     /// Every tensor must come from here.
     Source(Box<dyn Source>),
-    /// The model is built and its source let go.
+    /// The model is built and the source is dropped.
     Done,
 }
 
@@ -152,12 +152,8 @@ impl ParamStore {
         Self::with_origin(seed, dtype, device, Origin::Seed)
     }
 
-    /// Parameters that must all be found in `tensors`, with the shapes the model asks for.
-    pub fn from_tensors(tensors: BTreeMap<String, Tensor>, dtype: DType, device: &Device) -> Self {
-        Self::from_source(tensors, dtype, device)
-    }
-
-    /// As [`ParamStore::from_tensors`], each tensor read when a layer asks for it and after its shape was compared.
+    /// Parameters that must all be found in `source`, with the shapes the model asks for. Each tensor is read when a layer asks
+    /// for it and after its shape was compared.
     pub fn from_source(source: impl Source + 'static, dtype: DType, device: &Device) -> Self {
         Self::with_origin(0, dtype, device, Origin::Source(Box::new(source)))
     }
@@ -172,7 +168,7 @@ impl ParamStore {
         ParamBuilder { store: self.0.clone(), path: String::new() }
     }
 
-    /// The device all parameters live on.
+    /// The device of all parameters.
     pub fn device(&self) -> &Device {
         &self.0.device
     }
@@ -193,10 +189,10 @@ impl ParamStore {
         let entries = self.0.entries.lock().unwrap();
         let extra: BTreeSet<_> = source.names().into_iter().filter(|k| !entries.contains_key(k)).collect();
         if let Some(name) = extra.first() {
+            let n = extra.len();
             bail!(
-                "{} tensor(s) in the file belong to no layer of this model, the first is `{name}`: the config and the \
-                 weights are not of the same model, fetch both again",
-                extra.len()
+                "{n} tensor(s) in the file belong to no layer of this model, the first is `{name}`: the config and the \
+                 weights are not of the same model, fetch both again"
             )
         }
         *origin = Origin::Done;
@@ -232,9 +228,8 @@ impl ParamStore {
         for (name, p) in self.trained() {
             let v = p.value();
             let mut rng = rng_for(seed, &name);
-            let noise: Vec<f64> =
-                (0..v.elem_count()).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect();
-            let noise = Tensor::from_vec(noise, v.shape(), v.device())?.to_dtype(v.dtype())?;
+            let noise = Tensor::from_vec(normal(v.elem_count(), std, &mut rng), v.shape(), v.device())?;
+            let noise = noise.to_dtype(v.dtype())?;
             p.set(&(v + noise)?)?;
         }
         Ok(())
@@ -261,6 +256,36 @@ impl ParamStore {
 pub fn is_finite(t: &Tensor) -> Result<bool> {
     let s = t.sub(t)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
     Ok(s == 0.)
+}
+
+/// `n` independent draws from N(0, std^2).
+pub(crate) fn normal(n: usize, std: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
+    (0..n).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect()
+}
+
+/// The tensor `key` of a model's file, which must have this shape and finite numbers of this kind of dtype.
+fn load(source: &dyn Source, key: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
+    let Some((held, found)) = source.info(key) else {
+        bail!("tensor `{key}` is missing from the weights: they are not of this model, fetch both again")
+    };
+    if found != *shape {
+        bail!(
+            "tensor `{key}` has shape {:?}, the model needs {:?}: the config and the weights are not of the same model, \
+             fetch both again",
+            found.dims(),
+            shape.dims()
+        );
+    }
+    if held.is_float() != dtype.is_float() {
+        bail!(
+            "tensor `{key}` has dtype {held:?}, the model needs {dtype:?}: save the weights again as floats, indices as u32"
+        );
+    }
+    let t = source.read(key)?.to_dtype(dtype)?;
+    if dtype.is_float() && !is_finite(&t)? {
+        bail!("tensor `{key}` holds a NaN or an infinity: the weights are damaged, fetch them again");
+    }
+    Ok(t)
 }
 
 /// A generator whose stream depends on `seed` and `name` only (64-bit FNV-1a of the name fills the second key word).
@@ -339,52 +364,23 @@ impl ParamBuilder {
         let key = self.key(name);
         let tensor = match &*self.store.origin.lock().unwrap() {
             Origin::Done => bail!("`{key}` is asked for after the model was built"),
-            Origin::Source(source) => {
-                let Some((held, found)) = source.info(&key) else {
-                    bail!(
-                        "tensor `{key}` is missing from the weights: they are not of this model, fetch both again"
-                    )
-                };
-                if found != shape {
-                    bail!(
-                        "tensor `{key}` has shape {:?}, the model needs {:?}: the config and the weights are not of the \
-                         same model, fetch both again",
-                        found.dims(),
-                        shape.dims()
-                    );
-                }
-                if held.is_float() != dtype.is_float() {
-                    bail!(
-                        "tensor `{key}` has dtype {held:?}, the model needs {dtype:?}: save the weights again as floats, \
-                         indices as u32"
-                    );
-                }
-                let t = source.read(&key)?.to_device(&self.store.device)?.to_dtype(dtype)?;
-                if dtype.is_float() && !is_finite(&t)? {
-                    bail!(
-                        "tensor `{key}` holds a NaN or an infinity: the weights are damaged, fetch them again"
-                    );
-                }
-                t
-            }
+            Origin::Source(source) => load(source.as_ref(), &key, &shape, dtype)?,
             Origin::Seed => {
                 let n = shape.elem_count();
                 let mut rng = self.rng(name);
                 let values: Vec<f64> = match init {
                     Init::Const(v) => vec![v; n],
-                    Init::Normal(std) => (0..n).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect(),
+                    Init::Normal(std) => normal(n, std, &mut rng),
                     Init::Uniform(a) => (0..n).map(|_| rng.random_range(-a..=a)).collect(),
                     Init::With(f) => f(&mut rng),
                 };
                 if values.len() != n {
                     bail!("the initial values of `{key}` are {} numbers, not {n}", values.len());
                 }
-                Tensor::from_vec(values, shape, &Device::Cpu)?
-                    .to_dtype(dtype)?
-                    .to_device(&self.store.device)?
+                Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?
             }
         };
-        let param = Param::new(&tensor)?;
+        let param = Param::new(&tensor.to_device(&self.store.device)?)?;
         let entry = Entry { param: param.clone(), trained };
         if self.store.entries.lock().unwrap().insert(key.clone(), entry).is_some() {
             bail!("two layers ask for the same parameter `{key}`: give them different paths");
@@ -408,26 +404,21 @@ impl candle_nn::var_builder::SimpleBackend for ParamBuilder {
         _dtype: DType,
         _device: &Device,
     ) -> Result<Tensor> {
-        let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1);
-        let p = match init {
-            candle_nn::Init::Const(v) => ParamBuilder::get(self, shape, name, Init::Const(v)),
+        let n = shape.elem_count();
+        let values = |rng: &mut ChaCha8Rng| match init {
+            candle_nn::Init::Const(v) => vec![v; n],
             candle_nn::Init::Randn { mean, stdev } => {
-                let n = shape.elem_count();
-                let draw = |rng: &mut ChaCha8Rng| {
-                    (0..n).map(|_| mean + stdev * rng.sample::<f64, _>(StandardNormal)).collect()
-                };
-                ParamBuilder::get(self, shape, name, Init::With(&draw))
+                normal(n, stdev, rng).iter().map(|x| mean + x).collect()
             }
-            candle_nn::Init::Uniform { lo, up } => {
-                let n = shape.elem_count();
-                let draw = |rng: &mut ChaCha8Rng| (0..n).map(|_| rng.random_range(lo..=up)).collect();
-                ParamBuilder::get(self, shape, name, Init::With(&draw))
-            }
+            candle_nn::Init::Uniform { lo, up } => (0..n).map(|_| rng.random_range(lo..=up)).collect(),
             // candle's default for linear and convolution weights, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
             candle_nn::Init::Kaiming { .. } => {
-                ParamBuilder::get(self, shape, name, Init::Uniform((fan_in as f64).powf(-0.5)))
+                let fan_in = shape.dims().iter().skip(1).product::<usize>().max(1);
+                let a = (fan_in as f64).powf(-0.5);
+                (0..n).map(|_| rng.random_range(-a..=a)).collect()
             }
-        }?;
+        };
+        let p = ParamBuilder::get(self, shape.clone(), name, Init::With(&values))?;
         Ok(p.var().as_tensor().clone())
     }
 
@@ -468,7 +459,7 @@ mod tests {
     fn loading_is_strict() -> Result<()> {
         let t = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
         let src = BTreeMap::from([("a.w".to_string(), t(3)), ("b".to_string(), t(1))]);
-        let p = ParamStore::from_tensors(src, DType::F32, &Device::Cpu);
+        let p = ParamStore::from_source(src, DType::F32, &Device::Cpu);
         let err = |r: Result<Param>| r.unwrap_err().to_string();
         assert!(err(p.vb().get(3, "w", Init::Const(0.))).contains("`w` is missing"));
         assert!(err(p.vb().pp("a").get(4, "w", Init::Const(0.))).contains("`a.w` has shape [3]"));

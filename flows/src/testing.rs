@@ -7,7 +7,7 @@
 //! and [`Bijection::backward`] finds the gradients that candle's graph finds, with stored and with reconstructed inputs, in
 //! evaluation and in training.
 //!
-//! [`check_net`] holds a network's own backward to candle's graph in the same way.
+//! [`check_net`] compares a network's own backward with candle's graph in the same way.
 //!
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Perturb the
 //! parameters first ([`ParamStore::perturb`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
@@ -15,10 +15,9 @@
 use crate::core::inspect::visit;
 use crate::core::{Bijection, Context, Ctx, Gradients, Memory, Mode, Net};
 use crate::ops::linalg;
-use crate::params::{ParamStore, rng_for};
+use crate::params::{self, ParamStore, rng_for};
 use candle_core::{DType, Result, Tensor, Var, bail};
 use rand::Rng;
-use rand_distr::StandardNormal;
 
 /// The largest deviations allowed (and, as a result, met).
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +34,9 @@ pub struct Deviation {
 }
 
 impl Deviation {
-    /// What single layers are held to in f64.
+    /// The bounds for single layers in f64.
     pub const LAYER: Self = Self { inverse: 1e-9, log_det: 1e-8, gradient: 1e-6, backward: 1e-9 };
-    /// What whole models are held to in f64.
+    /// The bounds for whole models in f64.
     pub const MODEL: Self = Self { inverse: 1e-6, log_det: 1e-6, gradient: 1e-6, backward: 1e-9 };
 }
 
@@ -51,14 +50,27 @@ fn ctx(context: Context) -> Ctx {
 /// # Errors
 /// When the device has no memory left.
 pub fn normal(shape: &[usize], seed: u64, like: &candle_core::Device) -> Result<Tensor> {
-    let n: usize = shape.iter().product();
-    let mut rng = rng_for(seed, "testing");
-    let v: Vec<f64> = (0..n).map(|_| rng.sample(StandardNormal)).collect();
-    Tensor::from_vec(v, shape, like)
+    let n = shape.iter().product();
+    Tensor::from_vec(params::normal(n, 1., &mut rng_for(seed, "testing")), shape, like)
 }
 
 fn max_abs(t: &Tensor) -> Result<f64> {
     t.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()
+}
+
+/// max |got - want| / (1 + max |want|).
+///
+/// # Errors
+/// When `got` has another shape or is not finite, naming it as `what`.
+fn distance(what: &str, got: &Tensor, want: &Tensor) -> Result<f64> {
+    if got.shape() != want.shape() {
+        bail!("{what} has shape {:?}, not {:?}", got.shape(), want.shape());
+    }
+    // The largest difference leaves out a NaN.
+    if !params::is_finite(got)? {
+        bail!("{what} is not finite");
+    }
+    Ok(max_abs(&(got - want)?)? / (1. + max_abs(want)?))
 }
 
 /// Measures the deviations on a batch x in f64, at most 64 dimensions; `params` are the trained ones.
@@ -99,12 +111,8 @@ fn check_one(
     if log_det.dims() != [x.dim(0)?] {
         bail!("log-det has shape {:?}, not ({},)", log_det.shape(), x.dim(0)?);
     }
-    let back = f.inverse(&z.detach(), context)?;
-    if back.shape() != x.shape() {
-        bail!("the inverse has shape {:?}, the input {:?}", back.shape(), x.shape());
-    }
     let met = Deviation {
-        inverse: max_abs(&(back - x)?)? / (1. + max_abs(x)?),
+        inverse: distance("the inverse", &f.inverse(&z.detach(), context)?, x)?,
         log_det: log_det_deviation(f, x, context, &log_det.detach())?,
         gradient: gradient_deviation(f, x, context, params, whole)?,
         backward: backward_deviation(f, x, context, params)?,
@@ -211,28 +219,21 @@ fn backward_deviation(f: &dyn Bijection, x: &Tensor, context: Context, params: &
             let (y, _, saved) = f.forward_saved(x, ctx, memory)?;
             let (reconstructed, gx) = f.backward(&y, saved, (&gz, &grad_log_det), ctx, &mut grads)?;
             let grads = grads.into_grads();
-            let mut pairs = vec![(y, z.detach()), (reconstructed, x.clone())];
-            pairs.push((gx, store.get(&leaf).cloned().map_or_else(|| leaf.zeros_like(), Ok)?));
+            let of_x = store.get(&leaf).cloned().map_or_else(|| leaf.zeros_like(), Ok)?;
+            worst = worst.max(distance("the output of the saved pass", &y, &z.detach())?);
+            worst = worst.max(distance("the input of the backward pass", &reconstructed, x)?);
+            worst = worst.max(distance("the gradient of the input", &gx, &of_x)?);
             for (name, p) in params.trained() {
                 match (grads.get(&name), store.get(p.var())) {
-                    (Some(a), Some(b)) => pairs.push((a.clone(), b.clone())),
+                    (Some(a), Some(b)) => {
+                        worst = worst.max(distance(&format!("the gradient of `{name}`"), a, b)?);
+                    }
                     (None, None) => {}
                     (a, _) => {
-                        let who = if a.is_some() { "the graph" } else { "the layer's own backward" };
-                        bail!("{who} has no gradient of `{name}` under {mode:?}, {memory:?}");
+                        let which = if a.is_some() { "the graph" } else { "the layer's own backward" };
+                        bail!("{which} has no gradient of `{name}` under {mode:?}, {memory:?}");
                     }
                 }
-            }
-            for (a, b) in pairs {
-                if a.shape() != b.shape() {
-                    bail!("a gradient of shape {:?} came back as {:?}", b.shape(), a.shape());
-                }
-                let off = max_abs(&(&a - &b)?)? / (1. + max_abs(&b)?);
-                // max ignores a NaN.
-                if !crate::params::is_finite(&a)? {
-                    bail!("a gradient is not finite under {mode:?}, {memory:?}");
-                }
-                worst = worst.max(off);
             }
         }
     }
@@ -255,17 +256,20 @@ pub fn check_net(net: &dyn Net, shape: &[usize], params: &ParamStore, bound: f64
         let mut grads = Gradients::new(params);
         let (y, saved) = net.forward_saved(&x.as_tensor().detach(), ctx.with_grad(false))?;
         let gx = net.backward(saved, &gy, &mut grads)?;
-        let mut pairs = vec![("the output".to_string(), y, want.detach())];
-        let zero = |v: &Var| v.zeros_like();
-        pairs.push(("the input's gradient".into(), gx, store.get(&x).cloned().map_or_else(|| zero(&x), Ok)?));
-        let mut grads = grads.into_grads();
+        let or_zero = |g: Option<Tensor>, v: &Var| g.map_or_else(|| v.zeros_like(), Ok);
+        let of_x = or_zero(store.get(&x).cloned(), &x)?;
+        let mut pairs = vec![
+            ("the output".to_string(), y, want.detach()),
+            ("the input's gradient".to_string(), gx, of_x),
+        ];
+        let mut own = grads.into_grads();
         for (name, p) in params.trained() {
-            let of = |g: Option<Tensor>| g.map_or_else(|| zero(p.var()), Ok);
-            pairs.push((name.clone(), of(grads.remove(&name))?, of(store.get(p.var()).cloned())?));
+            let (own, of_graph) = (own.remove(&name), store.get(p.var()).cloned());
+            pairs.push((name, or_zero(own, p.var())?, or_zero(of_graph, p.var())?));
         }
         for (name, got, want) in pairs {
-            let off = max_abs(&(&got - &want)?)? / (1. + max_abs(&want)?);
-            if off.is_nan() || off > bound || !crate::params::is_finite(&got)? {
+            let off = distance(&name, &got, &want)?;
+            if off.is_nan() || off > bound {
                 bail!("{name} is off by {off:e} under {mode:?}, {bound:e} is allowed");
             }
         }

@@ -64,14 +64,10 @@ impl ChannelPrior {
     /// # Errors
     /// When `vb` has no such tensors.
     pub fn new(channels: usize, classes: Option<usize>, vb: &ParamBuilder) -> Result<Self> {
-        let emb = match classes {
-            Some(n) => Some(vb.get((n, 2 * channels), "emb", Init::Const(0.))?),
-            None => None,
-        };
         Ok(Self {
             bias: vb.get(2 * channels, "bias", Init::Const(0.))?,
             gain: vb.get(2 * channels, "gain", Init::Const(0.))?,
-            emb,
+            emb: classes.map(|n| vb.get((n, 2 * channels), "emb", Init::Const(0.))).transpose()?,
         })
     }
 

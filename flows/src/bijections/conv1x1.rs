@@ -98,7 +98,7 @@ impl Conv1x1 {
         Ok(Self { form, inverse: Mutex::default() })
     }
 
-    /// W and log |det W|, in the graph if `grad`, and W^-1 where the log-det gives it for nothing.
+    /// W and log |det W|, in the graph if `grad`, and W^-1 where it is computed with the log-det.
     fn weight(&self, grad: bool) -> Result<(Tensor, Tensor, Option<Tensor>)> {
         match &self.form {
             Form::Plain(p) => {
@@ -170,12 +170,7 @@ impl Bijection for Conv1x1 {
 
     fn forward_saved(&self, x: &Tensor, _: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
         let (z, log_det, inverse) = self.pass(x, false)?;
-        let saved = if memory == Memory::Store {
-            SavedState::new((x.clone(), inverse))
-        } else {
-            SavedState::nothing()
-        };
-        Ok((z, log_det, saved))
+        Ok((z, log_det, SavedState::if_stored(memory, (x.clone(), inverse))))
     }
 
     fn backward(

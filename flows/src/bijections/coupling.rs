@@ -32,7 +32,22 @@ impl Coupling {
         Self { partition, net: Box::new(net), transform: Box::new(transform) }
     }
 
-    /// A network's output `h`, contiguous, and the part of `x` that it is for.
+    /// A coupling of `channels` channels, whose network `net` makes for its numbers of input and output channels.
+    ///
+    /// # Errors
+    /// Those of `net`.
+    pub fn with_net<N: Net + 'static>(
+        partition: Partition,
+        transform: Box<dyn Transform>,
+        channels: usize,
+        net: impl FnOnce(usize, usize) -> Result<N>,
+    ) -> Result<Self> {
+        let (inputs, changed) = partition.channels(channels);
+        let net = Box::new(net(inputs, transform.params_per_element() * changed)?);
+        Ok(Self { partition, net, transform })
+    }
+
+    /// The output `h` of the network, contiguous, and the part of `x` that it is for.
     fn with_changed(&self, x: &Tensor, h: &Tensor) -> Result<(Tensor, Changed<'_>)> {
         let changed = self.partition.changed(x)?;
         changed.check(x, h, self.transform.params_per_element())?;
@@ -89,11 +104,7 @@ impl Bijection for Coupling {
         };
         let (h, changed) = self.with_changed(&x, &h)?;
         let (z, log_det) = self.transform.forward_whole(&x, &h, &changed, ctx)?;
-        let saved = match memory {
-            Memory::Store => SavedState::new(Pass { x, h, net }),
-            Memory::Recompute => SavedState::nothing(),
-        };
-        Ok((z, log_det, saved))
+        Ok((z, log_det, SavedState::if_stored(memory, Pass { x, h, net })))
     }
 
     fn backward(

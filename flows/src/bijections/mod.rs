@@ -2,7 +2,7 @@
 
 mod act_norm;
 mod affine;
-pub(crate) mod batch_norm;
+mod batch_norm;
 mod conv1x1;
 mod coupling;
 mod multiscale;

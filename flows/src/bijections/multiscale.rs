@@ -1,6 +1,6 @@
 //! The multi-scale architecture (RealNVP section 3.6): after each level half of the channels are factored out.
 
-use crate::core::{Bijection, Composite, Context, Ctx, Link, RunLayer, RunReversed};
+use crate::core::{Bijection, Composite, Link, RunLayer, RunReversed};
 use candle_core::{Result, Tensor, bail};
 
 /// ```text
@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 /// ```
 ///
 /// The first half of the channels goes on, the second is factored out. The latent is one (B, D) tensor, levels in the
-/// order in which they are factored out, so nothing of it is ever dropped; [`Multiscale::levels`] gives the parts back.
+/// order in which they are factored out, so nothing of it is dropped; [`Multiscale::levels`] splits it again.
 ///
 /// Glow's learned split prior is the last coupling of a level: it transforms the second half given the first. Its top
 /// prior is the last layer of the last level. So the prior that remains is N(0, I) for all.
@@ -43,7 +43,6 @@ impl Multiscale {
     }
 
     /// The shape (C, H, W) of each level's latent.
-    #[must_use]
     pub fn shapes(&self) -> &[[usize; 3]] {
         &self.shapes
     }
@@ -71,20 +70,6 @@ pub(crate) fn split_levels(z: &Tensor, shapes: &[[usize; 3]]) -> Result<Vec<Tens
         at += c * h * w;
     }
     Ok(out)
-}
-
-impl Bijection for Multiscale {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        self.forward_links(x, ctx)
-    }
-
-    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        self.inverse_links(z, context)
-    }
-
-    fn composite(&self) -> Option<&dyn Composite> {
-        Some(self)
-    }
 }
 
 impl Composite for Multiscale {

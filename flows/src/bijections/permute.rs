@@ -4,6 +4,7 @@ use crate::core::{Bijection, Context, Ctx, zeros_per_example};
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
 /// ```text
 /// z_d = x_{index_d},     log-det = 0
@@ -33,8 +34,10 @@ pub(super) fn invert(ids: &[u32], vb: &ParamBuilder) -> Result<Vec<u32>> {
 }
 
 impl Permute {
-    fn new(n: usize, vb: &ParamBuilder, init: Init) -> Result<Self> {
-        let index = vb.indices(n, "index", init)?;
+    /// The permutation that `vb` has, or else the one of `order`.
+    fn new(n: usize, vb: &ParamBuilder, order: impl Fn(&mut ChaCha8Rng) -> Vec<usize>) -> Result<Self> {
+        let init = |rng: &mut ChaCha8Rng| order(rng).into_iter().map(|i| i as f64).collect();
+        let index = vb.indices(n, "index", Init::With(&init))?;
         let inverse = invert(&index.value().to_vec1()?, vb)?;
         let inverse = Tensor::new(inverse, index.value().device())?;
         Ok(Self { index, inverse })
@@ -45,19 +48,15 @@ impl Permute {
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
     pub fn even_odd(n: usize, vb: &ParamBuilder) -> Result<Self> {
-        Self::new(
-            n,
-            vb,
-            Init::With(&|_| (0..n).step_by(2).chain((1..n).step_by(2)).map(|i| i as f64).collect()),
-        )
+        Self::new(n, vb, |_| (0..n).step_by(2).chain((1..n).step_by(2)).collect())
     }
 
-    /// The last first.
+    /// The positions in reverse order.
     ///
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
     pub fn reverse(n: usize, vb: &ParamBuilder) -> Result<Self> {
-        Self::new(n, vb, Init::With(&|_| (0..n).rev().map(|i| i as f64).collect()))
+        Self::new(n, vb, |_| (0..n).rev().collect())
     }
 
     /// z_d = x_order(d).
@@ -65,7 +64,7 @@ impl Permute {
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
     pub fn given(order: &[usize], vb: &ParamBuilder) -> Result<Self> {
-        Self::new(order.len(), vb, Init::With(&|_| order.iter().map(|&i| i as f64).collect()))
+        Self::new(order.len(), vb, |_| order.to_vec())
     }
 
     /// A random permutation, fixed by the parameters' seed.
@@ -73,15 +72,11 @@ impl Permute {
     /// # Errors
     /// When the indices that `vb` has are no permutation of this size.
     pub fn shuffle(n: usize, vb: &ParamBuilder) -> Result<Self> {
-        Self::new(
-            n,
-            vb,
-            Init::With(&|rng| {
-                let mut v: Vec<f64> = (0..n).map(|i| i as f64).collect();
-                v.shuffle(rng);
-                v
-            }),
-        )
+        Self::new(n, vb, |rng| {
+            let mut order: Vec<usize> = (0..n).collect();
+            order.shuffle(rng);
+            order
+        })
     }
 }
 

@@ -78,7 +78,7 @@ impl Bijection for Rescale {
     }
 }
 
-/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so it is said, not guessed.
+/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so configs state it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogitScale {
@@ -173,11 +173,8 @@ impl Whiten {
     pub fn fit(&self, data: &Tensor) -> Result<()> {
         let (n, d) = data.dims2()?;
         if n < 2 || d != self.mean.value().dim(0)? {
-            bail!(
-                "whitening of {:?} dimensions was given data of shape {:?}",
-                self.mean.value().dims(),
-                data.shape()
-            );
+            let dims = self.mean.value().dims();
+            bail!("whitening of {dims:?} dimensions was given data of shape {:?}", data.shape());
         }
         let x = data.to_dtype(candle_core::DType::F64)?;
         let mean = x.mean(0)?;

@@ -60,9 +60,7 @@ impl Bijection for Flatten {
     }
 
     fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
-        let mut shape = vec![z.dim(0)?];
-        shape.extend(&self.shape);
-        z.reshape(shape)
+        z.reshape([&[z.dim(0)?], self.shape.as_slice()].concat())
     }
 
     fn moves_elements(&self) -> bool {

@@ -11,7 +11,7 @@
 //!
 //! A layer that is made of others is a [`Composite`]. It says once how data pass its layers in both directions; forward,
 //! inverse and backward passes and everything in [`inspect`](super::inspect) follow from that. There is no implementation
-//! for `Box<dyn Bijection>`, which could forget to pass a method on: what holds layers holds [`Link`]s.
+//! for `Box<dyn Bijection>`, which could leave out a method; composite layers hold [`Link`]s.
 
 use super::layer_stats::LayerStats;
 use super::pass::{Context, Ctx};
@@ -47,14 +47,8 @@ pub trait Bijection: Send + Sync {
     /// # Errors
     /// As [`Bijection::forward`].
     fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
-        match self.composite() {
-            Some(c) => links_forward_saved(c, x, ctx, memory),
-            None if self.moves_elements() => {
-                let (z, log_det) = self.forward(x, ctx.with_grad(false))?;
-                Ok((z, log_det, SavedState::nothing()))
-            }
-            None => forward_saved_by_graph(self, x, ctx, memory),
-        }
+        let memory = if self.moves_elements() { Memory::Recompute } else { memory };
+        forward_saved_by_graph(self, x, ctx, memory)
     }
 
     /// The input x and its gradient, from the output z, the gradients of z and of the log-det (B,), and what was saved.
@@ -73,28 +67,18 @@ pub trait Bijection: Send + Sync {
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        match self.composite() {
-            Some(c) => links_backward(c, z, saved, (gz, grad_log_det), ctx, grads),
-            None if self.moves_elements() => {
-                Ok((self.inverse(z, ctx.context)?, self.inverse(gz, ctx.context)?))
-            }
-            None => backward_by_graph(self, z, saved, (gz, grad_log_det), ctx, grads),
+        if self.moves_elements() {
+            return Ok((self.inverse(z, ctx.context)?, self.inverse(gz, ctx.context)?));
         }
+        backward_by_graph(self, z, saved, (gz, grad_log_det), ctx, grads)
     }
 
     /// x from z by the inverse of the *training* pass, with what [`Memory::Recompute`] has saved of it.
     ///
     /// # Errors
     /// As [`Bijection::inverse`].
-    fn reconstruct(&self, z: &Tensor, saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
-        match (self.composite(), saved.get::<Vec<SavedState>>()) {
-            (Some(c), Some(saved)) => {
-                let each =
-                    |i: usize, t: &[Tensor]| Ok(vec![c.links()[i].layer.reconstruct(&t[0], &saved[i], ctx)?]);
-                Ok(links_reversed(c, &[z], each)?.swap_remove(0))
-            }
-            _ => self.inverse(z, ctx.context),
-        }
+    fn reconstruct(&self, z: &Tensor, _saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
+        self.inverse(z, ctx.context)
     }
 
     /// The scales or the matrix by which this layer changes `x`.
@@ -124,9 +108,7 @@ pub type RunLayer<'a> = &'a mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<T
 /// Gives the inputs of layer i for its outputs.
 pub type RunReversed<'a> = &'a mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>;
 
-/// A layer that is made of others.
-///
-/// Its [`Bijection::forward`] and [`Bijection::inverse`] are [`Composite::forward_links`] and [`Composite::inverse_links`].
+/// A layer that is made of others; it is a [`Bijection`] by that.
 pub trait Composite: Send + Sync {
     /// The layers.
     fn links(&self) -> &[Link];
@@ -143,28 +125,59 @@ pub trait Composite: Send + Sync {
     /// # Errors
     /// Those of `run`.
     fn pass_reversed(&self, z: &[&Tensor], run: RunReversed) -> Result<Vec<Tensor>>;
+}
 
-    /// [`Bijection::forward`]: every layer's forward, log-dets added.
-    ///
-    /// # Errors
-    /// Those of a layer, and when its log-det is not one number an example; with the layer's name.
-    fn forward_links(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)>
-    where
-        Self: Sized,
-    {
+/// Every layer's pass, log-dets added. Errors carry the layer's name.
+impl<C: Composite> Bijection for C {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         links_forward(self, x, |i, h| self.links()[i].layer.forward(h, ctx))
     }
 
-    /// [`Bijection::inverse`]: every layer's inverse, from the last to the first.
-    ///
-    /// # Errors
-    /// Those of a layer, with its name.
-    fn inverse_links(&self, z: &Tensor, context: Context) -> Result<Tensor>
-    where
-        Self: Sized,
-    {
+    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
         let each = |i: usize, t: &[Tensor]| Ok(vec![self.links()[i].layer.inverse(&t[0], context)?]);
         Ok(links_reversed(self, &[z], each)?.swap_remove(0))
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx, memory: Memory) -> Result<(Tensor, Tensor, SavedState)> {
+        let mut all = Vec::with_capacity(self.links().len());
+        let (z, log_det) = links_forward(self, x, |i, h| {
+            let link = &self.links()[i];
+            let memory = if link.is_stored() { Memory::Store } else { memory };
+            let (z, log_det, saved) = link.layer.forward_saved(h, ctx, memory)?;
+            all.push(saved);
+            Ok((z, log_det))
+        })?;
+        Ok((z, log_det, SavedState::new(all)))
+    }
+
+    fn backward(
+        &self,
+        z: &Tensor,
+        saved: SavedState,
+        (gz, grad_log_det): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut all: Vec<SavedState> = saved.take().unwrap_or_default();
+        let mut input = links_reversed(self, &[z, gz], |i, t| {
+            let saved = all.get_mut(i).map(std::mem::take).unwrap_or_default();
+            let (x, gx) = self.links()[i].layer.backward(&t[0], saved, (&t[1], grad_log_det), ctx, grads)?;
+            Ok(vec![x, gx])
+        })?;
+        let gx = input.pop().expect("a gradient passes with the latent");
+        let x = input.pop().expect("a gradient passes with the latent");
+        Ok((x, gx))
+    }
+
+    fn reconstruct(&self, z: &Tensor, saved: &SavedState, ctx: Ctx) -> Result<Tensor> {
+        let Some(saved) = saved.get::<Vec<SavedState>>() else { return self.inverse(z, ctx.context) };
+        let each =
+            |i: usize, t: &[Tensor]| Ok(vec![self.links()[i].layer.reconstruct(&t[0], &saved[i], ctx)?]);
+        Ok(links_reversed(self, &[z], each)?.swap_remove(0))
+    }
+
+    fn composite(&self) -> Option<&dyn Composite> {
+        Some(self)
     }
 }
 
@@ -183,19 +196,16 @@ impl Link {
     }
 
     /// The name.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// The layer.
-    #[must_use]
     pub fn layer(&self) -> &dyn Bijection {
         self.layer.as_ref()
     }
 
     /// Whether a pass saves all that this layer's gradient needs, whatever [`Memory`] says.
-    #[must_use]
     pub fn is_stored(&self) -> bool {
         self.stored.load(Ordering::Relaxed)
     }
@@ -238,52 +248,13 @@ fn links_forward(
     let z = links_in_order(c, x, |i, h, _| {
         let (z, log_det) = each(i, h)?;
         if log_det.dims() != sum.dims() {
-            bail!(
-                "its log-det has shape {:?}, but {:?} is needed: one number for each example",
-                log_det.shape(),
-                sum.shape()
-            );
+            let (got, want) = (log_det.shape(), sum.shape());
+            bail!("its log-det has shape {got:?}, but {want:?} is needed: one number for each example");
         }
         sum = (&sum + log_det)?;
         Ok(z)
     })?;
     Ok((z, sum))
-}
-
-fn links_forward_saved(
-    c: &dyn Composite,
-    x: &Tensor,
-    ctx: Ctx,
-    memory: Memory,
-) -> Result<(Tensor, Tensor, SavedState)> {
-    let mut all = Vec::with_capacity(c.links().len());
-    let (z, log_det) = links_forward(c, x, |i, h| {
-        let link = &c.links()[i];
-        let memory = if link.is_stored() { Memory::Store } else { memory };
-        let (z, log_det, saved) = link.layer.forward_saved(h, ctx, memory)?;
-        all.push(saved);
-        Ok((z, log_det))
-    })?;
-    Ok((z, log_det, SavedState::new(all)))
-}
-
-fn links_backward(
-    c: &dyn Composite,
-    z: &Tensor,
-    saved: SavedState,
-    (gz, grad_log_det): (&Tensor, &Tensor),
-    ctx: Ctx,
-    grads: &mut Gradients,
-) -> Result<(Tensor, Tensor)> {
-    let mut all: Vec<SavedState> = saved.take().unwrap_or_default();
-    let mut input = links_reversed(c, &[z, gz], |i, t| {
-        let saved = all.get_mut(i).map(std::mem::take).unwrap_or_default();
-        let (x, gx) = c.links()[i].layer.backward(&t[0], saved, (&t[1], grad_log_det), ctx, grads)?;
-        Ok(vec![x, gx])
-    })?;
-    let gx = input.pop().expect("a gradient passes with the latent");
-    let x = input.pop().expect("a gradient passes with the latent");
-    Ok((x, gx))
 }
 
 /// The default of [`Bijection::forward_saved`]: candle's graph of the layer under [`Memory::Store`], nothing otherwise.
@@ -298,8 +269,7 @@ pub fn forward_saved_by_graph<B: Bijection + ?Sized>(
 ) -> Result<(Tensor, Tensor, SavedState)> {
     match memory {
         Memory::Recompute => {
-            let (z, log_det) = f.forward(x, ctx.with_grad(false))?;
-            Ok((z, log_det, SavedState::nothing()))
+            f.forward(x, ctx.with_grad(false)).map(|(z, log_det)| (z, log_det, SavedState::nothing()))
         }
         Memory::Store => {
             let (graph, [z, log_det]) = Graph::of(x, |x| f.forward(x, ctx.with_grad(true)).map(Into::into))?;

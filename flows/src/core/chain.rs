@@ -1,7 +1,6 @@
 //! Layers in order.
 
 use super::bijection::{Bijection, Composite, Link, RunLayer, RunReversed};
-use super::pass::{Context, Ctx};
 use candle_core::{Result, Tensor};
 
 /// Layers in order: z = f_n(... f_1(x)), log-dets added.
@@ -12,45 +11,13 @@ pub struct Chain {
 
 impl Chain {
     /// The identity.
-    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Appends a layer; `name` appears in paths and messages.
     pub fn push(&mut self, name: impl Into<String>, layer: impl Bijection + 'static) {
-        self.push_boxed(name, Box::new(layer));
-    }
-
-    /// Appends a layer of a type that is not known when the program is compiled.
-    pub fn push_boxed(&mut self, name: impl Into<String>, layer: Box<dyn Bijection>) {
-        self.links.push(Link::new(name, layer));
-    }
-
-    /// The number of layers.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.links.len()
-    }
-
-    /// Whether this is the identity.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
-    }
-}
-
-impl Bijection for Chain {
-    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        self.forward_links(x, ctx)
-    }
-
-    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        self.inverse_links(z, context)
-    }
-
-    fn composite(&self) -> Option<&dyn Composite> {
-        Some(self)
+        self.links.push(Link::new(name, Box::new(layer)));
     }
 }
 

@@ -56,7 +56,7 @@ fn join(outer: &str, inner: &str) -> String {
     }
 }
 
-/// What one layer made of its input, an entry of a [`trace`].
+/// What one layer did to its input, an entry of a [`trace`].
 pub struct TraceEntry {
     /// Where the layer is: `level0.step3.coupling`.
     pub path: String,
@@ -214,19 +214,16 @@ impl Drift {
     }
 
     /// (path, drift) of every layer, last layer first.
-    #[must_use]
     pub fn layers(&self) -> &[(String, f64)] {
         &self.layers
     }
 
     /// The layers over the bound: those to store. A drift that is not a number is over any bound.
-    #[must_use]
     pub fn over(&self) -> BTreeSet<String> {
         self.layers.iter().filter(|(_, d)| self.is_beyond(*d)).map(|(n, _)| n.clone()).collect()
     }
 
     /// The largest drift within the bound.
-    #[must_use]
     pub fn largest(&self) -> f64 {
         self.layers.iter().map(|l| l.1).filter(|d| !self.is_beyond(*d)).fold(0., f64::max)
     }
@@ -245,15 +242,12 @@ fn distance(reconstructed: &Tensor, x: &Tensor) -> Result<f64> {
     Ok(if any.is_finite() { most / rms.max(f64::MIN_POSITIVE) } else { f64::NAN })
 }
 
-/// Has [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
-pub fn store(f: &dyn Bijection, paths: &BTreeSet<String>) {
-    store_below(f, paths, "");
-}
-
-fn store_below(f: &dyn Bijection, paths: &BTreeSet<String>, path: &str) {
+/// Makes [`Memory::Recompute`] store the layers of these paths, and reconstruct the inputs of all others.
+/// `outer` is the path of `f`, empty for a whole flow.
+pub fn store(f: &dyn Bijection, outer: &str, paths: &BTreeSet<String>) {
     for link in f.composite().map_or(&[][..], Composite::links) {
-        let path = join(path, link.name());
+        let path = join(outer, link.name());
         link.set_stored(paths.contains(&path));
-        store_below(link.layer(), paths, &path);
+        store(link.layer(), &path, paths);
     }
 }

@@ -1,4 +1,4 @@
-//! What a layer does to its input, for people who look at a model.
+//! The scale or the matrix of a layer, for inspection.
 
 use candle_core::Tensor;
 

@@ -17,14 +17,12 @@ pub enum Mode {
 
 impl Mode {
     /// Whether layers with batch statistics use those of the batch.
-    #[must_use]
     pub fn uses_batch_statistics(self) -> bool {
         !matches!(self, Mode::Eval)
     }
 
     /// The share of this batch in running statistics, for a layer whose share in training is `momentum`: 0 where the pass
     /// writes nothing, 1 in initialisation.
-    #[must_use]
     pub fn batch_share(self, momentum: f64) -> f64 {
         match self {
             Mode::Init => 1.,
@@ -45,21 +43,13 @@ pub struct Context<'a> {
 
 impl<'a> Context<'a> {
     /// Nothing beside the input.
-    #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
     /// Class labels, u32 of shape (B,).
-    #[must_use]
     pub fn labels(labels: &'a Tensor) -> Self {
         Self { labels: Some(labels), features: None }
-    }
-
-    /// Features of each example, (B, E) or (B, E, H, W).
-    #[must_use]
-    pub fn features(features: &'a Tensor) -> Self {
-        Self { labels: None, features: Some(features) }
     }
 }
 
@@ -84,19 +74,16 @@ pub struct Ctx<'a> {
 
 impl<'a> Ctx<'a> {
     /// Evaluation without a graph.
-    #[must_use]
     pub fn eval() -> Self {
         Self { mode: Mode::Eval, context: Context::none(), grad: false }
     }
 
     /// A training pass with a graph.
-    #[must_use]
     pub fn train() -> Self {
         Self { mode: Mode::Train, context: Context::none(), grad: true }
     }
 
     /// Data-dependent initialisation, without a graph.
-    #[must_use]
     pub fn init() -> Self {
         Self { mode: Mode::Init, context: Context::none(), grad: false }
     }

@@ -43,7 +43,6 @@ pub struct SavedState(Option<Box<dyn Any>>);
 
 impl SavedState {
     /// Nothing: the input is to be reconstructed.
-    #[must_use]
     pub fn nothing() -> Self {
         Self(None)
     }
@@ -53,27 +52,30 @@ impl SavedState {
         Self(Some(Box::new(state)))
     }
 
+    /// `state` under [`Memory::Store`], and nothing under [`Memory::Recompute`].
+    pub fn if_stored<T: Any>(memory: Memory, state: T) -> Self {
+        if memory == Memory::Store { Self::new(state) } else { Self::nothing() }
+    }
+
     /// Whether a `T` was saved.
-    #[must_use]
     pub fn is<T: Any>(&self) -> bool {
         self.0.as_ref().is_some_and(|s| s.is::<T>())
     }
 
     /// What was saved, or `None` if nothing was.
-    #[must_use]
     pub fn take<T: Any>(self) -> Option<T> {
         let state: Box<T> = self.0?.downcast().expect("a layer takes what it saved itself");
         Some(*state)
     }
 
     /// What was saved, by reference.
-    #[must_use]
     pub fn get<T: Any>(&self) -> Option<&T> {
         Some(self.0.as_ref()?.downcast_ref().expect("a layer reads what it saved itself"))
     }
 }
 
-/// Collects the gradients of parameters in a backward pass.
+/// Collects the gradients of parameters in a backward pass; the default is for the gradient of the input alone.
+#[derive(Default)]
 pub struct Gradients {
     names: HashMap<TensorId, String>,
     by_name: Grads,
@@ -81,15 +83,9 @@ pub struct Gradients {
 
 impl Gradients {
     /// Empty, for the trained parameters of `params`.
-    #[must_use]
     pub fn new(params: &ParamStore) -> Self {
         let names = params.trained().into_iter().map(|(name, p)| (p.var().id(), name)).collect();
         Self { names, by_name: Grads::new() }
-    }
-
-    /// Collects nothing: for the gradient of the input alone.
-    pub(crate) fn none() -> Self {
-        Self { names: HashMap::new(), by_name: Grads::new() }
     }
 
     /// Adds the gradient `g` of `p`; that of a parameter which is not trained is dropped.
@@ -111,21 +107,12 @@ impl Gradients {
     }
 
     /// Adds the gradients of parameters that candle's graph has computed.
-    ///
-    /// # Errors
-    /// As [`Gradients::add`].
-    pub fn absorb(&mut self, store: &GradStore) -> Result<()> {
+    fn add_all(&mut self, store: &GradStore) -> Result<()> {
         // The order in which a hash map gives them does not matter: each is added to its own sum.
-        for &id in store.get_ids() {
-            if self.names.contains_key(&id) {
-                self.add_id(id, store.get_id(id).expect("listed").detach())?;
-            }
-        }
-        Ok(())
+        store.get_ids().try_for_each(|&id| self.add_id(id, store.get_id(id).expect("listed").detach()))
     }
 
     /// The gradients by name.
-    #[must_use]
     pub fn into_grads(self) -> Grads {
         self.by_name
     }
@@ -197,7 +184,7 @@ impl Graph {
             .iter()
             .map(|v| store.remove(v.as_tensor()).map_or_else(|| zeros(v), |g| Ok(g.detach())))
             .collect::<Result<Vec<_>>>()?;
-        grads.absorb(&store)?;
+        grads.add_all(&store)?;
         Ok(of_inputs)
     }
 }

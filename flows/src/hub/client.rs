@@ -1,15 +1,15 @@
-//! The client: settings, a connection, and an observer of transfers.
+//! The client of the hub: settings, a connection, and an observer of transfers.
 
-use super::repository::{Kind, Repository};
+use super::repository::Repository;
 use super::settings::Settings;
 use super::text::one_line;
 use super::types::Observer;
 use candle_core::{Error, Result};
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeDataset, RepoTypeModel};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeAny};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The hub.
+/// A client of the hub.
 #[derive(Clone)]
 pub struct Hub {
     pub(super) settings: Settings,
@@ -17,25 +17,8 @@ pub struct Hub {
     pub(super) observer: Option<Arc<dyn Observer>>,
 }
 
-/// hf-hub gives each kind of repository a type of its own.
-pub(super) enum Handle {
-    Model(HFRepositorySync<RepoTypeModel>),
-    Dataset(HFRepositorySync<RepoTypeDataset>),
-}
-
-/// The same method of whichever kind of repository it is.
-macro_rules! on {
-    ($handle:expr, $repository:ident => $call:expr) => {
-        match $handle {
-            Handle::Model($repository) => $call,
-            Handle::Dataset($repository) => $call,
-        }
-    };
-}
-pub(super) use on;
-
 impl Hub {
-    /// The hub of the environment's variables; see [`Settings::from_env`].
+    /// A client with the settings of the environment variables; see [`Settings::from_env`].
     ///
     /// # Errors
     /// As [`Settings::from_env`] and [`Hub::new`].
@@ -43,16 +26,15 @@ impl Hub {
         Self::new(Settings::from_env()?)
     }
 
-    /// The hub of these settings; nothing is sent.
+    /// A client with these settings; nothing is sent.
     ///
     /// # Errors
     /// When the endpoint is no address.
     pub fn new(settings: Settings) -> Result<Self> {
-        let http = ["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme));
-        let address =
+        let no_address =
             || Error::msg(format!("HF_ENDPOINT={} is no http(s) address of a hub", settings.endpoint));
-        if !http {
-            return Err(address());
+        if !["http://", "https://"].iter().any(|scheme| settings.endpoint.starts_with(scheme)) {
+            return Err(no_address());
         }
         let mut builder = HFClient::builder()
             .endpoint(&settings.endpoint)
@@ -60,12 +42,12 @@ impl Hub {
             .user_agent(concat!("flows/", env!("CARGO_PKG_VERSION")))
             .retry_max_attempts(2)
             .retry_base_delay(Duration::from_millis(250));
-        // hf-hub looks for a token of its own where it is given none, which then is the one that was found above.
+        // Where hf-hub is given no token it looks for one in the same places as `Settings::from_env`.
         if let Some(token) = &settings.token {
             builder = builder.token(token);
         }
         let client = builder.build_sync().map_err(|error| match error {
-            HFError::Url(_) => address(),
+            HFError::Url(_) => no_address(),
             error => {
                 Error::msg(format!("the hub's client cannot be set up ({})", one_line(&error.to_string())))
             }
@@ -73,23 +55,18 @@ impl Hub {
         Ok(Self { settings, client, observer: None })
     }
 
-    /// The same hub with its transfers watched.
+    /// The same client with an observer of its transfers.
     #[must_use]
     pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
         Self { observer: Some(observer), ..self }
     }
 
     /// The settings.
-    #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    pub(super) fn handle(&self, repository: &Repository) -> Handle {
-        let Repository { kind, owner, name } = repository;
-        match kind {
-            Kind::Model => Handle::Model(self.client.model(owner, name)),
-            Kind::Dataset => Handle::Dataset(self.client.dataset(owner, name)),
-        }
+    pub(super) fn handle(&self, repository: &Repository) -> HFRepositorySync<RepoTypeAny> {
+        self.client.repository(repository.kind, &repository.owner, &repository.name)
     }
 }

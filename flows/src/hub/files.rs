@@ -1,4 +1,4 @@
-//! Which files make a model, by their names and their outline.
+//! The files that make a model: their names and how to recognise them.
 
 use super::text::one_line;
 use crate::models::{INDEX, WEIGHTS, is_weights};
@@ -12,7 +12,7 @@ pub const CARD: &str = "README.md";
 /// The files of a folder's weights: those that its index of shards names, or the one file where there is no index.
 ///
 /// # Errors
-/// What is wrong with the index, for people.
+/// What is wrong with the index, as a sentence.
 pub(super) fn weights(folder: &Path) -> std::result::Result<Vec<String>, String> {
     #[derive(serde::Deserialize)]
     struct Shards {
@@ -33,7 +33,7 @@ pub(super) fn weights(folder: &Path) -> std::result::Result<Vec<String>, String>
     }
 }
 
-/// Whether a file has the outline of a config that this library has written, in whatever version.
+/// Whether a file has the structure of a config that some version of this library has written.
 pub(super) fn is_config(path: &Path) -> bool {
     let file = fs::read(path).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
     file.is_some_and(|file| file["format"].is_u64() && file["config"].is_object())

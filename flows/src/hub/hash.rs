@@ -1,4 +1,4 @@
-//! What a file's bytes are: the hashes by which the hub and its cache name them.
+//! The hashes by which the hub and its cache identify the content of files.
 //!
 //! ```text
 //! small files:  sha1("blob " + length + "\0" + bytes)                              git's name of the file
@@ -37,7 +37,7 @@ impl Hashes {
         Self::read(file, meta.len())
     }
 
-    /// Of `bytes` bytes.
+    /// The hashes of all that `file` gives, which must be `bytes` bytes.
     pub(super) fn read(mut file: impl Read, bytes: u64) -> io::Result<Self> {
         let (mut sha256, mut git) = (Sha256::new(), Sha1::new());
         git.update(format!("blob {bytes}\0"));
@@ -60,10 +60,8 @@ impl Hashes {
 
     /// Git's name of the pointer to the file.
     fn pointer(&self) -> String {
-        let text = format!(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n",
-            self.sha256, self.bytes
-        );
+        let Self { bytes, sha256, .. } = self;
+        let text = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {bytes}\n");
         hex(Sha1::new().chain_update(format!("blob {}\0", text.len())).chain_update(text).finalize())
     }
 
@@ -75,10 +73,10 @@ impl Hashes {
 }
 
 /// Compares a cached file with the hash that its blob is named by, else with the listing of its commit. A file that is a copy
-/// rather than a link (as on Windows) has nothing to be compared with where there is no listing either.
+/// rather than a link (as on Windows) cannot be checked without a listing.
 ///
 /// # Errors
-/// What is wrong, for people.
+/// What is wrong, as a sentence.
 pub(super) fn verify(path: &Path, listed: Option<&Listed>) -> Result<(), String> {
     let hashes = Hashes::of(path).map_err(|error| format!("it cannot be read: {error}"))?;
     let target = path.read_link().ok();
@@ -93,10 +91,8 @@ pub(super) fn verify(path: &Path, listed: Option<&Listed>) -> Result<(), String>
     }
     match listed {
         Some(listed) if hashes.bytes != listed.bytes || kind.is_empty() && !hashes.are(listed) => {
-            Err(format!(
-                "its {} bytes with the sha256 {} are not those of the commit",
-                hashes.bytes, hashes.sha256
-            ))
+            let Hashes { bytes, sha256, .. } = hashes;
+            Err(format!("its {bytes} bytes with the sha256 {sha256} are not those of the commit"))
         }
         _ => Ok(()),
     }

@@ -19,9 +19,9 @@
 //!
 //! | fault | what happens |
 //! |---|---|
-//! | a 503's body, a short body or a flipped bit is stored as the file and served for ever | each file is hashed against the name of its blob and the listing of its commit, on every call; a wrong one is fetched again by force, three times in all, then removed |
+//! | a 503's body, a short body or a flipped bit is stored as the file and used from then on | each file is hashed against the name of its blob and the listing of its commit, on every call; a wrong one is fetched again by force, three times in all, then removed |
 //! | a missing repository, revision and file look the same | the hub is asked which of them is there |
-//! | `HF_HUB_OFFLINE` is ignored | then only the cache is looked at |
+//! | `HF_HUB_OFFLINE` is ignored | then only the cache is used |
 //! | empty variables, `~` and line ends in tokens are taken literally | variables are read here: `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_DISABLE_IMPLICIT_TOKEN`, `HF_HUB_OFFLINE` |
 //! | no request has a time limit, and dead storage is tried for minutes | [`Settings::patience`] without a byte ends the call |
 //! | a second program waits ten seconds for the cache's lock, then fails | pulls of one repository wait for each other |
@@ -30,7 +30,7 @@
 //! | folders are uploaded with hidden files and without what is a link | named files only, in one commit |
 //! | an existing public repository is taken for the private one that was asked for | it is refused |
 //!
-//! The hub out of reach is no error where the cache has the revision: it is used, with a warning. Errors are one sentence.
+//! Where the hub cannot be reached and the cache has the revision, the cache is used, with a warning. Errors are one sentence.
 mod call;
 mod client;
 mod files;

@@ -1,21 +1,21 @@
 //! Fetching files of one commit into the cache.
 
-use super::call::Trouble;
-use super::client::{Handle, Hub, on};
+use super::call::{Reply, Trouble};
+use super::client::Hub;
 use super::files::{CARD, is_config, weights};
 use super::hash::{is_hex, verify};
 use super::repository::{Repository, Revision};
 use super::types::{Listed, Remote, Snapshot};
 use crate::models::{CONFIG, INDEX, Model, WEIGHTS, write_atomic};
-use candle_core::{Device, Error, Result};
-use hf_hub::repository::RepoTreeEntry;
+use candle_core::{Device, Error, Result, bail};
+use hf_hub::RepoTypeAny;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often a file is fetched whose content is not what its hash says.
+/// Attempts to fetch a file whose content does not match its hash.
 const ATTEMPTS: usize = 3;
-/// How often another program's lock is waited for, ten seconds each.
+/// Waits for another program's lock, of ten seconds each.
 const LOCK_WAITS: usize = 4;
 
 impl Hub {
@@ -23,7 +23,7 @@ impl Hub {
     /// unless the cache has them.
     ///
     /// # Errors
-    /// When the repository, the revision or a file is not there, may not be read, or does not arrive whole.
+    /// When the repository, the revision or a file does not exist, may not be read, or arrives damaged.
     pub fn pull(&self, repository: &Repository, revision: &Revision, also: &[&str]) -> Result<Snapshot> {
         self.with_fallback(
             repository,
@@ -31,7 +31,7 @@ impl Hub {
             || {
                 let remote = self.remote(repository, revision)?;
                 let _lock = self.lock(repository)?;
-                // What is least needed comes first: where the weights are, everything is.
+                // The weights come last: where the cache has them, it has the other files, too.
                 for name in also.iter().chain(&[CARD, INDEX]) {
                     if let Some(file) = remote.file(name) {
                         self.fetch(repository, revision, &remote, file)?;
@@ -48,7 +48,7 @@ impl Hub {
                     self.fetch(repository, revision, &remote, file)
                 };
                 fetch(CONFIG)?;
-                // Gigabytes of another library's weights are not fetched to be refused.
+                // Checked before the weights are fetched: those of another library may have gigabytes.
                 if !is_config(&folder.join(CONFIG)) {
                     return Err(Trouble::here(format!(
                         "{repository} at {revision} is no model of this library: its {CONFIG} is another's"
@@ -76,7 +76,7 @@ impl Hub {
                 let (commit, _) = self.commit(repository, revision)?;
                 let _lock = self.lock(repository)?;
                 for name in names {
-                    // A repository of data may have more files than one wants to list.
+                    // One file is looked up at a time: a data set may have too many to list.
                     let remote = self.look(repository, revision, &commit, name)?;
                     let file = remote.file(name).expect("the file that was looked for");
                     self.fetch(repository, revision, &remote, file)?;
@@ -104,11 +104,9 @@ impl Hub {
             return Ok(None);
         }
         for name in names {
-            verify(&folder.join(name), None).map_err(|wrong| {
-                Error::msg(format!(
-                    "{name} of {repository} in the cache is damaged ({wrong}): fetch it again, online"
-                ))
-            })?;
+            if let Err(wrong) = verify(&folder.join(name), None) {
+                bail!("{name} of {repository} in the cache is damaged ({wrong}): fetch it again, online");
+            }
         }
         Ok(Some(Snapshot { folder, commit }))
     }
@@ -128,47 +126,45 @@ impl Hub {
         self.cached(repository, revision, &names)
     }
 
-    /// Asks the hub, and the cache where the hub may not or cannot be asked.
+    /// What `ask` gets from the hub, or `cached` where the settings forbid requests or the hub cannot be reached.
     fn with_fallback(
         &self,
         repository: &Repository,
         revision: &Revision,
-        ask: impl FnOnce() -> std::result::Result<Snapshot, Trouble>,
+        ask: impl FnOnce() -> Reply<Snapshot>,
         cached: impl FnOnce() -> Result<Option<Snapshot>>,
     ) -> Result<Snapshot> {
         if self.settings.offline {
-            return cached()?.ok_or_else(|| {
-                Error::msg(format!(
-                    "{repository} at {revision} is not in the cache {}, and HF_HUB_OFFLINE forbids to ask the hub",
-                    self.settings.cache.display()
-                ))
-            });
+            let Some(snapshot) = cached()? else {
+                let cache = self.settings.cache.display();
+                bail!(
+                    "{repository} at {revision} is not in the cache {cache}, and HF_HUB_OFFLINE forbids to ask the hub"
+                );
+            };
+            return Ok(snapshot);
         }
-        let trouble = match ask() {
-            Ok(snapshot) => return Ok(snapshot),
-            Err(trouble) => trouble,
-        };
-        if trouble.unreachable
+        let asked = ask();
+        if let Err(trouble) = &asked
+            && trouble.unreachable
             && let Ok(Some(snapshot)) = cached()
         {
             tracing::warn!("{trouble}; {repository} is taken from the cache, commit {}", snapshot.commit);
             return Ok(snapshot);
         }
-        Err(Error::msg(trouble))
+        Ok(asked?)
     }
 
     /// The commit that a revision is at, and whether the repository is private.
-    pub(super) fn commit(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-    ) -> std::result::Result<(String, bool), Trouble> {
-        let (handle, name) = (self.handle(repository), revision.0.clone());
-        let asked = self.call("", 0, move |_| match handle {
-            Handle::Model(r) => r.info().revision(name).send().map(|info| (info.sha, info.private)),
-            Handle::Dataset(r) => r.info().revision(name).send().map(|info| (info.sha, info.private)),
-        });
-        let (commit, private) = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
+    pub(super) fn commit(&self, repository: &Repository, revision: &Revision) -> Reply<(String, bool)> {
+        let Repository { kind, owner, name } = repository.clone();
+        let (client, at) = (self.client.clone(), revision.0.clone());
+        // hf-hub has this request for each kind of repository by itself.
+        let (commit, private) = self.ask(repository, revision, move || match kind {
+            RepoTypeAny::Dataset => {
+                client.dataset(owner, name).info().revision(at).send().map(|info| (info.sha, info.private))
+            }
+            _ => client.model(owner, name).info().revision(at).send().map(|info| (info.sha, info.private)),
+        })?;
         match commit.filter(|commit| is_hex(commit, 40)) {
             Some(commit) => Ok((commit, private.unwrap_or(false))),
             None => Err(self.no_hub("it names no commit")),
@@ -176,55 +172,40 @@ impl Hub {
     }
 
     /// A commit with its files.
-    pub(super) fn remote(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-    ) -> std::result::Result<Remote, Trouble> {
+    pub(super) fn remote(&self, repository: &Repository, revision: &Revision) -> Reply<Remote> {
         let (commit, _) = self.commit(repository, revision)?;
         let (handle, at) = (self.handle(repository), commit.clone());
-        let asked = self.call("", 0, move |_| on!(handle, r => r.list_tree().revision(at).send()));
-        let entries = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
-        Ok(Remote { commit, files: entries.into_iter().filter_map(listed).collect() })
+        let list = move || handle.list_tree().revision(at).send();
+        Ok(Remote::new(commit, self.ask(repository, revision, list)?))
     }
 
     /// A commit with this file.
-    fn look(
-        &self,
-        repository: &Repository,
-        revision: &Revision,
-        commit: &str,
-        name: &str,
-    ) -> std::result::Result<Remote, Trouble> {
+    fn look(&self, repository: &Repository, revision: &Revision, commit: &str, name: &str) -> Reply<Remote> {
         let (handle, at, paths) = (self.handle(repository), commit.to_owned(), vec![name.to_owned()]);
-        let asked =
-            self.call("", 0, move |_| on!(handle, r => r.get_paths_info().paths(paths).revision(at).send()));
-        let entries = asked.map_err(|fault| self.trouble(fault, repository, revision, None))?;
-        let remote =
-            Remote { commit: commit.to_owned(), files: entries.into_iter().filter_map(listed).collect() };
+        let list = move || handle.get_paths_info().paths(paths).revision(at).send();
+        let remote = Remote::new(commit.to_owned(), self.ask(repository, revision, list)?);
         match remote.file(name) {
             Some(_) => Ok(remote),
             None => Err(Trouble::here(format!("{repository} at {revision} has no file {name}"))),
         }
     }
 
-    /// Brings one file of a commit into the cache and makes sure that it is whole.
+    /// Downloads one file of a commit into the cache and verifies it.
     fn fetch(
         &self,
         repository: &Repository,
         revision: &Revision,
         remote: &Remote,
         file: &Listed,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> Reply<()> {
         let path = self.snapshot(repository, &remote.commit).join(&file.name);
         let (mut attempt, mut waits) = (0, 0);
         loop {
             let handle = self.handle(repository);
             let (name, at, force) = (file.name.clone(), remote.commit.clone(), attempt > 0);
             let got = self.call(&file.name, file.bytes, move |progress| {
-                on!(handle, r => {
-                    r.download_file().filename(name).revision(at).force_download(force).progress(progress).send()
-                })
+                let file = handle.download_file().filename(name).revision(at);
+                file.force_download(force).progress(progress).send()
             });
             let wrong = match got {
                 Ok(_) => match verify(&path, Some(file)) {
@@ -242,7 +223,7 @@ impl Hub {
             attempt += 1;
             tracing::warn!("{} of {repository} is damaged ({wrong})", file.name);
             if attempt == ATTEMPTS {
-                // Neither we nor another program is to find it.
+                // A later call or another program must not use the damaged file.
                 let blob = path.canonicalize();
                 fs::remove_file(&path).ok();
                 if let Ok(blob) = blob.as_deref()
@@ -276,7 +257,7 @@ impl Hub {
         is_hex(&commit, 40).then_some(commit)
     }
 
-    /// Has the cache know the commit of a revision, for when the hub cannot be asked.
+    /// Records the commit of a revision in the cache, for use offline.
     fn remember(&self, repository: &Repository, revision: &Revision, commit: &str) {
         if revision.is_commit() || self.cached_commit(repository, revision).as_deref() == Some(commit) {
             return;
@@ -284,20 +265,20 @@ impl Hub {
         let path = self.repository_folder(repository).join("refs").join(&revision.0);
         let made = path.parent().map_or(Ok(()), fs::create_dir_all).map_err(Error::wrap);
         if let Err(error) = made.and_then(|()| write_atomic(&path, commit.as_bytes())) {
-            // A branch `a` beside a branch `a/b`, say: no reason not to use what is here now.
+            // It fails for a branch `a` beside a branch `a/b`, for example; the files themselves can be used.
             tracing::warn!("the cache will not know {repository} at {revision} offline: {error}");
         }
     }
 
-    /// Holds a repository's part of the cache against other programs of this library.
-    fn lock(&self, repository: &Repository) -> std::result::Result<Option<File>, Trouble> {
+    /// Locks a repository's part of the cache against other programs that use this library.
+    fn lock(&self, repository: &Repository) -> Reply<Option<File>> {
         let folder = self.settings.cache.join(".locks").join(repository.folder());
         let open = || {
             fs::create_dir_all(&folder)?;
             File::create(folder.join("flows.lock"))
         };
         let file = open().map_err(|error| self.no_cache(&error.to_string()))?;
-        let mut told = false;
+        let mut logged = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Some(file)),
@@ -305,27 +286,17 @@ impl Hub {
                 // Some network file systems have no locks.
                 Err(TryLockError::Error(_)) => return Ok(None),
             }
-            if !told {
+            if !logged {
                 tracing::info!("another program is pulling {repository}: waiting for it");
-                told = true;
+                logged = true;
             }
-            self.go_on()?;
+            self.check_stopped()?;
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
-/// An entry of a listing, if it is a file.
-fn listed(entry: RepoTreeEntry) -> Option<Listed> {
-    match entry {
-        RepoTreeEntry::File { oid, size, path, lfs, .. } => {
-            Some(Listed { name: path, bytes: size, object: oid, large: lfs.is_some() })
-        }
-        RepoTreeEntry::Directory { .. } => None,
-    }
-}
-
-/// A ready model on `device`: from a folder, if `source` is one, else from the repository `user/name` of the hub.
+/// A model on `device`: from a folder, if `source` is one, else from the repository `user/name` of the hub.
 ///
 /// # Errors
 /// As [`Hub::pull`] and [`Model::load`].
@@ -341,8 +312,7 @@ pub fn pull(source: &str, revision: Revision) -> Result<PathBuf> {
     let folder = Path::new(source);
     if folder.is_dir() {
         if revision != Revision::default() {
-            let m = format!("{source} is a folder, which has no revision {revision}: leave it out");
-            return Err(Error::msg(m));
+            bail!("{source} is a folder, which has no revision {revision}: leave it out");
         }
         return Ok(folder.to_owned());
     }

@@ -1,14 +1,13 @@
 //! Publishing a folder in one commit.
 
-use super::call::{Fault, Trouble};
-use super::client::{Handle, Hub};
+use super::call::{Fault, Reply, Trouble};
+use super::client::Hub;
 use super::files::{CARD, weights};
 use super::hash::Hashes;
 use super::repository::{Repository, Revision};
 use super::types::Remote;
 use crate::models::{CONFIG, INDEX, is_weights};
-use candle_core::{Error, Result};
-use hf_hub::RepoTypeModel;
+use candle_core::{Error, Result, bail};
 use hf_hub::repository::{AddSource, CommitOperation};
 use std::path::{Path, PathBuf};
 
@@ -17,11 +16,11 @@ use std::path::{Path, PathBuf};
 pub struct PushOptions {
     /// Create a private repository. An existing one must be private already.
     pub private: bool,
-    /// The branch; it is made from `main` if it is not there.
+    /// The branch; it is created from `main` if it does not exist.
     pub revision: Revision,
-    /// A name for the new commit, which is then there for good.
+    /// A tag for the new commit.
     pub tag: Option<Revision>,
-    /// What the commit says; by default, with which version of the library it was made.
+    /// The commit message; by default it names the version of the library.
     pub message: Option<String>,
     /// Files to publish beside config, weights and card, where the folder has them.
     pub also: Vec<String>,
@@ -48,13 +47,11 @@ enum Content {
 
 impl PushFile {
     /// Its length.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.hashes.bytes
     }
 
     /// The SHA-256 of its content.
-    #[must_use]
     pub fn sha256(&self) -> &str {
         &self.hashes.sha256
     }
@@ -81,10 +78,7 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
     if let Some(name) =
         also.iter().find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
     {
-        let m = format!(
-            "`{name}` is no file that is published: name files of the folder itself, none of them hidden"
-        );
-        return Err(Error::msg(m));
+        bail!("`{name}` is no file that is published: name files of the folder itself, none of them hidden");
     }
     let mut names = vec![CONFIG.to_owned()];
     names.extend(weights(dir).map_err(Error::msg)?);
@@ -112,26 +106,26 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
 }
 
 impl Hub {
-    /// Publishes the model of the folder `dir`: makes the repository if it is not there, and brings its branch to the files of
+    /// Publishes the model of the folder `dir`: creates the repository if it does not exist, and gives its branch the files of
     /// [`plan`] in one commit, so that the branch never has a part of them. Older weights of other names go in the same commit.
     /// Files that the branch has already are not sent again; pushing the same again changes nothing.
     ///
     /// # Errors
-    /// Without a token, when it may not write, when the hub cannot be reached, and when somebody else pushes meanwhile. Nothing
-    /// is published then, except where the sentence says so.
+    /// Without a token, when it may not write, when the hub cannot be reached, and when the branch is changed meanwhile. Nothing
+    /// is published then, except where the message says so.
     pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
         let files = plan(dir, &options.also, options.card.as_deref())?;
         if self.settings.offline {
-            return Err(Error::msg("HF_HUB_OFFLINE forbids to push: unset it"));
+            bail!("HF_HUB_OFFLINE forbids to push: unset it");
         }
         if self.settings.token.is_none() {
-            return Err(Error::msg(format!(
-                "to push takes a token: set HF_TOKEN to one that may write, made at {}/settings/tokens",
-                self.settings.endpoint
-            )));
+            let endpoint = &self.settings.endpoint;
+            bail!(
+                "to push takes a token: set HF_TOKEN to one that may write, made at {endpoint}/settings/tokens"
+            );
         }
         if options.revision.is_commit() {
-            return Err(Error::msg(format!("{} is a commit: push to a branch", options.revision)));
+            bail!("{} is a commit: push to a branch", options.revision);
         }
         self.create(repository, options)?;
         let remote = self.remote(repository, &options.revision)?;
@@ -153,15 +147,15 @@ impl Hub {
         })
     }
 
-    /// Makes the repository and its branch, where they are not there.
-    fn create(&self, repository: &Repository, options: &PushOptions) -> std::result::Result<(), Trouble> {
+    /// Creates the repository and its branch, unless they exist.
+    fn create(&self, repository: &Repository, options: &PushOptions) -> Reply<()> {
         let main = Revision::default();
-        let (client, id, private) = (self.client.clone(), repository.to_string(), options.private);
-        let made = self.call("", 0, move |_| {
-            let new = client.create_repository().repo_id(&id).repo_type(RepoTypeModel).private(private);
+        let (client, id, kind) = (self.client.clone(), repository.to_string(), repository.kind);
+        let private = options.private;
+        self.ask(repository, &main, move || {
+            let new = client.create_repository().repo_id(&id).repo_type(kind).private(private);
             new.exist_ok(true).send().map(|_| ())
-        });
-        made.map_err(|fault| self.trouble(fault, repository, &main, None))?;
+        })?;
         let (_, private) = self.commit(repository, &main)?;
         if options.private && !private {
             return Err(Trouble::here(format!(
@@ -172,20 +166,20 @@ impl Hub {
         if options.revision == main {
             return Ok(());
         }
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+        let handle = self.handle(repository);
         let branch = options.revision.to_string();
         let made = self.call("", 0, move |_| match handle.revision_exists().revision(&branch).send()? {
             true => Ok(()),
             false => handle.create_branch().branch(&branch).send(),
         });
         match made {
-            // Somebody made it since.
+            // It was created in the meantime.
             Err(fault) if fault.is_conflict() => Ok(()),
             made => made.map_err(|fault| self.trouble(fault, repository, &options.revision, None)),
         }
     }
 
-    /// Commits the changes onto `parent` and makes sure of what is there then; the commit.
+    /// Commits the changes onto `parent`, checks that the branch then has `files`, and returns its commit.
     fn commit_files(
         &self,
         repository: &Repository,
@@ -193,13 +187,12 @@ impl Hub {
         files: &[PushFile],
         changes: Vec<CommitOperation>,
         parent: &str,
-    ) -> std::result::Result<String, Trouble> {
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+    ) -> Reply<String> {
+        let handle = self.handle(repository);
         let bytes = files.iter().map(PushFile::bytes).sum();
         let (branch, parent) = (options.revision.to_string(), parent.to_owned());
-        let message = options.message.clone();
-        let message =
-            message.unwrap_or_else(|| format!("Model saved with flows {}", env!("CARGO_PKG_VERSION")));
+        let default = concat!("Model saved with flows ", env!("CARGO_PKG_VERSION"));
+        let message = options.message.clone().unwrap_or_else(|| default.to_owned());
         let made = self.call(&repository.to_string(), bytes, move |progress| {
             let commit = handle.create_commit().operations(changes).commit_message(message).revision(branch);
             // On another parent than the one that was compared with, the hub refuses.
@@ -207,35 +200,30 @@ impl Hub {
         });
         // The commit has these files, and no others that would be loaded in their place.
         let has_all = |remote: &Remote| self::changes(files, remote).0.is_empty();
-        match made {
-            Ok(_) => {}
-            // The answer may have got lost, and the client then asked again: the branch says what is so.
-            Err(fault) if fault.is_ambiguous() => {
-                let trouble = |what: &str| {
-                    let why = self.trouble(fault, repository, &options.revision, None);
-                    Trouble::here(format!("{why}; {what}"))
-                };
-                return match self.remote(repository, &options.revision) {
-                    Ok(remote) if has_all(&remote) => Ok(remote.commit),
-                    Ok(_) => Err(trouble("nothing was published")),
-                    Err(_) => Err(trouble("all or nothing was published, and to push again is safe")),
-                };
+        // The answer may have been lost, and the client then asked again: the branch says what is so.
+        let failed = match made {
+            Err(fault) if !fault.is_ambiguous() => {
+                return Err(self.trouble(fault, repository, &options.revision, None));
             }
-            Err(fault) => return Err(self.trouble(fault, repository, &options.revision, None)),
-        }
-        let remote = self.remote(repository, &options.revision)?;
-        match has_all(&remote) {
-            true => Ok(remote.commit),
-            false => Err(Trouble::here(format!(
+            made => made.err().map(|fault| self.trouble(fault, repository, &options.revision, None)),
+        };
+        match (failed, self.remote(repository, &options.revision)) {
+            (_, Ok(remote)) if has_all(&remote) => Ok(remote.commit),
+            (Some(why), Ok(_)) => Err(Trouble::here(format!("{why}; nothing was published"))),
+            (Some(why), Err(_)) => {
+                Err(Trouble::here(format!("{why}; all or nothing was published, and to push again is safe")))
+            }
+            (None, Ok(_)) => Err(Trouble::here(format!(
                 "{repository} at {} is not what was pushed: the folder or the branch was changed meanwhile, push again",
                 options.revision
             ))),
+            (None, Err(trouble)) => Err(trouble),
         }
     }
 
-    /// Names a commit.
-    fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> std::result::Result<(), Trouble> {
-        let Handle::Model(handle) = self.handle(repository) else { unreachable!("models are pushed") };
+    /// Tags a commit.
+    fn tag(&self, repository: &Repository, tag: &Revision, commit: &str) -> Reply<()> {
+        let handle = self.handle(repository);
         let (name, at) = (tag.to_string(), commit.to_owned());
         let made = self.call("", 0, move |_| handle.create_tag().tag(&name).revision(&at).send());
         let Err(fault) = made else { return Ok(()) };
@@ -251,7 +239,7 @@ impl Hub {
     }
 }
 
-/// What brings the commit to these files, and how many of them are to be sent.
+/// The operations that give the commit these files, and how many files they upload.
 fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize) {
     let changed =
         files.iter().filter(|file| !remote.file(&file.name).is_some_and(|there| file.hashes.are(there)));
@@ -265,7 +253,7 @@ fn changes(files: &[PushFile], remote: &Remote) -> (Vec<CommitOperation>, usize)
         })
         .collect();
     let uploaded = changes.len();
-    // An older, sharded save would win over one file, and shards that nothing names are bulk.
+    // The index of an older, sharded save would be read instead of a single file; shards that no index names only take space.
     let old = remote.files.iter().filter(|there| is_weights(&there.name) || there.name == INDEX);
     let old = old.filter(|there| !files.iter().any(|file| file.name == there.name));
     changes.extend(old.map(|there| CommitOperation::delete(&there.name)));

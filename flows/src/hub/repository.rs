@@ -1,20 +1,14 @@
 //! Repositories of the hub and their revisions.
 
 use super::hash::is_hex;
-use candle_core::{Error, Result};
+use candle_core::{Result, bail};
+use hf_hub::{RepoType, RepoTypeAny};
 use std::fmt;
-
-/// What a repository holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Model,
-    Dataset,
-}
 
 /// A repository of the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
-    pub(super) kind: Kind,
+    pub(super) kind: RepoTypeAny,
     pub(super) owner: String,
     pub(super) name: String,
 }
@@ -31,7 +25,7 @@ impl Repository {
     /// # Errors
     /// When it is no name of a repository.
     pub fn model(id: &str) -> Result<Self> {
-        Self::new(Kind::Model, id)
+        Self::new(RepoTypeAny::Model, id)
     }
 
     /// A data set by its `user/name`.
@@ -39,10 +33,10 @@ impl Repository {
     /// # Errors
     /// When it is no name of a repository.
     pub fn dataset(id: &str) -> Result<Self> {
-        Self::new(Kind::Dataset, id)
+        Self::new(RepoTypeAny::Dataset, id)
     }
 
-    fn new(kind: Kind, id: &str) -> Result<Self> {
+    fn new(kind: RepoTypeAny, id: &str) -> Result<Self> {
         let part = |part: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
             (1..=96).contains(&part.len())
@@ -56,19 +50,15 @@ impl Repository {
             Some((owner, name)) if part(owner) && part(name) => {
                 Ok(Self { kind, owner: owner.to_owned(), name: name.to_owned() })
             }
-            _ => Err(Error::msg(format!(
-                "`{id}` is no repository's name: it is user/name, of letters, digits, `-`, `_` and `.`"
-            ))),
+            _ => {
+                bail!("`{id}` is no repository's name: it is user/name, of letters, digits, `-`, `_` and `.`")
+            }
         }
     }
 
     /// Its folder's name in the cache.
     pub(super) fn folder(&self) -> String {
-        let plural = match self.kind {
-            Kind::Model => "models",
-            Kind::Dataset => "datasets",
-        };
-        format!("{plural}--{}--{}", self.owner, self.name)
+        format!("{}--{}--{}", self.kind.plural(), self.owner, self.name)
     }
 }
 
@@ -104,14 +94,13 @@ impl Revision {
             && !name.contains("@{")
             && !name.ends_with('.')
             && name.split('/').all(part);
-        match good {
-            true => Ok(Self(name.to_owned())),
-            false => Err(Error::msg(format!("`{name}` is no revision: it is a branch, a tag or a commit"))),
+        if !good {
+            bail!("`{name}` is no revision: it is a branch, a tag or a commit");
         }
+        Ok(Self(name.to_owned()))
     }
 
     /// Whether it names a commit, which never changes.
-    #[must_use]
     pub fn is_commit(&self) -> bool {
         is_hex(&self.0, 40)
     }

@@ -1,15 +1,15 @@
-//! Where the hub is, who asks, and where copies are kept.
+//! The settings of a hub client: address, token, cache, timeout.
 
-use candle_core::{Error, Result};
+use candle_core::{Result, bail};
 use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the hub may stay silent: a call and the question what became of it end within a minute.
+/// The default of [`Settings::patience`]: a call and the request that checks its outcome end within a minute.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// Where the hub is, who asks, and where copies are kept.
+/// The settings of a hub client.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The hub's address (`HF_ENDPOINT`).
@@ -20,7 +20,7 @@ pub struct Settings {
     pub token: Option<String>,
     /// Whether only the cache may be used (`HF_HUB_OFFLINE`).
     pub offline: bool,
-    /// How long the hub may stay silent before it counts as out of reach.
+    /// The timeout: how long the hub may send nothing before it counts as out of reach.
     pub patience: Duration,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// A variable that says something.
+/// An environment variable, unless it is empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
@@ -46,18 +46,15 @@ fn flag(name: &str) -> bool {
     variable(name).is_some_and(|v| matches!(v.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
 }
 
-/// A folder from a variable, with the `~` that no shell has replaced.
+/// A folder from an environment variable; `~/` at its start is the home folder.
 fn folder(name: &str) -> Option<PathBuf> {
     let value = variable(name)?;
-    let home = || std::env::home_dir();
-    Some(match value.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
-        Some(path) => path,
-        None => PathBuf::from(value),
-    })
+    let in_home = value.strip_prefix("~/").and_then(|rest| Some(std::env::home_dir()?.join(rest)));
+    Some(in_home.unwrap_or_else(|| PathBuf::from(value)))
 }
 
 impl Settings {
-    /// What the environment says, with the Python library's names and defaults.
+    /// The settings of the environment variables, with the Python library's names and defaults.
     ///
     /// # Errors
     /// When the token cannot be sent: it has a character that no token has.
@@ -71,12 +68,10 @@ impl Settings {
             let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
             fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
         };
-        let token = match flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            true => None,
-            false => variable("HF_TOKEN").or_else(stored),
-        };
+        let implicit = !flag("HF_HUB_DISABLE_IMPLICIT_TOKEN");
+        let token = if implicit { variable("HF_TOKEN").or_else(stored) } else { None };
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
-            return Err(Error::msg("the token (HF_TOKEN) has a character that no token has: copy it again"));
+            bail!("the token (HF_TOKEN) has a character that no token has: copy it again");
         }
         Ok(Self {
             endpoint: variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),

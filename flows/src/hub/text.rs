@@ -1,11 +1,11 @@
-//! Text of others, inside a message.
+//! Text from outside, made safe for messages.
 
-/// Someone else's text, fit to stand inside a sentence: on one line and not long.
+/// A text on one line, of at most 160 characters and without control characters, for use inside a sentence.
 pub(super) fn one_line(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words: Vec<&str> = clean.split_whitespace().collect();
     let text: String = words.join(" ").chars().take(160).collect();
-    // What the cut left open goes, so that the sentence around it reads well.
+    // A parenthesis that the cut left open is removed.
     let mut open = Vec::new();
     for (at, character) in text.char_indices() {
         match character {

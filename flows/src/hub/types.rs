@@ -1,8 +1,9 @@
-//! What is passed between the calls to the hub: transfers, snapshots, listings.
+//! Types that the calls to the hub share: transfers, snapshots, listings.
 
+use hf_hub::repository::RepoTreeEntry;
 use std::path::PathBuf;
 
-/// How far a transfer is.
+/// The progress of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
     /// The file, or what the files are together.
@@ -15,7 +16,7 @@ pub struct Transfer<'a> {
 
 /// Observer of a transfer. It is called on the thread that asked for the transfer.
 pub trait Observer: Send + Sync {
-    /// The transfer has moved on, or has just begun.
+    /// Called when a transfer begins and when it has progressed.
     fn progress(&self, transfer: &Transfer<'_>);
 
     /// Asked several times a second; `true` ends the call with an error.
@@ -50,6 +51,17 @@ pub(super) struct Remote {
 }
 
 impl Remote {
+    /// The files among the entries of a listing of `commit`.
+    pub(super) fn new(commit: String, entries: Vec<RepoTreeEntry>) -> Self {
+        let listed = |entry| match entry {
+            RepoTreeEntry::File { oid, size, path, lfs, .. } => {
+                Some(Listed { name: path, bytes: size, object: oid, large: lfs.is_some() })
+            }
+            RepoTreeEntry::Directory { .. } => None,
+        };
+        Self { commit, files: entries.into_iter().filter_map(listed).collect() }
+    }
+
     pub(super) fn file(&self, name: &str) -> Option<&Listed> {
         self.files.iter().find(|file| file.name == name)
     }

@@ -1,4 +1,4 @@
-//! What a config builds.
+//! The parts of a model that a config builds.
 
 use crate::core::Chain;
 use crate::prior::Prior;

@@ -23,7 +23,7 @@ pub enum ModelConfig {
     Glow(GlowConfig),
 }
 
-/// The same expression of whichever config it is.
+/// Evaluates one expression for the config of any model.
 macro_rules! each {
     ($config:expr, $c:ident => $call:expr) => {
         match $config {
@@ -49,38 +49,30 @@ impl ModelConfig {
     /// # Errors
     /// When the model takes images and `shape` is not (C, H, W).
     pub fn set_shape(&mut self, shape: &[usize]) -> Result<()> {
-        let image = || -> Result<[usize; 3]> {
-            shape
-                .try_into()
-                .map_err(|_| Error::msg(format!("this model takes images (C, H, W), got {shape:?}")))
-        };
+        let image = shape
+            .try_into()
+            .map_err(|_| Error::msg(format!("this model takes images (C, H, W), got {shape:?}")));
         match self {
             ModelConfig::Nice(c) => c.shape = shape.to_vec(),
-            ModelConfig::RealNvp(c) => c.shape = image()?,
-            ModelConfig::Glow(c) => c.shape = image()?,
+            ModelConfig::RealNvp(c) => c.shape = image?,
+            ModelConfig::Glow(c) => c.shape = image?,
         }
         Ok(())
     }
 
-    /// Refuses sizes that no model has, so that nothing computed from a config overflows and nothing that depends on the
-    /// config alone, as a mask does, takes more than a few times [`ModelConfig::MOST_DIMS`].
+    /// Checks that no size is above [`ModelConfig::MOST_DIMS`] or [`ModelConfig::LARGEST_SIZE`], so that nothing computed from a
+    /// config overflows, and what depends on the config alone, as a mask does, takes at most a few times `MOST_DIMS` numbers.
     ///
     /// # Errors
     /// At the first such size, by its name.
     pub fn check(&self) -> Result<()> {
-        let dims = self.shape().iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        if dims.is_none_or(|dims| dims > Self::MOST_DIMS) {
-            bail!(
-                "`shape` {:?} has more than {} dimensions: crop or resize the data",
-                self.shape(),
-                Self::MOST_DIMS
-            );
+        let (shape, most) = (self.shape(), Self::MOST_DIMS);
+        let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        if dims.is_none_or(|dims| dims > most) {
+            bail!("`shape` {shape:?} has more than {most} dimensions: crop or resize the data");
         }
         let sizes = match self {
-            ModelConfig::Nice(c) => {
-                let widest = c.hidden.iter().flatten().max().copied().unwrap_or_default();
-                vec![("hidden", widest)]
-            }
+            ModelConfig::Nice(c) => c.hidden.iter().flatten().map(|&width| ("hidden", width)).collect(),
             ModelConfig::RealNvp(c) => vec![
                 ("scales", c.scales),
                 ("features", c.features),

@@ -7,22 +7,22 @@
 //!                                 model-00001-of-0000N.safetensors
 //! ```
 //!
-//! The metadata is one JSON text under one key, because safetensors writes several keys in a random order and a model's
-//! bytes are to depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's canonical
-//! JSON (no space, keys sorted), taken of what config.json says and not of what this version makes of it, so that a later
-//! version, which may have more settings, still agrees. Shards carry a hash of all weights besides, `weights_sha256`, so that
-//! those of two saves are never read as one model; they replace an earlier save when all of them are written.
+//! The metadata is one JSON text under one key, because safetensors writes several keys in a random order, and a
+//! model's bytes must depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's
+//! canonical JSON (no space, keys sorted), as config.json has it and not as this version parses it, so that a later version,
+//! which may have more settings, still agrees. Shards also have a hash of all weights, `weights_sha256`, so that shards of two
+//! saves are never read as one model; they replace an earlier save once all of them are written.
 //!
 //! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
-//! where the file does) before a tensor is looked at; names, shapes and dtypes are compared with what the config asks for
-//! before a tensor is read; tensors are read one at a time. So a refusal costs at most what the files hold, whatever they
-//! claim. Every error is one sentence with the thing and the remedy.
+//! where the file does) before any tensor is used; names, shapes and dtypes are compared with what the config asks for
+//! before a tensor is read; tensors are read one at a time. So rejecting a file costs no more memory than its real size,
+//! whatever sizes it claims. Every error is one sentence that names the file or tensor and the remedy.
 //!
-//! Weights that another tool has written again have lost their metadata: then names, shapes and values alone are compared.
+//! Weights that another tool has rewritten have no metadata: then only names, shapes and values are compared.
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
 use super::config::ModelConfig;
-use crate::params::Source;
+use crate::params::{Source, is_finite};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// The name of the index where the weights are in several files.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// The metadata's key.
+/// The key of the metadata.
 const KEY: &str = "flows";
 /// The longest header that safetensors knows.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -55,24 +55,20 @@ pub(super) fn at(path: &Path, what: impl std::fmt::Display) -> Error {
     Error::msg(format!("{}: {what}", path.display()))
 }
 
-fn refuse<T>(path: &Path, what: impl std::fmt::Display) -> Result<T> {
-    Err(at(path, what))
-}
-
 /// config.json.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
     /// The version of this format; a newer one is refused with a sentence.
     format: u32,
-    /// The version of the library that wrote it, for people.
+    /// The version of the library that wrote it, for information.
     flows_version: String,
-    /// Trained scalars, for people.
+    /// Trained scalars, for information.
     parameters: usize,
     config: Value,
 }
 
-/// What the metadata says.
+/// The metadata of a weights file.
 #[derive(Serialize, Deserialize)]
 struct Meta {
     format: u32,
@@ -88,50 +84,23 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Without space, keys sorted: equal for equal configs, however a file is laid out.
-fn canonical(value: &Value, out: &mut String) {
-    match value {
-        Value::Object(map) => {
-            let sorted: BTreeMap<_, _> = map.iter().collect();
-            let mut before = '{';
-            for (key, value) in sorted {
-                out.push(before);
-                out.push_str(&Value::from(key.as_str()).to_string());
-                out.push(':');
-                canonical(value, out);
-                before = ',';
-            }
-            out.push_str(if before == '{' { "{}" } else { "}" });
-        }
-        Value::Array(values) => {
-            out.push('[');
-            for (i, value) in values.iter().enumerate() {
-                out.push_str(if i > 0 { "," } else { "" });
-                canonical(value, out);
-            }
-            out.push(']');
-        }
-        other => out.push_str(&other.to_string()),
-    }
-}
-
 /// Bytes as hexadecimal digits.
 pub(crate) fn hex(hash: impl AsRef<[u8]>) -> String {
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The SHA-256 of the config's JSON without space and with sorted keys: equal for equal configs, however a file is laid out.
 fn config_hash(config: &Value) -> String {
-    let mut text = String::new();
-    canonical(config, &mut text);
-    hex(Sha256::digest(text.as_bytes()))
+    let mut sorted = config.clone();
+    sorted.sort_all_objects();
+    hex(Sha256::digest(sorted.to_string()))
 }
 
 /// The config of a saved folder, and its hash.
 pub(super) fn read_config(dir: &Path) -> Result<(ModelConfig, String)> {
     let path = dir.join(CONFIG);
     let text = read_whole(&path, LONGEST_CONFIG)?;
-    let (config, hash) = parse_config(&text).map_err(|e| at(&path, e))?;
-    Ok((config, hash))
+    parse_config(&text).map_err(|e| at(&path, e))
 }
 
 /// The config of a saved folder alone.
@@ -172,31 +141,28 @@ fn check_format(format: u32) -> Result<()> {
     Ok(())
 }
 
-/// The header of a safetensors file: what [`File::open`](fs::File::open) gave, of `length` bytes. With it comes where the
-/// tensors' bytes begin.
+/// The header of the safetensors file `file` of `length` bytes, and where the tensors' bytes begin.
 ///
 /// # Errors
 /// When it is longer than the file, no header, or its tensors leave gaps, overlap or do not end where the file does.
 pub fn read_header(file: &mut impl Read, length: u64) -> Result<(Metadata, u64)> {
-    let damaged = |what: &dyn std::fmt::Display| {
-        Error::msg(format!("not a complete safetensors file ({what}): fetch it again"))
-    };
+    let damaged =
+        |what: String| Error::msg(format!("not a complete safetensors file ({what}): fetch it again"));
     let mut n = [0; 8];
-    file.read_exact(&mut n).map_err(|_| damaged(&format!("it has {length} bytes")))?;
+    file.read_exact(&mut n).map_err(|_| damaged(format!("it has {length} bytes")))?;
     let n = u64::from_le_bytes(n);
     let rest = length.saturating_sub(8);
     if n > rest.min(LONGEST_HEADER) {
-        return Err(damaged(&format!(
-            "its header claims {n} bytes, the file has {rest} and no header more than \
-                                     {LONGEST_HEADER}"
+        return Err(damaged(format!(
+            "its header claims {n} bytes, the file has {rest} and no header more than {LONGEST_HEADER}"
         )));
     }
     let mut header = vec![0; n as usize];
-    file.read_exact(&mut header).map_err(|e| damaged(&e))?;
-    let header: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+    file.read_exact(&mut header).map_err(|e| damaged(e.to_string()))?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(e.to_string()))?;
     let (held, claimed) = (rest - n, header.data_len() as u64);
     if held != claimed {
-        return Err(damaged(&format!("its tensors take {claimed} bytes, the file holds {held}")));
+        return Err(damaged(format!("its tensors take {claimed} bytes, the file holds {held}")));
     }
     Ok((header, 8 + n))
 }
@@ -214,10 +180,10 @@ pub struct Stored {
     pub bytes: u64,
 }
 
-/// Looks at a saved folder without reading a tensor.
+/// What a saved folder holds, without reading a tensor.
 ///
 /// # Errors
-/// As [`Model::load`](super::Model::load), but for what only the tensors tell.
+/// As [`Model::load`](super::Model::load), except those that only the tensors' values show.
 pub fn stored(dir: &Path) -> Result<Stored> {
     let (config, hash) = read_config(dir)?;
     let weights = Weights::open(dir, &hash)?;
@@ -246,7 +212,7 @@ struct Place {
 pub(super) struct Weights {
     files: Vec<(PathBuf, Mutex<File>)>,
     places: BTreeMap<String, Place>,
-    /// What the shards so far say of all weights.
+    /// The hash of all weights according to the shards so far.
     hash: Option<String>,
 }
 
@@ -256,86 +222,62 @@ impl Weights {
         let mut all = Self { files: vec![], places: BTreeMap::new(), hash: None };
         let index = dir.join(INDEX);
         if !index.exists() {
-            all.add(dir.join(WEIGHTS), config_hash)?;
+            all.add(dir.join(WEIGHTS), config_hash, None)?;
             return Ok(all);
         }
         let text = read_whole(&index, LONGEST_HEADER)?;
         let map = parse_index(&text).map_err(|e| at(&index, e))?;
         let files: BTreeSet<&String> = map.values().collect();
         for name in files {
-            let path = dir.join(name);
-            let before = all.places.len();
-            all.add(path.clone(), config_hash)?;
-            let held = all.places.values().filter(|p| p.file + 1 == all.files.len()).count();
-            let listed = map.iter().filter(|(_, file)| *file == name);
-            for (tensor, _) in listed.clone() {
-                let place = all.places.get(tensor);
-                if place.is_none_or(|p| p.file + 1 != all.files.len()) {
-                    return refuse(
-                        &path,
-                        format!(
-                            "the index puts tensor `{tensor}` here, where it is not: fetch all \
-                                                  shards and the index again"
-                        ),
-                    );
-                }
-            }
-            if held != listed.count() || all.places.len() != before + held {
-                return refuse(
-                    &path,
-                    "the shard holds tensors that the index does not put here: fetch all shards and \
-                                      the index again",
-                );
-            }
+            let listed = map.iter().filter(|(_, file)| *file == name).map(|(tensor, _)| tensor).collect();
+            all.add(dir.join(name), config_hash, Some(listed))?;
         }
         Ok(all)
     }
 
-    fn add(&mut self, path: PathBuf, config_hash: &str) -> Result<()> {
+    /// Adds a file, whose tensors must be those that the index has `listed` for it, where there is an index.
+    fn add(&mut self, path: PathBuf, config_hash: &str, listed: Option<BTreeSet<&String>>) -> Result<()> {
         let (mut file, length) = open(&path)?;
         let (header, start) = read_header(&mut file, length).map_err(|e| at(&path, e))?;
-        if let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) {
-            let meta: Meta = match serde_json::from_str(text) {
-                Ok(meta) => meta,
-                Err(e) => {
-                    return refuse(
-                        &path,
-                        format!("its metadata `{KEY}` cannot be read ({e}): fetch it again"),
-                    );
-                }
-            };
-            check_format(meta.format).map_err(|e| at(&path, e))?;
-            if meta.config_sha256 != config_hash {
-                return refuse(
-                    &path,
-                    format!(
-                        "the weights are of the config with the sha256 {}, {CONFIG} has {config_hash}: fetch both again",
-                        // What a file says is not printed at any length.
-                        meta.config_sha256.chars().take(64).collect::<String>()
-                    ),
-                );
-            }
-            if let Some(hash) = meta.weights_sha256
-                && *self.hash.get_or_insert_with(|| hash.clone()) != hash
-            {
-                return refuse(
-                    &path,
-                    "the shard is of other weights than those before it: fetch all of them again",
-                );
-            }
+        self.check_metadata(&header, config_hash).map_err(|e| at(&path, e))?;
+        self.add_tensors(&header, start).map_err(|e| at(&path, e))?;
+        if let Some(listed) = listed {
+            check_listed(&header, &listed).map_err(|e| at(&path, e))?;
         }
+        self.files.push((path, Mutex::new(file)));
+        Ok(())
+    }
+
+    /// Compares the hashes in a file's metadata, if it has any, with the config's and with those of earlier shards.
+    fn check_metadata(&mut self, header: &Metadata, config_hash: &str) -> Result<()> {
+        let Some(text) = header.metadata().as_ref().and_then(|m| m.get(KEY)) else { return Ok(()) };
+        let meta: Meta = serde_json::from_str(text)
+            .map_err(|e| Error::msg(format!("its metadata `{KEY}` cannot be read ({e}): fetch it again")))?;
+        check_format(meta.format)?;
+        if meta.config_sha256 != config_hash {
+            // The file may claim a text of any length.
+            let claimed: String = meta.config_sha256.chars().take(64).collect();
+            bail!(
+                "the weights are of the config with the sha256 {claimed}, {CONFIG} has {config_hash}: fetch both again"
+            );
+        }
+        if let Some(hash) = meta.weights_sha256
+            && *self.hash.get_or_insert_with(|| hash.clone()) != hash
+        {
+            bail!("the shard is of other weights than those before it: fetch all of them again");
+        }
+        Ok(())
+    }
+
+    /// Adds the places of the tensors of the next file, whose bytes begin at `start`.
+    fn add_tensors(&mut self, header: &Metadata, start: u64) -> Result<()> {
         for (name, info) in header.tensors() {
             let dtype = match DType::try_from(info.dtype) {
                 Ok(dtype @ (DType::U32 | DType::F16 | DType::BF16 | DType::F32 | DType::F64)) => dtype,
-                _ => {
-                    return refuse(
-                        &path,
-                        format!(
-                            "tensor `{name}` is of {:?}, weights are F64, F32, F16 or BF16, and U32 for indices: save it again",
-                            info.dtype
-                        ),
-                    );
-                }
+                _ => bail!(
+                    "tensor `{name}` is of {:?}, weights are F64, F32, F16 or BF16, and U32 for indices: save it again",
+                    info.dtype
+                ),
             };
             let (begin, end) = info.data_offsets;
             let place = Place {
@@ -346,13 +288,9 @@ impl Weights {
                 shape: Shape::from(info.shape.as_slice()),
             };
             if self.places.insert(name.clone(), place).is_some() {
-                return refuse(
-                    &path,
-                    format!("tensor `{name}` is in two shards: fetch all shards and the index again"),
-                );
+                bail!("tensor `{name}` is in two shards: fetch all shards and the index again");
             }
         }
-        self.files.push((path, Mutex::new(file)));
         Ok(())
     }
 
@@ -360,6 +298,20 @@ impl Weights {
     pub(super) fn double(&self) -> bool {
         self.places.values().any(|p| p.dtype == DType::F64)
     }
+}
+
+/// Compares the tensors of a shard with those that the index has `listed` for it.
+fn check_listed(header: &Metadata, listed: &BTreeSet<&String>) -> Result<()> {
+    let held = header.tensors();
+    if let Some(tensor) = listed.iter().find(|tensor| !held.contains_key(**tensor)) {
+        bail!("the index puts tensor `{tensor}` here, where it is not: fetch all shards and the index again");
+    }
+    if held.len() != listed.len() {
+        bail!(
+            "the shard holds tensors that the index does not put here: fetch all shards and the index again"
+        );
+    }
+    Ok(())
 }
 
 impl Source for Weights {
@@ -377,9 +329,7 @@ impl Source for Weights {
         let mut bytes = vec![0; place.bytes];
         let mut file = file.lock().unwrap();
         let read = file.seek(SeekFrom::Start(place.at)).and_then(|_| file.read_exact(&mut bytes));
-        if let Err(e) = read {
-            return refuse(path, format!("tensor `{name}` cannot be read ({e}): fetch the file again"));
-        }
+        read.map_err(|e| at(path, format!("tensor `{name}` cannot be read ({e}): fetch the file again")))?;
         Tensor::from_raw_buffer(&bytes, place.dtype, place.shape.dims(), &Device::Cpu)
             .map_err(|e| at(path, e))
     }
@@ -409,35 +359,47 @@ pub fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>> {
     Ok(index.weight_map)
 }
 
+/// Opens a file; with its length in bytes.
 fn open(path: &Path) -> Result<(File, u64)> {
+    let no_file =
+        |what: &str| at(path, format!("{what}: a model is a folder with config.json and model.safetensors"));
     // Checked before it is opened: opening a pipe waits until another program writes into it.
-    let file = fs::metadata(path).and_then(|meta| match meta.is_file() {
-        true => Ok((meta, Some(File::open(path)?))),
-        false => Ok((meta, None)),
-    });
-    match file {
-        Ok((meta, Some(file))) => Ok((file, meta.len())),
-        Ok((_, None)) => {
-            refuse(path, "not a file: a model is a folder with config.json and model.safetensors")
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            refuse(path, "no such file: a model is a folder with config.json and model.safetensors")
-        }
-        Err(e) => Err(at(path, e)),
+    let meta = fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => no_file("no such file"),
+        _ => at(path, e),
+    })?;
+    if !meta.is_file() {
+        return Err(no_file("not a file"));
     }
+    Ok((File::open(path).map_err(|e| at(path, e))?, meta.len()))
 }
 
+/// The content of a file of at most `longest` bytes.
 fn read_whole(path: &Path, longest: u64) -> Result<Vec<u8>> {
     let (file, length) = open(path)?;
     if length > longest {
-        return refuse(
-            path,
-            format!("it has {length} bytes, more than the {longest} of any such file: fetch it again"),
-        );
+        let what = format!("it has {length} bytes, more than the {longest} of any such file: fetch it again");
+        return Err(at(path, what));
     }
     let mut text = Vec::new();
     file.take(longest).read_to_end(&mut text).map_err(|e| at(path, e))?;
     Ok(text)
+}
+
+/// How a model is saved.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// Bytes of tensors above which the weights are sharded.
+    pub max_shard_size: usize,
+    /// The dtype of floating-point tensors in the file.
+    pub dtype: Option<DType>,
+}
+
+impl Default for SaveOptions {
+    /// Shards of 5 GB, as the hub's libraries have it; the model's own dtype.
+    fn default() -> Self {
+        Self { max_shard_size: 5_000_000_000, dtype: None }
+    }
 }
 
 /// Writes config and weights; see [`Model::save`](super::Model::save).
@@ -446,18 +408,15 @@ pub(super) fn write(
     config: &ModelConfig,
     parameters: usize,
     tensors: Vec<(String, Tensor)>,
-    max_shard_size: usize,
-    dtype: Option<DType>,
+    &SaveOptions { max_shard_size, dtype }: &SaveOptions,
 ) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
     let mut size = 0;
     for (name, t) in tensors {
-        let t = match dtype {
-            Some(d) if t.dtype().is_float() => t.to_dtype(d)?,
-            _ => t,
-        };
-        if t.dtype().is_float() && dtype.is_some() && !crate::params::is_finite(&t.to_dtype(DType::F32)?)? {
+        let to = dtype.filter(|_| t.dtype().is_float());
+        let t = to.map_or(Ok(t.clone()), |dtype| t.to_dtype(dtype))?;
+        if to.is_some() && !is_finite(&t.to_dtype(DType::F32)?)? {
             bail!("tensor `{name}` holds numbers that {:?} cannot: save it as bf16 or f32", t.dtype());
         }
         let bytes = t.elem_count() * t.dtype().size_in_bytes();
@@ -476,7 +435,7 @@ pub(super) fn write(
         .map_err(Error::wrap)?;
     let mut weight_map = BTreeMap::new();
     let mut total = 0;
-    // An earlier save is replaced when all of this one lies beside it.
+    // An earlier save is replaced only once all files of this one are written beside it.
     let mut written = Vec::new();
     for (i, shard) in shards.into_iter().enumerate() {
         let file =
@@ -503,7 +462,7 @@ pub(super) fn write(
         let json = serde_json::to_vec_pretty(&Index { metadata, weight_map }).map_err(Error::wrap)?;
         write_atomic(&index, &json)?;
     } else if index.exists() {
-        // An older, sharded save in the same folder would win over this file.
+        // The index of an older, sharded save would be read instead of this file.
         fs::remove_file(&index).map_err(|e| at(&index, e))?;
     }
     remove_stale(dir, &files)?;
@@ -546,10 +505,10 @@ fn weights_hash<'a>(tensors: impl Iterator<Item = &'a (String, Tensor)>) -> Resu
     Ok(hex(hash.finalize()))
 }
 
-/// A file that lies complete under a temporary name beside its own, and goes if it is not put there.
+/// A complete file under a temporary name beside its own, which is removed unless the file replaces its own.
 struct Written {
     path: PathBuf,
-    tmp: Option<PathBuf>,
+    tmp: PathBuf,
 }
 
 impl Written {
@@ -557,39 +516,31 @@ impl Written {
     fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(format!(".tmp{}", std::process::id()));
-        let tmp = path.with_file_name(name);
-        let this = Self { path: path.to_path_buf(), tmp: Some(tmp.clone()) };
-        let write = || -> std::io::Result<()> {
-            let mut f = fs::File::create(&tmp)?;
-            f.write_all(bytes)?;
-            f.sync_all()
+        let this = Self { path: path.to_path_buf(), tmp: path.with_file_name(name) };
+        let write = || {
+            let mut file = File::create(&this.tmp)?;
+            file.write_all(bytes)?;
+            file.sync_all()
         };
         write().map_err(|e| at(path, e))?;
         Ok(this)
     }
 
-    /// Puts it in its place, and syncs the folder.
-    fn replace(mut self) -> Result<()> {
-        let move_it = || -> std::io::Result<()> {
-            if let Some(tmp) = &self.tmp {
-                fs::rename(tmp, &self.path)?;
-            }
-            match self.path.parent().filter(|d| !d.as_os_str().is_empty()) {
-                Some(dir) => fs::File::open(dir)?.sync_all(),
-                None => Ok(()),
-            }
+    /// Renames it to its own name, and syncs the folder.
+    fn replace(self) -> Result<()> {
+        let rename = || {
+            fs::rename(&self.tmp, &self.path)?;
+            let dir = self.path.parent().filter(|d| !d.as_os_str().is_empty());
+            dir.map_or(Ok(()), |dir| File::open(dir)?.sync_all())
         };
-        move_it().map_err(|e| at(&self.path, e))?;
-        self.tmp = None;
-        Ok(())
+        rename().map_err(|e| at(&self.path, e))
     }
 }
 
 impl Drop for Written {
     fn drop(&mut self) {
-        if let Some(tmp) = &self.tmp {
-            let _ = fs::remove_file(tmp);
-        }
+        // After the rename there is nothing to remove.
+        let _ = fs::remove_file(&self.tmp);
     }
 }
 

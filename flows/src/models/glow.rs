@@ -6,15 +6,18 @@
 
 use super::built::Built;
 pub use super::law::Law;
+use super::levels::Levels;
 use super::preprocess::Preprocess;
-use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Multiscale, Permute, Squeeze, Weight};
-use crate::core::{Bijection, Chain};
+use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Permute, Weight};
+use crate::core::Chain;
 use crate::nets::ConvNet;
 use crate::params::ParamBuilder;
-use crate::prior::Prior;
 use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
+
+/// Every coupling keeps the first half of the channels.
+const HALVES: Partition = Partition::Halves { swap: false };
 
 /// What mixes the channels between couplings (section 3.2 and figure 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +33,7 @@ pub enum Permutation {
     Reverse,
 }
 
-/// Everything that makes a Glow; saved as config.json.
+/// The settings of a Glow, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GlowConfig {
@@ -46,7 +49,7 @@ pub struct GlowConfig {
     pub depth: usize,
     /// Hidden channels of the couplings' networks.
     pub width: usize,
-    /// The coupling law.
+    /// The transform of the couplings.
     pub law: Law,
     /// What mixes the channels.
     pub permutation: Permutation,
@@ -102,17 +105,12 @@ impl GlowConfig {
             Permutation::Shuffle => chain.push(name, Permute::shuffle(c, &pv)?),
             Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
         }
-        let (kept, changed) = (c / 2, c - c / 2);
         let transform: Box<dyn Transform> = match self.law {
             Law::Additive => Box::new(Additive),
             Law::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
         };
-        let outputs = transform.params_per_element() * changed;
-        let net = Box::new(ConvNet::new(kept, self.width, outputs, self.edge_bias, &vb.pp("net"))?);
-        chain.push(
-            join("coupling"),
-            Coupling { partition: Partition::Halves { swap: false }, net, transform },
-        );
+        let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
+        chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);
         Ok(())
     }
 
@@ -123,50 +121,26 @@ impl GlowConfig {
         if self.classes == Some(0) || (self.classes.is_some() && !self.learn_top) {
             bail!("`classes` needs `learn_top = true` and at least one class");
         }
-        let [mut c, mut h, mut w] = self.shape;
-        if c * h * w == 0 {
-            bail!("`shape` {:?} has no pixels", self.shape);
-        }
-        let mut levels: Vec<Box<dyn Bijection>> = Vec::new();
-        let mut shapes = Vec::new();
+        let mut levels = Levels::new(self.shape)?;
         for i in 0..self.levels {
-            if h % 2 != 0 || w % 2 != 0 {
-                let remedy = match i {
-                    0 => "crop or resize the images".to_string(),
-                    _ => format!("use `levels = {i}`, or crop or resize the images"),
-                };
-                bail!(
-                    "cannot squeeze {h}x{w} at level {} of {}: both sides must be even; {remedy}",
-                    i + 1,
-                    self.levels
-                );
-            }
             let vb = vb.pp(format!("level{i}"));
             let mut chain = Chain::new();
-            chain.push("squeeze", Squeeze);
-            (c, h, w) = (4 * c, h / 2, w / 2);
+            levels.squeeze(&mut chain, "level", self.levels, i)?;
+            let c = levels.shape[0];
             for k in 0..self.depth {
                 self.step(&mut chain, &format!("step{k}"), c, &vb)?;
             }
-            if i + 1 < self.levels {
-                if self.learn_split {
-                    let transform = Affine { scale: Scale::Exp, shift_first: true };
-                    let outputs = transform.params_per_element() * (c - c / 2);
-                    let net = ConvNet::new(c / 2, 0, outputs, self.edge_bias, &vb.pp("split"))?;
-                    chain.push("split", Coupling::new(Partition::Halves { swap: false }, net, transform));
-                }
-            } else if self.learn_top {
+            let last = i + 1 == self.levels;
+            if !last && self.learn_split {
+                let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
+                let net = |inputs, outputs| ConvNet::new(inputs, 0, outputs, self.edge_bias, &vb.pp("split"));
+                chain.push("split", Coupling::with_net(HALVES, transform, c, net)?);
+            }
+            if last && self.learn_top {
                 chain.push("top", ChannelPrior::new(c, self.classes, &vb.pp("top"))?);
             }
-            levels.push(Box::new(chain));
-            shapes.push([c, h, w]);
-            c /= 2;
+            levels.push(chain);
         }
-        let multiscale = Multiscale::new(levels, &shapes)?;
-        let latent = multiscale.shapes().to_vec();
-        let mut chain = Chain::new();
-        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
-        chain.push("", multiscale);
-        Ok(Built { chain, prior: Prior::Gaussian, latent })
+        levels.build(self.preprocess, self.bits, vb)
     }
 }

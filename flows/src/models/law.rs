@@ -16,7 +16,6 @@ pub enum Law {
 
 impl Law {
     /// Numbers that the network of a coupling gives for each element that is changed.
-    #[must_use]
     pub fn params_per_element(self) -> usize {
         match self {
             Law::Additive => Additive::PARAMS,

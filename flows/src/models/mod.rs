@@ -10,17 +10,18 @@ mod config;
 pub mod file;
 pub mod glow;
 mod law;
+mod levels;
 mod model;
 pub mod nice;
 mod preprocess;
 pub mod realnvp;
 
 pub use config::ModelConfig;
-pub use file::{CONFIG, INDEX, WEIGHTS, write_atomic};
+pub use file::{CONFIG, INDEX, SaveOptions, WEIGHTS, write_atomic};
 #[cfg(feature = "hub")]
 pub(crate) use file::{hex, is_weights};
 pub use glow::GlowConfig;
-pub use model::{Model, SaveOptions, load};
+pub use model::{Model, load};
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;
 pub use realnvp::RealNvpConfig;

@@ -1,7 +1,7 @@
 //! A model: a config with parameters and a flow.
 
 use super::config::ModelConfig;
-use super::file::{self, Weights};
+use super::file::{self, SaveOptions, Weights};
 use crate::bijections::split_levels;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory};
 use crate::flow::Flow;
@@ -26,22 +26,6 @@ impl std::ops::Deref for Model {
     }
 }
 
-/// How a model is saved.
-#[derive(Clone, Copy, Debug)]
-pub struct SaveOptions {
-    /// Bytes of tensors above which the weights are sharded.
-    pub max_shard_size: usize,
-    /// The dtype of floating-point tensors in the file.
-    pub dtype: Option<DType>,
-}
-
-impl Default for SaveOptions {
-    /// Shards of 5 GB, as the hub's libraries have it; the model's own dtype.
-    fn default() -> Self {
-        Self { max_shard_size: 5_000_000_000, dtype: None }
-    }
-}
-
 impl Model {
     /// A model with fresh parameters; each depends on `seed` and its name only.
     ///
@@ -61,7 +45,7 @@ impl Model {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_params(config, ParamStore::from_tensors(tensors, dtype, device))
+        Self::with_params(config, ParamStore::from_source(tensors, dtype, device))
     }
 
     fn with_params(config: ModelConfig, params: ParamStore) -> Result<Self> {
@@ -80,11 +64,6 @@ impl Model {
     /// The parameters.
     pub fn params(&self) -> &ParamStore {
         &self.params
-    }
-
-    /// The flow alone.
-    pub fn flow(&self) -> &Flow {
-        &self.flow
     }
 
     /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].
@@ -134,8 +113,7 @@ impl Model {
     pub fn save(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let tensors: Vec<(String, Tensor)> =
             self.params.all().into_iter().map(|(n, p)| (n, p.value().clone())).collect();
-        let SaveOptions { max_shard_size, dtype } = *options;
-        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, max_shard_size, dtype)
+        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, options)
     }
 
     /// Loads a saved folder onto `device`; f16 and bf16 files are computed in f32, f64 ones in f64.
@@ -160,7 +138,7 @@ impl Model {
     }
 }
 
-/// A ready model from a saved folder: [`Model::load`].
+/// A model from a saved folder: [`Model::load`].
 ///
 /// # Errors
 /// As [`Model::load`].

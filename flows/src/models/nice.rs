@@ -12,17 +12,17 @@ use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// How dimensions change places.
+/// The permutation of the dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// Even positions first, once; the halves then take turns (the paper's odd/even partition).
+    /// Even positions first, once; couplings then keep the two halves alternately (the paper's odd/even partition).
     EvenOdd,
     /// Reversed after each coupling, the first half always kept (the released code).
     Reverse,
 }
 
-/// Everything that makes a NICE; saved as config.json.
+/// The settings of a NICE, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NiceConfig {
@@ -32,11 +32,11 @@ pub struct NiceConfig {
     pub bits: u8,
     /// The first layers.
     pub preprocess: Preprocess,
-    /// How dimensions change places.
+    /// The permutation of the dimensions.
     pub order: Order,
     /// The hidden widths of each coupling's network.
     pub hidden: Vec<Vec<usize>>,
-    /// The coupling law.
+    /// The transform of the couplings.
     pub law: Law,
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,
@@ -104,7 +104,6 @@ impl NiceConfig {
             let name = format!("coupling{i}");
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
-            let (kept, changed) = if swap { (d - d / 2, d / 2) } else { (d / 2, d - d / 2) };
             let transform: Box<dyn Transform> = match self.law {
                 Law::Additive => Box::new(Additive),
                 Law::Affine => {
@@ -112,13 +111,10 @@ impl NiceConfig {
                     Box::new(Affine { scale, shift_first: false })
                 }
             };
-            let outputs = transform.params_per_element() * changed;
-            let net = Box::new(Mlp::new(kept, hidden, outputs, start, &vb.pp("net"))?);
-            chain.push(&name, Coupling { partition: Partition::Halves { swap }, net, transform });
+            let net = |inputs, outputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net"));
+            chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
             if self.order == Order::Reverse {
-                let name = format!("reverse{i}");
-                let vb = vb.pp("reverse");
-                chain.push(&name, Permute::reverse(d, &vb)?);
+                chain.push(format!("reverse{i}"), Permute::reverse(d, &vb.pp("reverse"))?);
             }
         }
         chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);

@@ -6,7 +6,7 @@ use crate::params::ParamBuilder;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// What happens to x in [0, 2^bits) before the flow proper.
+/// The map of x in [0, 2^bits) before the first coupling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Preprocess {
@@ -58,12 +58,14 @@ impl Preprocess {
             bail!("`bits` must be 1 to 8, got {bits}");
         }
         let n = f64::from(1u32 << bits);
-        let rescale = |a: f64, b: f64| Rescale::new(a, b);
-        match self {
-            Preprocess::None {} => {}
-            Preprocess::Unit {} | Preprocess::Logit { .. } => chain.push("rescale", rescale(1. / n, 0.)?),
-            Preprocess::Symmetric {} | Preprocess::Zca { .. } => chain.push("rescale", rescale(2. / n, -1.)?),
-            Preprocess::Centered {} => chain.push("rescale", rescale(1. / n, -0.5)?),
+        let rescale = match self {
+            Preprocess::None {} => None,
+            Preprocess::Unit {} | Preprocess::Logit { .. } => Some((1. / n, 0.)),
+            Preprocess::Symmetric {} | Preprocess::Zca { .. } => Some((2. / n, -1.)),
+            Preprocess::Centered {} => Some((1. / n, -0.5)),
+        };
+        if let Some((scale, shift)) = rescale {
+            chain.push("rescale", Rescale::new(scale, shift)?);
         }
         if let Preprocess::Logit { alpha, scale } = self {
             chain.push("logit", Logit::new(alpha, scale)?);

@@ -1,22 +1,22 @@
 //! RealNVP (Dinh, Sohl-Dickstein, Bengio 2016, arXiv 1605.08803): affine couplings under checkerboard and channel-wise
 //! partitions, batch norm between them, several scales.
 //!
-//! Where the paper is silent and the released code is not (features per scale, the network's input, the order of shift
+//! Where only the released code gives a value (features per scale, the network's input, the order of shift
 //! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
 //! configuration: its depth and width are section 4.1's.
 
 use super::built::Built;
+use super::levels::Levels;
 use super::preprocess::Preprocess;
-use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Multiscale, Permute, Squeeze};
-use crate::core::{Bijection, Chain};
+use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Permute};
+use crate::core::Chain;
 use crate::nets::{ResNet, ResNetConfig};
 use crate::params::{Init, ParamBuilder};
-use crate::prior::Prior;
-use crate::transforms::{Affine, Partition, Scale, Transform, checkerboard};
+use crate::transforms::{Affine, Partition, Scale, checkerboard};
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
-/// Everything that makes a RealNVP; saved as config.json.
+/// The settings of a RealNVP, saved as config.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RealNvpConfig {
@@ -77,13 +77,6 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// A coupling's partition, with the channels of its network.
-#[derive(Clone, Copy)]
-enum Kind {
-    Checkerboard { features: usize },
-    Channelwise { features: usize },
-}
-
 impl RealNvpConfig {
     /// CIFAR-10 as in section 4.1 and appendix E.
     pub fn cifar_paper() -> Self {
@@ -127,6 +120,7 @@ impl RealNvpConfig {
         Self { shape: [1, 28, 28], ..Self::cifar_code() }
     }
 
+    /// The settings of a coupling's network.
     fn net(&self, inputs: usize, outputs: usize, features: usize) -> ResNetConfig {
         ResNetConfig {
             inputs,
@@ -144,92 +138,65 @@ impl RealNvpConfig {
         }
     }
 
-    /// The coupling `k` of a level on (C, H, W): its layer, and batch norm after it.
-    /// Masks are shared by all couplings of a level.
+    /// Appends the coupling `name` of C channels, and the batch norm after it.
     fn coupling(
         &self,
         chain: &mut Chain,
-        kind: Kind,
-        k: usize,
-        shape: [usize; 3],
-        masks: &mut [Option<Tensor>; 2],
+        name: &str,
+        partition: Partition,
+        (channels, features): (usize, usize),
         vb: &ParamBuilder,
     ) -> Result<()> {
-        let swap = (k % 2 == 1) != self.diagonal;
-        let [c, h, w] = shape;
-        let (name, features) = match kind {
-            Kind::Checkerboard { features } => (format!("checker{k}"), features),
-            Kind::Channelwise { features } => (format!("channel{k}"), features),
+        let vb = vb.pp(name);
+        let scale = match self.channel_gains {
+            // The network gives log-scales that its own gains bound already.
+            true => Scale::Exp,
+            false => Scale::Tanh { gain: vb.get(1, "gain", Init::Const(0.))? },
         };
-        let vb = vb.pp(&name);
-        let gain = match self.channel_gains {
-            true => None,
-            false => Some(vb.get(1, "gain", Init::Const(0.))?),
+        let transform = Box::new(Affine { scale, shift_first: self.shift_first });
+        let mask = match &partition {
+            Partition::Mask(mask) => Some(mask.clone()),
+            Partition::Halves { .. } => None,
         };
-        // With a gain for each channel the network gives log-scales that are bounded already.
-        let scale = gain.map_or(Scale::Exp, |gain| Scale::Tanh { gain });
-        let transform = Affine { scale, shift_first: self.shift_first };
-        let each = transform.params_per_element();
-        let (partition, net) = match kind {
-            Kind::Checkerboard { .. } => {
-                let slot = &mut masks[usize::from(swap)];
-                let mask = match slot {
-                    Some(mask) => mask.clone(),
-                    None => slot.insert(checkerboard(h, w, swap, &vb)?).clone(),
-                };
-                let net = ResNet::new(self.net(c, each * c, features), Some(mask.clone()), &vb.pp("net"))?;
-                (Partition::Mask(mask), net)
-            }
-            Kind::Channelwise { .. } => {
-                let (kept, changed) = if swap { (c - c / 2, c / 2) } else { (c / 2, c - c / 2) };
-                let net = ResNet::new(self.net(kept, each * changed, features), None, &vb.pp("net"))?;
-                (Partition::Halves { swap }, net)
-            }
-        };
-        chain.push(&name, Coupling::new(partition, net, transform));
+        let net = |inputs, outputs| ResNet::new(self.net(inputs, outputs, features), mask, &vb.pp("net"));
+        chain.push(name, Coupling::with_net(partition, transform, channels, net)?);
         if self.batch_norm && self.norm_couplings {
-            let norm = BatchNorm::new(c, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
+            let norm = BatchNorm::new(channels, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
             chain.push(format!("{name}.norm"), norm);
         }
         Ok(())
+    }
+
+    /// Whether coupling `k` of a level keeps what the first one changes.
+    fn swap(&self, k: usize) -> bool {
+        (k % 2 == 1) != self.diagonal
     }
 
     pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
         if self.scales == 0 || self.features == 0 {
             bail!("`scales` and `features` must be at least 1");
         }
-        let [mut c, mut h, mut w] = self.shape;
-        if c * h * w == 0 {
-            bail!("`shape` {:?} has no pixels", self.shape);
-        }
-        let mut levels: Vec<Box<dyn Bijection>> = Vec::new();
-        let mut shapes = Vec::new();
+        let mut levels = Levels::new(self.shape)?;
         for i in 0..self.scales {
             let vb = vb.pp(format!("level{i}"));
             let features = self.features << i;
             let mut chain = Chain::new();
             let last = i + 1 == self.scales;
+            let [c, h, w] = levels.shape;
             let n = if last { self.last_checkerboard } else { self.checkerboard };
-            let mut masks = [None, None];
+            // The couplings of a level share their masks.
+            let masks: Vec<Tensor> =
+                (0..n.min(2)).map(|k| checkerboard(h, w, self.swap(k), &vb)).collect::<Result<_>>()?;
             for k in 0..n {
-                let kind = Kind::Checkerboard { features };
-                self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
+                let partition = Partition::Mask(masks[k % 2].clone());
+                self.coupling(&mut chain, &format!("checker{k}"), partition, (c, features), &vb)?;
             }
             if !last {
-                if h % 2 != 0 || w % 2 != 0 {
-                    bail!(
-                        "cannot squeeze {h}x{w} at scale {} of {}: both sides must be even; use `scales = {}`, or crop or \
-                         resize the images",
-                        i + 1,
-                        self.scales,
-                        i + 1
-                    );
-                }
-                chain.push("squeeze", Squeeze);
-                (c, h, w) = (4 * c, h / 2, w / 2);
+                levels.squeeze(&mut chain, "scale", self.scales, i + 1)?;
+                let c = levels.shape[0];
                 for k in 0..self.channelwise {
-                    let kind = Kind::Channelwise { features: 2 * features };
-                    self.coupling(&mut chain, kind, k, [c, h, w], &mut masks, &vb)?;
+                    let partition = Partition::Halves { swap: self.swap(k) };
+                    self.coupling(&mut chain, &format!("channel{k}"), partition, (c, 2 * features), &vb)?;
                 }
                 if self.diagonal {
                     // All channels' pixel (0, 0), then all (1, 1), which go on; then (0, 1) and (1, 0).
@@ -238,15 +205,8 @@ impl RealNvpConfig {
                     chain.push("order", Permute::given(&order, &vb.pp("order"))?);
                 }
             }
-            levels.push(Box::new(chain));
-            shapes.push([c, h, w]);
-            c /= 2;
+            levels.push(chain);
         }
-        let multiscale = Multiscale::new(levels, &shapes)?;
-        let latent = multiscale.shapes().to_vec();
-        let mut chain = Chain::new();
-        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
-        chain.push("", multiscale);
-        Ok(Built { chain, prior: Prior::Gaussian, latent })
+        levels.build(self.preprocess, self.bits, vb)
     }
 }

@@ -1,6 +1,6 @@
 //! Glow's network (section 4 and the released code): 3x3, 1x1, 3x3, the last one zero at first.
 
-use crate::bijections::ActNorm;
+use super::act_norm::NetActNorm;
 use crate::core::{Ctx, Gradients, Mode, Net, SavedState, net_backward, net_forward_saved};
 use crate::ops::conv::{conv2d, edge_columns};
 use crate::ops::conv_net::{self, ConvLayer, ConvNetParams};
@@ -10,8 +10,8 @@ use candle_core::{Result, Tensor};
 use std::sync::Mutex;
 
 /// A 3x3 convolution with Glow's optional edge-bias channel: a channel that is 1 on the padding and 0 inside, so that the
-/// network can tell the border from a zero. Its contribution is the same for every image, so the kernel's share is kept
-/// apart (`edge`, (O, 9)) and added as one (O, H W) map.
+/// network can tell the border from a zero. Its contribution is the same for every image, so the kernel of that
+/// channel is a parameter of its own (`edge`, (O, 9)), and its output is added as one (O, H W) map.
 struct Conv3x3 {
     weight: Param,
     edge: Option<Param>,
@@ -22,7 +22,7 @@ impl Conv3x3 {
         let init = || if std > 0. { Init::Normal(std) } else { Init::Const(0.) };
         Ok(Self {
             weight: vb.get((outputs, inputs, 3, 3), "weight", init())?,
-            edge: if edge_bias { Some(vb.get((outputs, 9), "edge", init())?) } else { None },
+            edge: edge_bias.then(|| vb.get((outputs, 9), "edge", init())).transpose()?,
         })
     }
 
@@ -75,7 +75,7 @@ impl ZeroConv {
 ///
 /// **Shapes.** (B, C_in, H, W) to (B, C_out, H, W).
 pub struct ConvNet {
-    hidden: Option<(Conv3x3, ActNorm, Param, ActNorm)>,
+    hidden: Option<(Conv3x3, NetActNorm, Param, NetActNorm)>,
     last: ZeroConv,
     /// The (9, H W) indicator of the padding, of the last size met.
     columns: Mutex<Option<(usize, usize, Tensor)>>,
@@ -83,6 +83,9 @@ pub struct ConvNet {
 
 impl ConvNet {
     /// Parameters `conv1`, `norm1`, `conv2`, `norm2`, `zero` under `vb`.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(
         inputs: usize,
         width: usize,
@@ -94,9 +97,9 @@ impl ConvNet {
             let second = vb.pp("conv2").get((width, width, 1, 1), "weight", Init::Normal(0.05))?;
             Some((
                 Conv3x3::new(inputs, width, edge_bias, 0.05, &vb.pp("conv1"))?,
-                ActNorm::new(width, 3., &vb.pp("norm1"))?,
+                NetActNorm::new(width, 3., &vb.pp("norm1"))?,
                 second,
-                ActNorm::new(width, 3., &vb.pp("norm2"))?,
+                NetActNorm::new(width, 3., &vb.pp("norm2"))?,
             ))
         } else {
             None
@@ -120,8 +123,8 @@ impl ConvNet {
         let mut layers = Vec::new();
         if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
             let (weight, edge) = (&conv1.weight, conv1.edge.as_ref());
-            layers.push(LayerParams { weight, edge, bias: norm1.bias(), logs: norm1.logs() });
-            layers.push(LayerParams { weight: conv2, edge: None, bias: norm2.bias(), logs: norm2.logs() });
+            layers.push(LayerParams { weight, edge, bias: &norm1.bias, logs: &norm1.logs });
+            layers.push(LayerParams { weight: conv2, edge: None, bias: &norm2.bias, logs: &norm2.logs });
         }
         let ZeroConv { conv, bias, logs } = &self.last;
         layers.push(LayerParams { weight: &conv.weight, edge: conv.edge.as_ref(), bias, logs });
@@ -166,14 +169,14 @@ impl ConvNet {
         let columns = self.columns(x)?;
         let mut h = to_channel_major(x)?;
         if let Some((conv1, norm1, conv2, norm2)) = &self.hidden {
-            h = norm1.channel_major(&conv1.forward(&h, columns.as_ref(), ctx)?, ctx, true)?;
-            h = norm2.channel_major(&conv2d(&h, conv2.get(ctx.grad))?, ctx, true)?;
+            h = norm1.forward(&conv1.forward(&h, columns.as_ref(), ctx)?, ctx, true)?;
+            h = norm2.forward(&conv2d(&h, conv2.get(ctx.grad))?, ctx, true)?;
         }
         from_channel_major(&self.last.forward(&h, columns.as_ref(), ctx)?)
     }
 }
 
-/// What a fused pass keeps.
+/// What a fused pass saves for the backward pass.
 struct Pass {
     params: ConvNetParams,
     saved: conv_net::SavedState,

@@ -14,7 +14,7 @@ pub struct Mlp {
     layers: Vec<(Param, Param)>,
 }
 
-/// How the layers start.
+/// The initial values of the layers.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     /// Weights U(-a, a), biases zero (the released code of NICE: a = .01).
@@ -25,6 +25,9 @@ pub enum Start {
 
 impl Mlp {
     /// Layers of the given widths between `inputs` and `outputs`.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(
         inputs: usize,
         hidden: &[usize],

@@ -1,9 +1,13 @@
 //! The networks of couplings: NICE's MLP, RealNVP's residual network, Glow's conv net.
 
+mod act_norm;
+mod batch_norm;
 mod conv;
 mod mlp;
 mod resnet;
 
+pub(crate) use act_norm::NetActNorm;
+pub(crate) use batch_norm::{RunningMoments, mix};
 pub use conv::ConvNet;
 pub use mlp::{Mlp, Start};
 pub use resnet::{ResNet, ResNetConfig};

@@ -1,6 +1,6 @@
 //! RealNVP's network (section 4.1): a residual network with weight norm, batch norm and skip connections.
 
-use crate::bijections::batch_norm::NetBatchNorm;
+use super::batch_norm::NetBatchNorm;
 use crate::core::{Ctx, Gradients, Net, SavedState, net_backward, net_forward_saved};
 use crate::ops::conv::conv2d;
 use crate::ops::elementwise::{self, from_channel_major, relu, to_channel_major};
@@ -47,27 +47,18 @@ struct WeightNormConv {
 }
 
 impl WeightNormConv {
-    fn new(
-        inputs: usize,
-        outputs: usize,
-        k: usize,
-        start: Start,
-        norm: bool,
-        vb: &ParamBuilder,
-    ) -> Result<Self> {
+    /// A k x k convolution; `norm` asks for weight norm.
+    fn new([inputs, outputs, k]: [usize; 3], start: Start, norm: bool, vb: &ParamBuilder) -> Result<Self> {
         let std = (2. / (inputs * k * k) as f64).sqrt();
         let (std, gain) = match start {
             Start::He => (std, 1.),
-            // With weight norm the magnitude carries the zero: a zero direction has no norm to divide by.
+            // With weight norm the magnitude is zero: a zero direction has no norm to divide by.
             Start::Zero => (if norm { std } else { 0. }, 0.),
         };
         let bias = vb.get(outputs, "bias", Init::Const(0.))?;
         Ok(Self {
             direction: vb.get((outputs, inputs, k, k), "weight", Init::Normal(std))?,
-            magnitude: match norm {
-                true => Some(vb.get(outputs, "magnitude", Init::Const(gain))?),
-                false => None,
-            },
+            magnitude: norm.then(|| vb.get(outputs, "magnitude", Init::Const(gain))).transpose()?,
             ones: bias.value().ones_like()?,
             bias,
         })
@@ -125,45 +116,38 @@ pub struct ResNet {
 
 impl ResNet {
     /// Parameters under `vb`; `mask` is (1, 1, H, W) and adds an input channel.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
     pub fn new(cfg: ResNetConfig, mask: Option<Tensor>, vb: &ParamBuilder) -> Result<Self> {
         let wn = cfg.weight_norm;
         let f = cfg.features;
         let inputs = cfg.inputs * if cfg.signed_input { 2 } else { 1 } + usize::from(mask.is_some());
-        let norm = |vb: ParamBuilder| match cfg.batch_norm {
-            true => NetBatchNorm::new(f, cfg.eps, cfg.momentum, &vb).map(Some),
-            false => Ok(None),
-        };
-        let skip = |vb: ParamBuilder| match cfg.skip {
-            true => WeightNormConv::new(f, f, 1, Start::He, wn, &vb).map(Some),
-            false => Ok(None),
-        };
+        let batch_norm =
+            |channels: usize, vb: ParamBuilder| NetBatchNorm::new(channels, cfg.eps, cfg.momentum, &vb);
+        let norm = |vb: ParamBuilder| cfg.batch_norm.then(|| batch_norm(f, vb)).transpose();
+        let conv = |k: usize, vb: ParamBuilder| WeightNormConv::new([f, f, k], Start::He, wn, &vb);
+        let skip = |vb: ParamBuilder| cfg.skip.then(|| conv(1, vb)).transpose();
         let mut blocks = Vec::new();
         for i in 0..cfg.blocks {
             let vb = vb.pp(format!("block{i}"));
             blocks.push(Block {
                 norm1: norm(vb.pp("norm1"))?,
-                conv1: WeightNormConv::new(f, f, 3, Start::He, wn, &vb.pp("conv1"))?,
+                conv1: conv(3, vb.pp("conv1"))?,
                 norm2: norm(vb.pp("norm2"))?,
-                conv2: WeightNormConv::new(f, f, 3, Start::He, wn, &vb.pp("conv2"))?,
+                conv2: conv(3, vb.pp("conv2"))?,
                 skip: skip(vb.pp("skip"))?,
             });
         }
-        let input = match cfg.norm_input {
-            true => Some(NetBatchNorm::new(cfg.inputs, cfg.eps, cfg.momentum, &vb.pp("input"))?),
-            false => None,
-        };
-        let gains = match cfg.channel_gains {
-            true => Some(vb.get(cfg.outputs / 2, "gains", Init::Const(0.))?),
-            false => None,
-        };
+        let gains = || vb.get(cfg.outputs / 2, "gains", Init::Const(0.));
         Ok(Self {
-            input,
-            gains,
-            first: WeightNormConv::new(inputs, f, 3, Start::He, wn, &vb.pp("first"))?,
+            input: cfg.norm_input.then(|| batch_norm(cfg.inputs, vb.pp("input"))).transpose()?,
+            gains: cfg.channel_gains.then(gains).transpose()?,
+            first: WeightNormConv::new([inputs, f, 3], Start::He, wn, &vb.pp("first"))?,
             skip: skip(vb.pp("skip"))?,
             blocks,
             norm: norm(vb.pp("norm"))?,
-            last: WeightNormConv::new(f, cfg.outputs, 1, Start::Zero, wn, &vb.pp("last"))?,
+            last: WeightNormConv::new([f, cfg.outputs, 1], Start::Zero, wn, &vb.pp("last"))?,
             mask,
             cfg,
         })
@@ -172,12 +156,12 @@ impl ResNet {
 
 fn norm_relu(norm: &Option<NetBatchNorm>, h: &Tensor, ctx: Ctx) -> Result<Tensor> {
     match norm {
-        Some(n) => n.channel_major(h, ctx, true),
+        Some(n) => n.forward(h, ctx, true),
         None => relu(h),
     }
 }
 
-/// What a fused pass keeps.
+/// What a fused pass saves for the backward pass.
 struct Pass {
     params: ResNetParams,
     saved: res_net::SavedState,
@@ -230,7 +214,7 @@ impl ResNet {
         let Output { y, statistics, saved } = res_net::forward(&params, x, keep)?;
         for (norm, batch) in self.norms().into_iter().zip(statistics) {
             if let (Some(norm), Some(batch)) = (norm, batch) {
-                norm.follow(&batch, ctx.mode)?;
+                norm.running.update(&batch, ctx.mode)?;
             }
         }
         Ok((y, saved.map(|saved| Pass { params, saved })))
@@ -240,7 +224,7 @@ impl ResNet {
     fn layered(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let mut x = to_channel_major(x)?;
         if let Some(norm) = &self.input {
-            x = norm.channel_major(&x, ctx, false)?;
+            x = norm.forward(&x, ctx, false)?;
         }
         let mut parts = vec![x.clone()];
         if self.cfg.signed_input {
@@ -255,10 +239,7 @@ impl ResNet {
             u = relu(&u)?;
         }
         let mut h = self.first.forward(&u, ctx)?;
-        let mut out = match &self.skip {
-            Some(skip) => Some(skip.forward(&h, ctx)?),
-            None => None,
-        };
+        let mut out = self.skip.as_ref().map(|skip| skip.forward(&h, ctx)).transpose()?;
         for block in &self.blocks {
             let r = block.conv1.forward(&norm_relu(&block.norm1, &h, ctx)?, ctx)?;
             let r = block.conv2.forward(&norm_relu(&block.norm2, &r, ctx)?, ctx)?;
@@ -310,9 +291,8 @@ impl Net for ResNet {
         }
         for (norm, g) in self.norms().into_iter().zip(g.norms) {
             if let (Some(norm), Some([gamma, beta])) = (norm, g) {
-                let params = norm.gamma_beta();
-                grads.add(params[0], gamma)?;
-                grads.add(params[1], beta)?;
+                grads.add(&norm.gamma, gamma)?;
+                grads.add(&norm.beta, beta)?;
             }
         }
         Ok(g.x)

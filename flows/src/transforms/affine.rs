@@ -75,19 +75,13 @@ impl Transform for Affine {
 
     fn forward(&self, x: &Tensor, h: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let (t, s) = self.shift_log_scale(h, ctx.grad)?;
-        let y = match self.shift_first {
-            true => ((x + t)? * s.exp()?)?,
-            false => ((x * s.exp()?)? + t)?,
-        };
-        Ok((y, s))
+        let y = if self.shift_first { (x + t)? * s.exp()? } else { (x * s.exp()?)? + t };
+        Ok((y?, s))
     }
 
     fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
         let (t, s) = self.shift_log_scale(h, false)?;
-        match self.shift_first {
-            true => (y / s.exp()?)? - t,
-            false => (y - t)? / s.exp()?,
-        }
+        if self.shift_first { (y / s.exp()?)? - t } else { (y - t)? / s.exp()? }
     }
 
     fn forward_whole(&self, x: &Tensor, h: &Tensor, changed: &Changed, _: Ctx) -> Result<(Tensor, Tensor)> {

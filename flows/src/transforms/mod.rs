@@ -13,6 +13,6 @@ mod transform;
 
 pub use additive::Additive;
 pub use affine::{Affine, Scale};
-pub use partition::{Changed, Partition, channel_mask, checkerboard};
+pub use partition::{Changed, Partition, checkerboard};
 pub use transform::Transform;
 pub(crate) use transform::forward_parts;

@@ -30,8 +30,16 @@ impl Partition {
         })
     }
 
+    /// Of C channels, how many the network sees and how many are changed; a mask leaves all C on both sides.
+    pub fn channels(&self, c: usize) -> (usize, usize) {
+        match self {
+            Partition::Halves { swap: false } => (c / 2, c - c / 2),
+            Partition::Halves { swap: true } => (c - c / 2, c / 2),
+            Partition::Mask(_) => (c, c),
+        }
+    }
+
     /// What the network sees of x: the kept channels, or all of x with its changed elements zeroed.
-    ///
     pub(crate) fn seen(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Partition::Halves { swap } => {
@@ -131,19 +139,5 @@ impl Changed<'_> {
 /// When the device has no memory left.
 pub fn checkerboard(h: usize, w: usize, swap: bool, vb: &ParamBuilder) -> Result<Tensor> {
     let v = (0..h * w).map(|p| f32::from(u8::from((p / w + p % w + usize::from(swap)).is_multiple_of(2))));
-    mask(v.collect(), &[1, 1, h, w], vb)
-}
-
-/// The channel-wise mask of RealNVP: 1 for the first half of the channels, the other way round with `swap`;
-/// (1, C, 1, 1).
-///
-/// # Errors
-/// When the device has no memory left.
-pub fn channel_mask(c: usize, swap: bool, vb: &ParamBuilder) -> Result<Tensor> {
-    let v = (0..c).map(|ch| f32::from(u8::from((ch < c / 2) != swap)));
-    mask(v.collect(), &[1, c, 1, 1], vb)
-}
-
-fn mask(v: Vec<f32>, shape: &[usize], vb: &ParamBuilder) -> Result<Tensor> {
-    Tensor::from_vec(v, shape, vb.device())?.to_dtype(vb.dtype())
+    Tensor::from_vec(v.collect(), (1, 1, h, w), vb.device())?.to_dtype(vb.dtype())
 }

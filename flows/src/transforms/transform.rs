@@ -91,9 +91,7 @@ pub(crate) fn forward_parts<T: Transform + ?Sized>(
 ) -> Result<(Tensor, Tensor)> {
     let (part, params) = changed.take(x, h)?;
     let (y, log_slopes) = transform.forward(&part, &params, ctx)?;
-    let log_det = match transform.preserves_volume() {
-        true => zeros_per_example(x)?,
-        false => changed.sum(&log_slopes)?,
-    };
+    let log_det =
+        if transform.preserves_volume() { zeros_per_example(x)? } else { changed.sum(&log_slopes)? };
     Ok((changed.put(x, &y)?, log_det))
 }

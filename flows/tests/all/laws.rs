@@ -9,7 +9,7 @@ use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::testing::{Deviation, check, normal};
-use flows::transforms::{Additive, Affine, Partition, Scale, Transform, channel_mask, checkerboard};
+use flows::transforms::{Additive, Affine, Partition, Scale, Transform, checkerboard};
 use flows::{
     Bijection, Context, Ctx, Flow, Memory, Mode, Model, ModelConfig, ParamBuilder, ParamStore, Prior,
 };
@@ -49,6 +49,11 @@ fn mlp_coupling(
     let outputs = transform.params_per_element() * changed;
     let net = Mlp::new(kept, &[7, 6], outputs, Start::Identity, &vb.pp("net"))?;
     Ok(Coupling::new(Partition::Halves { swap }, net, transform))
+}
+
+/// The mask that keeps the first of three channels, (1, 3, 1, 1).
+fn channel_mask(vb: &ParamBuilder) -> Result<Tensor> {
+    Tensor::new(&[1f64, 0., 0.], vb.device())?.reshape((1, 3, 1, 1))?.to_dtype(vb.dtype())
 }
 
 /// A transform without its fused kernel, as one of a user's own is.
@@ -171,7 +176,7 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             "coupling, channel mask, plain residual network",
             layer(move |vb| {
                 let gain = vb.get(1, "gain", Init::Const(0.7))?;
-                let mask = channel_mask(3, false, vb)?;
+                let mask = channel_mask(vb)?;
                 let net = ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?;
                 let transform = affine(Scale::Tanh { gain }, false);
                 Ok(Coupling::new(Partition::Mask(mask), net, transform))
@@ -200,7 +205,7 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
         (
             "coupling, transform without a kernel, channel mask",
             layer(move |vb| {
-                let mask = channel_mask(3, false, vb)?;
+                let mask = channel_mask(vb)?;
                 let net = ResNet::new(resnet(3, 6, true), None, &vb.pp("net"))?;
                 Ok(Coupling::new(Partition::Mask(mask), net, Plain(affine(Scale::Sigmoid, true))))
             }),

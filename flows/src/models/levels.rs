@@ -1,0 +1,61 @@
+//! The levels of a multi-scale model, as a config adds them.
+
+use super::built::Built;
+use super::preprocess::Preprocess;
+use crate::bijections::{Multiscale, Squeeze};
+use crate::core::{Bijection, Chain};
+use crate::params::ParamBuilder;
+use crate::prior::Prior;
+use candle_core::{Result, bail};
+
+/// The levels so far, and the shape that the next layer is given.
+pub(super) struct Levels {
+    image: [usize; 3],
+    /// (C, H, W).
+    pub(super) shape: [usize; 3],
+    levels: Vec<Box<dyn Bijection>>,
+    shapes: Vec<[usize; 3]>,
+}
+
+impl Levels {
+    /// No level yet, for images of (C, H, W).
+    pub(super) fn new(shape: [usize; 3]) -> Result<Self> {
+        if shape.contains(&0) {
+            bail!("`shape` {shape:?} has no pixels");
+        }
+        Ok(Self { image: shape, shape, levels: Vec::new(), shapes: Vec::new() })
+    }
+
+    /// Appends a squeeze to the level that is being built, one of `n`. The config names a level `level`, and would need no
+    /// squeeze here with `fewer` of them, if that is not 0.
+    pub(super) fn squeeze(&mut self, chain: &mut Chain, level: &str, n: usize, fewer: usize) -> Result<()> {
+        let [c, h, w] = self.shape;
+        if h % 2 != 0 || w % 2 != 0 {
+            let remedy = if fewer > 0 { format!("use `{level}s = {fewer}`, or ") } else { String::new() };
+            bail!(
+                "cannot squeeze {h}x{w} at {level} {} of {n}: both sides must be even; {remedy}crop or resize the images",
+                self.levels.len() + 1
+            );
+        }
+        chain.push("squeeze", Squeeze);
+        self.shape = [4 * c, h / 2, w / 2];
+        Ok(())
+    }
+
+    /// Ends a level: half of its channels go on to the next one.
+    pub(super) fn push(&mut self, level: Chain) {
+        self.levels.push(Box::new(level));
+        self.shapes.push(self.shape);
+        self.shape[0] /= 2;
+    }
+
+    /// The model of these levels after the preprocessing of images, with a Gaussian prior.
+    pub(super) fn build(self, preprocess: Preprocess, bits: u8, vb: &ParamBuilder) -> Result<Built> {
+        let multiscale = Multiscale::new(self.levels, &self.shapes)?;
+        let latent = multiscale.shapes().to_vec();
+        let mut chain = Chain::new();
+        preprocess.push(&mut chain, &self.image, bits, false, vb)?;
+        chain.push("", multiscale);
+        Ok(Built { chain, prior: Prior::Gaussian, latent })
+    }
+}
