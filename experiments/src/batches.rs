@@ -138,6 +138,11 @@ impl<'a> Examples<'a> {
         self.split.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.split.is_empty()
+    }
+
     /// The examples at `places`; each comes with the stream of `base` that its variation and noise are drawn from.
     pub fn host(
         &self,
