@@ -176,6 +176,9 @@ impl<'a> Examples<'a> {
     }
 
     /// Places a batch on the device.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
     pub fn batch(&self, host: Host, device: &Device) -> Result<Batch> {
         let n = host.values.len() / self.split.dims();
         let mut shape = vec![n];

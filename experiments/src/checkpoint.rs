@@ -109,6 +109,9 @@ pub struct Settings(BTreeMap<String, String>);
 
 impl Settings {
     /// The data, the model and the training of a recipe, and which bytes the data are.
+    ///
+    /// # Errors
+    /// When a setting cannot be written as JSON.
     pub fn new(recipe: &Recipe, data: &Dataset) -> Result<Self> {
         let mut all = BTreeMap::new();
         let parts = [
@@ -292,6 +295,9 @@ pub struct Metrics {
 impl Metrics {
     /// Opens the log of a run that stands at `update` (0: a new one): lines after it, and one that was cut short, belong
     /// to updates that will be made again, and go.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
     pub fn open(out: &Path, update: u64) -> Result<Self> {
         #[derive(Deserialize)]
         struct Line {
@@ -314,6 +320,9 @@ impl Metrics {
     }
 
     /// Appends a line in one write.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
     pub fn write(&mut self, line: &impl Serialize) -> Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
@@ -323,6 +332,9 @@ impl Metrics {
     }
 
     /// Waits until every line is on the disk; before a checkpoint, which promises the lines up to its update.
+    ///
+    /// # Errors
+    /// When the disk reports an error.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
     }

@@ -79,6 +79,9 @@ pub fn evaluate(model: &Model, split: &Split, o: &EvalOptions) -> Result<Evaluat
 }
 
 /// As [`evaluate`]; `None` if `o.progress` ended it.
+///
+/// # Errors
+/// As [`evaluate`], but for the interruption.
 pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<Option<Evaluation>> {
     ensure!(o.batch > 0, "`batch` must be at least 1 to evaluate");
     ensure!(o.draws > 0, "`noise_draws` must be at least 1 to evaluate");

@@ -53,7 +53,7 @@ fn revision(text: &str) -> Result<Revision> {
 /// Publishes a run.
 ///
 /// # Errors
-/// When the folder holds no model that can be loaded, and as [`Hub::push`].
+/// When the folder holds no model that can be loaded, and as [`flows::hub::Hub::push`].
 pub fn run(args: &PushArgs) -> Result<()> {
     let PushArgs { run, repository, .. } = args;
     ensure!(run.is_dir(), "{} is no folder: name that of a run or of a model", run.display());
