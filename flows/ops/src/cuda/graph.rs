@@ -11,6 +11,7 @@
 //!
 //! On the CPU, where the kernels are emulated, a step is recorded as nothing: [`capture`] is an error.
 
+use crate::device::runs_kernels;
 use candle_core::{Device, Result};
 
 /// A recorded step.
@@ -141,6 +142,9 @@ impl Recorder {
     /// # Errors
     /// The step's own error, or that of a launch.
     pub fn run(&mut self, device: &Device, mut step: impl FnMut() -> Result<()>) -> Result<()> {
+        if !runs_kernels(device) {
+            return step();
+        }
         if let Next::WarmUp(0) = self.next {
             self.next = match capture(device, &mut step) {
                 Ok(graph) => Next::Replay(graph),
