@@ -13,7 +13,7 @@
 #   BENCH     more of the bench's arguments, such as `--cases glow_L3_K32_512@64 --rounds 3`
 #
 # OUT/pieces is the same in files of at most 15 MB, for machines that send no larger ones: results.tgz (all but weights) and
-# RECIPE.safetensors.00, .01, ... (`cat` them together). It is made anew every minute, so whoever cuts this off at any
+# RECIPE.safetensors.00, .01, ... (`cat` them together). It is made anew every minute, so a stop at any
 # moment loses a minute of it, and of the training what came after the last checkpoint.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

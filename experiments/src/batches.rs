@@ -6,7 +6,7 @@
 //!
 //! Every random number is a function of the seed, the number of the update and the place in the batch, never of what was
 //! drawn before: a run that is resumed at update u sees the very batches that it would have seen, and no number of
-//! threads changes them. Training walks through one endless sequence, epoch after epoch, each in an order of its own; an
+//! threads changes them. Training takes its examples from one endless sequence, epoch after epoch, each in an order of its own; an
 //! update takes the next `batch` examples of it, so that no example is left out at the end of an epoch and every batch
 //! is full.
 //!

@@ -2,7 +2,7 @@
 //!
 //! `checkpoint.safetensors` holds everything that the next update depends on: `param/NAME` for each parameter and buffer,
 //! `optimizer/NAME`, `ema/NAME`, and in its metadata the position of the run, the settings it was made with and a
-//! checksum. It is one file, so that one rename replaces all of it: whoever reads it sees one update's state, never parts
+//! checksum. It is one file, so that one rename replaces all of it: a reader sees one update's state, never parts
 //! of two. Random numbers are functions of seed and update (see [`crate::batches`]), so that the update's number is the
 //! state of every generator and of the order within the epoch.
 

@@ -19,7 +19,7 @@ use std::path::Path;
 /// Bytes of a value in the computation.
 const VALUE: f64 = 4.;
 
-/// Images in one picture, at most: beyond, nobody can see them and a viewer may not open it.
+/// Images in one picture, at most: with more they cannot be told apart, and a viewer may not open it.
 pub const GRID_IMAGES: usize = 10_000;
 
 /// Bytes that a step of a flow takes, however narrow: its tensors' own records.

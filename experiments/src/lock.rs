@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Holds a run's folder until it is dropped: against everybody, or against whoever changes it.
+/// Holds a run's folder until it is dropped: against all other processes, or against those that change it.
 pub struct Lock {
     _folder: File,
 }

@@ -49,7 +49,7 @@ pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let bytes = fs::metadata(path).and_then(|found| match found.is_file() {
         true => fs::read(path),
-        // Reading a pipe would wait for whoever writes to it.
+        // Reading a pipe would wait for its writer.
         false => Err(std::io::Error::other("it is no file")),
     });
     match bytes {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use std::io::{ErrorKind, Write};
 
-/// Writes a line to standard output. Where whoever read it has gone, as `head` does, there is nobody to tell.
+/// Writes a line to standard output. A reader that has gone, as `head` does, is no error.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -17,7 +17,7 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
-/// Writes a line to standard error; where that is closed there is nobody to tell.
+/// Writes a line to standard error; a closed one is no error.
 pub fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -17,7 +17,7 @@ const STOPPED: i32 = 130;
 const GRACE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(20);
 
-/// Whoever holds it changes what has been begun. Once a signal has come it is not given back.
+/// The lock that guards what has been begun. Once a signal has come it is not given back.
 static BEGUN: Mutex<Begun> = Mutex::new(Begun { folders: Vec::new(), child: None });
 /// Signals so far.
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
@@ -39,7 +39,7 @@ fn begun() -> MutexGuard<'static, Begun> {
 /// When the system does not let it.
 pub fn catch_signals() -> Result<()> {
     ctrlc::set_handler(|| {
-        // Whoever asks twice does not want to wait, which `stop` sees.
+        // A second signal ends the process at once; see `stop`.
         if SIGNALS.fetch_add(1, Ordering::SeqCst) == 0 {
             std::thread::spawn(stop);
         }
@@ -69,7 +69,7 @@ impl Begun {
             }
         }
         while let Some(folder) = self.folders.pop() {
-            // Unless somebody has put something there.
+            // Unless it holds files of others.
             let _ = std::fs::remove_dir(folder);
         }
     }
@@ -125,7 +125,7 @@ impl Partial {
     /// Moves everything to its place.
     ///
     /// # Errors
-    /// When somebody else has taken the place, or it cannot be written.
+    /// When another process has written there, or it cannot be written.
     pub fn finish(self) -> Result<()> {
         let mut begun = begun();
         let out = self.out.display();

@@ -40,7 +40,7 @@ struct Row {
 }
 
 /// Collects the paths of all images below `dir`, relative to the root and with `/` between their parts.
-fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) -> Result<()> {
+fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) -> Result<()> {
     ensure!(depth > 0, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
     let entries = std::fs::read_dir(dir)
         .with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
@@ -55,7 +55,7 @@ fn walk(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) ->
         }
         let relative = format!("{prefix}{name}");
         if entry.path().is_dir() {
-            walk(&entry.path(), &format!("{relative}/"), depth - 1, found)?;
+            list_images(&entry.path(), &format!("{relative}/"), depth - 1, found)?;
         } else {
             let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
             if matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg")) {
@@ -177,7 +177,7 @@ fn part(relative: &str) -> usize {
 pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     ensure!(size != Some(0), "images of side 0 cannot be made: ask for a size of at least 1");
     let mut found = BTreeSet::new();
-    walk(dir, "", DEPTH, &mut found)?;
+    list_images(dir, "", DEPTH, &mut found)?;
     ensure!(!found.is_empty(), "there are no PNG or JPEG files in {}: put the images there", dir.display());
     let files: Vec<String> = found.into_iter().collect();
 

@@ -239,7 +239,7 @@ mod tests {
 
     fn hub(cache: &Path, offline: bool) -> Hub {
         Hub::new(Settings {
-            // The discard port of this machine, where nobody listens: "connection refused", at once.
+            // The discard port of this machine, where no server listens: "connection refused", at once.
             endpoint: "http://127.0.0.1:9".to_owned(),
             cache: cache.to_owned(),
             token: None,

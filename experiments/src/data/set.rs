@@ -1,4 +1,4 @@
-//! A data set in memory, and its files on the way there: what every reader uses.
+//! A data set in memory, and the reading of its files that all readers share.
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};

@@ -156,7 +156,7 @@ impl Resolved {
     }
 }
 
-/// Settings that nobody tunes: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
+/// Settings that are not tuned: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
 const CONVENTIONS: &[&str] = &[
     "data.seed",
     "train.seed",

@@ -84,7 +84,7 @@ pub struct Train {
     /// Weight of the L2 penalty on weight-norm scales (`.magnitude`, `.gain`).
     #[serde(default)]
     pub l2: f64,
-    /// Whether an update stores its activations or reconstructs them on the way back.
+    /// Whether an update stores its activations or reconstructs them in the backward pass.
     #[serde(default)]
     pub memory: Memory,
     /// In which precision a GPU multiplies inside networks during training; every evaluation is in full precision.

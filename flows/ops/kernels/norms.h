@@ -95,7 +95,7 @@ KERNEL(NAME(norm), NAME(Norm)) {
     }
 }
 
-// The way back; `own` says that mean and variance are those of x, so that they move with it. One block a channel.
+// The backward pass; `own` says that mean and variance are those of x, so that they move with it. One block a channel.
 typedef struct {
     const T *x, *gy;
     const R *mean, *var, *gamma, *beta;

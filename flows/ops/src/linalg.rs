@@ -35,7 +35,7 @@ pub fn from_host(v: Vec<f64>, n: usize, like: &Tensor) -> Result<Tensor> {
 /// W^-1 and log |det W| of a square matrix, on its device and in its dtype: in f64 on the host, or by a kernel on a GPU.
 ///
 /// # Errors
-/// Where it is singular; a kernel, for which nobody waits, gives numbers that are not finite instead.
+/// Where it is singular; a kernel, which the host does not wait for, gives numbers that are not finite instead.
 pub fn inverse_log_det(w: &Tensor) -> Result<(Tensor, Tensor)> {
     if Path::of(&[w]) == Path::Kernel {
         return invert(w);

@@ -20,7 +20,7 @@ impl<T> Shared<T> {
     /// `len` elements from `at`.
     ///
     /// # Safety
-    /// No two threads may hold parts that overlap, and nobody may use the result meanwhile.
+    /// No two threads may hold parts that overlap, and the result may not be used meanwhile.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [T] {

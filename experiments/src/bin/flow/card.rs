@@ -359,7 +359,7 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
     Ok(text)
 }
 
-/// Whether `text` is the card of a folder as it was made here, for whichever repository, and nobody has changed it.
+/// Whether `text` is the card of a folder as it was made here, for any repository, and has not been changed.
 ///
 /// # Errors
 /// As [`render`].

@@ -160,7 +160,7 @@ fn sentence(error: &anyhow::Error) -> String {
 fn catch_signals() -> Result<()> {
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
-            // The second one: whoever asks twice does not want to wait.
+            // The second one ends the process at once.
             std::process::exit(130);
         }
         output::tell("\nstopping at the next chance; Ctrl-C again ends at once");

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-/// Whoever read standard output has gone, as `head` does: that is no error, but there is nothing left to print for.
+/// The reader of standard output has closed it, as `head` does. That is no error, but printing ends.
 #[derive(Debug)]
 pub struct Closed;
 
@@ -19,7 +19,7 @@ impl std::error::Error for Closed {}
 /// Writes a text with a line's end to standard output, all of it.
 ///
 /// # Errors
-/// [`Closed`] when nobody reads it, and a sentence when it cannot be written.
+/// [`Closed`] when its reader has gone, and a sentence when it cannot be written.
 pub fn line(text: impl std::fmt::Display) -> Result<()> {
     raw(&format!("{text}\n"))
 }
@@ -34,7 +34,7 @@ pub fn raw(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a line to standard error; where that is closed there is nobody to tell.
+/// Writes a line to standard error; a closed one is no error.
 pub fn tell(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -61,7 +61,7 @@ pub fn writable(out: &Path, ending: &str, what: &str) -> Result<()> {
         file.write_all(&[0; 1 << 16])?;
         file.as_file().sync_all()
     });
-    // Of the reason its kind alone: the rest names a file that nobody asked for.
+    // Only the kind of the reason: the rest names a file that is not the user's.
     probe.map_err(|e| {
         anyhow!(
             "--out {name}: nothing can be written in {} ({}), choose another folder",

@@ -17,7 +17,7 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 /// The time between two lines where there is no bar.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// Whether somebody asked to stop.
+/// Whether a signal has asked to stop.
 #[must_use]
 pub fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
@@ -35,7 +35,7 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// Ends a command once somebody has asked to stop.
+/// Ends a command once a signal has asked to stop.
 ///
 /// # Errors
 /// [`Stopped`] then.

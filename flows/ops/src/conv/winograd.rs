@@ -511,7 +511,7 @@ fn gather<T: Real, V: Vector<T>>(
 /// The convolution of the rows of tiles `range` (counted over all images): from C channels to O, or, with `back`, what takes
 /// the gradient of that convolution's output to its input's, from O to C.
 ///
-/// Turning a kernel permutes the rows of G w: (3, 1, 2, 0). So the way back needs no other transform.
+/// Turning a kernel permutes the rows of G w: (3, 1, 2, 0). So the gradient needs no other transform.
 pub(crate) fn convolve<T: Real>(
     kernel: &Kernel<T>,
     back: bool,

@@ -1,7 +1,7 @@
 //! `flow attribute`: what a label changes, as a direction of latents.
 
 use crate::args::list;
-use crate::draw::sheet::{Sheet, room};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
 use crate::saved;
 use crate::session::{BATCH, Grid, Images, Named, Session, auroc, doubles, mean, pooled};
@@ -106,7 +106,7 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     let first = |with: bool| side(&held_flags, with).into_iter().take(3);
     let first: Vec<String> = first(false).chain(first(true)).map(|i| i.to_string()).collect();
     let specs = if args.images.images.is_empty() { &first } else { &args.images.images };
-    room(specs.len(), 1 + args.strengths.len(), shape, args.grid.scale)?;
+    check_size(specs.len(), 1 + args.strengths.len(), shape, args.grid.scale)?;
     let picked = s.pick(specs, Some(&Named { name: data.name, split: part }))?;
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));

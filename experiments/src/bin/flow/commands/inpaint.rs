@@ -1,6 +1,6 @@
 //! `flow inpaint`: what is missing of an image, filled in by climbing log p.
 
-use crate::draw::sheet::{Cell, Sheet, room};
+use crate::draw::sheet::{Cell, Sheet, check_size};
 use crate::progress::{Stopped, stopped};
 use crate::session::{Grid, Images, Session, doubles, mean, pooled};
 use anyhow::{Result, ensure};
@@ -79,7 +79,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
         args.missing
     );
     let picked = s.images(&args.images, 5)?;
-    room(picked.names.len(), 2 + usize::from(args.draws), shape, args.grid.scale)?;
+    check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let bins = f64::from(1u32 << s.model.config().bits());

@@ -1,6 +1,6 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
-use crate::draw::sheet::{Cell, Sheet, room};
+use crate::draw::sheet::{Cell, Sheet, check_size};
 use crate::session::{Grid, Images, Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -32,7 +32,7 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
     let picked = s.images(&args.images, 2)?;
-    room(3, usize::from(args.frames), shape, args.grid.scale)?;
+    check_size(3, usize::from(args.frames), shape, args.grid.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;

@@ -1,4 +1,4 @@
-//! `layers`: what one image becomes on its way through the chain, and what each layer adds to its log-likelihood.
+//! `layers`: one image after each layer, and what each layer adds to its log-likelihood.
 
 use crate::draw::plots::FINE;
 use crate::draw::sheet::{Area, Cell, Sheet};

@@ -1,6 +1,6 @@
 //! `flow levels`: what each level of a multi-scale model holds.
 
-use crate::draw::sheet::{Cell, Sheet, room};
+use crate::draw::sheet::{Cell, Sheet, check_size};
 use crate::progress::go_on;
 use crate::session::{Grid, Images, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
@@ -36,7 +36,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         args.temperature
     );
     let picked = s.images(&args.images, 5)?;
-    room(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
+    check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;

@@ -1,7 +1,7 @@
 //! `flow nearest`: samples beside the training images that are nearest to them.
 
 use crate::draw::samples::to_bytes;
-use crate::draw::sheet::{Cell, Sheet, room};
+use crate::draw::sheet::{Cell, Sheet, check_size};
 use crate::session::{Grid, Session, Source, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -78,7 +78,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     let (s, shape) = Session::sheet(&args.grid, "nearest")?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
-    room(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
+    check_size(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
     let data = s.data(&args.source)?;
     s.fits(&data.train, &data.name)?;

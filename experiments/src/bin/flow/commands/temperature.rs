@@ -1,7 +1,7 @@
 //! `flow temperature`: the same latents sampled at several temperatures.
 
 use crate::args::list;
-use crate::draw::sheet::{Sheet, room};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
 use crate::session::{Grid, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
@@ -35,7 +35,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
     let negative = args.temperatures.iter().find(|t| **t < 0.);
     ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
-    room(args.temperatures.len(), args.n, shape, args.grid.scale)?;
+    check_size(args.temperatures.len(), args.n, shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
     pooled(|| {
         let z = latents::prior(&s.model, args.n, args.grid.base.seed)?;

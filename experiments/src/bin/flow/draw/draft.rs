@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// The key of the figures in the metadata of the numbers, by which they are told from weights.
 pub const KEY: &str = "flow";
 
-/// A picture on its way to `path`.
+/// A picture that is being written to `path`.
 pub struct Draft {
     path: PathBuf,
     tmp: PathBuf,
@@ -40,7 +40,7 @@ impl Draft {
     /// Puts the picture in its place, and these bytes at `numbers`.
     ///
     /// # Errors
-    /// When there is no room for them: then both are as they were.
+    /// When the disk is full: then both are as they were.
     pub fn finish(&self, numbers: &Path, bytes: &[u8]) -> Result<()> {
         let cannot =
             |file: &Path| format!("cannot write {}: make room, or choose another --out", file.display());
@@ -69,7 +69,7 @@ fn beside(path: &Path) -> PathBuf {
 /// Where the numbers of the picture `out` go.
 ///
 /// # Errors
-/// When that is a file of somebody else, such as the weights themselves.
+/// When that is a file that no picture command made, such as the weights themselves.
 pub fn numbers_of(out: &Path) -> Result<PathBuf> {
     let numbers = out.with_extension("safetensors");
     let name = numbers.file_name().unwrap_or_default().to_string_lossy();

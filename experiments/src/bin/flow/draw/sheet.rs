@@ -61,7 +61,12 @@ fn zoom(height: usize, width: usize, scale: Option<u32>) -> u32 {
 ///
 /// # Errors
 /// When it would be larger than a picture can be.
-pub fn room(rows: usize, columns: usize, [_, height, width]: [usize; 3], scale: Option<u32>) -> Result<()> {
+pub fn check_size(
+    rows: usize,
+    columns: usize,
+    [_, height, width]: [usize; 3],
+    scale: Option<u32>,
+) -> Result<()> {
     let zoom = zoom(height, width, scale) as usize;
     let size = (columns * (width * zoom + GAP as usize), rows * (height * zoom + GAP as usize));
     ensure!(
