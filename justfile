@@ -13,8 +13,8 @@ test:
 
 # The way of a GPU on the processor: the kernels as C, alone, in whole models, and in training
 test-emulated:
-    cargo test --workspace --features flows-ops/emulate --lib
-    cargo test --workspace --features flows-ops/emulate --test all emulated
+    cargo test --workspace --features experiments/emulate --lib
+    cargo test --workspace --features experiments/emulate --test all emulated
 
 # The tests that compute, on the first GPU, one by one (the precision of products is a switch of the process); fails where there is none
 test-cuda:
