@@ -18,6 +18,8 @@
 # - build-cuda.sh packs candle's PTX, 5.4 MB in each, to 0.9; `dist` builds for size what no timed number depends on:
 #   20.1 + 8.3 + 7.6 MB, and training a Glow on a CPU as fast as before.
 set -euo pipefail
+# Errors are tested for being one sentence.
+unset RUST_BACKTRACE
 cd "$(dirname "$0")/.."
 out=${1:-target/dist-cuda}
 most=40000000

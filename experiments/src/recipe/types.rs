@@ -90,6 +90,9 @@ pub struct Train {
     /// In which precision a GPU multiplies inside networks during training; every evaluation is in full precision.
     #[serde(default)]
     pub precision: Precision,
+    /// Whether a GPU adds in a fixed order, so that the same run gives the same bits; `false` may be faster.
+    #[serde(default = "default_deterministic")]
+    pub deterministic: bool,
     /// With `memory = "recompute"`: how far reconstructed inputs drift is measured every so many updates, and layers beyond the
     /// bound are stored from then on.
     #[serde(default = "default_probe")]
@@ -117,6 +120,10 @@ pub struct Train {
     /// The seed of parameters, order, augmentation and noise.
     #[serde(default)]
     pub seed: u64,
+}
+
+fn default_deterministic() -> bool {
+    true
 }
 
 fn default_init() -> usize {

@@ -40,6 +40,7 @@ pub(super) fn recipe() -> Recipe {
             l2: 1e-5,
             memory: Memory::Store,
             precision: Precision::Full,
+            deterministic: true,
             probe_every: 4,
             init_images: 16,
             hflip: true,

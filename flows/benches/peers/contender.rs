@@ -46,7 +46,7 @@ impl Contender {
         let mut command = if ours {
             let mut c = Command::new(std::env::current_exe()?);
             let memory = if name == "flows" { "store" } else { "recompute" };
-            c.args(["worker", memory, case, &o.device, o.precision().name()]);
+            c.args(["worker", memory, case, &o.device, o.precision().name(), o.order()]);
             c
         } else {
             // Where the binary was taken to another machine, the script went with it.

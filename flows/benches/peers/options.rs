@@ -23,6 +23,9 @@ pub struct Options {
     /// Both sides round the factors of products to bf16 (PyTorch's is autocast, on a CPU, too; ours is for GPUs)
     #[arg(long, group = "rounding")]
     bf16: bool,
+    /// Ours may add in any order, as PyTorch does by default (GPUs)
+    #[arg(long)]
+    any_order: bool,
     /// Cases, or any `glow_L3_K32_512@64`, `realnvp_cifar@64`, `nice_mnist@200` with the batch behind the @ (default: the device's)
     #[arg(long, value_delimiter = ',', value_name = "CASE")]
     pub cases: Option<Vec<String>>,
@@ -120,6 +123,11 @@ impl Options {
             (_, true) => Precision::Bf16,
             _ => Precision::F32,
         }
+    }
+
+    /// In which order ours adds on a GPU.
+    pub fn order(&self) -> &'static str {
+        if self.any_order { "any" } else { "fixed" }
     }
 
     /// Threads of each process.

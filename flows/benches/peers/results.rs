@@ -51,7 +51,7 @@ pub fn drive(o: &Options) -> anyhow::Result<()> {
         one_case(case, o, &mut all)?;
         if let Some(path) = &o.out {
             let json = json!({
-                "machine": machine, "device": all.device, "precision": o.precision().name(), "rounds": o.rounds,
+                "machine": machine, "device": all.device, "precision": o.precision().name(), "order": o.order(), "rounds": o.rounds,
                 "seconds": o.seconds, "compile_mode": o.compile_mode, "commit": commit,
                 "flows": env!("CARGO_PKG_VERSION"), "cases": all.cases, "ratios": all.ratios
             });

@@ -105,13 +105,14 @@ fn serve(
     Ok(())
 }
 
-/// `store|recompute CASE DEVICE PRECISION`.
+/// `store|recompute CASE DEVICE PRECISION fixed|any`.
 pub fn work(args: &[String]) -> anyhow::Result<()> {
-    let [memory, case, device, precision] = args else {
-        anyhow::bail!("usage: worker store|recompute CASE DEVICE PRECISION")
+    let [memory, case, device, precision, order] = args else {
+        anyhow::bail!("usage: worker store|recompute CASE DEVICE PRECISION fixed|any")
     };
     let device = &open_device(device)?;
     set_precision(Precision::parse(precision)?, device)?;
+    flows::ops::precision::set_deterministic(order != "any");
     if case.starts_with("conv:") {
         return convolution(case, device);
     }

@@ -1,4 +1,4 @@
-//! In which precision a GPU multiplies inside networks.
+//! In which precision a GPU multiplies inside networks, and whether in a fixed order.
 //!
 //! Parameters, gradients that reach them, the optimiser, log-dets and everything outside the networks stay f32 (f64 sums)
 //! whatever is set here: what an inverse must undo is never rounded. A network's own output is the same on both sides, so
@@ -8,7 +8,7 @@
 //! The switch is the process's, as candle's own for TF32 is, which it sets too. The CPU always computes in full.
 
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The precision of products inside networks on a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,19 @@ pub fn within<R>(precision: Precision, f: impl FnOnce() -> R) -> R {
     let _before = Before(get());
     set(precision);
     f()
+}
+
+static ANY_ORDER: AtomicBool = AtomicBool::new(false);
+
+/// Whether a GPU's convolutions give the same bits each time: the default.
+pub fn deterministic() -> bool {
+    !ANY_ORDER.load(Ordering::Relaxed)
+}
+
+/// Lets a GPU's convolutions add in any order where that is faster (`false`), in every thread; two runs then differ in their
+/// last bits.
+pub fn set_deterministic(yes: bool) {
+    ANY_ORDER.store(!yes, Ordering::Relaxed);
 }
 
 /// The type of activations inside a network whose input is `x`.

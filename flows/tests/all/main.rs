@@ -8,6 +8,7 @@
 
 use candle_core::Device;
 use std::cell::RefCell;
+use std::sync::{LazyLock, Mutex};
 
 thread_local! {
     static DEVICE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
@@ -24,14 +25,20 @@ fn on(device: Device, test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Resu
     test()
 }
 
-/// The first GPU, or `None` after a message. Each test opens it anew: tests run side by side, each on a stream of its own.
-fn gpu() -> Option<Device> {
-    match flows::ops::device::open_device("cuda:0") {
-        Ok(device) => Some(device),
+/// Runs a test on the first GPU, or skips it with a message.
+///
+/// The GPU is opened once, so that its kernels are loaded once, and serves one test at a time: it has one stream, and what
+/// one test records must not hold another's work.
+fn on_gpu(test: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    static GPU: LazyLock<Mutex<Result<Device, String>>> =
+        LazyLock::new(|| Mutex::new(flows::ops::device::open_device("cuda:0").map_err(|e| e.to_string())));
+    let gpu = GPU.lock().unwrap_or_else(|failed| failed.into_inner());
+    match &*gpu {
+        Ok(device) => on(device.clone(), test),
         Err(e) => {
             assert!(std::env::var_os("FLOWS_NEED_CUDA").is_none(), "no GPU can be opened: {e}");
             println!("skipped: no GPU can be opened ({e})");
-            None
+            Ok(())
         }
     }
 }
@@ -59,7 +66,7 @@ macro_rules! twins {
 
             #[test]
             fn cuda() -> anyhow::Result<()> {
-                crate::gpu().map_or(Ok(()), |gpu| crate::on(gpu, run))
+                crate::on_gpu(run)
             }
         }
     )*};
@@ -82,7 +89,7 @@ macro_rules! gpu_tests {
 
             #[test]
             fn cuda() -> anyhow::Result<()> {
-                crate::gpu().map_or(Ok(()), |gpu| crate::on(gpu, run))
+                crate::on_gpu(run)
             }
         }
     )*};
