@@ -25,7 +25,9 @@ static void thread(void) {
 
 #define TYPED(name, type) {#name "_" #type, name##_##type}
 #define NORMS(type)                                                                                                    \
-    TYPED(act_norm, type), TYPED(act_norm_back, type), TYPED(moments, type), TYPED(norm, type), TYPED(norm_back, type)
+    TYPED(slice_sums, type), TYPED(act_norm, type), TYPED(act_norm_back, type), TYPED(batch_sum, type),                \
+        TYPED(moments, type), TYPED(moments_end, type), TYPED(norm, type), TYPED(norm_back_sums, type),                \
+        TYPED(norm_back, type)
 #define LAYERS(type)                                                                                                   \
     NORMS(type), TYPED(coupling, type), TYPED(coupling_back, type), TYPED(take_part, type), TYPED(add_part, type),     \
         TYPED(squeeze, type), TYPED(channel_mix, type), TYPED(channel_outer, type), TYPED(plu, type),                  \

@@ -193,22 +193,26 @@ KERNEL(NAME(channel_mix), NAME(Mix)) {
     }
 }
 
-// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p]. One block an element.
+// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p]. The slices of an element are those of a channel.
 typedef struct {
     const R *x, *gy;
     R *gw;
-    unsigned batch, channels, positions;
+    double *partial;
+    unsigned batch, channels, positions, slices, wide;
 } NAME(Outer);
 
 KERNEL(NAME(channel_outer), NAME(Outer)) {
-    unsigned o = BLOCK / a.channels, c = BLOCK % a.channels;
+    NAME(Slice) slice = NAME(slice_of)(a.slices, a.batch * a.positions / WIDTH(a.wide));
+    unsigned element = slice.c, o = element / a.channels, c = element % a.channels;
     double sum = 0;
-    for OF_BLOCK(k, a.batch * a.positions) {
-        unsigned at = k / a.positions * a.channels, p = k % a.positions;
-        sum += (double)a.gy[(at + o) * a.positions + p] * a.x[(at + c) * a.positions + p];
+    for OF_SLICE(k, slice) {
+        R x[GROUP], g[GROUP];
+        NAME(load)(x, a.x + NAME(place)(k, c, a.channels, a.positions, a.wide), a.wide);
+        NAME(load)(g, a.gy + NAME(place)(k, o, a.channels, a.positions, a.wide), a.wide);
+        for NEIGHBOURS(j, a.wide) sum += (double)g[j] * x[j];
     }
     sum = block_sum(sum);
-    if (THREAD == 0) a.gw[BLOCK] = (R)sum;
+    if (THREAD == 0) NAME(put_sum)(a.gw, a.partial, a.slices, element, slice.slice, sum);
 }
 
 // W = P L (U + diag(sign exp(log s))) and log|det W| = sum log s, from one matrix that packs the three.

@@ -4,7 +4,7 @@
 // a CUDA kernel; compiled by a C compiler (emulate.c) it is the same code with each thread a coroutine, so that its
 // arithmetic, its indices and its launch are tested where there is no GPU. The subset is C: no templates, no overloads.
 #ifdef __CUDACC__
-// As in ops/kernels.
+// As in launch.rs.
 #define THREADS 256
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
@@ -12,6 +12,7 @@
 #define BLOCK blockIdx.x
 #define BLOCKS gridDim.x
 #define SYNC() __syncthreads()
+#define ALIGNED(bytes) __align__(bytes)
 // The struct stays in constant memory, however large: it is read in place.
 #define KERNEL(name, Args) extern "C" __global__ void __launch_bounds__(THREADS) name(const __grid_constant__ Args a)
 #else
@@ -24,6 +25,7 @@
 #define BLOCK emulated_block
 #define BLOCKS emulated_blocks
 #define SYNC() emulated_sync()
+#define ALIGNED(bytes) __attribute__((aligned(bytes)))
 // The names are expanded before they are pasted.
 #define KERNEL(name, Args) KERNEL_OF(name, Args)
 #define KERNEL_OF(name, Args)                                                                                          \
@@ -38,6 +40,14 @@ void emulated_sync(void);
 #define EACH(i, n) (unsigned i = BLOCK * THREADS + THREAD; i < (n); i += BLOCKS * THREADS)
 // This thread's elements of 0..n within its block.
 #define OF_BLOCK(i, n) (unsigned i = THREAD; i < (n); i += THREADS)
+
+// Neighbours that a thread takes at once, where `wide` says that it may (norms.h).
+#define GROUP 4
+#define WIDTH(wide) ((wide) ? GROUP : 1)
+// The bound is a constant, so that they stay in registers.
+#define NEIGHBOURS(j, wide) (unsigned j = 0; j < GROUP; j++) if (j == 0 || (wide))
+// This thread's groups of a slice of a channel (norms.h).
+#define OF_SLICE(k, s) (unsigned k = (s).first + THREAD; k < (s).end; k += THREADS)
 
 // The sum over the block's threads, known to all of them, always in the same order.
 DEVICE double block_sum(double v) {

@@ -18,7 +18,9 @@ use candle_core::{Result, Tensor};
 pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
     match Path::of(&[x, bias, logs]) {
         Path::Cpu => cpu::act_norm(x, bias, logs, factor),
-        Path::Kernel => cuda::act_norm(x, Some(bias), Some(logs), factor, false),
+        Path::Kernel => {
+            cuda::Pass { bias: Some(bias), logs: Some(logs), factor, ..cuda::Pass::default() }.run(x)
+        }
         Path::Candle => reference::act_norm(x, bias, logs, factor),
     }
 }

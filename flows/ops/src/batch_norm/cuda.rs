@@ -1,6 +1,7 @@
 //! Batch norm's kernels.
 
 use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch, parameters, sizes};
+use crate::cuda::slices::{Slices, groups, wide};
 use candle_core::{Result, Tensor};
 
 #[repr(C)]
@@ -8,9 +9,12 @@ use candle_core::{Result, Tensor};
 struct Moments {
     x: Ptr,
     out: Ptr,
+    partial: Ptr,
     batch: u32,
     channels: u32,
     positions: u32,
+    slices: u32,
+    wide: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Moments {}
@@ -19,15 +23,22 @@ unsafe impl Args for Moments {}
 pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     let (b, c, p) = sizes(&x)?;
-    let out = fresh((2, c), parameters(x.dtype()), x.device())?;
+    let (out, at) = (fresh((2, c), parameters(x.dtype()), x.device())?, Ptr::of(&x)?);
+    let wide = wide(p, &[at]);
+    let slices = Slices::new(c, groups(b * p, wide), 2, x.device())?;
+    count(x.elem_count())?;
     let args = Moments {
-        x: Ptr::of(&x)?,
+        x: at,
         out: Ptr::of(&out)?,
+        partial: slices.partial()?,
         batch: count(b)?,
         channels: count(c)?,
         positions: count(p)?,
+        slices: count(slices.slices)?,
+        wide: wide.into(),
     };
-    launch(x.device(), "moments", Some(x.dtype()), c, &args)?;
+    launch(x.device(), "moments", Some(x.dtype()), c * slices.slices, &args)?;
+    launch(x.device(), "moments_end", Some(x.dtype()), blocks(c), &args)?;
     Ok(out)
 }
 
@@ -54,8 +65,9 @@ struct NormArgs {
     eps: f64,
     channels: u32,
     positions: u32,
-    total: u32,
+    groups: u32,
     relu: u32,
+    wide: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NormArgs {}
@@ -70,14 +82,17 @@ struct NormBack {
     gamma: Ptr,
     beta: Ptr,
     gx: Ptr,
-    ggamma: Ptr,
-    gbeta: Ptr,
+    sums: Ptr,
+    partial: Ptr,
     eps: f64,
     batch: u32,
     channels: u32,
     positions: u32,
+    groups: u32,
     relu: u32,
     own: u32,
+    slices: u32,
+    wide: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NormBack {}
@@ -90,21 +105,26 @@ impl Norm {
     /// act(gamma (x - mean) / sqrt(var + eps) + beta) for x (B, C, ...).
     pub(crate) fn forward(&self, x: &Tensor, relu: bool) -> Result<Tensor> {
         let x = x.contiguous()?;
-        let ((_, c, p), n) = (sizes(&x)?, x.elem_count());
+        let (_, c, p) = sizes(&x)?;
         self.check(c)?;
         let out = fresh(x.shape(), x.dtype(), x.device())?;
+        let (at, of_out) = (Ptr::of(&x)?, Ptr::of(&out)?);
+        let wide = wide(p, &[at, of_out]);
+        let n = groups(x.elem_count(), wide);
+        count(x.elem_count())?;
         let args = NormArgs {
-            x: Ptr::of(&x)?,
+            x: at,
             mean: Ptr::of(&self.mean)?,
             var: Ptr::of(&self.var)?,
             gamma: Ptr::of(&self.gamma)?,
             beta: Ptr::of(&self.beta)?,
-            out: Ptr::of(&out)?,
+            out: of_out,
             eps: self.eps,
             channels: count(c)?,
             positions: count(p)?,
-            total: count(n)?,
+            groups: count(n)?,
             relu: relu.into(),
+            wide: wide.into(),
         };
         launch(x.device(), "norm", Some(x.dtype()), blocks(n), &args)?;
         Ok(out)
@@ -116,26 +136,35 @@ impl Norm {
         let (b, c, p) = sizes(&x)?;
         self.check(c)?;
         let gx = fresh(x.shape(), x.dtype(), x.device())?;
-        let vector = || fresh(c, parameters(x.dtype()), x.device());
-        let (ggamma, gbeta) = (vector()?, vector()?);
+        let sums = fresh((2, c), parameters(x.dtype()), x.device())?;
+        let (at, of_gy, of_gx) = (Ptr::of(&x)?, Ptr::of(&gy)?, Ptr::of(&gx)?);
+        let wide = wide(p, &[at, of_gy, of_gx]);
+        let n = groups(x.elem_count(), wide);
+        let slices = Slices::new(c, groups(b * p, wide), 2, x.device())?;
+        count(x.elem_count())?;
         let args = NormBack {
-            x: Ptr::of(&x)?,
-            gy: Ptr::of(&gy)?,
+            x: at,
+            gy: of_gy,
             mean: Ptr::of(&self.mean)?,
             var: Ptr::of(&self.var)?,
             gamma: Ptr::of(&self.gamma)?,
             beta: Ptr::of(&self.beta)?,
-            gx: Ptr::of(&gx)?,
-            ggamma: Ptr::of(&ggamma)?,
-            gbeta: Ptr::of(&gbeta)?,
+            gx: of_gx,
+            sums: Ptr::of(&sums)?,
+            partial: slices.partial()?,
             eps: self.eps,
             batch: count(b)?,
             channels: count(c)?,
             positions: count(p)?,
+            groups: count(n)?,
             relu: relu.into(),
             own: self.own.into(),
+            slices: count(slices.slices)?,
+            wide: wide.into(),
         };
-        launch(x.device(), "norm_back", Some(x.dtype()), c, &args)?;
-        Ok((gx, ggamma, gbeta))
+        launch(x.device(), "norm_back_sums", Some(x.dtype()), c * slices.slices, &args)?;
+        slices.add_up(&sums)?;
+        launch(x.device(), "norm_back", Some(x.dtype()), blocks(n), &args)?;
+        Ok((gx, sums.get(1)?, sums.get(0)?))
     }
 }

@@ -1,7 +1,7 @@
 //! The convolutional network through kernels, in the precision set for networks.
 
 use super::spec::{ConvLayer, ConvNetParams, FACTOR, SavedState};
-use crate::act_norm::cuda::{act_norm, act_norm_backward};
+use crate::act_norm::cuda::{Pass, act_norm_backward, map_backward};
 use crate::conv::reference::{conv_nchw, conv_nchw_backward};
 use crate::precision;
 use candle_core::{Result, Tensor};
@@ -20,11 +20,9 @@ pub(crate) fn forward(
         if i == last {
             y = y.to_dtype(x.dtype())?;
         }
-        let (_, o, height, width) = y.dims4()?;
-        if let Some(map) = params.edge_map(layer)? {
-            y = y.broadcast_add(&map.reshape((1, o, height, width))?.to_dtype(y.dtype())?)?;
-        }
-        outputs.push(act_norm(&y, Some(&layer.bias), Some(&layer.logs), FACTOR, i < last)?);
+        let map = params.edge_map(layer)?;
+        let (map, bias, logs) = (map.as_ref(), Some(&layer.bias), Some(&layer.logs));
+        outputs.push(Pass { map, bias, logs, factor: FACTOR, relu: i < last, add: None }.run(&y)?);
     }
     let y = outputs[last + 1].clone();
     Ok((y, keep.then_some(SavedState(outputs))))
@@ -46,10 +44,7 @@ pub(crate) fn backward(
         let (gc, bias, logs) = act_norm_backward(&z, &g, &layer.logs, FACTOR, relu)?;
         let weight = &layer.weight;
         let edge = match layer.edge {
-            Some(_) => {
-                let (_, o, height, width) = gc.dims4()?;
-                params.edge_gradient(&gc.to_dtype(weight.dtype())?.sum(0)?.reshape((o, height * width))?)?
-            }
+            Some(_) => params.edge_gradient(&map_backward(&gc)?)?,
             None => None,
         };
         let (gx, gw) = conv_nchw_backward(h, &weight.to_dtype(h.dtype())?, &gc.to_dtype(h.dtype())?)?;

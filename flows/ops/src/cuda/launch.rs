@@ -18,7 +18,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
 
 /// Threads of a block, as in portable.h.
-const THREADS: usize = 256;
+pub(crate) const THREADS: usize = 256;
 /// Blocks of an elementwise kernel at most: some sixteen for each multiprocessor of a large GPU.
 const BLOCKS: usize = 2112;
 

@@ -2,7 +2,7 @@
 
 use super::kernels::{signed_input, signed_input_backward, weight_norm, weight_norm_backward};
 use super::spec::{Conv, Output, ResNetGradients, ResNetParams, SavedState};
-use crate::act_norm::cuda::{act_norm, bias_backward, relu_backward};
+use crate::act_norm::cuda::{Pass as ActNorm, bias_backward, relu_backward};
 use crate::batch_norm::cuda::{Norm, moments};
 use crate::conv::reference::{conv_nchw, conv_nchw_backward};
 use crate::precision;
@@ -15,8 +15,8 @@ struct ConvPass {
     inverse: Option<Tensor>,
 }
 
-/// The result in `to`, and what the backward pass needs.
-fn conv(conv: &Conv, x: &Tensor, to: DType) -> Result<(Tensor, ConvPass)> {
+/// The result in `to`, with `add` added, and what the backward pass needs.
+fn conv(conv: &Conv, x: &Tensor, to: DType, add: Option<&Tensor>) -> Result<(Tensor, ConvPass)> {
     let (w, inverse) = match &conv.magnitude {
         Some(g) => {
             let (w, inverse) = weight_norm(&conv.weight, g)?;
@@ -26,7 +26,7 @@ fn conv(conv: &Conv, x: &Tensor, to: DType) -> Result<(Tensor, ConvPass)> {
     };
     let w = w.to_dtype(x.dtype())?;
     let y = conv_nchw(x, &w)?.to_dtype(to)?;
-    let y = act_norm(&y, Some(&conv.bias), None, 0., false)?;
+    let y = ActNorm { bias: Some(&conv.bias), add, ..ActNorm::default() }.run(&y)?;
     Ok((y, ConvPass { x: x.clone(), w, inverse }))
 }
 
@@ -76,8 +76,9 @@ struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    fn conv(&mut self, x: &Tensor, to: DType) -> Result<Tensor> {
-        let (y, pass) = conv(&self.p.convs[self.pass.convs.len()], x, to)?;
+    /// The next convolution, with `add` added.
+    fn conv(&mut self, x: &Tensor, to: DType, add: Option<&Tensor>) -> Result<Tensor> {
+        let (y, pass) = conv(&self.p.convs[self.pass.convs.len()], x, to, add)?;
         self.pass.convs.push(pass);
         Ok(y)
     }
@@ -86,7 +87,7 @@ impl Forward<'_> {
     fn norm(&mut self, h: Tensor) -> Result<Tensor> {
         let (p, own) = (self.p, self.p.batch_statistics);
         let Some(norm) = &p.norms[self.pass.norms.len()] else {
-            let y = act_norm(&h, None, None, 0., true)?;
+            let y = ActNorm { relu: true, ..ActNorm::default() }.run(&h)?;
             self.pass.norms.push(NormPass::Relu(y.clone()));
             self.statistics.push(None);
             return Ok(y);
@@ -112,20 +113,19 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
     let u = signed_input(x, p.signed_input, p.mask.as_ref())?;
     let pass = Pass { channels, convs: Vec::new(), norms: Vec::new() };
     let mut run = Forward { p, pass, statistics: Vec::new() };
-    let mut h = run.conv(&u.to_dtype(inside)?, inside)?;
-    let mut sum = if p.skip { Some(run.conv(&h, inside)?) } else { None };
+    let mut h = run.conv(&u.to_dtype(inside)?, inside, None)?;
+    let mut sum = if p.skip { Some(run.conv(&h, inside, None)?) } else { None };
     for _ in 0..p.blocks() {
         let r = run.norm(h.clone())?;
-        let r = run.conv(&r, inside)?;
+        let r = run.conv(&r, inside, None)?;
         let r = run.norm(r)?;
-        let r = run.conv(&r, inside)?;
-        h = (h + r)?;
+        h = run.conv(&r, inside, Some(&h))?;
         if let Some(s) = sum {
-            sum = Some((s + run.conv(&h, inside)?)?);
+            sum = Some(run.conv(&h, inside, Some(&s))?);
         }
     }
     let h = run.norm(sum.unwrap_or(h))?;
-    let y = run.conv(&h, x.dtype())?;
+    let y = run.conv(&h, x.dtype(), None)?;
     Ok(Output { y, statistics: run.statistics, saved: keep.then(|| SavedState(Box::new(run.pass))) })
 }
 

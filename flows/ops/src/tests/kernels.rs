@@ -1,7 +1,9 @@
 //! Each kernel, emulated, against the reference in candle's own operations.
 
 use super::{max_diff, wave};
-use crate::act_norm::cuda::{act_norm, act_norm_backward, act_norm_inverse, bias_backward, relu_backward};
+use crate::act_norm::cuda::{
+    Pass, act_norm_backward, act_norm_inverse, bias_backward, map_backward, relu_backward,
+};
 use crate::autodiff::gradients;
 use crate::batch_norm::cuda::{Norm, moments};
 use crate::channel_mix::cuda::{channel_mix, channel_mix_backward};
@@ -13,6 +15,16 @@ use crate::res_net::kernels::{signed_input, signed_input_backward, weight_norm, 
 use crate::squeeze::kernel as squeeze;
 use crate::{act_norm as an, batch_norm as bn, channel_mix as mix, coupling, elementwise};
 use candle_core::{DType, Device, Result, Tensor, Var};
+
+fn act_norm(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    logs: Option<&Tensor>,
+    factor: f64,
+    relu: bool,
+) -> Result<Tensor> {
+    Pass { bias, logs, factor, relu, ..Pass::default() }.run(x)
+}
 
 fn near(what: &str, a: &Tensor, b: &Tensor) {
     assert_eq!(a.shape(), b.shape(), "{what}");
@@ -164,6 +176,70 @@ fn layers() -> Result<()> {
         near("its gradient", &signed_input_backward(&gu, 3, true)?, &want);
         let want = gu.narrow(1, 0, 3)?.contiguous()?;
         near("one sign's gradient", &signed_input_backward(&gu, 3, false)?, &want);
+        Ok(())
+    })
+}
+
+/// Channels that are added up in one slice and in several, in groups of neighbours and one by one, whether or not the slices
+/// divide them.
+#[test]
+fn sums_over_channels() -> Result<()> {
+    both(|to| {
+        for shape in [[6, 3, 20, 20], [5, 3, 20, 21], [30, 2, 7, 7], [9, 1, 23, 23], [2, 3, 1, 1]] {
+            let [b, c, h, w] = shape;
+            let (x, g) = (to(&(wave(&shape, 0.37) + 3.)?), to(&wave(&shape, 0.53)));
+            let (bias, logs) = (to(&wave(&[c], 1.3)), to(&wave(&[c], 2.1)));
+            // Sums of b h w numbers, in f64 and in f32 alike, relative to their size.
+            let scale = (b * h * w) as f64;
+            let near =
+                |what: &str, a: &Tensor, b: &Tensor| near(what, &(a / scale).unwrap(), &(b / scale).unwrap());
+            near("moments", &moments(&x)?, &bn::reference::moments(&x.transpose(0, 1)?)?);
+            near("bias_backward", &bias_backward(&g)?, &g.sum((0, 2, 3))?);
+            near("map_backward", &map_backward(&g)?, &g.sum(0)?.reshape((c, h * w))?);
+            let z = act_norm(&x, Some(&bias), Some(&logs), 0.8, true)?;
+            let want = gradients(&[&x, &bias, &logs], &[&g], |v| {
+                Ok(vec![an::reference::act_norm(&v[0], &v[1], &v[2], 0.8)?.relu()?])
+            })?;
+            let (gx, gb, gl) = act_norm_backward(&z, &g, &logs, 0.8, true)?;
+            for (a, b) in [gx, gb, gl].iter().zip(&want) {
+                near("act_norm's gradients", a, b);
+            }
+            let m = moments(&x)?;
+            let norm = Norm {
+                mean: m.get(0)?,
+                var: m.get(1)?,
+                gamma: bias.clone(),
+                beta: logs.clone(),
+                eps: 1e-2,
+                own: true,
+            };
+            let want = gradients(&[&x, &bias, &logs], &[&g], |v| {
+                Ok(vec![bn::batch_norm(&v[0].transpose(0, 1)?, &v[1], &v[2], 1e-2, true)?.transpose(0, 1)?])
+            })?;
+            let (gx, gg, gb) = norm.backward(&x, &g, true)?;
+            for (a, b) in [gx, gg, gb].iter().zip(&want) {
+                near("norm's gradients", a, b);
+            }
+            let w_of = to(&wave(&[c, c], 0.4));
+            let want =
+                gradients(&[&x, &w_of], &[&g], |v| Ok(vec![mix::reference::channel_mix(&v[0], &v[1])?]))?;
+            let (gx, gw) = channel_mix_backward(&x, &w_of, &g)?;
+            for (a, b) in [gx, gw].iter().zip(&want) {
+                near("channel_mix's gradients", a, b);
+            }
+            let map = to(&wave(&[c, h * w], 0.7));
+            let all = Pass {
+                map: Some(&map),
+                bias: Some(&bias),
+                logs: Some(&logs),
+                factor: 0.8,
+                relu: true,
+                add: Some(&g),
+            };
+            let with_map = x.broadcast_add(&map.reshape((1, c, h, w))?)?;
+            let want = (an::reference::act_norm(&with_map, &bias, &logs, 0.8)?.relu()? + &g)?;
+            near("a map and a sum", &all.run(&x)?, &want);
+        }
         Ok(())
     })
 }
