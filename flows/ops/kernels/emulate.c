@@ -24,20 +24,21 @@ static void thread(void) {
 }
 
 #define TYPED(name, type) {#name "_" #type, name##_##type}
-#define NORMS(type)                                                                                                    \
-    TYPED(slice_sums, type), TYPED(act_norm, type), TYPED(act_norm_back, type), TYPED(batch_sum, type),                \
-        TYPED(moments, type), TYPED(moments_end, type), TYPED(norm, type), TYPED(norm_back_sums, type),                \
-        TYPED(norm_back, type)
+#define NETWORK(type)                                                                                                  \
+    TYPED(to_last, type), TYPED(from_last, type), TYPED(net_act, type), TYPED(net_act_back, type),                     \
+        TYPED(batch_sum, type), TYPED(moments, type), TYPED(moments_end, type), TYPED(norm, type),                     \
+        TYPED(norm_back_sums, type), TYPED(norm_back, type), TYPED(weight_norm, type), TYPED(weight_norm_back, type)
 #define LAYERS(type)                                                                                                   \
-    NORMS(type), TYPED(coupling, type), TYPED(coupling_back, type), TYPED(take_part, type), TYPED(add_part, type),     \
-        TYPED(squeeze, type), TYPED(channel_mix, type), TYPED(channel_outer, type), TYPED(plu, type),                  \
-        TYPED(plu_back, type), TYPED(plu_inverse, type), TYPED(invert, type), TYPED(weight_norm, type),                \
-        TYPED(weight_norm_back, type), TYPED(signed_input, type), TYPED(signed_input_back, type),                      \
-        TYPED(square_sums, type), TYPED(clip, type), TYPED(optimise, type)
+    NETWORK(type), TYPED(act_norm, type), TYPED(act_norm_back, type), TYPED(slice_sums, type),                         \
+        TYPED(mix_moments, type), TYPED(coupling, type), TYPED(coupling_back, type), TYPED(take_part, type),           \
+        TYPED(add_part, type), TYPED(squeeze, type), TYPED(channel_mix, type), TYPED(channel_outer, type),             \
+        TYPED(plu, type), TYPED(plu_back, type), TYPED(plu_inverse, type), TYPED(invert, type),                        \
+        TYPED(signed_input, type), TYPED(signed_input_back, type), TYPED(square_sums, type), TYPED(clip, type),        \
+        TYPED(optimise, type)
 static const struct {
     const char *name;
     void (*kernel)(const void *);
-} kernels[] = {LAYERS(f32), LAYERS(f64), NORMS(bf16), {"batch", batch}, {"advance", advance},
+} kernels[] = {LAYERS(f32), LAYERS(f64), NETWORK(bf16), {"batch", batch}, {"advance", advance},
                {"random_numbers", random_numbers}};
 
 // Runs the kernel `name` on `blocks` blocks; 1 if there is none, 2 without memory. Not for two callers at once.

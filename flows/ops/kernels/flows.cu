@@ -8,7 +8,7 @@
 #define T float
 #define R float
 #define FN(fn) fn##f
-#include "norms.h"
+#include "network.h"
 #include "layers.h"
 #include "update.h"
 #undef LOAD
@@ -21,7 +21,7 @@
 #define STORE(v) to_bf16(v)
 #define NAME(n) n##_bf16
 #define T unsigned short
-#include "norms.h"
+#include "network.h"
 #undef LOAD
 #undef STORE
 #undef NAME
@@ -35,7 +35,7 @@
 #define T double
 #define R double
 #define FN(fn) fn
-#include "norms.h"
+#include "network.h"
 #include "layers.h"
 #include "update.h"
 

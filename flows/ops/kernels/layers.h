@@ -173,6 +173,82 @@ KERNEL(NAME(squeeze), NAME(Squeeze)) {
     }
 }
 
+// z = (x + map_{c,p} + bias_c) exp(factor logs_c) for x (B, C, positions), and its inverse. A null map is 0.
+typedef struct {
+    const R *x, *map, *bias, *logs;
+    R *out;
+    double factor;
+    unsigned channels, positions, total, inverse;
+} NAME(ActNorm);
+
+KERNEL(NAME(act_norm), NAME(ActNorm)) {
+    for EACH(i, a.total) {
+        unsigned c = i / a.positions % a.channels;
+        R v = a.x[i], b = a.bias[c], k = a.logs ? (R)a.factor * a.logs[c] : 0;
+        if (a.map) v += a.map[i % (a.channels * a.positions)];
+        a.out[i] = a.inverse ? v * FN(exp)(-k) - b : (v + b) * FN(exp)(k);
+    }
+}
+
+// From z and its gradient: that of x, and in slices those of bias and logs, (2, C), without the log-det's share. Without logs
+// there is no gx.
+typedef struct {
+    const R *z, *gz, *logs;
+    R *gx;
+    double *partial;
+    double factor;
+    unsigned batch, channels, positions, slices;
+} NAME(ActNormBack);
+
+KERNEL(NAME(act_norm_back), NAME(ActNormBack)) {
+    unsigned c = BLOCK / a.slices;
+    Slice slice = slice_of(a.batch * a.positions, a.slices);
+    R scale = a.logs ? FN(exp)((R)a.factor * a.logs[c]) : 1;
+    double s = 0, q = 0;
+    for OF_SLICE(k, slice) {
+        unsigned i = (k / a.positions * a.channels + c) * a.positions + k % a.positions;
+        R g = a.gz[i];
+        s += g;
+        if (a.logs) {
+            q += (double)g * a.z[i];
+            a.gx[i] = g * scale;
+        }
+    }
+    s = block_sum(s);
+    q = block_sum(q);
+    if (THREAD == 0) {
+        put_partial(a.partial, a.slices, c, s * scale);
+        if (a.logs) put_partial(a.partial, a.slices, a.channels + c, a.factor * q);
+    }
+}
+
+// Sums from those of their slices. One block a sum.
+typedef struct {
+    const double *partial;
+    R *out;
+    unsigned slices;
+} NAME(SliceSums);
+
+KERNEL(NAME(slice_sums), NAME(SliceSums)) {
+    double sum = slices_sum(a.partial, a.slices, BLOCK);
+    if (THREAD == 0) a.out[BLOCK] = (R)sum;
+}
+
+// Running moments, (1 - share) running + share batch, in place; `batch` is (2, C).
+typedef struct {
+    R *mean, *var;
+    const R *batch;
+    double share;
+    unsigned channels;
+} NAME(Mixed);
+
+KERNEL(NAME(mix_moments), NAME(Mixed)) {
+    for EACH(i, 2 * a.channels) {
+        R *running = i < a.channels ? a.mean + i : a.var + (i - a.channels);
+        *running = *running * (R)(1 - a.share) + a.batch[i] * (R)a.share;
+    }
+}
+
 // y[b, o, p] = sum_c w[o, c] x[b, c, p], or with w transposed. Always in full precision: the inverse must undo it.
 typedef struct {
     const R *x, *w;
@@ -193,26 +269,23 @@ KERNEL(NAME(channel_mix), NAME(Mix)) {
     }
 }
 
-// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p]. The slices of an element are those of a channel.
+// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p], in slices. Block for block of an element.
 typedef struct {
     const R *x, *gy;
-    R *gw;
     double *partial;
-    unsigned batch, channels, positions, slices, wide;
+    unsigned batch, channels, positions, slices;
 } NAME(Outer);
 
 KERNEL(NAME(channel_outer), NAME(Outer)) {
-    NAME(Slice) slice = NAME(slice_of)(a.slices, a.batch * a.positions / WIDTH(a.wide));
-    unsigned element = slice.c, o = element / a.channels, c = element % a.channels;
+    unsigned element = BLOCK / a.slices, o = element / a.channels, c = element % a.channels;
+    Slice slice = slice_of(a.batch * a.positions, a.slices);
     double sum = 0;
     for OF_SLICE(k, slice) {
-        R x[GROUP], g[GROUP];
-        NAME(load)(x, a.x + NAME(place)(k, c, a.channels, a.positions, a.wide), a.wide);
-        NAME(load)(g, a.gy + NAME(place)(k, o, a.channels, a.positions, a.wide), a.wide);
-        for NEIGHBOURS(j, a.wide) sum += (double)g[j] * x[j];
+        unsigned at = k / a.positions * a.channels, p = k % a.positions;
+        sum += (double)a.gy[(at + o) * a.positions + p] * a.x[(at + c) * a.positions + p];
     }
     sum = block_sum(sum);
-    if (THREAD == 0) NAME(put_sum)(a.gw, a.partial, a.slices, element, slice.slice, sum);
+    if (THREAD == 0) put_partial(a.partial, a.slices, element, sum);
 }
 
 // W = P L (U + diag(sign exp(log s))) and log|det W| = sum log s, from one matrix that packs the three.
@@ -353,43 +426,6 @@ KERNEL(NAME(invert), NAME(Invert)) {
     }
     for OF_BLOCK(e, n * n) a.inverse[e] = (R)work[e / n * m + n + e % n];
     if (THREAD == 0) *a.log_det = (R)logs;
-}
-
-// w = g v / |v| for each output channel, and 1/|v|. One block a channel.
-typedef struct {
-    const R *v, *g;
-    R *w;
-    double *inverse;
-    unsigned n;
-} NAME(WeightNorm);
-
-KERNEL(NAME(weight_norm), NAME(WeightNorm)) {
-    const R *v = a.v + BLOCK * a.n;
-    double q = 0;
-    for OF_BLOCK(i, a.n) q += (double)v[i] * v[i];
-    // A direction of zeros has no norm to divide by.
-    double inverse = 1 / sqrt(block_sum(q) + 1e-12);
-    R scale = (R)(a.g[BLOCK] * inverse);
-    for OF_BLOCK(i, a.n) a.w[BLOCK * a.n + i] = v[i] * scale;
-    if (THREAD == 0) a.inverse[BLOCK] = inverse;
-}
-
-// g_g = g_w . v / |v|,  g_v = g / |v| (g_w - (g_w . v / |v|) v / |v|).
-typedef struct {
-    const R *gw, *v, *g;
-    const double *inverse;
-    R *gv, *gg;
-    unsigned n;
-} NAME(WeightNormBack);
-
-KERNEL(NAME(weight_norm_back), NAME(WeightNormBack)) {
-    const R *gw = a.gw + BLOCK * a.n, *v = a.v + BLOCK * a.n;
-    double dot = 0, inverse = a.inverse[BLOCK];
-    for OF_BLOCK(i, a.n) dot += (double)gw[i] * v[i];
-    double along = block_sum(dot) * inverse;
-    R scale = (R)(a.g[BLOCK] * inverse), back = (R)(along * inverse);
-    for OF_BLOCK(i, a.n) a.gv[BLOCK * a.n + i] = scale * (gw[i] - back * v[i]);
-    if (THREAD == 0) a.gg[BLOCK] = (R)along;
 }
 
 // [x, -x, mask] along the channels, from x (B, C, positions): the input of RealNVP's network. `signs` is 2 with -x, else 1.

@@ -41,13 +41,11 @@ void emulated_sync(void);
 // This thread's elements of 0..n within its block.
 #define OF_BLOCK(i, n) (unsigned i = THREAD; i < (n); i += THREADS)
 
-// Neighbours that a thread takes at once, where `wide` says that it may (norms.h).
+// Neighbours that a thread takes at once, where `wide` says that it may.
 #define GROUP 4
 #define WIDTH(wide) ((wide) ? GROUP : 1)
 // The bound is a constant, so that they stay in registers.
 #define NEIGHBOURS(j, wide) (unsigned j = 0; j < GROUP; j++) if (j == 0 || (wide))
-// This thread's groups of a slice of a channel (norms.h).
-#define OF_SLICE(k, s) (unsigned k = (s).first + THREAD; k < (s).end; k += THREADS)
 
 // The sum over the block's threads, known to all of them, always in the same order.
 DEVICE double block_sum(double v) {
@@ -59,6 +57,59 @@ DEVICE double block_sum(double v) {
         SYNC();
     }
     double s = part[0];
+    SYNC();
+    return s;
+}
+
+// Sums over many numbers are made by several blocks, each over a slice of them: a GPU has more multiprocessors than most layers
+// have channels. Slice `slice` of sum `row` is partial[row * slices + slice]; slice_sums adds them in order.
+DEVICE void put_partial(double *partial, unsigned slices, unsigned row, double v) {
+    partial[row * slices + BLOCK % slices] = v;
+}
+
+// The sum of the slices of sum `row`, known to all threads of the block.
+DEVICE double slices_sum(const double *partial, unsigned slices, unsigned row) {
+    double sum = 0;
+    for OF_BLOCK(s, slices) sum += partial[row * slices + s];
+    return block_sum(sum);
+}
+
+// The part of slice BLOCK % slices in `n` things: from `first` to `end`.
+typedef struct {
+    unsigned first, end;
+} Slice;
+
+DEVICE Slice slice_of(unsigned n, unsigned slices) {
+    unsigned each = (n + slices - 1) / slices, first = BLOCK % slices * each;
+    Slice s = {first, first + each < n ? first + each : n};
+    return s;
+}
+
+// This thread's elements of a slice.
+#define OF_SLICE(k, s) (unsigned k = (s).first + THREAD; k < (s).end; k += THREADS)
+
+// How a block's threads share out the rows of its slice: `lanes` neighbours take the columns (groups of channels) of a row, so
+// many rows at once as there are threads for; the rest of them are not active.
+typedef struct {
+    unsigned first, end, columns, lanes, lane, step, active;
+} OverRows;
+
+DEVICE OverRows over_rows(unsigned rows, unsigned channels, unsigned slices, unsigned wide) {
+    Slice s = slice_of(rows, slices);
+    unsigned columns = channels / WIDTH(wide), lanes = columns < THREADS ? columns : THREADS, step = THREADS / lanes;
+    OverRows t = {s.first + THREAD / lanes, s.end, columns, lanes, THREAD % lanes, step, THREAD / lanes < step};
+    return t;
+}
+
+#define OF_ROWS(r, t) (unsigned r = (t).first; r < (t).end; r += (t).step)
+
+// The sum of v over the threads of the same lane, in order; for the first `lanes` threads.
+DEVICE double column_sum(double v, unsigned lanes) {
+    SHARED double part[THREADS];
+    part[THREAD] = v;
+    SYNC();
+    double s = 0;
+    for (unsigned t = THREAD; t < THREADS / lanes * lanes; t += lanes) s += part[t];
     SYNC();
     return s;
 }

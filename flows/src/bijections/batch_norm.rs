@@ -94,7 +94,7 @@ impl BatchNorm {
             _ => batch.clone(),
         };
         // Initialisation sets the running statistics to the first batch's, so that evaluation makes sense from the start.
-        self.running.update(&batch, ctx.mode)?;
+        self.running.update(&Tensor::stack(&batch, 0)?.detach(), ctx.mode)?;
         let (z, log_det) = self.normalise(x, &used[0], &used[1])?;
         Ok((z, log_det, Statistics { running, used: used.map(|t| t.detach()) }))
     }

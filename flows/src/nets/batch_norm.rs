@@ -1,7 +1,7 @@
 //! Batch norm inside a network, with the running statistics that the flow layer shares.
 
 use crate::core::{Ctx, Mode};
-use crate::ops::batch_norm::{batch_norm, moments};
+use crate::ops::batch_norm::{batch_norm, mix_moments, moments};
 use crate::ops::elementwise::affine;
 use crate::ops::res_net;
 use crate::params::{Init, Param, ParamBuilder};
@@ -24,15 +24,21 @@ impl RunningMoments {
         })
     }
 
-    /// Mixes the mean and variance of a batch into the running ones, where `mode` updates them.
-    pub(crate) fn update(&self, batch: &[Tensor; 2], mode: Mode) -> Result<()> {
+    /// Mixes the mean and variance of a batch, (2, C), into the running ones, where `mode` updates them.
+    pub(crate) fn update(&self, batch: &Tensor, mode: Mode) -> Result<()> {
         let share = mode.batch_share(self.momentum);
-        if share > 0. {
-            let [mean, var] = mix(&[self.mean.value().clone(), self.var.value().clone()], batch, share)?;
-            self.mean.set(&mean)?;
-            self.var.set(&var)?;
+        if share == 0. {
+            return Ok(());
         }
-        Ok(())
+        if mix_moments(self.mean.value(), self.var.value(), batch, share)? {
+            self.mean.changed();
+            self.var.changed();
+            return Ok(());
+        }
+        let running = [self.mean.value().clone(), self.var.value().clone()];
+        let [mean, var] = mix(&running, &[batch.get(0)?, batch.get(1)?], share)?;
+        self.mean.set(&mean)?;
+        self.var.set(&var)
     }
 }
 
@@ -72,8 +78,7 @@ impl NetBatchNorm {
         let (gamma, beta) = (self.gamma.get(ctx.grad), self.beta.get(ctx.grad));
         if ctx.mode.uses_batch_statistics() {
             if ctx.mode.batch_share(self.running.momentum) > 0. {
-                let m = moments(x)?;
-                self.running.update(&[m.get(0)?, m.get(1)?], ctx.mode)?;
+                self.running.update(&moments(x)?, ctx.mode)?;
             }
             return batch_norm(x, gamma, beta, self.eps, relu);
         }

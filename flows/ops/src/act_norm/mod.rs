@@ -18,9 +18,7 @@ use candle_core::{Result, Tensor};
 pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
     match Path::of(&[x, bias, logs]) {
         Path::Cpu => cpu::act_norm(x, bias, logs, factor),
-        Path::Kernel => {
-            cuda::Pass { bias: Some(bias), logs: Some(logs), factor, ..cuda::Pass::default() }.run(x)
-        }
+        Path::Kernel => cuda::act_norm(x, None, bias, Some(logs), factor, false),
         Path::Candle => reference::act_norm(x, bias, logs, factor),
     }
 }
@@ -32,7 +30,7 @@ pub fn act_norm(x: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result
 pub fn act_norm_inverse(z: &Tensor, bias: &Tensor, logs: &Tensor, factor: f64) -> Result<Tensor> {
     match Path::of(&[z, bias, logs]) {
         Path::Cpu => cpu::act_norm_inverse(z, bias, logs, factor),
-        Path::Kernel => cuda::act_norm_inverse(z, bias, logs, factor),
+        Path::Kernel => cuda::act_norm(z, None, bias, Some(logs), factor, true),
         Path::Candle => reference::act_norm_inverse(z, bias, logs, factor),
     }
 }
@@ -50,7 +48,7 @@ pub fn act_norm_backward(
     let (z, gz, logs) = (&z.detach(), &gz.detach(), &logs.detach());
     match Path::of(&[z, gz, logs]) {
         Path::Cpu => cpu::act_norm_backward(z, gz, logs, factor),
-        Path::Kernel => cuda::act_norm_backward(z, gz, logs, factor, false),
+        Path::Kernel => cuda::act_norm_backward(z, gz, logs, factor),
         Path::Candle => reference::act_norm_backward(z, gz, logs, factor),
     }
 }

@@ -8,12 +8,12 @@
 //! order, and no result depends on the number of threads.
 
 pub(crate) mod cpu;
-pub(crate) mod cuda;
+mod cuda;
 pub(crate) mod reference;
 
 pub use reference::batch_norm;
 
-use crate::device::Path;
+use crate::device::{Path, runs_kernels};
 use candle_core::{Result, Tensor};
 
 /// Mean and biased variance of each channel, (2, C), outside any graph; x (C, ...).
@@ -26,4 +26,17 @@ pub fn moments(x: &Tensor) -> Result<Tensor> {
         Path::Cpu => cpu::moments(&x),
         _ => reference::moments(&x),
     }
+}
+
+/// Mixes a batch's moments (2, C) into running ones (C,), in place: (1 - share) running + share batch. Whether it was done: only
+/// a device with kernels has this.
+///
+/// # Errors
+/// If the channels or dtypes differ.
+pub fn mix_moments(mean: &Tensor, var: &Tensor, batch: &Tensor, share: f64) -> Result<bool> {
+    if !runs_kernels(mean.device()) {
+        return Ok(false);
+    }
+    cuda::mix_moments(mean, var, batch, share)?;
+    Ok(true)
 }

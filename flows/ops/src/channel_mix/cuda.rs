@@ -1,7 +1,7 @@
 //! The kernels of a matrix at each position.
 
 use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, sizes};
-use crate::cuda::slices::{Slices, groups, wide};
+use crate::cuda::slices::Slices;
 use candle_core::{Result, Tensor, bail};
 
 #[repr(C)]
@@ -23,13 +23,11 @@ unsafe impl Args for MixArgs {}
 struct Outer {
     x: Ptr,
     gy: Ptr,
-    gw: Ptr,
     partial: Ptr,
     batch: u32,
     channels: u32,
     positions: u32,
     slices: u32,
-    wide: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Outer {}
@@ -66,19 +64,15 @@ pub(crate) fn channel_mix_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Resul
     let gx = mix(&gy, w, true)?;
     let (b, c, p) = sizes(&x)?;
     let gw = fresh((c, c), x.dtype(), x.device())?;
-    let (of_x, of_gy) = (Ptr::of(&x)?, Ptr::of(&gy)?);
-    let wide = wide(p, &[of_x, of_gy]);
-    let slices = Slices::new(c * c, groups(b * p, wide), 1, x.device())?;
+    let slices = Slices::of_numbers(c * c, c * c, b * p, x.device())?;
     let args = Outer {
-        x: of_x,
-        gy: of_gy,
-        gw: Ptr::of(&gw)?,
+        x: Ptr::of(&x)?,
+        gy: Ptr::of(&gy)?,
         partial: slices.partial()?,
         batch: count(b)?,
         channels: count(c)?,
         positions: count(p)?,
         slices: count(slices.slices)?,
-        wide: wide.into(),
     };
     launch(x.device(), "channel_outer", Some(x.dtype()), c * c * slices.slices, &args)?;
     slices.add_up(&gw)?;

@@ -1,30 +1,31 @@
-//! The convolutional network through kernels, in the precision set for networks.
+//! The convolutional network through kernels, in the precision set for networks, channels last.
 
 use super::spec::{ConvLayer, ConvNetParams, FACTOR, SavedState};
-use crate::act_norm::cuda::{Pass, act_norm_backward, map_backward};
-use crate::conv::reference::{conv_nchw, conv_nchw_backward};
+use crate::act_norm::cuda::{act_norm, act_norm_backward};
+use crate::conv::reference::{conv_last, conv_last_backward};
+use crate::cuda::network::{Act, act_backward, from_last, map_backward, to_last};
 use crate::precision;
 use candle_core::{Result, Tensor};
 
-/// [`super::forward`].
+/// [`super::forward`]. Kept are the input and the output of each layer, channels last but for the last one.
 pub(crate) fn forward(
     params: &ConvNetParams,
     x: &Tensor,
     keep: bool,
 ) -> Result<(Tensor, Option<SavedState>)> {
-    let last = params.layers.len() - 1;
-    let mut outputs = vec![x.to_dtype(precision::inside(x))?];
-    for (i, layer) in params.layers.iter().enumerate() {
-        let h = &outputs[i];
-        let mut y = conv_nchw(h, &layer.weight.to_dtype(h.dtype())?)?;
-        if i == last {
-            y = y.to_dtype(x.dtype())?;
-        }
-        let map = params.edge_map(layer)?;
-        let (map, bias, logs) = (map.as_ref(), Some(&layer.bias), Some(&layer.logs));
-        outputs.push(Pass { map, bias, logs, factor: FACTOR, relu: i < last, add: None }.run(&y)?);
+    let (last, inside) = (params.layers.len() - 1, precision::inside(x));
+    let mut outputs = vec![to_last(x, inside)?];
+    for layer in &params.layers[..last] {
+        let y = conv_last(&outputs[outputs.len() - 1], &to_last(&layer.weight, inside)?)?;
+        let map = params.edge_map(layer)?.map(|map| map.t()?.contiguous()).transpose()?;
+        let (bias, logs) = (Some(&layer.bias), Some(&layer.logs));
+        outputs.push(Act { map: map.as_ref(), bias, logs, factor: FACTOR, relu: true, add: None }.run(&y)?);
     }
-    let y = outputs[last + 1].clone();
+    let layer = &params.layers[last];
+    let y = from_last(&conv_last(&outputs[last], &to_last(&layer.weight, inside)?)?, x.dtype())?;
+    let map = params.edge_map(layer)?;
+    let y = act_norm(&y, map.as_ref(), &layer.bias, Some(&layer.logs), FACTOR, false)?;
+    outputs.push(y.clone());
     Ok((y, keep.then_some(SavedState(outputs))))
 }
 
@@ -34,23 +35,34 @@ pub(crate) fn backward(
     saved: SavedState,
     gy: &Tensor,
 ) -> Result<(Tensor, Vec<ConvLayer>)> {
-    let (mut outputs, mut g) = (saved.0, gy.clone());
+    let mut outputs = saved.0;
+    let y = outputs.pop().expect("an output for each layer");
+    let inside = outputs[0].dtype();
+    let Some((layer, hidden)) = params.layers.split_last() else {
+        candle_core::bail!("a network of no layers")
+    };
+    let (g, bias, logs) = act_norm_backward(&y, gy, &layer.logs, FACTOR)?;
+    let map = layer.edge.as_ref().map(|_| map_backward(&g)?.flatten_from(1)).transpose()?;
     let mut gradients = Vec::new();
-    for (i, layer) in params.layers.iter().enumerate().rev() {
-        // Dropped when the layer is done with: its memory serves the next one.
-        let z = outputs.pop().expect("an output for each layer");
-        let h = outputs.last().expect("and the input");
-        let relu = i + 1 < params.layers.len();
-        let (gc, bias, logs) = act_norm_backward(&z, &g, &layer.logs, FACTOR, relu)?;
-        let weight = &layer.weight;
-        let edge = match layer.edge {
-            Some(_) => params.edge_gradient(&map_backward(&gc)?)?,
+    let mut back = |layer: &ConvLayer, x: &Tensor, g: &Tensor, map: Option<Tensor>, bias, logs| {
+        let (gx, gw) = conv_last_backward(x, &to_last(&layer.weight, inside)?, g)?;
+        let edge = map.map(|map| params.edge_gradient(&map)).transpose()?.flatten();
+        gradients.push(ConvLayer { weight: from_last(&gw, layer.weight.dtype())?, edge, bias, logs });
+        Result::Ok(gx)
+    };
+    let mut x = outputs.pop().expect("the input of each layer");
+    let mut g = back(layer, &x, &to_last(&g, inside)?, map, bias, logs)?;
+    for layer in hidden.iter().rev() {
+        // Each input is the output of the layer before; its memory serves the next one when it is done with.
+        let z = x;
+        x = outputs.pop().expect("the input of each layer");
+        let (gc, bias, logs) = act_backward(&z, &g, &layer.logs, FACTOR, true)?;
+        let map = match &layer.edge {
+            Some(_) => Some(map_backward(&gc)?.flatten_to(1)?.t()?.contiguous()?),
             None => None,
         };
-        let (gx, gw) = conv_nchw_backward(h, &weight.to_dtype(h.dtype())?, &gc.to_dtype(h.dtype())?)?;
-        gradients.push(ConvLayer { weight: gw.to_dtype(weight.dtype())?, edge, bias, logs });
-        g = gx;
+        g = back(layer, &x, &gc, map, bias, logs)?;
     }
     gradients.reverse();
-    Ok((g.to_dtype(gy.dtype())?, gradients))
+    Ok((from_last(&g, gy.dtype())?, gradients))
 }

@@ -4,6 +4,7 @@ mod batches;
 mod graph;
 mod info;
 pub(crate) mod launch;
+pub(crate) mod network;
 pub(crate) mod slices;
 pub(crate) mod upload;
 

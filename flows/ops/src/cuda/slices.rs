@@ -1,50 +1,45 @@
 //! How the sums over a channel are shared out over blocks, and added.
 //!
-//! A GPU has more multiprocessors than most layers have channels, so several blocks, the channel's slices, each add up a part
-//! of it in f64; a second kernel adds these partial sums in order. The same sizes give the same bits.
+//! A GPU has more multiprocessors than most layers have channels, so several blocks, each over a slice of what is added, make
+//! partial sums in f64, and a second kernel adds these in order. The same sizes give the same bits.
 
-use super::launch::{Args, Ptr, THREADS, blocks, count, fresh, launch};
+use super::launch::{Args, Ptr, THREADS, count, fresh, launch};
 use candle_core::{DType, Device, Result, Tensor};
 
-/// Numbers that a thread takes at once, as in norms.h.
-const GROUP: usize = 4;
 /// Blocks that keep a large GPU busy: some eight for each multiprocessor.
 const BLOCKS: usize = 1056;
-/// Groups of a slice at least: two for each thread.
-const LEAST: usize = 2 * THREADS;
-
-/// Whether threads take groups of neighbours in one access: where positions divide into groups and all addresses allow it.
-pub(crate) fn wide(positions: usize, addresses: &[Ptr]) -> bool {
-    positions.is_multiple_of(GROUP) && addresses.iter().all(|p| p.0.is_multiple_of(16))
-}
-
-/// The number of groups, or of single numbers, in `n` numbers.
-pub(crate) fn groups(n: usize, wide: bool) -> usize {
-    if wide { n / GROUP } else { n }
-}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct SliceSums {
     partial: Ptr,
     out: Ptr,
-    rows: u32,
     slices: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for SliceSums {}
 
-/// The slices of each channel, and room for `sums` partial sums of each.
+/// Room for the partial sums.
 pub(crate) struct Slices {
     partial: Tensor,
     pub(crate) slices: usize,
 }
 
 impl Slices {
-    /// For `channels` channels of `groups` groups each.
-    pub(crate) fn new(channels: usize, groups: usize, sums: usize, device: &Device) -> Result<Self> {
-        let slices = BLOCKS.div_ceil(channels.max(1)).min(groups.div_ceil(LEAST)).max(1);
-        Ok(Self { partial: fresh((sums, channels, slices), DType::F64, device)?, slices })
+    fn new(sums: usize, slices: usize, device: &Device) -> Result<Self> {
+        Ok(Self { partial: fresh((sums, slices), DType::F64, device)?, slices })
+    }
+
+    /// For `sums` sums, of which `blocks` are made by blocks of their own, over `n` numbers each.
+    pub(crate) fn of_numbers(sums: usize, blocks: usize, n: usize, device: &Device) -> Result<Self> {
+        let slices = BLOCKS.div_ceil(blocks.max(1)).min(n.div_ceil(4 * THREADS)).max(1);
+        Self::new(sums, slices, device)
+    }
+
+    /// For `sums` sums over `rows` rows of `columns` groups of channels, where a block takes all columns.
+    pub(crate) fn of_rows(sums: usize, rows: usize, columns: usize, device: &Device) -> Result<Self> {
+        let at_once = (THREADS / columns.clamp(1, THREADS)).max(1);
+        Self::new(sums, rows.div_ceil(4 * at_once).clamp(1, BLOCKS / 4), device)
     }
 
     /// The address of the partial sums.
@@ -52,18 +47,9 @@ impl Slices {
         Ptr::of(&self.partial)
     }
 
-    /// Adds the partial sums to `out`, one number for each sum and channel; one slice has been written there already.
+    /// Adds the partial sums: one number of `out` each.
     pub(crate) fn add_up(&self, out: &Tensor) -> Result<()> {
-        if self.slices == 1 {
-            return Ok(());
-        }
-        let rows = out.elem_count();
-        let args = SliceSums {
-            partial: self.partial()?,
-            out: Ptr::of(out)?,
-            rows: count(rows)?,
-            slices: count(self.slices)?,
-        };
-        launch(out.device(), "slice_sums", Some(out.dtype()), blocks(rows), &args)
+        let args = SliceSums { partial: self.partial()?, out: Ptr::of(out)?, slices: count(self.slices)? };
+        launch(out.device(), "slice_sums", Some(out.dtype()), out.elem_count(), &args)
     }
 }

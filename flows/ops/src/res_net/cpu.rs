@@ -68,15 +68,13 @@ fn input<T: Real>(p: &ResNetParams, x: &[T], [b, c, h, w]: [usize; 4]) -> Result
 }
 
 /// How the i-th normalisation maps x (C, n), and the batch's mean and variance if it uses them.
-fn norm<T: Real>(p: &ResNetParams, i: usize, x: &[T], n: usize) -> Result<(Norm<T>, Option<[Tensor; 2]>)> {
+fn norm<T: Real>(p: &ResNetParams, i: usize, x: &[T], n: usize) -> Result<(Norm<T>, Option<Tensor>)> {
     let Some(norm) = &p.norms[i] else { return Ok((Norm::identity(x.len() / n.max(1)), None)) };
     let (gamma, beta) = (numbers::<T>(&norm.gamma)?, numbers::<T>(&norm.beta)?);
     if p.batch_statistics {
         let batch = mean_vars(x, n);
-        let column = |f: fn(&(f64, f64)) -> f64| {
-            tensor(batch.iter().map(|m| T::of(f(m))).collect::<Vec<T>>(), batch.len())
-        };
-        let statistics = [column(|m| m.0)?, column(|m| m.1)?];
+        let (means, vars) = (batch.iter().map(|m| m.0), batch.iter().map(|m| m.1));
+        let statistics = tensor(means.chain(vars).map(T::of).collect::<Vec<T>>(), (2, batch.len()))?;
         return Ok((Norm::new(&batch, &gamma, &beta, p.eps, true), Some(statistics)));
     }
     let f64s = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();

@@ -1,12 +1,14 @@
-//! The residual network through kernels, in the precision set for networks.
+//! The residual network through kernels, in the precision set for networks, channels last.
 
-use super::kernels::{signed_input, signed_input_backward, weight_norm, weight_norm_backward};
+use super::kernels::{signed_input, signed_input_backward};
 use super::spec::{Conv, Output, ResNetGradients, ResNetParams, SavedState};
-use crate::act_norm::cuda::{Pass as ActNorm, bias_backward, relu_backward};
-use crate::batch_norm::cuda::{Norm, moments};
-use crate::conv::reference::{conv_nchw, conv_nchw_backward};
+use crate::act_norm;
+use crate::conv::reference::{conv_last, conv_last_backward};
+use crate::cuda::network::{
+    Act, Norm, bias_backward, from_last, moments, relu_backward, to_last, weight_norm, weight_norm_backward,
+};
 use crate::precision;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 /// What a convolution's backward pass needs: its input, its kernel and 1/|v|.
 struct ConvPass {
@@ -15,31 +17,27 @@ struct ConvPass {
     inverse: Option<Tensor>,
 }
 
-/// The result in `to`, with `add` added, and what the backward pass needs.
-fn conv(conv: &Conv, x: &Tensor, to: DType, add: Option<&Tensor>) -> Result<(Tensor, ConvPass)> {
+/// w * x without the bias, and what the backward pass needs.
+fn conv(conv: &Conv, x: &Tensor) -> Result<(Tensor, ConvPass)> {
     let (w, inverse) = match &conv.magnitude {
         Some(g) => {
-            let (w, inverse) = weight_norm(&conv.weight, g)?;
+            let (w, inverse) = weight_norm(&conv.weight, g, x.dtype())?;
             (w, Some(inverse))
         }
-        None => (conv.weight.clone(), None),
+        None => (to_last(&conv.weight, x.dtype())?, None),
     };
-    let w = w.to_dtype(x.dtype())?;
-    let y = conv_nchw(x, &w)?.to_dtype(to)?;
-    let y = ActNorm { bias: Some(&conv.bias), add, ..ActNorm::default() }.run(&y)?;
-    Ok((y, ConvPass { x: x.clone(), w, inverse }))
+    Ok((conv_last(x, &w)?, ConvPass { x: x.clone(), w, inverse }))
 }
 
-fn conv_backward(conv: &Conv, pass: ConvPass, gy: &Tensor) -> Result<(Tensor, Conv)> {
-    let bias = bias_backward(gy)?;
-    let (gx, gw) = conv_nchw_backward(&pass.x, &pass.w, &gy.to_dtype(pass.x.dtype())?)?;
-    let gw = gw.to_dtype(conv.weight.dtype())?;
+/// The gradients of x and of the convolution, from that of its output and that of its bias.
+fn conv_backward(conv: &Conv, pass: ConvPass, gy: &Tensor, bias: Tensor) -> Result<(Tensor, Conv)> {
+    let (gx, gw) = conv_last_backward(&pass.x, &pass.w, gy)?;
     let (weight, magnitude) = match (&conv.magnitude, &pass.inverse) {
         (Some(g), Some(inverse)) => {
             let (gv, gg) = weight_norm_backward(&gw, &conv.weight, g, inverse)?;
             (gv, Some(gg))
         }
-        _ => (gw, None),
+        _ => (from_last(&gw, conv.weight.dtype())?, None),
     };
     Ok((gx, Conv { weight, magnitude, bias }))
 }
@@ -72,34 +70,39 @@ struct Pass {
 struct Forward<'a> {
     p: &'a ResNetParams,
     pass: Pass,
-    statistics: Vec<Option<[Tensor; 2]>>,
+    statistics: Vec<Option<Tensor>>,
 }
 
 impl Forward<'_> {
-    /// The next convolution, with `add` added.
-    fn conv(&mut self, x: &Tensor, to: DType, add: Option<&Tensor>) -> Result<Tensor> {
-        let (y, pass) = conv(&self.p.convs[self.pass.convs.len()], x, to, add)?;
+    /// The next convolution without its bias, and the bias.
+    fn bare_conv(&mut self, x: &Tensor) -> Result<(Tensor, &Tensor)> {
+        let of = &self.p.convs[self.pass.convs.len()];
+        let (y, pass) = conv(of, x)?;
         self.pass.convs.push(pass);
-        Ok(y)
+        Ok((y, &of.bias))
+    }
+
+    /// The next convolution, with `add` added.
+    fn conv(&mut self, x: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
+        let (y, bias) = self.bare_conv(x)?;
+        Act { bias: Some(bias), add, ..Act::default() }.run(&y)
     }
 
     /// The next normalisation with its ReLU.
     fn norm(&mut self, h: Tensor) -> Result<Tensor> {
         let (p, own) = (self.p, self.p.batch_statistics);
         let Some(norm) = &p.norms[self.pass.norms.len()] else {
-            let y = ActNorm { relu: true, ..ActNorm::default() }.run(&h)?;
+            let y = Act { relu: true, ..Act::default() }.run(&h)?;
             self.pass.norms.push(NormPass::Relu(y.clone()));
             self.statistics.push(None);
             return Ok(y);
         };
-        let (mean, var) = match own {
-            true => {
-                let m = moments(&h)?;
-                (m.get(0)?, m.get(1)?)
-            }
-            false => (norm.mean.clone(), norm.var.clone()),
+        let batch = if own { Some(moments(&h)?) } else { None };
+        let (mean, var) = match &batch {
+            Some(m) => (m.get(0)?, m.get(1)?),
+            None => (norm.mean.clone(), norm.var.clone()),
         };
-        self.statistics.push(own.then(|| [mean.clone(), var.clone()]));
+        self.statistics.push(batch);
         let norm = Norm { mean, var, gamma: norm.gamma.clone(), beta: norm.beta.clone(), eps: p.eps, own };
         let y = norm.forward(&h, true)?;
         self.pass.norms.push(NormPass::Norm(h, norm));
@@ -113,19 +116,21 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
     let u = signed_input(x, p.signed_input, p.mask.as_ref())?;
     let pass = Pass { channels, convs: Vec::new(), norms: Vec::new() };
     let mut run = Forward { p, pass, statistics: Vec::new() };
-    let mut h = run.conv(&u.to_dtype(inside)?, inside, None)?;
-    let mut sum = if p.skip { Some(run.conv(&h, inside, None)?) } else { None };
+    let mut h = run.conv(&to_last(&u, inside)?, None)?;
+    let mut sum = if p.skip { Some(run.conv(&h, None)?) } else { None };
     for _ in 0..p.blocks() {
         let r = run.norm(h.clone())?;
-        let r = run.conv(&r, inside, None)?;
+        let r = run.conv(&r, None)?;
         let r = run.norm(r)?;
-        h = run.conv(&r, inside, Some(&h))?;
+        h = run.conv(&r, Some(&h))?;
         if let Some(s) = sum {
-            sum = Some(run.conv(&h, inside, Some(&s))?);
+            sum = Some(run.conv(&h, Some(&s))?);
         }
     }
     let h = run.norm(sum.unwrap_or(h))?;
-    let y = run.conv(&h, x.dtype(), None)?;
+    // The output is in full precision from here on.
+    let (y, bias) = run.bare_conv(&h)?;
+    let y = act_norm::cuda::act_norm(&from_last(&y, x.dtype())?, None, bias, None, 0., false)?;
     Ok(Output { y, statistics: run.statistics, saved: keep.then(|| SavedState(Box::new(run.pass))) })
 }
 
@@ -138,12 +143,17 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Through the last convolution that is left.
-    fn conv(&mut self, gy: &Tensor) -> Result<Tensor> {
+    /// Through the last convolution that is left, given the gradient of its bias.
+    fn bare_conv(&mut self, gy: &Tensor, bias: Tensor) -> Result<Tensor> {
         let pass = self.pass.convs.pop().expect("one for each convolution");
-        let (gx, g) = conv_backward(&self.p.convs[self.pass.convs.len()], pass, gy)?;
+        let (gx, g) = conv_backward(&self.p.convs[self.pass.convs.len()], pass, gy, bias)?;
         self.convs.push(g);
         Ok(gx)
+    }
+
+    /// Through the last convolution that is left.
+    fn conv(&mut self, gy: &Tensor) -> Result<Tensor> {
+        self.bare_conv(gy, bias_backward(gy)?)
     }
 
     /// Through the last normalisation that is left.
@@ -158,7 +168,8 @@ impl Backward<'_> {
 pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
     let Ok(pass) = saved.0.downcast::<Pass>() else { bail!("the pass was not one through kernels") };
     let mut run = Backward { p, pass: *pass, convs: Vec::new(), norms: Vec::new() };
-    let g = run.conv(gy)?;
+    let inside = run.pass.convs.last().map_or(gy.dtype(), |pass| pass.x.dtype());
+    let g = run.bare_conv(&to_last(gy, inside)?, act_norm::cuda::bias_backward(gy)?)?;
     // The gradient of the sum of skips, or without skips that of the residual stream.
     let g = run.norm(&g)?;
     let mut of_stream = if p.skip { None } else { Some(g.clone()) };
@@ -177,7 +188,7 @@ pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Resu
         of_stream = Some(plus(of_stream, run.conv(&g)?)?);
     }
     let gh = of_stream.expect("without a skip the stream is the output");
-    let gu = run.conv(&gh)?.to_dtype(gy.dtype())?;
+    let gu = from_last(&run.conv(&gh)?, gy.dtype())?;
     let x = signed_input_backward(&gu, run.pass.channels, p.signed_input)?;
     run.convs.reverse();
     run.norms.reverse();

@@ -1,71 +1,7 @@
-//! The kernels of weight norm, and of the network's input.
+//! The kernels of the network's input.
 
 use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch};
-use candle_core::{DType, Result, Tensor};
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct WeightNormArgs {
-    v: Ptr,
-    g: Ptr,
-    w: Ptr,
-    inverse: Ptr,
-    n: u32,
-}
-// SAFETY: as `Args` asks.
-unsafe impl Args for WeightNormArgs {}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct WeightNormBack {
-    gw: Ptr,
-    v: Ptr,
-    g: Ptr,
-    inverse: Ptr,
-    gv: Ptr,
-    gg: Ptr,
-    n: u32,
-}
-// SAFETY: as `Args` asks.
-unsafe impl Args for WeightNormBack {}
-
-/// w = g v / |v| for each output channel of v (O, ...), and 1/|v| in f64.
-pub(crate) fn weight_norm(v: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-    let o = v.dim(0)?;
-    channels(o, &[Some(g)])?;
-    let (w, inverse) = (fresh(v.shape(), v.dtype(), v.device())?, fresh(o, DType::F64, v.device())?);
-    let args = WeightNormArgs {
-        v: Ptr::of(v)?,
-        g: Ptr::of(g)?,
-        w: Ptr::of(&w)?,
-        inverse: Ptr::of(&inverse)?,
-        n: count(v.elem_count() / o.max(1))?,
-    };
-    launch(v.device(), "weight_norm", Some(v.dtype()), o, &args)?;
-    Ok((w, inverse))
-}
-
-/// The gradients of v and g, from that of w.
-pub(crate) fn weight_norm_backward(
-    gw: &Tensor,
-    v: &Tensor,
-    g: &Tensor,
-    inverse: &Tensor,
-) -> Result<(Tensor, Tensor)> {
-    let (gw, o) = (gw.contiguous()?, v.dim(0)?);
-    let (gv, gg) = (fresh(v.shape(), v.dtype(), v.device())?, fresh(o, v.dtype(), v.device())?);
-    let args = WeightNormBack {
-        gw: Ptr::of(&gw)?,
-        v: Ptr::of(v)?,
-        g: Ptr::of(g)?,
-        inverse: Ptr::of(inverse)?,
-        gv: Ptr::of(&gv)?,
-        gg: Ptr::of(&gg)?,
-        n: count(v.elem_count() / o.max(1))?,
-    };
-    launch(v.device(), "weight_norm_back", Some(v.dtype()), o, &args)?;
-    Ok((gv, gg))
-}
+use candle_core::{Result, Tensor};
 
 #[repr(C)]
 #[derive(Clone, Copy)]

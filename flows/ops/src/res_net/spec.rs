@@ -71,8 +71,8 @@ impl ResNetParams {
 pub struct Output {
     /// The output (B, O, H, W).
     pub y: Tensor,
-    /// Each norm's mean and variance of this batch, with batch statistics.
-    pub statistics: Vec<Option<[Tensor; 2]>>,
+    /// Each norm's mean and variance of this batch, (2, C), with batch statistics.
+    pub statistics: Vec<Option<Tensor>>,
     /// What the backward pass needs, if it was asked for.
     pub saved: Option<SavedState>,
 }

@@ -4,8 +4,9 @@
 //! y = w * x,     g_x = w^T * g_y,     g_w = g_y * x
 //! ```
 //!
-//! **Shapes.** x (B, C, H, W), w (O, C, k, k), y (B, O, H, W), contiguous, stride 1, same padding; f32, f64, and bf16 with
-//! sums in f32.
+//! **Shapes.** x (B, C, H, W), w (O, C, k, k), y (B, O, H, W), contiguous, stride 1, same padding; or channels last, x
+//! (B, H, W, C), w (O, k, k, C), y (B, H, W, O), which is what the matrix units read: cuDNN turns the others around before and
+//! after. f32, f64 (not channels last), and bf16 with sums in f32.
 //!
 //! cuDNN is asked once a shape what may run it; the answer (the module `plan`) is kept for the thread, since a
 //! training step meets the same few shapes thousands of times. Products of f32 are rounded to TF32 where candle's switch for
@@ -26,14 +27,29 @@ use std::rc::Rc;
 
 /// y = w * x.
 pub(crate) fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&w.contiguous()?, Op { pass: Pass::Forward, k: w.dim(2)? })
+    x.contiguous()?.apply_op2(&w.contiguous()?, Op { pass: Pass::Forward, k: w.dim(2)?, last: false })
+}
+
+/// y = w * x, channels last and outside any graph.
+pub(crate) fn conv_last(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let op = Op { pass: Pass::Forward, k: w.dim(1)?, last: true };
+    x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &op)
+}
+
+/// The gradients of x and w, channels last and outside any graph.
+pub(crate) fn conv_last_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
+    backward(x, w, gy, w.dim(1)?, true)
 }
 
 /// The gradients of x and w, outside any graph.
 pub(crate) fn conv2d_backward(x: &Tensor, w: &Tensor, gy: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (x, w, gy, k) = (x.contiguous()?, w.contiguous()?, gy.contiguous()?, w.dim(2)?);
-    let gx = gy.apply_op2_no_bwd(&w, &Op { pass: Pass::Input, k })?;
-    Ok((gx, x.apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k })?))
+    backward(x, w, gy, w.dim(2)?, false)
+}
+
+fn backward(x: &Tensor, w: &Tensor, gy: &Tensor, k: usize, last: bool) -> Result<(Tensor, Tensor)> {
+    let (x, w, gy) = (x.contiguous()?, w.contiguous()?, gy.contiguous()?);
+    let gx = gy.apply_op2_no_bwd(&w, &Op { pass: Pass::Input, k, last })?;
+    Ok((gx, x.apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k, last })?))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +60,8 @@ struct Dims {
     h: usize,
     w: usize,
     k: usize,
+    /// Whether channels come last.
+    last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -132,21 +150,31 @@ where
 struct Op {
     pass: Pass,
     k: usize,
+    last: bool,
 }
 
 impl Op {
     /// The convolution's sizes, from the shapes of the operands, and the result's shape.
     fn sizes(&self, l1: &Layout, l2: &Layout) -> Result<(Dims, Shape)> {
-        let ((b, c1, h, w), (n2, c2, k, k2)) = (l1.shape().dims4()?, l2.shape().dims4()?);
+        // Batch or outputs, channels, height, width.
+        let parts = |l: &Layout| -> Result<[usize; 4]> {
+            let (a, b, c, d) = l.shape().dims4()?;
+            Ok(if self.last { [a, d, b, c] } else { [a, b, c, d] })
+        };
+        let ([b, c1, h, w], [n2, c2, k, k2]) = (parts(l1)?, parts(l2)?);
+        let last = self.last;
+        let shape = |n: usize, c: usize, h: usize, w: usize| -> Shape {
+            if last { (n, h, w, c).into() } else { (n, c, h, w).into() }
+        };
         Ok(match self.pass {
             Pass::Forward if c2 != c1 || k != k2 || k % 2 == 0 => {
                 bail!("conv2d: a kernel {:?} met an input {:?}", l2.shape(), l1.shape())
             }
-            Pass::Forward => (Dims { b, c: c1, o: n2, h, w, k }, (b, n2, h, w).into()),
-            Pass::Input => (Dims { b, c: c2, o: c1, h, w, k }, (b, c2, h, w).into()),
+            Pass::Forward => (Dims { b, c: c1, o: n2, h, w, k, last }, shape(b, n2, h, w)),
+            Pass::Input => (Dims { b, c: c2, o: c1, h, w, k, last }, shape(b, c2, h, w)),
             Pass::Weight => {
                 let k = self.k;
-                (Dims { b, c: c1, o: c2, h, w, k }, (c2, c1, k, k).into())
+                (Dims { b, c: c1, o: c2, h, w, k, last }, shape(c2, c1, k, k))
             }
         })
     }
@@ -192,11 +220,11 @@ impl CustomOp2 for Op {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (gy, k) = (gy.contiguous()?, w.dim(2)?);
         let gx = match x.track_op() {
-            true => Some(gy.apply_op2_no_bwd(&w.detach(), &Op { pass: Pass::Input, k })?),
+            true => Some(gy.apply_op2_no_bwd(&w.detach(), &Op { pass: Pass::Input, k, last: false })?),
             false => None,
         };
         let gw = match w.track_op() {
-            true => Some(x.detach().apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k })?),
+            true => Some(x.detach().apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k, last: false })?),
             false => None,
         };
         Ok((gx, gw))

@@ -109,7 +109,10 @@ impl Plan {
         sums: sys::cudnnDataType_t,
         math: sys::cudnnMathType_t,
     ) -> CudnnResult<Self> {
-        let nchw = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let format = match d.last {
+            true => sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+            false => sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+        };
         let of = |n: usize| n as c_int;
         let pad = of(d.k / 2);
         let plan = Self {
@@ -124,9 +127,9 @@ impl Plan {
         let correlation = sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         // SAFETY: the descriptors were just made.
         unsafe {
-            result::set_tensor4d_descriptor(plan.x, nchw, data, [of(d.b), of(d.c), of(d.h), of(d.w)])?;
-            result::set_tensor4d_descriptor(plan.y, nchw, data, [of(d.b), of(d.o), of(d.h), of(d.w)])?;
-            result::set_filter4d_descriptor(plan.w, data, nchw, [of(d.o), of(d.c), of(d.k), of(d.k)])?;
+            result::set_tensor4d_descriptor(plan.x, format, data, [of(d.b), of(d.c), of(d.h), of(d.w)])?;
+            result::set_tensor4d_descriptor(plan.y, format, data, [of(d.b), of(d.o), of(d.h), of(d.w)])?;
+            result::set_filter4d_descriptor(plan.w, data, format, [of(d.o), of(d.c), of(d.k), of(d.k)])?;
             result::set_convolution2d_descriptor(plan.conv, pad, pad, 1, 1, 1, 1, correlation, sums)?;
             result::set_convolution_math_type(plan.conv, math)?;
         }
@@ -140,16 +143,16 @@ impl Plan {
         only: Option<sys::cudnnMathType_t>,
         deterministic: bool,
     ) -> CudnnResult<Vec<Candidate>> {
-        // The three lists differ in their types alone.
+        // The three lists differ in their types alone. An algorithm may be listed once for each math type.
         macro_rules! ask {
             ($query:ident($($descriptor:ident),*), $algorithm:path, $most:expr) => {{
                 // SAFETY: the struct is plain data, for which zero is a value.
-                let mut list = [unsafe { std::mem::zeroed() }; $most as usize];
+                let mut list = [unsafe { std::mem::zeroed() }; 2 * $most as usize];
                 let mut found: c_int = 0;
                 // SAFETY: descriptors and handle are alive, and the list is as long as said.
                 unsafe {
                     result::$query(
-                        handle.0, $(self.$descriptor),*, $most as c_int, &raw mut found, list.as_mut_ptr(),
+                        handle.0, $(self.$descriptor),*, 2 * $most as c_int, &raw mut found, list.as_mut_ptr(),
                     )
                 }?;
                 list[..found as usize]
