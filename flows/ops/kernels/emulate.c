@@ -30,11 +30,11 @@ static void thread(void) {
         TYPED(norm_back_sums, type), TYPED(norm_back, type), TYPED(weight_norm, type), TYPED(weight_norm_back, type)
 #define LAYERS(type)                                                                                                   \
     NETWORK(type), TYPED(act_norm, type), TYPED(act_norm_back, type), TYPED(slice_sums, type),                         \
-        TYPED(mix_moments, type), TYPED(coupling, type), TYPED(coupling_back, type), TYPED(take_part, type),           \
-        TYPED(add_part, type), TYPED(squeeze, type), TYPED(channel_mix, type), TYPED(channel_outer, type),             \
-        TYPED(plu, type), TYPED(plu_back, type), TYPED(plu_inverse, type), TYPED(invert, type),                        \
-        TYPED(signed_input, type), TYPED(signed_input_back, type), TYPED(square_sums, type), TYPED(clip, type),        \
-        TYPED(optimise, type)
+        TYPED(mix_moments, type), TYPED(sum_vectors, type), TYPED(scaled_sum, type), TYPED(coupling, type),            \
+        TYPED(coupling_back, type), TYPED(take_part, type), TYPED(add_part, type), TYPED(squeeze, type),               \
+        TYPED(channel_mix, type), TYPED(channel_outer, type), TYPED(plu, type), TYPED(plu_back, type),                 \
+        TYPED(plu_inverse, type), TYPED(invert, type), TYPED(signed_input, type), TYPED(signed_input_back, type),      \
+        TYPED(square_sums, type), TYPED(clip, type), TYPED(optimise, type)
 static const struct {
     const char *name;
     void (*kernel)(const void *);

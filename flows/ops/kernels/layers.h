@@ -234,6 +234,40 @@ KERNEL(NAME(slice_sums), NAME(SliceSums)) {
     if (THREAD == 0) a.out[BLOCK] = (R)sum;
 }
 
+// out = the sum of up to VECTORS vectors of n numbers, in order; a stride of 0 repeats one number.
+#ifndef VECTORS
+#define VECTORS 128
+#endif
+typedef struct {
+    R *out;
+    unsigned n, vectors;
+    const R *v[VECTORS];
+    unsigned stride[VECTORS];
+} NAME(SumVectors);
+
+KERNEL(NAME(sum_vectors), NAME(SumVectors)) {
+    for EACH(i, a.n) {
+        R sum = 0;
+        for (unsigned k = 0; k < a.vectors; k++) sum += a.v[k][i * a.stride[k]];
+        a.out[i] = sum;
+    }
+}
+
+// out = factor times the sum of x. One block.
+typedef struct {
+    const R *x;
+    R *out;
+    double factor;
+    unsigned n;
+} NAME(ScaledSum);
+
+KERNEL(NAME(scaled_sum), NAME(ScaledSum)) {
+    double sum = 0;
+    for OF_BLOCK(i, a.n) sum += a.x[i];
+    sum = block_sum(sum);
+    if (THREAD == 0) *a.out = (R)(a.factor * sum);
+}
+
 // Running moments, (1 - share) running + share batch, in place; `batch` is (2, C).
 typedef struct {
     R *mean, *var;

@@ -32,6 +32,7 @@ pub mod elementwise;
 mod gemm;
 pub mod linalg;
 pub mod linear;
+pub mod log_det;
 pub mod plu;
 pub mod precision;
 mod real;

@@ -5,6 +5,7 @@ use crate::core::{
 };
 use crate::nets::NetActNorm;
 use crate::ops::act_norm::{act_norm, act_norm_backward, act_norm_inverse};
+use crate::ops::log_det::scaled_sum;
 use crate::params::ParamBuilder;
 use candle_core::{Result, Tensor};
 
@@ -46,7 +47,7 @@ impl Bijection for ActNorm {
             self.0.initialise(&x.transpose(0, 1)?.contiguous()?)?;
         }
         let z = act_norm(x, bias.get(ctx.grad), logs.get(ctx.grad), *factor)?;
-        let log_det = (logs.get(ctx.grad).sum_all()? * (factor * positions(x)? as f64))?;
+        let log_det = scaled_sum(logs.get(ctx.grad), factor * positions(x)? as f64)?;
         Ok((z, same_per_example(&log_det, x)?))
     }
 
@@ -71,7 +72,7 @@ impl Bijection for ActNorm {
         let x = saved.take().map_or_else(|| self.inverse(z, ctx.context), Ok)?;
         let (gx, grad_bias, grad_logs) = act_norm_backward(z, gz, logs.value(), *factor)?;
         grads.add(bias, grad_bias)?;
-        let of_log_det = (grad_log_det.sum_all()? * (factor * positions(z)? as f64))?;
+        let of_log_det = scaled_sum(grad_log_det, factor * positions(z)? as f64)?;
         grads.add(logs, grad_logs.broadcast_add(&of_log_det)?)?;
         Ok((x, gx))
     }

@@ -5,6 +5,7 @@ use crate::core::{
 };
 use crate::ops::channel_mix::{channel_mix, channel_mix_backward};
 use crate::ops::linalg;
+use crate::ops::log_det::scaled_sum;
 use crate::ops::plu::{Rows, plu, plu_backward, plu_inverse};
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
@@ -189,7 +190,7 @@ impl Bijection for Conv1x1 {
             }
         };
         let (gx, gw) = channel_mix_backward(&x, &self.matrix()?, gz)?;
-        let grad_log_det = (grad_log_det.sum_all()? * positions(z)? as f64)?;
+        let grad_log_det = scaled_sum(grad_log_det, positions(z)? as f64)?;
         match &self.form {
             Form::Plain(p) => {
                 let inverse = inverse.map_or_else(|| self.invert(), Ok)?;

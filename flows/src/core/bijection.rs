@@ -17,6 +17,7 @@ use super::layer_stats::LayerStats;
 use super::pass::{Context, Ctx};
 use super::shape::zeros_per_example;
 use super::tape::{Gradients, Graph, Memory, SavedState};
+use crate::ops::log_det;
 use candle_core::{Error, Result, Tensor, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -244,16 +245,17 @@ fn links_forward(
     x: &Tensor,
     mut each: impl FnMut(usize, &Tensor) -> Result<(Tensor, Tensor)>,
 ) -> Result<(Tensor, Tensor)> {
-    let mut sum = zeros_per_example(x)?;
+    let (mut log_dets, examples) = (Vec::with_capacity(c.links().len()), x.dim(0)?);
     let z = links_in_order(c, x, |i, h, _| {
         let (z, log_det) = each(i, h)?;
-        if log_det.dims() != sum.dims() {
-            let (got, want) = (log_det.shape(), sum.shape());
-            bail!("its log-det has shape {got:?}, but {want:?} is needed: one number for each example");
+        if log_det.dims() != [examples] {
+            let got = log_det.shape();
+            bail!("its log-det has shape {got:?}, but [{examples}] is needed: one number for each example");
         }
-        sum = (&sum + log_det)?;
+        log_dets.push(log_det);
         Ok(z)
     })?;
+    let sum = if log_dets.is_empty() { zeros_per_example(x)? } else { log_det::sum(&log_dets)? };
     Ok((z, sum))
 }
 

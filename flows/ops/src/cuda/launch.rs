@@ -34,10 +34,21 @@ impl Ptr {
     /// The first element of a contiguous tensor. It is valid as long as the tensor, and the caller keeps that until the
     /// kernel is launched.
     pub(crate) fn of(t: &Tensor) -> Result<Self> {
-        let (storage, layout) = t.storage_and_layout();
-        let Some((start, _)) = layout.contiguous_offsets() else {
+        if !t.is_contiguous() {
             bail!("a kernel needs contiguous tensors")
-        };
+        }
+        Self::first(t)
+    }
+
+    /// The first element of a vector, and how far apart its elements are: 0 for one number that is expanded.
+    pub(crate) fn strided(t: &Tensor) -> Result<(Self, u32)> {
+        let [stride] = t.stride() else { bail!("expected a vector, got {:?}", t.shape()) };
+        Ok((Self::first(t)?, count(*stride)?))
+    }
+
+    fn first(t: &Tensor) -> Result<Self> {
+        let (storage, layout) = t.storage_and_layout();
+        let start = layout.start_offset();
         let base = match &*storage {
             Storage::Cpu(s) => match s {
                 CpuStorage::U8(v) => v.as_ptr() as u64,
