@@ -10,6 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+#[cfg(unix)]
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
 
 /// What a process ends with when a signal has stopped it.
 const STOPPED: i32 = 130;
@@ -199,22 +201,20 @@ fn end(child: u32) {
     use nix::unistd::Pid;
     let group = Pid::from_raw(child as i32);
     let family = descendants(child);
-    let seen = process(child).is_some();
+    let seen = started(child).is_some();
     let _ = killpg(group, Signal::SIGTERM);
     for _ in 0..GRACE.as_millis() / STEP.as_millis() {
         // It is waited for only when all that hold its standard error have ended, kernels too.
-        let ended = killpg(group, None).is_err() || seen && process(child).is_none();
+        let ended = killpg(group, None).is_err() || seen && started(child).is_none();
         if ended || SIGNALS.load(Ordering::SeqCst) > 1 {
             break;
         }
         std::thread::sleep(STEP);
     }
     let _ = killpg(group, Signal::SIGKILL);
-    for (pid, started) in family {
-        // The same process, and not another one with its number.
-        if process(pid).is_some_and(|(_, now)| now == started) {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
+    // The same processes, and not others with their numbers.
+    for (pid, _) in family.into_iter().filter(|&(pid, start)| started(pid) == Some(start)) {
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
 }
 
@@ -222,34 +222,28 @@ fn end(child: u32) {
 #[cfg(not(unix))]
 fn end(_: u32) {}
 
-/// A process's children and theirs, each with its start; none where there is no /proc, and a kernel has to see by itself
-/// that Jupyter has gone.
+/// The children of a process and their descendants, each with its start in seconds.
 #[cfg(unix)]
-fn descendants(of: u32) -> Vec<(u32, String)> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let all: Vec<(u32, u32, String)> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| process(pid).map(|(parent, started)| (pid, parent, started)))
-        .collect();
-    let mut family: Vec<(u32, String)> = Vec::new();
-    let mut parents = vec![of];
-    while let Some(of) = parents.pop() {
-        for (pid, _, started) in all.iter().filter(|(_, parent, _)| *parent == of) {
-            parents.push(*pid);
-            family.push((*pid, started.clone()));
-        }
-    }
-    family
+fn descendants(of: u32) -> Vec<(u32, u64)> {
+    let all = processes(ProcessesToUpdate::All);
+    let descends = |process: &&sysinfo::Process| {
+        let mut ancestors = std::iter::successors(process.parent(), |pid| all.process(*pid)?.parent());
+        ancestors.any(|pid| pid.as_u32() == of)
+    };
+    all.processes().values().filter(descends).map(|p| (p.pid().as_u32(), p.start_time())).collect()
 }
 
-/// The parent of a process that has not ended, and when it started.
+/// When a process started, in seconds; `None` for one that has ended, waited for or not.
 #[cfg(unix)]
-fn process(pid: u32) -> Option<(u32, String)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name may hold anything, brackets and spaces too: the fields after it are its state, its parent, ...
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    if *fields.first()? == "Z" {
-        return None;
-    }
-    Some((fields.get(1)?.parse().ok()?, (*fields.get(19)?).to_owned()))
+fn started(pid: u32) -> Option<u64> {
+    let pid = sysinfo::Pid::from_u32(pid);
+    let found = processes(ProcessesToUpdate::Some(&[pid]));
+    found.process(pid).filter(|p| p.status() != ProcessStatus::Zombie).map(sysinfo::Process::start_time)
+}
+
+#[cfg(unix)]
+fn processes(which: ProcessesToUpdate) -> System {
+    let mut system = System::new();
+    system.refresh_processes_specifics(which, true, ProcessRefreshKind::nothing());
+    system
 }
