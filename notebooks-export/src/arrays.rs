@@ -361,14 +361,13 @@ impl Source<'_> {
         if self.model.config().shape() != [2] || labels.is_some() {
             return Ok(());
         }
-        let values: Vec<Vec<f64>> = flat.to_vec2()?;
-        let range = |axis: usize| {
-            let v = values.iter().map(|p| p[axis]);
-            let (low, high) = (v.clone().fold(f64::INFINITY, f64::min), v.fold(f64::NEG_INFINITY, f64::max));
+        let range = |axis: usize| -> Result<(f64, f64)> {
+            let v = flat.narrow(1, axis, 1)?;
+            let (low, high) = (v.min_all()?.to_scalar::<f64>()?, v.max_all()?.to_scalar::<f64>()?);
             let margin = 0.05 * (high - low).max(1e-6);
-            (low - margin, high + margin)
+            Ok((low - margin, high + margin))
         };
-        let ((left, right), (bottom, top)) = (range(0), range(1));
+        let ((left, right), (bottom, top)) = (range(0)?, range(1)?);
         let at = |i: usize, low: f64, high: f64| low + (i as f64 + 0.5) / RASTER as f64 * (high - low);
         let raster: Vec<f64> = (0..RASTER)
             .flat_map(|row| (0..RASTER).flat_map(move |c| [at(c, left, right), at(row, bottom, top)]))

@@ -15,7 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use arrays::Source;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, read};
+use experiments::data::file_name;
+use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
 use flows::models::file::{parse_index, read_header};
@@ -188,15 +189,11 @@ fn fill(
 
 /// config.json and the weights, whole or in shards with their index.
 fn model_files(run: &Path) -> Result<BTreeSet<String>> {
-    let mut files = BTreeSet::from([CONFIG.to_owned()]);
-    match read(&run.join(INDEX))? {
-        Some(text) => {
-            files.insert(INDEX.to_owned());
-            files.extend(parse_index(&text)?.into_values());
-        }
-        None => {
-            files.insert(WEIGHTS.to_owned());
-        }
+    let index = read(&run.join(INDEX))?;
+    let mut files =
+        BTreeSet::from([CONFIG, if index.is_some() { INDEX } else { WEIGHTS }].map(str::to_owned));
+    if let Some(text) = index {
+        files.extend(parse_index(&text)?.into_values());
     }
     Ok(files)
 }
@@ -206,16 +203,8 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
     if !folder.is_dir() {
         return Ok((Vec::new(), false));
     }
-    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut files: Vec<PathBuf> = entries
-        .with_context(|| format!("cannot list {}", folder.display()))?
-        .iter()
-        .map(std::fs::DirEntry::path)
-        .collect();
-    files.sort();
     let (mut pictures, mut numbers) = (Vec::new(), false);
-    for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for file in list(folder)? {
         match file.extension().and_then(|e| e.to_str()) {
             Some("png") => pictures.extend(picture(&file)?),
             Some("safetensors") => {
@@ -230,7 +219,7 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
                 if !out.is_dir() {
                     std::fs::create_dir(out).with_context(|| format!("cannot make {}", out.display()))?;
                 }
-                copy(folder, out, &name)?;
+                copy(folder, out, &file_name(&file))?;
             }
             _ => {}
         }
@@ -242,7 +231,7 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
 fn picture(path: &Path) -> Result<Option<Picture>> {
     let Some(bytes) = read(path)? else { return Ok(None) };
     ensure!(bytes.starts_with(b"\x89PNG\r\n"), "{} is no PNG: draw it again, or remove it", path.display());
-    Ok(Some((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes)))
+    Ok(Some((file_name(path), bytes)))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
