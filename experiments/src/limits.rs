@@ -19,13 +19,13 @@ use std::path::Path;
 /// Bytes of a value in the computation.
 const VALUE: f64 = 4.;
 
-/// Images in one picture, at most: with more they cannot be told apart, and a viewer may not open it.
+/// The largest number of images in one picture: more are too small to distinguish, and a viewer may not open the file.
 pub const GRID_IMAGES: usize = 10_000;
 
-/// Bytes that a step of a flow takes, however narrow: its tensors' own records.
+/// Bytes that the records of a flow step's tensors take, whatever the step's width.
 const STEP: f64 = 2048.;
 
-/// What a model takes, from below.
+/// Lower bounds of the sizes of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
     /// Trained scalars.
@@ -74,7 +74,7 @@ impl Estimate {
         (self.parameters + batch as f64 * self.layer()) * VALUE
     }
 
-    /// Of this model.
+    /// Estimates the sizes of this model.
     #[must_use]
     pub fn of(config: &ModelConfig) -> Self {
         let dims = config.shape().iter().map(|&n| n as f64).product();
@@ -151,7 +151,7 @@ impl Estimate {
     }
 }
 
-/// Copies of the parameters during training: they, their gradients, the optimiser's two and the average.
+/// The number of copies of the parameters during training: parameters, gradients, two of the optimiser, and the average.
 fn copies(train: &Train) -> f64 {
     4. + f64::from(u8::from(train.ema.is_some()))
 }
@@ -167,7 +167,7 @@ fn memory() -> f64 {
     let machine = system.total_memory() as f64;
     match system.cgroup_limits().map(|limits| limits.total_memory as f64) {
         Some(share) if share > 0. && share < machine => share,
-        // A system that does not tell refuses nothing.
+        // Where the system reports no size, nothing is refused.
         _ if machine == 0. => f64::INFINITY,
         _ => machine,
     }
@@ -194,7 +194,7 @@ fn size_keys(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// What a recipe is about to be used for.
+/// The use of a recipe whose memory is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// Its model is built; batches are of whatever size fits.
@@ -226,7 +226,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     let mut model = model.clone();
     if let Some(size) = data.size {
         fits(&format!("`data.size` = {size}"), (size as f64).powi(2), "lower `data.size` (--size)")?;
-        // One channel is the least that images may have.
+        // Images have at least one channel.
         if set.is_some_and(|set| set.shape.is_none()) {
             model.set_shape(&[1, size, size])?;
         }
@@ -259,7 +259,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         };
         fits(&format!("`train.batch` = {}{sized}", train.batch), bytes, &remedy)?;
     }
-    // The last batch ends where the data do.
+    // A batch has no more examples than the data set.
     let most = |n: Option<usize>| n.unwrap_or(usize::MAX);
     let examples = match example {
         Some(_) => most(data.train).max(most(data.test)).max(data.validation),
@@ -270,7 +270,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     samples(&model, eval.samples, "`eval.samples`", host)
 }
 
-/// The least that training takes, in a line.
+/// One line with the least memory that training takes.
 #[must_use]
 pub fn announce(recipe: &Recipe) -> String {
     let need = Estimate::of(&recipe.model);

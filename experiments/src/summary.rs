@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
 use std::path::Path;
 
-/// What lossless codecs need for the first test images, and the model for the same ones.
+/// Bits/dim of lossless codecs on the first test images, and of the model on the same images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Codecs {
     /// Images that were compressed.
@@ -61,9 +61,9 @@ pub struct Baselines {
 }
 
 impl Baselines {
-    /// What is known before anything is measured. The entropy of densities, known in nats a point, is put in bits/dim.
+    /// The baselines that are known before anything is measured. Entropies of densities, in nats a point, become bits/dim.
     ///
-    /// Entropy and paper are of bytes: where the model sees fewer bits of a pixel, its number has no such neighbours.
+    /// Entropy and paper apply to bytes: for a model of fewer bits per pixel there is nothing to compare with.
     #[must_use]
     pub fn new(recipe: &Recipe, data: &Dataset) -> Self {
         let scale = if data.test.is_pixels() { 1. } else { 1. / (data.test.dims() as f64 * LN_2) };
@@ -152,7 +152,7 @@ pub struct Training {
 pub struct Summary {
     /// The recipe's name.
     pub recipe: String,
-    /// In what the recipe differed from the built-in one of its name ([`Recipe::changed`]), read anew from the folder's
+    /// The settings in which the recipe differs from the built-in one of its name ([`Recipe::changed`]), read from the folder's
     /// recipe where there is one; `None` in summaries of before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Vec<String>>,
@@ -178,7 +178,7 @@ pub struct Summary {
     pub validation: Option<Evaluation>,
     /// The test images.
     pub test: Option<Evaluation>,
-    /// Where training multiplied in another precision: what the model is worth in that one.
+    /// The bits/dim in the precision in which training multiplied, where that was not full precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounded: Option<Rounded>,
     /// What stands beside the number.

@@ -1,4 +1,4 @@
-//! `notebooks-export`: a run, or a model of the hub, out to a Jupyter notebook and the files that its cells read.
+//! `notebooks-export` exports a run, or a model of the hub, to a Jupyter notebook and the files that its cells read.
 //!
 //! It reads the folder of a run ([`experiments::run_dir`]): config.json and the weights, and as far as they are there the
 //! summary, the log, the pictures, and in `pictures/` what `flow interpolate`, `flow ood` and the like have drawn, each PNG
@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use work::Partial;
 
-/// A run out to a Jupyter notebook, which needs nothing of ours: text, pictures, code, and the arrays that the code reads.
+/// Exports a run to a Jupyter notebook that needs no code of this project: text, pictures, code, and the arrays it reads.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -215,7 +215,7 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
                 let length = opened.metadata().with_context(damaged)?.len();
                 read_header(&mut opened, length).with_context(damaged)?;
                 numbers = true;
-                // Never with its parent, which is gone when a signal has come.
+                // Without its parents: a signal removes them, and they must not come back.
                 if !out.is_dir() {
                     std::fs::create_dir(out).with_context(|| format!("cannot make {}", out.display()))?;
                 }

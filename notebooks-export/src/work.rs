@@ -1,7 +1,8 @@
-//! What the process has begun: folders half done and Jupyter, which do not outlive it when it fails or is stopped.
+//! Incomplete folders and the Jupyter process, which are removed and ended when this process fails or is stopped.
 //!
-//! Everything is made in a folder beside its place, or in it where it is there and empty, and moved at the end. A signal
-//! (Ctrl-C, SIGTERM, SIGHUP) ends Jupyter and its kernels, removes what is half done, and ends the process with 130.
+//! Files are written to a temporary folder beside the new folder, or in it where it exists and is empty, and moved at the
+//! end. A signal (Ctrl-C, SIGTERM, SIGHUP) ends Jupyter and its kernels, removes the temporary folder, and ends the process
+//! with exit code 130.
 
 use crate::output;
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use std::time::Duration;
 #[cfg(unix)]
 use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
 
-/// What a process ends with when a signal has stopped it.
+/// The exit code after a signal.
 const STOPPED: i32 = 130;
 /// How long Jupyter may take to end its kernel and itself; a kernel is asked, and given 5 seconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -62,7 +63,7 @@ fn stop() {
 impl Begun {
     fn undo(&mut self) {
         if let Some(partial) = self.folders.pop() {
-            // What is left over is ours. The other thread may write one more file; without its folder it cannot.
+            // The other thread may write one more file meanwhile; once the folder is removed it cannot.
             for _ in 0..50 {
                 if std::fs::remove_dir_all(&partial).is_ok() || !partial.exists() {
                     break;
@@ -71,13 +72,13 @@ impl Begun {
             }
         }
         while let Some(folder) = self.folders.pop() {
-            // Unless it holds files of others.
+            // This fails, as it should, where other processes have written files.
             let _ = std::fs::remove_dir(folder);
         }
     }
 }
 
-/// The new folder while it is half done; dropped, nothing of it is left.
+/// The new folder while it is incomplete; it is removed when this value is dropped.
 pub struct Partial {
     out: PathBuf,
     /// Where files go until [`Partial::finish`].
@@ -174,7 +175,8 @@ fn move_up(from: &Path, to: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Runs a command to its end, in a group of its own, so that a signal can end it with its children; `told` is said then.
+/// Runs a command to its end, in a process group of its own, so that a signal can end it with its children; `told` is then
+/// written to standard error.
 ///
 /// # Errors
 /// When it cannot be started or waited for.
@@ -218,7 +220,7 @@ fn end(child: u32) {
     }
 }
 
-/// The console has told Jupyter itself.
+/// Does nothing: the console sends the signal to Jupyter, too.
 #[cfg(not(unix))]
 fn end(_: u32) {}
 

@@ -34,7 +34,7 @@ struct Picture {
     planar: Vec<u8>,
 }
 
-/// What `labels.csv` says of one file.
+/// A row of `labels.csv`.
 struct Row {
     label: String,
     attributes: Vec<u8>,
@@ -148,15 +148,14 @@ fn number(rows: &BTreeMap<String, Row>) -> Result<(Vec<String>, BTreeMap<&str, u
     Ok((classes, distinct.into_iter().zip(0..).collect()))
 }
 
-/// Which part a file belongs to where no folder says so: 0 training, 1 validation, 2 test.
+/// The part of a file that lies in no split folder, from the hash of its path: 0 training, 1 validation, 2 test.
 fn part(relative: &str) -> usize {
     let hash = Sha256::digest(relative.as_bytes());
     let word = u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"));
     [0, 0, 0, 0, 0, 0, 0, 0, 1, 2][(word % 10) as usize]
 }
 
-/// What `labels.csv` says of the images: the names of the classes and of the attributes, and for each file its class and its
-/// attributes.
+/// The contents of `labels.csv`: the names of the classes and attributes, and each file's class and attributes.
 #[derive(Default)]
 struct Labels {
     classes: Vec<String>,
@@ -184,7 +183,7 @@ fn read_labels(table: &Path, files: &[String], revision: &mut Revision) -> Resul
     Ok(Labels { classes, attributes, rows: numbered.collect() })
 }
 
-/// Deals the files out to training, validation and test, each by its place in `files`.
+/// Assigns each file, by its place in `files`, to training, validation or test.
 fn deal(dir: &Path, files: &[String]) -> Result<[Vec<usize>; 3]> {
     let explicit = dir.join("train").is_dir() && (dir.join("test").is_dir() || dir.join("valid").is_dir());
     let mut parts = [vec![], vec![], vec![]];

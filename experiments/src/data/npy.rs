@@ -6,10 +6,10 @@
 //! - **Vectors** are `float32` or `float64`, (N, D), and finite.
 //! - **Labels** are any integers of one side, (N).
 //!
-//! One `.npy` file is dealt out by row number: of every ten rows, eight go to training, then one each to
+//! One `.npy` file is split by row number: of every ten rows, eight go to training, then one each to
 //! validation and test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels`
-//! and so on, says itself what is what; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
-//! with one array, or `x` and perhaps `labels`, is dealt out like a `.npy` file.
+//! and so on, names its splits; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
+//! with one array, or `x` and perhaps `labels`, is split like a `.npy` file.
 //!
 //! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
@@ -213,11 +213,10 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
     Split::new(shape, values, labels.transpose()?, None)
 }
 
-/// More classes than this are taken for a mistake.
+/// The largest number of classes; a larger label is taken for an error in the file.
 pub(crate) const MOST_CLASSES: u32 = 100_000;
 
-/// Deals the rows of one split out: of every ten, eight for training, then one for validation and one for
-/// test.
+/// Splits the rows: of every ten, eight for training, then one for validation and one for test.
 fn deal(all: &Split, name: &str) -> Result<[Split; 3]> {
     ensure!(all.len() >= 10, "{name} has {} examples, too few to deal out: give at least 10", all.len());
     let part = |wanted: fn(usize) -> bool| {

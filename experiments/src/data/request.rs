@@ -1,4 +1,4 @@
-//! What is asked of a data set, and the random numbers of one that is drawn.
+//! The request for a data set, and how a set is drawn from it.
 
 use super::{Dataset, Entropy, Split};
 use anyhow::{Result, ensure};
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub struct Request {
     /// A name of [`SETS`](super::SETS).
     pub name: String,
-    /// The data set's folder or its parent, from `--data` or `FLOW_DATA`; the drawn sets do not look at it.
+    /// The data set's folder or its parent, from `--data` or `FLOW_DATA`; sets that are drawn ignore it.
     pub dir: Option<PathBuf>,
     /// The side that images of a folder are cropped and resized to.
     pub size: Option<usize>,

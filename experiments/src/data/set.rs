@@ -169,7 +169,7 @@ impl Split {
     }
 }
 
-/// What is known of a set's entropy, the number no model's average loss can go below.
+/// Bounds of a set's entropy, which is a lower bound of the expected loss of every model.
 ///
 /// Bits per dimension for pixels; nats per point for the two-dimensional densities, where `lower == upper`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,11 +185,11 @@ pub struct Entropy {
 pub struct Dataset {
     /// The name it was asked for by.
     pub name: String,
-    /// What models are fitted to.
+    /// The examples that models are fitted to.
     pub train: Split,
-    /// What choices are made on, where the set has such a part; see [`Dataset::carve_validation`].
+    /// The examples on which models and settings are selected, where there are any; see [`Dataset::carve_validation`].
     pub valid: Option<Split>,
-    /// What the reported numbers are measured on.
+    /// The examples that the reported numbers are measured on.
     pub test: Split,
     /// The name of each class, empty where there are no labels.
     pub classes: Vec<String>,

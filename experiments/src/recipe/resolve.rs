@@ -147,7 +147,7 @@ impl Resolved {
     }
 }
 
-/// Settings that are not tuned: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
+/// Settings that are not tuned, because they affect the cost of a run or how often it reports, but not its expected result.
 const CONVENTIONS: &[&str] = &[
     "data.seed",
     "train.seed",
@@ -171,7 +171,7 @@ fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
 }
 
-/// `key=value` with a value in TOML; a bare word stands for itself, for a shell eats quotes.
+/// `key=value` with a value in TOML; a bare word is a string, because a shell removes quotes.
 fn parse_set(text: &str) -> Result<(String, Value)> {
     let (key, value) = text
         .split_once('=')
@@ -193,7 +193,7 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
     Ok((key.into(), parsed))
 }
 
-/// Puts a value at a dotted key, making the tables on the way.
+/// Inserts a value at a dotted key, with the tables that contain it.
 fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
     match key.split_once('.') {
         None => {

@@ -41,8 +41,8 @@ pub fn train(
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would wake a worker and
-    // sleep until it is done, which for small tensors takes longer than the op.
+    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would hand its work to a
+    // worker and block until it is done, which for small tensors takes longer than the op.
     let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
     precision::set_deterministic(recipe.train.deterministic);
     precision::within(recipe.train.precision, train)
@@ -415,7 +415,7 @@ impl<'a> Run<'a> {
         )
     }
 
-    /// What is left after a failure.
+    /// The part of an error that says which checkpoint is kept.
     fn kept(&self) -> String {
         let Some(update) = self.checkpointed else { return "there is no checkpoint yet".to_string() };
         let path = self.out.join(CHECKPOINT);
