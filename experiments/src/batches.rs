@@ -14,7 +14,7 @@
 //! 255 + u would be rounded up to 256 once in a while, which is outside of the data.
 
 use crate::data::{Split, Values};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use flows::bijections::preprocess::dequantize;
 use flows::params::rng_for;
@@ -116,9 +116,9 @@ impl<'a> Examples<'a> {
             model.shape()
         );
         if let Some(classes) = model.classes() {
-            let Some(labels) = &split.labels else {
-                anyhow::bail!("the model has {classes} classes and the data no labels: drop `model.classes`")
-            };
+            let labels = split.labels.as_ref().with_context(|| {
+                format!("the model has {classes} classes and the data no labels: drop `model.classes`")
+            })?;
             let most = labels.iter().copied().max().unwrap_or(0);
             ensure!(
                 (most as usize) < classes,

@@ -11,12 +11,11 @@ use crate::events::Events;
 use crate::recipe::Recipe;
 use crate::run_dir::{self, CHECKPOINT, METRICS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use flows::ParamStore;
 use flows::models::write_atomic;
 use flows::optim::Updater;
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -114,14 +113,9 @@ impl Settings {
     /// When a setting cannot be written as JSON.
     pub fn new(recipe: &Recipe, data: &Dataset) -> Result<Self> {
         let mut all = BTreeMap::new();
-        let parts = [
-            ("data", serde_json::to_value(&recipe.data)?),
-            ("model", serde_json::to_value(&recipe.model)?),
-            ("train", serde_json::to_value(&recipe.train)?),
-        ];
-        for (key, value) in parts {
-            flatten(key, value, &mut all);
-        }
+        flatten("data", serde_json::to_value(&recipe.data)?, &mut all);
+        flatten("model", serde_json::to_value(&recipe.model)?, &mut all);
+        flatten("train", serde_json::to_value(&recipe.train)?, &mut all);
         FREE.iter().for_each(|key| _ = all.remove(*key));
         all.insert("data.revision".to_string(), data.revision.clone());
         Ok(Self(all))
@@ -184,27 +178,15 @@ pub fn save(
     params: &ParamStore,
     updater: &Updater,
 ) -> Result<()> {
-    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (name, p) in params.all() {
-        tensors.insert(format!("param/{name}"), p.value().clone());
-    }
-    for (name, t) in updater.optimizer().state() {
-        tensors.insert(format!("optimizer/{name}"), t.clone());
-    }
-    for (name, t) in updater.ema().iter().flat_map(|e| e.average()) {
-        tensors.insert(format!("ema/{name}"), t.clone());
-    }
+    let params = params.all();
+    let params = params.iter().map(|(name, p)| (format!("param/{name}"), p.value().clone()));
+    let state = updater.optimizer().state().iter();
+    let state = state.map(|(name, t)| (format!("optimizer/{name}"), t.clone()));
+    let average = updater.ema().into_iter().flat_map(|ema| ema.average());
+    let average = average.map(|(name, t)| (format!("ema/{name}"), t.clone()));
+    let tensors: BTreeMap<String, Tensor> = params.chain(state).chain(average).collect();
     let mut crc = flate2::Crc::new();
-    let mut bytes = Vec::with_capacity(tensors.len());
-    for (name, t) in &tensors {
-        let data = safetensors::View::data(t).into_owned();
-        crc.update(&data);
-        bytes.push((name, t, data));
-    }
-    let views = bytes
-        .iter()
-        .map(|(name, t, data)| Ok((*name, TensorView::new(t.dtype().into(), t.dims().to_vec(), data)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    tensors.values().for_each(|t| crc.update(&safetensors::View::data(t)));
     let header = Header {
         format: FORMAT,
         position: position.clone(),
@@ -214,7 +196,7 @@ pub fn save(
         crc32: crc.sum(),
     };
     let meta = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
-    let file = safetensors::serialize(views, Some(meta))?;
+    let file = safetensors::serialize(&tensors, Some(meta))?;
     write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
 }
 
@@ -248,40 +230,27 @@ pub fn load(
         header.format
     );
     settings.check(&header.settings, &path)?;
-    let views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    let views: BTreeMap<_, _> = file.tensors().into_iter().collect();
     let mut crc = flate2::Crc::new();
     views.values().for_each(|v| crc.update(v.data()));
     ensure!(crc.sum() == header.crc32, damaged(&"its checksum is wrong"));
-    let device = params.device().clone();
-    let under = |part: &str| part_of(&views, part, &device);
-    let saved = under("param/")?;
+    let all = candle_core::safetensors::load_buffer(&bytes, params.device()).map_err(|e| damaged(&e))?;
+    let under = |part: &str| -> BTreeMap<String, Tensor> {
+        all.iter().filter_map(|(name, t)| Some((name.strip_prefix(part)?.to_owned(), t.clone()))).collect()
+    };
+    let saved = under("param/");
     for (name, p) in params.all() {
         let t = saved.get(&name).filter(|t| t.shape() == p.value().shape() && t.dtype() == p.value().dtype());
         let t = t.ok_or_else(|| damaged(&format!("`{name}` is missing or has another shape")))?;
         p.set(t)?;
     }
     let (optimizer, ema) = updater.parts();
-    optimizer.restore(&under("optimizer/")?, header.optimizer_step).map_err(|e| damaged(&e))?;
+    optimizer.restore(&under("optimizer/"), header.optimizer_step).map_err(|e| damaged(&e))?;
     if let Some(ema) = ema {
         let step = header.ema_step.ok_or_else(|| damaged(&"it has no moving average"))?;
-        ema.restore(&under("ema/")?, step).map_err(|e| damaged(&e))?;
+        ema.restore(&under("ema/"), step).map_err(|e| damaged(&e))?;
     }
     Ok(Some(header.position))
-}
-
-fn part_of(
-    views: &BTreeMap<String, TensorView>,
-    part: &str,
-    device: &Device,
-) -> Result<BTreeMap<String, Tensor>> {
-    let mut found = BTreeMap::new();
-    for (name, v) in views {
-        if let Some(name) = name.strip_prefix(part) {
-            let t = Tensor::from_raw_buffer(v.data(), v.dtype().try_into()?, v.shape(), device)?;
-            found.insert(name.to_string(), t);
-        }
-    }
-    Ok(found)
 }
 
 /// The log of a run: one JSON object a line.
@@ -343,7 +312,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::DType;
+    use candle_core::{DType, Device};
     use flows::Grads;
     use flows::optim::{Rule, UpdateSettings};
     use flows::params::Init;

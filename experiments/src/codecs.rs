@@ -7,7 +7,7 @@
 use crate::data::{Split, Values};
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder};
+use image::{DynamicImage, GrayImage, RgbImage};
 use rayon::prelude::*;
 
 /// The longest side that the WebP format can hold.
@@ -30,16 +30,8 @@ pub struct CodecBits {
     pub webp_how: String,
 }
 
-/// Interleaved pixels with their height and width: what codecs take.
-struct Picture {
-    channels: usize,
-    height: usize,
-    width: usize,
-    bytes: Vec<u8>,
-}
-
 /// Puts images (planar, of one shape) on one picture, row after row of the grid; unused cells stay black.
-fn tile(images: &[&[u8]], channels: usize, height: usize, width: usize, columns: usize) -> Picture {
+fn tile(images: &[&[u8]], channels: usize, height: usize, width: usize, columns: usize) -> DynamicImage {
     let rows = images.len().div_ceil(columns);
     let (full_height, full_width) = (rows * height, columns * width);
     let mut bytes = vec![0; full_height * full_width * channels];
@@ -50,12 +42,16 @@ fn tile(images: &[&[u8]], channels: usize, height: usize, width: usize, columns:
             bytes[((top + y) * full_width + left + x) * channels + channel] = byte;
         }
     }
-    Picture { channels, height: full_height, width: full_width, bytes }
+    let (full_width, full_height) = (full_width as u32, full_height as u32);
+    let picture = match channels {
+        1 => GrayImage::from_raw(full_width, full_height, bytes).map(DynamicImage::from),
+        _ => RgbImage::from_raw(full_width, full_height, bytes).map(DynamicImage::from),
+    };
+    picture.expect("there is a byte for each subpixel")
 }
 
 /// Encodes with every filter and keeps the smallest file.
-fn png(picture: &Picture) -> Result<Vec<u8>> {
-    let colour = if picture.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+fn png(picture: &DynamicImage) -> Result<Vec<u8>> {
     let filters = [
         FilterType::Adaptive,
         FilterType::NoFilter,
@@ -68,14 +64,9 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
         .into_par_iter()
         .map(|filter| {
             let mut file = Vec::new();
-            PngEncoder::new_with_quality(&mut file, CompressionType::Best, filter)
-                .write_image(
-                    &picture.bytes,
-                    u32::try_from(picture.width)?,
-                    u32::try_from(picture.height)?,
-                    colour,
-                )
-                .context("the PNG encoder failed on an image of the test set")?;
+            let encoder = PngEncoder::new_with_quality(&mut file, CompressionType::Best, filter);
+            let written = picture.write_with_encoder(encoder);
+            written.context("the PNG encoder failed on an image of the test set")?;
             Ok(file)
         })
         .collect();
@@ -84,7 +75,7 @@ fn png(picture: &Picture) -> Result<Vec<u8>> {
 
 /// Encodes losslessly with libwebp at its greatest effort. WebP has no grey images: grey goes in as three
 /// equal channels, which its colour transform turns back into one.
-fn webp(picture: &Picture) -> Result<Vec<u8>> {
+fn webp(picture: &DynamicImage) -> Result<Vec<u8>> {
     let mut config = libwebp_sys::WebPConfig::new().map_err(|()| {
         anyhow::anyhow!("libwebp refused its own default settings: rebuild it with its own headers")
     })?;
@@ -92,15 +83,7 @@ fn webp(picture: &Picture) -> Result<Vec<u8>> {
     config.quality = 100.0;
     config.method = 6;
     config.exact = 1;
-    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
-    let grey: Vec<u8>;
-    let rgb = if picture.channels == 1 {
-        grey = picture.bytes.iter().flat_map(|&v| [v; 3]).collect();
-        &grey
-    } else {
-        &picture.bytes
-    };
-    let file = webp::Encoder::from_rgb(rgb, width, height)
+    let file = webp::Encoder::from_rgb(&picture.to_rgb8(), picture.width(), picture.height())
         .encode_advanced(&config)
         .map_err(|error| anyhow::anyhow!("libwebp failed on an image of the test set: {error:?}"))?;
     Ok(file.to_vec())
@@ -111,6 +94,14 @@ fn webp(picture: &Picture) -> Result<Vec<u8>> {
 fn columns(n: usize) -> usize {
     let root = n.isqrt().max(1);
     (1..=root).rev().find(|c| n.is_multiple_of(*c) && n <= 4 * c * c).map_or(root, |c| n / c)
+}
+
+/// The bytes of all files that `encode` makes of pictures.
+fn total<'a>(
+    pictures: impl ParallelIterator<Item = &'a DynamicImage>,
+    encode: fn(&DynamicImage) -> Result<Vec<u8>>,
+) -> Result<usize> {
+    pictures.map(|picture| Ok(encode(picture)?.len())).sum()
 }
 
 /// Measures the codecs on images.
@@ -135,13 +126,13 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         "images of {height} × {width} are past WebP's limit of {WEBP_SIDE}: resize them with --size"
     );
     let images: Vec<&[u8]> = pixels.chunks_exact(test.dims()).collect();
-    let singles: Vec<Picture> =
+    let singles: Vec<DynamicImage> =
         images.iter().map(|image| tile(&[image], channels, height, width, 1)).collect();
     let (most_columns, most_rows) = (WEBP_SIDE / width, WEBP_SIDE / height);
     let per_sheet = SHEET.min(most_columns * most_rows);
     // Even shares: a small last sheet would pay a header and code tables of its own for a few images.
     let per_sheet = images.len().div_ceil(images.len().div_ceil(per_sheet));
-    let sheets: Vec<Picture> = images
+    let sheets: Vec<DynamicImage> = images
         .chunks(per_sheet)
         .map(|chunk| {
             let columns = columns(chunk.len()).clamp(chunk.len().div_ceil(most_rows), most_columns);
@@ -149,21 +140,17 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         })
         .collect();
 
-    let total = |pictures: &[&Picture], encode: fn(&Picture) -> Result<Vec<u8>>| -> Result<usize> {
-        pictures.par_iter().map(|picture| Ok(encode(picture)?.len())).sum()
-    };
     // One WebP file per image takes four times as long as the sheets and, for small images, is never smaller:
-    // every eighth image tells, and all are encoded only where that comes near.
-    let sample: Vec<&Picture> = singles.iter().step_by(8).collect();
-    let all: Vec<&Picture> = singles.iter().collect();
-    let sheets: Vec<&Picture> = sheets.iter().collect();
+    // every eighth image gives an estimate, and all are encoded only where that is close to the sheets.
+    let eighth = || singles.par_iter().step_by(8);
     let ((webp_sheets, webp_sample), (png_sheets, png_singles)) = rayon::join(
-        || rayon::join(|| total(&sheets, webp), || total(&sample, webp)),
-        || rayon::join(|| total(&sheets, png), || total(&all, png)),
+        || rayon::join(|| total(sheets.par_iter(), webp), || total(eighth(), webp)),
+        || rayon::join(|| total(sheets.par_iter(), png), || total(singles.par_iter(), png)),
     );
     let (webp_sheets, webp_sample) = (webp_sheets?, webp_sample?);
-    let estimate = webp_sample as f64 * all.len() as f64 / sample.len() as f64;
-    let webp_singles = if estimate > 1.05 * webp_sheets as f64 { usize::MAX } else { total(&all, webp)? };
+    let estimate = webp_sample as f64 * singles.len() as f64 / eighth().len() as f64;
+    let dearer = estimate > 1.05 * webp_sheets as f64;
+    let webp_singles = if dearer { usize::MAX } else { total(singles.par_iter(), webp)? };
     let best = |single: usize, sheet: usize| {
         let bits = 8.0 * single.min(sheet) as f64 / pixels.len() as f64;
         let how = match sheets.len() {
@@ -305,18 +292,21 @@ mod tests {
             let set = images(channels, 6);
             let all: Vec<&[u8]> = (0..6).map(|i| set.pixels(i)).collect();
             let sheet = tile(&all, channels, 7, 5, 3);
-            assert_eq!((sheet.height, sheet.width), (14, 15));
+            assert_eq!((sheet.height(), sheet.width()), (14, 15));
             // Image 4 is in the second row, second column; its pixel (6, 2) of the last channel:
             let place = ((7 + 6) * 15 + 5 + 2) * channels + channels - 1;
-            assert_eq!(sheet.bytes[place], set.pixels(4)[(channels - 1) * 35 + 6 * 5 + 2]);
+            assert_eq!(sheet.as_bytes()[place], set.pixels(4)[(channels - 1) * 35 + 6 * 5 + 2]);
 
             let decoded = image::load_from_memory(&png(&sheet).unwrap()).unwrap();
             assert_eq!(decoded.color().channel_count(), channels as u8);
-            assert_eq!(decoded.into_bytes(), sheet.bytes);
+            assert_eq!(decoded.as_bytes(), sheet.as_bytes());
             let file = webp(&sheet).unwrap();
             let decoded = webp::Decoder::new(&file).decode().unwrap();
-            let rgb: Vec<u8> =
-                sheet.bytes.chunks(channels).flat_map(|p| [p[0], p[channels / 2], p[channels - 1]]).collect();
+            let rgb: Vec<u8> = sheet
+                .as_bytes()
+                .chunks(channels)
+                .flat_map(|p| [p[0], p[channels / 2], p[channels - 1]])
+                .collect();
             assert_eq!((decoded.to_vec(), decoded.width()), (rgb, 15));
         }
     }

@@ -9,7 +9,7 @@
 
 use crate::batches::{Augment, Examples};
 use crate::data::Split;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use flows::params::rng_for;
 use flows::{Ctx, Model};
@@ -72,10 +72,7 @@ fn unknown() -> f64 {
 /// When there is no image, the shapes disagree, or an image's likelihood is not finite: the message names the image and
 /// the layer. Nothing is left out silently.
 pub fn evaluate(model: &Model, split: &Split, o: &EvalOptions) -> Result<Evaluation> {
-    match evaluate_until(model, split, o)? {
-        Some(evaluation) => Ok(evaluation),
-        None => bail!("the evaluation was interrupted"),
-    }
+    evaluate_until(model, split, o)?.context("the evaluation was interrupted")
 }
 
 /// As [`evaluate`]; `None` if `o.progress` ended it.
@@ -101,6 +98,7 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
             let batch = examples.batch(host, device)?;
             let ctx = Ctx::eval().with_context(batch.context());
             let terms = model.terms(&batch.x, ctx)?;
+            let to_host = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
             let (p, l) = (to_host(&terms.prior)?, to_host(&terms.log_det)?);
             for i in first..end {
                 let (p, l) = (p[i - first], l[i - first]);
@@ -140,10 +138,6 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
         noise_draws: if pixels { draws } else { 0 },
         images: n,
     }))
-}
-
-fn to_host(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 #[cfg(test)]

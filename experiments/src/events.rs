@@ -13,7 +13,8 @@
 //! all little-endian, and an event a protobuf message of few fields, written by hand: the crates that do so bring a code
 //! generator and have not been touched for years.
 
-use crate::run_dir::EVENTS;
+use crate::data::file_name;
+use crate::run_dir::{EVENTS, list};
 use anyhow::{Context, Result};
 use flows::models::write_atomic;
 use serde_json::{Map, Value};
@@ -42,20 +43,16 @@ impl Events {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0., |d| d.as_secs_f64());
         let lines: Vec<Map<String, Value>> =
             log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let seconds = |line: &Map<String, Value>| line.get("seconds").and_then(Value::as_f64).unwrap_or(0.);
         let start = now - lines.last().map_or(0., seconds);
         // Messages of the fields `file_version` and `session_log { status: START }`.
         let mut bytes = record(&event(start, 0, 3, b"brain.Event:2"));
         bytes.extend(record(&event(start, 0, 7, &[1 << 3, 1])));
         bytes.extend(lines.iter().filter_map(|line| scalars(start, line)).flatten());
 
-        for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
-            let old = entry.with_context(|| format!("cannot list {}", out.display()))?;
-            let name = old.file_name();
-            let name = name.to_string_lossy();
+        for old in list(out)? {
+            let name = file_name(&old);
             if name.starts_with(EVENTS.0) && name.ends_with(EVENTS.1) {
-                fs::remove_file(old.path())
-                    .with_context(|| format!("cannot remove {}", old.path().display()))?;
+                fs::remove_file(&old).with_context(|| format!("cannot remove {}", old.display()))?;
             }
         }
         // Ten digits sort as numbers do, for some centuries.
@@ -97,8 +94,12 @@ fn scalars(start: f64, line: &Map<String, Value>) -> Option<Vec<u8>> {
         bytes_field(&mut summary, 1, &message);
     }
     let update = line.get("update")?.as_u64()?;
-    let seconds = line.get("seconds").and_then(Value::as_f64).unwrap_or(0.);
-    (!summary.is_empty()).then(|| record(&event(start + seconds, update, 5, &summary)))
+    (!summary.is_empty()).then(|| record(&event(start + seconds(line), update, 5, &summary)))
+}
+
+/// The seconds of the run at which a line was written.
+fn seconds(line: &Map<String, Value>) -> f64 {
+    line.get("seconds").and_then(Value::as_f64).unwrap_or(0.)
 }
 
 /// Event { wall_time: 1, step: 2, and one message or text }.

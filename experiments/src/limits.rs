@@ -19,13 +19,13 @@ use std::path::Path;
 /// Bytes of a value in the computation.
 const VALUE: f64 = 4.;
 
-/// Images in one picture, at most: with more they cannot be told apart, and a viewer may not open it.
+/// The largest number of images in one picture: more are too small to distinguish, and a viewer may not open the file.
 pub const GRID_IMAGES: usize = 10_000;
 
-/// Bytes that a step of a flow takes, however narrow: its tensors' own records.
+/// Bytes that the records of a flow step's tensors take, whatever the step's width.
 const STEP: f64 = 2048.;
 
-/// What a model takes, from below.
+/// Lower bounds of the sizes of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
     /// Trained scalars.
@@ -62,18 +62,22 @@ impl Estimate {
     /// keeps of its batch.
     #[must_use]
     pub fn training(&self, train: &Train, memory: Memory) -> f64 {
-        let copies = 4. + f64::from(u8::from(train.ema.is_some()));
         let kept = match memory {
             Memory::Store => self.activations,
             Memory::Recompute => self.largest,
         };
-        (self.parameters * copies + train.batch as f64 * kept) * VALUE + self.records
+        (self.parameters * copies(train) + train.batch as f64 * kept) * VALUE + self.records
     }
 
-    /// Of this model.
+    /// Bytes that computing a batch of this size takes, without gradients.
+    fn evaluation(&self, batch: usize) -> f64 {
+        (self.parameters + batch as f64 * self.layer()) * VALUE
+    }
+
+    /// Estimates the sizes of this model.
     #[must_use]
     pub fn of(config: &ModelConfig) -> Self {
-        let dims = product(config.shape());
+        let dims = config.shape().iter().map(|&n| n as f64).product();
         let mut all = Self { widest: dims, ..Self::default() };
         let per_element = config.params_per_element() as f64;
         match config {
@@ -90,14 +94,11 @@ impl Estimate {
     fn nice(&mut self, c: &NiceConfig, dims: f64, per_element: f64) {
         let outputs = per_element * dims / 2.;
         for hidden in &c.hidden {
-            let (mut parameters, mut before, mut widest) = (0., (dims / 2.).floor(), 0_f64);
-            for width in hidden.iter().map(|&h| h as f64) {
-                parameters += before * width + width;
-                widest = widest.max(width);
-                before = width;
-            }
-            parameters += before * outputs;
-            self.net(parameters, hidden.iter().map(|&h| h as f64).sum(), widest, 1.);
+            let hidden = hidden.iter().map(|&h| h as f64);
+            let ends = ((dims / 2.).floor(), outputs);
+            let widths: Vec<f64> = std::iter::once(ends.0).chain(hidden.clone()).chain([ends.1]).collect();
+            let (weights, biases) = (widths.windows(2).map(|w| w[0] * w[1]), hidden.clone().sum::<f64>());
+            self.net(weights.sum::<f64>() + biases, biases, hidden.fold(0., f64::max), 1.);
         }
         self.parameters += dims;
     }
@@ -132,26 +133,31 @@ impl Estimate {
         let blocks = c.blocks as f64;
         for i in 0..c.scales.min(64) {
             let last = i + 1 == c.scales;
-            let mut couplings = |inputs: f64, outputs: f64, f: f64, area: f64, n: usize| {
-                let parameters = 9. * inputs * f + blocks * 18. * f * f + per_element * f * outputs;
+            let mut couplings = |channels: f64, f: f64, area: f64, n: usize| {
+                let parameters = 9. * channels * f + blocks * 18. * f * f + per_element * f * channels;
                 self.net(parameters, 2. * blocks * f * area, f * area, n as f64);
             };
             let checkers = if last { c.last_checkerboard } else { c.checkerboard };
-            couplings(channels, channels, features, h * w, checkers);
+            couplings(channels, features, h * w, checkers);
             if last || h % 2. != 0. || w % 2. != 0. {
                 break;
             }
             (channels, h, w) = (4. * channels, h / 2., w / 2.);
             let half = (channels / 2.).floor();
-            couplings(half, half, 2. * features, h * w, c.channelwise);
+            couplings(half, 2. * features, h * w, c.channelwise);
             channels = half;
             features *= 2.;
         }
     }
 }
 
-fn product(shape: &[usize]) -> f64 {
-    shape.iter().map(|&n| n as f64).product()
+/// The number of copies of the parameters during training: parameters, gradients, two of the optimiser, and the average.
+fn copies(train: &Train) -> f64 {
+    4. + f64::from(u8::from(train.ema.is_some()))
+}
+
+fn gib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 30)
 }
 
 /// Bytes of memory that this process can have: the machine's, or its container's share.
@@ -161,7 +167,7 @@ fn memory() -> f64 {
     let machine = system.total_memory() as f64;
     match system.cgroup_limits().map(|limits| limits.total_memory as f64) {
         Some(share) if share > 0. && share < machine => share,
-        // A system that does not tell refuses nothing.
+        // Where the system reports no size, nothing is refused.
         _ if machine == 0. => f64::INFINITY,
         _ => machine,
     }
@@ -170,7 +176,6 @@ fn memory() -> f64 {
 /// Refuses what takes more bytes than there are: `what` begins the sentence, `remedy` ends it.
 fn fits(what: &str, bytes: f64, remedy: &str) -> Result<()> {
     let memory = memory();
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
     ensure!(
         bytes <= memory,
         "{what} would take at least {} GiB, and this machine has {:.1} GiB of memory: {remedy}",
@@ -189,7 +194,7 @@ fn size_keys(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// What a recipe is about to be used for.
+/// The use of a recipe whose memory is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// Its model is built; batches are of whatever size fits.
@@ -221,19 +226,16 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
     let mut model = model.clone();
     if let Some(size) = data.size {
         fits(&format!("`data.size` = {size}"), (size as f64).powi(2), "lower `data.size` (--size)")?;
-        // One channel is the least that images may have.
+        // Images have at least one channel.
         if set.is_some_and(|set| set.shape.is_none()) {
             model.set_shape(&[1, size, size])?;
         }
     }
     let need = Estimate::of(&model);
-    let sized = match data.size {
-        Some(size) => format!(", for images of `data.size` = {size},"),
-        None => String::new(),
-    };
+    let sized = data.size.map(|size| format!(", for images of `data.size` = {size},")).unwrap_or_default();
     let copies = match purpose {
         Use::Evaluation => 1.,
-        _ => 4. + f64::from(u8::from(train.ema.is_some())),
+        _ => copies(train),
     };
     let parameters = need.parameters * VALUE * copies + need.records;
     let what = format!("`model` with its {:.3e} parameters{sized}", need.parameters);
@@ -251,38 +253,33 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
             true => format!(
                 "reconstruct activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
                  lower `train.batch`",
-                less / f64::from(1 << 30)
+                gib(less)
             ),
             false => "lower `train.batch`".to_string(),
         };
         fits(&format!("`train.batch` = {}{sized}", train.batch), bytes, &remedy)?;
     }
-    // The last batch ends where the data do.
+    // A batch has no more examples than the data set.
     let most = |n: Option<usize>| n.unwrap_or(usize::MAX);
     let examples = match example {
         Some(_) => most(data.train).max(most(data.test)).max(data.validation),
         None => LARGEST_SET,
     };
     let batch = eval.batch.min(examples.min(LARGEST_SET));
-    let bytes = need.parameters * VALUE + batch as f64 * need.layer() * VALUE;
-    fits(&format!("`eval.batch` = {}{sized}", eval.batch), bytes, "lower `eval.batch`")?;
+    fits(&format!("`eval.batch` = {}{sized}", eval.batch), need.evaluation(batch), "lower `eval.batch`")?;
     samples(&model, eval.samples, "`eval.samples`", host)
 }
 
-/// The least that training takes, in a line.
+/// One line with the least memory that training takes.
 #[must_use]
 pub fn announce(recipe: &Recipe) -> String {
     let need = Estimate::of(&recipe.model);
-    let gib = |memory| need.training(&recipe.train, memory) / f64::from(1 << 30);
+    let [store, less] = [Memory::Store, Memory::Recompute].map(|m| gib(need.training(&recipe.train, m)));
     match recipe.train.memory {
-        Memory::Store => format!(
-            "memory: at least {:.2} GiB; {:.2} with --set train.memory=recompute",
-            gib(Memory::Store),
-            gib(Memory::Recompute)
-        ),
-        Memory::Recompute => {
-            format!("memory: at least {:.2} GiB, activations are reconstructed", gib(Memory::Recompute))
+        Memory::Store => {
+            format!("memory: at least {store:.2} GiB; {less:.2} with --set train.memory=recompute")
         }
+        Memory::Recompute => format!("memory: at least {less:.2} GiB, activations are reconstructed"),
     }
 }
 
@@ -301,9 +298,7 @@ pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<
     if !host {
         return Ok(());
     }
-    let need = Estimate::of(config);
-    let bytes = need.parameters * VALUE + n as f64 * need.layer() * VALUE;
-    fits(&format!("{key} = {n}"), bytes, "ask for fewer samples")
+    fits(&format!("{key} = {n}"), Estimate::of(config).evaluation(n), "ask for fewer samples")
 }
 
 /// Refuses a saved model that cannot be held, before its tensors are made. A config that cannot be read is left to the
@@ -312,15 +307,11 @@ pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<
 /// # Errors
 /// When the config asks for more than there is.
 pub fn saved(dir: &Path) -> Result<()> {
-    let path = dir.join("config.json");
     let Ok(config) = flows::models::file::config(dir) else { return Ok(()) };
     let need = Estimate::of(&config);
     let bytes = need.parameters * VALUE + need.records + need.widest * VALUE;
-    fits(
-        &format!("the model of {}", path.display()),
-        bytes,
-        "restore the file, or use a machine with more memory",
-    )
+    let what = format!("the model of {}", dir.join("config.json").display());
+    fits(&what, bytes, "restore the file, or use a machine with more memory")
 }
 
 #[cfg(test)]

@@ -28,11 +28,7 @@ impl Lock {
         Self::hold(out, File::try_lock_shared, "name another folder")
     }
 
-    fn hold(
-        out: &Path,
-        lock: fn(&File) -> std::result::Result<(), TryLockError>,
-        remedy: &str,
-    ) -> Result<Self> {
+    fn hold(out: &Path, lock: fn(&File) -> Result<(), TryLockError>, remedy: &str) -> Result<Self> {
         let folder =
             File::open(out).with_context(|| format!("cannot open the run's folder {}", out.display()))?;
         match lock(&folder) {

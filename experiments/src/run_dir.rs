@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use flows::models::write_atomic;
 use serde_json::{Map, Value};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The resolved recipe.
 pub const RECIPE: &str = "recipe.toml";
@@ -57,6 +57,17 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// The paths of what a folder holds, in order.
+///
+/// # Errors
+/// When it cannot be listed.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let mut paths: Vec<PathBuf> = paths.with_context(|| format!("cannot list {}", folder.display()))?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// What is said of a file that cannot be parsed.
@@ -100,8 +111,7 @@ pub fn resolve(dir: &Path) -> Result<Option<Resolved>> {
 /// # Errors
 /// When the folder cannot be listed or written.
 pub fn remove_leftovers(out: &Path) -> Result<()> {
-    for entry in fs::read_dir(out).with_context(|| format!("cannot list {}", out.display()))? {
-        let path = entry?.path();
+    for path in list(out)? {
         let number = path.extension().and_then(|e| e.to_str()).and_then(|e| e.strip_prefix("tmp"));
         if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

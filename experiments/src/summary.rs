@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
 use std::path::Path;
 
-/// What lossless codecs need for the first test images, and the model for the same ones.
+/// Bits/dim of lossless codecs on the first test images, and of the model on the same images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Codecs {
     /// Images that were compressed.
@@ -61,9 +61,9 @@ pub struct Baselines {
 }
 
 impl Baselines {
-    /// What is known before anything is measured. The entropy of densities, known in nats a point, is put in bits/dim.
+    /// The baselines that are known before anything is measured. Entropies of densities, in nats a point, become bits/dim.
     ///
-    /// Entropy and paper are of bytes: where the model sees fewer bits of a pixel, its number has no such neighbours.
+    /// Entropy and paper apply to bytes: for a model of fewer bits per pixel there is nothing to compare with.
     #[must_use]
     pub fn new(recipe: &Recipe, data: &Dataset) -> Self {
         let scale = if data.test.is_pixels() { 1. } else { 1. / (data.test.dims() as f64 * LN_2) };
@@ -81,22 +81,19 @@ impl Baselines {
 
     /// Adds its keys to the `--json` object.
     pub fn json(&self, object: &mut Map<String, Value>) {
-        let mut put = |key: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                object.insert(key.to_owned(), value);
-            }
-        };
-        put("entropy_lower", self.entropy_lower.map(Value::from));
-        put("entropy_upper", self.entropy_upper.map(Value::from));
-        if let Some(codecs) = &self.codecs {
-            put("png_bits_per_dim", Some(codecs.png_bits_per_dim.into()));
-            put("webp_bits_per_dim", Some(codecs.webp_bits_per_dim.into()));
-            put("codec_images", Some(codecs.images.into()));
-            put("model_bits_per_dim_on_codec_images", Some(codecs.model_bits_per_dim.into()));
-        }
-        put("gaussian_bits_per_dim", self.gaussian.as_ref().map(|g| g.bits_per_dim.into()));
-        put("paper", self.paper.as_ref().map(|p| p.bits_per_dim.into()));
-        put("paper_log_likelihood", self.paper.as_ref().and_then(|p| p.log_likelihood).map(Value::from));
+        let (codecs, paper) = (self.codecs.as_ref(), self.paper.as_ref());
+        let known = [
+            ("entropy_lower", self.entropy_lower),
+            ("entropy_upper", self.entropy_upper),
+            ("png_bits_per_dim", codecs.map(|c| c.png_bits_per_dim)),
+            ("webp_bits_per_dim", codecs.map(|c| c.webp_bits_per_dim)),
+            ("model_bits_per_dim_on_codec_images", codecs.map(|c| c.model_bits_per_dim)),
+            ("gaussian_bits_per_dim", self.gaussian.as_ref().map(|g| g.bits_per_dim)),
+            ("paper", paper.map(|p| p.bits_per_dim)),
+            ("paper_log_likelihood", paper.and_then(|p| p.log_likelihood)),
+        ];
+        object.extend(known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))));
+        object.extend(codecs.map(|c| ("codec_images".to_owned(), c.images.into())));
     }
 }
 
@@ -124,10 +121,7 @@ impl Machine {
         system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
         let os = sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned());
         Self {
-            cpu: system
-                .cpus()
-                .first()
-                .map_or_else(|| "unknown".to_owned(), |cpu| cpu.brand().trim().to_owned()),
+            cpu: system.cpus().first().map_or("unknown", |cpu| cpu.brand().trim()).to_owned(),
             cores: system.cpus().len(),
             threads: rayon::current_num_threads(),
             memory_gib: (system.total_memory() as f64 / f64::from(1 << 30) * 10.).round() / 10.,
@@ -158,7 +152,7 @@ pub struct Training {
 pub struct Summary {
     /// The recipe's name.
     pub recipe: String,
-    /// In what the recipe differed from the built-in one of its name ([`Recipe::changed`]), read anew from the folder's
+    /// The settings in which the recipe differs from the built-in one of its name ([`Recipe::changed`]), read from the folder's
     /// recipe where there is one; `None` in summaries of before this was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Vec<String>>,
@@ -184,7 +178,7 @@ pub struct Summary {
     pub validation: Option<Evaluation>,
     /// The test images.
     pub test: Option<Evaluation>,
-    /// Where training multiplied in another precision: what the model is worth in that one.
+    /// The bits/dim in the precision in which training multiplied, where that was not full precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounded: Option<Rounded>,
     /// What stands beside the number.
@@ -228,16 +222,13 @@ impl Summary {
         device: &str,
         training: Training,
     ) -> Result<Self> {
+        let valid = data.valid.as_ref().map_or(0, |valid| valid.len());
         Ok(Self {
             recipe: recipe.name.clone(),
             changed: Some(recipe.changed()?),
             data: recipe.data.set.clone(),
             data_revision: data.revision.clone(),
-            data_images: Some([
-                data.train.len(),
-                data.valid.as_ref().map_or(0, |v| v.len()),
-                data.test.len(),
-            ]),
+            data_images: Some([data.train.len(), valid, data.test.len()]),
             parameters: Some(parameters),
             seed: Some(recipe.train.seed),
             device: device.to_owned(),
@@ -292,27 +283,21 @@ impl Summary {
             None => Map::from_iter([("recipe".to_owned(), json!(self.recipe))]),
         };
         self.beside.json(&mut object);
-        if let Some(changed) = &self.changed {
-            object.insert("changed".to_owned(), json!(changed));
-        }
-        let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
-        for (key, score) in
-            [("train_bits_per_dim", &self.train), ("validation_bits_per_dim", &self.validation)]
-        {
-            if let Some(score) = score {
-                put(key, score.bits_per_dim.into());
-            }
-        }
-        put("parameters", self.parameters.into());
-        if let Some(t) = &self.training {
-            put("updates", t.updates.into());
-            put("images_seen", t.images_seen.into());
-            put("images_per_second", t.images_per_second.into());
-            put("wall_seconds", t.wall_seconds.into());
-        }
-        put("seed", self.seed.into());
-        put("commit", self.commit.clone().into());
-        put("weights", weights.display().to_string().into());
+        let training = self.training.as_ref();
+        let known = [
+            ("changed", self.changed.as_ref().map(|changed| json!(changed))),
+            ("train_bits_per_dim", self.train.as_ref().map(|e| json!(e.bits_per_dim))),
+            ("validation_bits_per_dim", self.validation.as_ref().map(|e| json!(e.bits_per_dim))),
+            ("parameters", Some(json!(self.parameters))),
+            ("updates", training.map(|t| json!(t.updates))),
+            ("images_seen", training.map(|t| json!(t.images_seen))),
+            ("images_per_second", training.map(|t| json!(t.images_per_second))),
+            ("wall_seconds", training.map(|t| json!(t.wall_seconds))),
+            ("seed", Some(json!(self.seed))),
+            ("commit", Some(json!(self.commit))),
+            ("weights", Some(json!(weights.display().to_string()))),
+        ];
+        object.extend(known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
         Value::Object(object)
     }
 }
@@ -320,21 +305,8 @@ impl Summary {
 /// The part of the `--json` object that one evaluation fills.
 #[must_use]
 pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, Value> {
-    let mut object = Map::from_iter([
-        ("recipe".to_owned(), json!(recipe)),
-        ("split".to_owned(), json!(split)),
-        ("bits_per_dim".to_owned(), json!(score.bits_per_dim)),
-        ("std_err".to_owned(), json!(score.std_err)),
-        ("log_likelihood".to_owned(), json!(score.log_likelihood)),
-        ("images".to_owned(), json!(score.images)),
-        ("log_det_bits".to_owned(), json!(score.log_det_bits)),
-        ("prior_bits".to_owned(), json!(score.prior_bits)),
-        ("bins".to_owned(), json!(score.bins)),
-        ("noise_draws".to_owned(), json!(score.noise_draws)),
-    ]);
-    if let Some(nats) = score.nats {
-        object.insert("nats".to_owned(), json!(nats));
-    }
+    let Value::Object(mut object) = json!(score) else { unreachable!("an evaluation is an object") };
+    object.extend([("recipe".to_owned(), json!(recipe)), ("split".to_owned(), json!(split))]);
     object
 }
 

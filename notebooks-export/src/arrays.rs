@@ -1,21 +1,22 @@
-//! What the notebook shows of a model, as arrays: everything here is computed by the model from a seed, for a run's folder
+//! The arrays that the notebook shows. All of them are computed from the model and a seed, because the folder of a run
 //! holds no data.
 //!
-//! | name | shape | |
+//! | name | shape | holds |
 //! |---|---|---|
-//! | `x`, `log_prob` | (n, ...), (n,) | samples at temperature .7 and log p(x) in double precision, to compare with |
-//! | `labels` | (n,) | their classes, where the model has classes |
-//! | `temperatures`, `temperature_images`, `temperature_bits` | (T,), (T, N, C, H, W), (T, N) | the same latents, scaled |
-//! | `walk_t`, `walk_images`, `walk_bits` | (T,), (2, T, C, H, W), (2, T) | a line and an arc between two latents |
-//! | `attribute_strengths`, `attribute_images` | (S,), (N, S, C, H, W) | held-out samples moved along "brighter" |
-//! | `level_images` | (1 + L, N, C, H, W) | samples, then with one level's latents drawn anew |
-//! | `ood_samples`, `ood_shuffled`, `ood_constant`, `ood_noise` | (N,) | bits/dim of samples and of what are none |
-//! | `points`, `density`, `window` | (N, D), (R, R), (4,) | for vectors: samples; in the plane the density as well |
+//! | `x`, `log_prob` | (n, ...), (n,) | samples at temperature 0.7 and their log p(x) in double precision |
+//! | `labels` | (n,) | the classes of `x`, where the model has classes |
+//! | `temperatures`, `temperature_images`, `temperature_bits` | (T,), (T, N, C, H, W), (T, N) | the same latents times T temperatures |
+//! | `walk_t`, `walk_images`, `walk_bits` | (T,), (2, T, C, H, W), (2, T) | linear and spherical interpolation between two latents |
+//! | `attribute_strengths`, `attribute_images` | (S,), (N, S, C, H, W) | samples moved along the attribute "brighter" |
+//! | `level_images` | (1 + L, N, C, H, W) | samples, then the same with the latents of one level redrawn |
+//! | `ood_samples`, `ood_shuffled`, `ood_constant`, `ood_noise` | (N,) | bits/dim of samples and of three kinds of other images |
+//! | `points`, `density`, `window` | (N, D), (R, R), (4,) | for vectors: samples; for two dimensions also the density |
 //!
-//! Images are bytes as they are seen; `x` and `points` are in the units of the data.
+//! Images are stored as bytes for display; `x` and `points` are in the units of the data.
 //!
-//! The inverse of a model may overflow at some latents. A sample that is not finite, or whose log p(x) is not, is in no
-//! array: where few are shown another is drawn in its place, where many are counted it is missing, and both are told.
+//! The inverse of a model may overflow for some latents. A sample that is not finite, or whose log p(x) is not, is stored in
+//! no array. Arrays of a few samples take the next finite one instead; arrays of many samples have fewer rows. The
+//! notebook states the number left out in both cases.
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -26,45 +27,59 @@ use rand::seq::SliceRandom;
 
 /// Temperatures of the grid.
 const TEMPERATURES: [f64; 6] = [0.25, 0.5, 0.7, 0.85, 1., 1.15];
-/// Where a picture is to look good rather than to show the model's law.
+/// The temperature of pictures that show samples rather than the model's distribution.
 const TEMPERATURE: f64 = 0.7;
-/// Steps between two latents.
+/// Points of an interpolation between two latents.
 const STEPS: usize = 9;
-/// How far along the attribute.
+/// Multiples of the attribute's direction that are added.
 const STRENGTHS: [f64; 5] = [-2., -1., 0., 1., 2.];
-/// Images that go through the flow together.
+/// Images in a batch.
 const BATCH: usize = 32;
-/// Samples whose log p(x) PyTorch is compared on.
+/// Samples whose log p(x) is compared with PyTorch's.
 const COMPARED: usize = 8;
-/// Points on a side of a density's raster.
+/// Grid points on each side of the density's grid.
 const RASTER: usize = 120;
-/// How many times as many are drawn where one of the few that are shown is not finite.
+/// How many times more samples are drawn where one of the first few is not finite.
 const SPARE: usize = 4;
-/// What is drawn apart from the samples of the seed, each from a seed of its own: what another latent replaces, and what an
-/// attribute is tried on.
+/// Offset of the seed for the latents that replace a level's.
 const FRESH: u64 = 1;
+/// Offset of the seed for the samples to which an attribute is added.
 const HELD_OUT: u64 = 2;
 
-/// What was drawn.
+/// The arrays, and what they leave out.
 #[derive(Default)]
 pub struct Drawn {
-    /// Arrays by their names.
+    /// The arrays with their names.
     pub arrays: Vec<(String, Tensor)>,
-    /// What is in none of them.
+    /// The samples that are in no array.
     pub left_out: Vec<LeftOut>,
 }
 
-/// Drawings that are not finite.
+/// The number of samples of a topic that are not finite.
 pub struct LeftOut {
-    /// The cells' topic.
-    pub topic: &'static str,
-    /// How many.
+    topic: &'static str,
+    /// How many were left out.
     pub left: usize,
-    /// Of how many.
+    /// How many were drawn.
     pub of: usize,
 }
 
 impl Drawn {
+    /// Whether there is an array of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.arrays.iter().any(|(array, _)| array == name)
+    }
+
+    /// What is said of the samples of a topic that are left out.
+    pub fn left(&self, topic: &str) -> String {
+        let said = |LeftOut { left, of, .. }: &LeftOut| {
+            format!(
+                " ({left} of {of} that were drawn are left out: they, or their log p(x), are not finite.)"
+            )
+        };
+        self.left_out.iter().filter(|l| l.topic == topic).map(said).collect()
+    }
+
     fn put(&mut self, name: &str, array: Tensor) {
         self.arrays.push((name.to_owned(), array));
     }
@@ -76,20 +91,20 @@ impl Drawn {
     }
 }
 
-/// A model as the notebook asks it.
+/// A model and the settings of its arrays.
 pub struct Source<'a> {
     /// The model, on the CPU.
     pub model: &'a Model,
-    /// The same in double precision.
+    /// The same model in double precision.
     pub exact: &'a Model,
-    /// The seed of everything that is drawn.
+    /// The seed of all latents and of the noise.
     pub seed: u64,
-    /// Samples from which the attribute is taken, and whose bits/dim are counted.
+    /// The number of samples that the attribute and the histograms are computed from.
     pub samples: usize,
 }
 
 impl Source<'_> {
-    /// All arrays that this model has.
+    /// Computes all arrays that apply to this model.
     ///
     /// # Errors
     /// When the model cannot be computed, or more than half of its samples are not finite.
@@ -99,10 +114,10 @@ impl Source<'_> {
         match *self.model.config().shape() {
             [1 | 3, _, _] => {
                 self.temperatures(&mut all)?;
-                self.walks(&mut all)?;
+                self.interpolations(&mut all)?;
                 self.attribute(&mut all)?;
                 self.levels(&mut all)?;
-                self.others(&mut all)?;
+                self.out_of_distribution(&mut all)?;
             }
             _ => self.points(&mut all)?,
         }
@@ -112,19 +127,19 @@ impl Source<'_> {
         Ok(all)
     }
 
-    /// Latents of the prior, (n, D): those that `flow sample` draws at this seed, or others.
-    fn prior(&self, n: usize, other: u64) -> Result<Tensor> {
-        Ok(latents::prior(self.model, n, self.seed.wrapping_add(other))?)
+    /// Draws latents from the prior, (n, D). With `offset` 0 they are those of `flow sample` with this seed.
+    fn prior(&self, n: usize, offset: u64) -> Result<Tensor> {
+        Ok(latents::prior(self.model, n, self.seed.wrapping_add(offset))?)
     }
 
-    /// The class of each of `n` examples: all in turn.
+    /// The class of each of `n` examples, all classes in turn; `None` for a model without classes.
     fn labels(&self, n: usize) -> Result<Option<Tensor>> {
         let Some(classes) = self.model.config().classes() else { return Ok(None) };
         let labels: Vec<u32> = (0..n).map(|i| (i % classes) as u32).collect();
         Ok(Some(Tensor::from_vec(labels, n, &Device::Cpu)?))
     }
 
-    /// `f` over examples, a batch at a time; the labels go with their examples.
+    /// Applies `f` to the examples and their labels, a batch at a time.
     fn over(
         &self,
         x: &Tensor,
@@ -145,8 +160,8 @@ impl Source<'_> {
         self.over(z, labels, |z, cond| self.model.decode(z, cond))
     }
 
-    /// The first `n` drawings that are finite in all that `draw` makes of them, (m, ...) each for m drawings, in the order in
-    /// which they are drawn; fewer where there are not as many among [`SPARE`] times as many, and `None` where there are none.
+    /// The first `n` rows that are finite in all tensors of `draw(m)`, which have m rows each. Where the first `n` are not all
+    /// finite, the rows are chosen from [`SPARE`] times as many; there may then be fewer than `n`, and `None` means none.
     fn first(
         &self,
         all: &mut Drawn,
@@ -171,7 +186,7 @@ impl Source<'_> {
         Ok(Some(made.iter().map(|t| t.index_select(&rows, 0)).collect::<candle_core::Result<_>>()?))
     }
 
-    /// Those of many samples that are finite, and have a finite log p(x).
+    /// Decodes latents and keeps the samples that are finite and have a finite log p(x).
     fn finite_of(&self, all: &mut Drawn, topic: &'static str, z: &Tensor) -> Result<Many> {
         let n = z.dim(0)?;
         let labels = self.labels(n)?;
@@ -190,7 +205,14 @@ impl Source<'_> {
         Ok(self.over(x, labels, |x, cond| self.model.bits_per_dim(x, cond))?.to_dtype(DType::F64)?)
     }
 
-    /// Images in the units of the data as bytes that are seen: floors, as the data were dequantised upwards.
+    /// Decodes latents, and computes the bits/dim of what they become.
+    fn decode_with_bits(&self, z: &Tensor, labels: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let x = self.decode(z, labels)?;
+        let bits = self.bits(&x, labels)?;
+        Ok((x, bits))
+    }
+
+    /// Converts images from the units of the data to bytes. Values are rounded down, which undoes dequantisation.
     fn bytes(&self, x: &Tensor) -> Result<Tensor> {
         let most = f64::from(2u32.pow(self.model.config().bits().into()) - 1);
         Ok(((x.floor()?.clamp(0., most)? * (255. / most))?.round()?).to_dtype(DType::U8)?)
@@ -216,25 +238,21 @@ impl Source<'_> {
     fn temperatures(&self, all: &mut Drawn) -> Result<()> {
         let made = self.first(all, "samples", 6, |m| {
             let (z, labels) = (self.prior(m, 0)?, self.labels(m)?);
-            let (mut images, mut bits) = (vec![], vec![]);
-            for t in TEMPERATURES {
-                let x = self.decode(&(&z * t)?, labels.as_ref())?;
-                bits.push(self.bits(&x, labels.as_ref())?);
-                images.push(x);
-            }
+            let at = |t: &f64| self.decode_with_bits(&(&z * *t)?, labels.as_ref());
+            let (images, bits): (Vec<_>, Vec<_>) = TEMPERATURES.iter().map(at).collect::<Result<_>>()?;
             Ok(vec![Tensor::stack(&images, 1)?, Tensor::stack(&bits, 1)?])
         })?;
-        if let Some(made) = made {
-            all.put("temperatures", Tensor::new(&TEMPERATURES, &Device::Cpu)?);
-            all.put("temperature_images", self.bytes(&made[0].transpose(0, 1)?.contiguous()?)?);
-            all.put("temperature_bits", made[1].t()?);
-        }
+        let Some(made) = made else { return Ok(()) };
+        all.put("temperatures", Tensor::new(&TEMPERATURES, &Device::Cpu)?);
+        all.put("temperature_images", self.bytes(&made[0].transpose(0, 1)?.contiguous()?)?);
+        all.put("temperature_bits", made[1].t()?);
         Ok(())
     }
 
-    fn walks(&self, all: &mut Drawn) -> Result<()> {
+    /// Linear and spherical interpolation between two latents.
+    fn interpolations(&self, all: &mut Drawn) -> Result<()> {
         let t: Vec<f64> = (0..STEPS).map(|i| i as f64 / (STEPS - 1) as f64).collect();
-        // One class all the way, for the way is what is shown.
+        // The same class at every point.
         let labels = self.labels(1)?.map(|l| l.broadcast_as(STEPS)?.contiguous()).transpose()?;
         let made = self.first(all, "interpolation", 1, |m| {
             let ends = self.prior(2 * m, 0)?;
@@ -242,24 +260,24 @@ impl Source<'_> {
             for pair in 0..m {
                 let (a, b) = (ends.get(2 * pair)?, ends.get(2 * pair + 1)?);
                 for z in [latents::lerp(&a, &b, &t)?, latents::slerp(&a, &b, &t)?] {
-                    let x = self.decode(&z, labels.as_ref())?;
-                    bits.push(self.bits(&x, labels.as_ref())?);
+                    let (x, b) = self.decode_with_bits(&z, labels.as_ref())?;
                     images.push(x);
+                    bits.push(b);
                 }
             }
             let shape = [&[m, 2, STEPS], self.model.config().shape()].concat();
             let (images, bits) = (Tensor::stack(&images, 0)?, Tensor::stack(&bits, 0)?);
             Ok(vec![images.reshape(shape)?, bits.reshape((m, 2, STEPS))?])
         })?;
-        if let Some(made) = made {
-            all.put("walk_t", Tensor::new(t, &Device::Cpu)?);
-            all.put("walk_images", self.bytes(&made[0].get(0)?)?);
-            all.put("walk_bits", made[1].get(0)?);
-        }
+        let Some(made) = made else { return Ok(()) };
+        all.put("walk_t", Tensor::new(t, &Device::Cpu)?);
+        all.put("walk_images", self.bytes(&made[0].get(0)?)?);
+        all.put("walk_bits", made[1].get(0)?);
         Ok(())
     }
 
-    /// The brighter half of the samples against the darker one: the one attribute that every image has.
+    /// Samples moved along the attribute "brighter", the mean latent of the brighter half of the samples minus that of the
+    /// darker half: it needs no labels.
     fn attribute(&self, all: &mut Drawn) -> Result<()> {
         let Many { x, z, .. } =
             self.finite_of(all, "attribute", &(self.prior(self.samples, 0)? * TEMPERATURE)?)?;
@@ -280,10 +298,9 @@ impl Source<'_> {
             let moved = self.decode(&latents::apply(&held, &direction, &STRENGTHS)?, labels.as_ref())?;
             Ok(vec![moved.reshape([&[m, steps], self.model.config().shape()].concat())?])
         })?;
-        if let Some(made) = made {
-            all.put("attribute_strengths", Tensor::new(&STRENGTHS, &Device::Cpu)?);
-            all.put("attribute_images", self.bytes(&made[0])?);
-        }
+        let Some(made) = made else { return Ok(()) };
+        all.put("attribute_strengths", Tensor::new(&STRENGTHS, &Device::Cpu)?);
+        all.put("attribute_images", self.bytes(&made[0])?);
         Ok(())
     }
 
@@ -295,12 +312,11 @@ impl Source<'_> {
         let made = self.first(all, "levels", 6, |m| {
             let labels = self.labels(m)?;
             let (z, fresh) = ((self.prior(m, 0)? * TEMPERATURE)?, (self.prior(m, FRESH)? * TEMPERATURE)?);
-            let mut rows = vec![];
-            for anew in std::iter::once(vec![]).chain((0..levels).map(|l| vec![l])) {
-                let z = latents::swap_levels(self.model, &z, &fresh, &anew)?;
-                rows.push(self.decode(&z, labels.as_ref())?);
-            }
-            Ok(vec![Tensor::stack(&rows, 1)?])
+            let redrawn = std::iter::once(vec![]).chain((0..levels).map(|l| vec![l]));
+            let decode = |levels: Vec<usize>| {
+                self.decode(&latents::swap_levels(self.model, &z, &fresh, &levels)?, labels.as_ref())
+            };
+            Ok(vec![Tensor::stack(&redrawn.map(decode).collect::<Result<Vec<_>>>()?, 1)?])
         })?;
         if let Some(made) = made {
             all.put("level_images", self.bytes(&made[0].transpose(0, 1)?.contiguous()?)?);
@@ -308,21 +324,20 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Bits/dim of samples, and of three kinds of images that the model has not learned: the samples' own pixels in another
-    /// order, one grey all over, and uniform noise. All with uniform noise in the last bit, as data have.
-    fn others(&self, all: &mut Drawn) -> Result<()> {
+    /// Bits/dim of samples and of three kinds of images that the model has not learned: the samples' pixels in another order,
+    /// one grey level in all pixels, and uniform noise. All have uniform noise within the last bit, as dequantised data do.
+    fn out_of_distribution(&self, all: &mut Drawn) -> Result<()> {
         let dims = self.model.dims();
         let Many { x, labels, .. } = self.finite_of(all, "ood", &self.prior(self.samples, 0)?)?;
         let n = x.dim(0)?;
-        let mut shape = vec![n];
-        shape.extend(self.model.config().shape());
+        let shape = [&[n], self.model.config().shape()].concat();
         let channels = shape[1];
         let mut rng = rng_for(self.seed, "others");
         let levels = 2f32.powi(self.model.config().bits().into());
         let pixels: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let mut order: Vec<usize> = (0..dims / channels).collect();
         order.shuffle(&mut rng);
-        let shuffled = pixels
+        let shuffled: Vec<f32> = pixels
             .chunks_exact(dims)
             .flat_map(|image| image.chunks_exact(order.len()).flat_map(|c| order.iter().map(|&i| c[i])))
             .collect();
@@ -333,7 +348,6 @@ impl Source<'_> {
             .collect();
         all.put("ood_samples", self.bits(&x, labels.as_ref())?);
         for (name, values) in [("ood_shuffled", shuffled), ("ood_constant", constant), ("ood_noise", noise)] {
-            let values: Vec<f32> = values;
             let x = Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?.to_dtype(x.dtype())?;
             all.put(name, self.bits(&x, labels.as_ref())?);
         }
@@ -347,14 +361,13 @@ impl Source<'_> {
         if self.model.config().shape() != [2] || labels.is_some() {
             return Ok(());
         }
-        let values: Vec<Vec<f64>> = flat.to_vec2()?;
-        let range = |axis: usize| {
-            let v = values.iter().map(|p| p[axis]);
-            let (low, high) = (v.clone().fold(f64::INFINITY, f64::min), v.fold(f64::NEG_INFINITY, f64::max));
+        let range = |axis: usize| -> Result<(f64, f64)> {
+            let v = flat.narrow(1, axis, 1)?;
+            let (low, high) = (v.min_all()?.to_scalar::<f64>()?, v.max_all()?.to_scalar::<f64>()?);
             let margin = 0.05 * (high - low).max(1e-6);
-            (low - margin, high + margin)
+            Ok((low - margin, high + margin))
         };
-        let ((left, right), (bottom, top)) = (range(0), range(1));
+        let ((left, right), (bottom, top)) = (range(0)?, range(1)?);
         let at = |i: usize, low: f64, high: f64| low + (i as f64 + 0.5) / RASTER as f64 * (high - low);
         let raster: Vec<f64> = (0..RASTER)
             .flat_map(|row| (0..RASTER).flat_map(move |c| [at(c, left, right), at(row, bottom, top)]))
@@ -367,7 +380,7 @@ impl Source<'_> {
     }
 }
 
-/// Samples with what they were made from.
+/// Samples, their latents and their classes.
 struct Many {
     x: Tensor,
     z: Tensor,

@@ -1,4 +1,4 @@
-//! `notebooks-export`: a run, or a model of the hub, out to a Jupyter notebook and the files that its cells read.
+//! `notebooks-export` exports a run, or a model of the hub, to a Jupyter notebook and the files that its cells read.
 //!
 //! It reads the folder of a run ([`experiments::run_dir`]): config.json and the weights, and as far as they are there the
 //! summary, the log, the pictures, and in `pictures/` what `flow interpolate`, `flow ood` and the like have drawn, each PNG
@@ -12,24 +12,25 @@ mod rust;
 mod work;
 
 use anyhow::{Context, Result, bail, ensure};
-use arrays::{Drawn, Source};
+use arrays::Source;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, read};
+use experiments::data::file_name;
+use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
 use flows::models::file::{parse_index, read_header};
 use flows::models::{CONFIG, INDEX, WEIGHTS};
 use metrics::Metrics;
-use notebook::{Picture, Story, code};
+use notebook::{Picture, Story, code, escaped};
 use rust::Dependencies;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use work::Partial;
 
-/// A run out to a Jupyter notebook, which needs nothing of ours: text, pictures, code, and the arrays that the code reads.
+/// Exports a run to a Jupyter notebook that needs no code of this project: text, pictures, code, and the arrays it reads.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -86,15 +87,9 @@ fn export(cli: &Cli) -> Result<()> {
     let out = &cli.out;
     let (run, name, origin) = locate(&cli.run)?;
     let dependencies = cli.rust.as_deref().map(Dependencies::of).transpose()?;
-    let notebooks: Vec<String> = std::iter::once(format!("{name}.ipynb"))
-        .chain(dependencies.is_some().then(|| format!("{name}-rust.ipynb")))
-        .collect();
 
     let partial = Partial::new(out)?;
-    let texts = fill(cli, &run, (&name, &origin), dependencies.as_ref(), &partial.folder)?;
-    for (name, text) in notebooks.iter().zip(texts) {
-        write(&partial.folder.join(name), text.as_bytes())?;
-    }
+    let notebooks = fill(cli, &run, (&name, origin), dependencies.as_ref(), &partial.folder)?;
     partial.finish()?;
     let paths: Vec<PathBuf> = notebooks.iter().map(|name| out.join(name)).collect();
     // Named before anything is run: they stay, whatever Jupyter says.
@@ -128,91 +123,77 @@ fn locate(run: &str) -> Result<(PathBuf, String, String)> {
     Ok((snapshot.folder, name, format!("{}, commit {}", code(run), snapshot.commit)))
 }
 
-/// Writes everything beside the notebooks to `out`; their texts, the one in Python first.
+/// Writes the notebooks and all files beside them to `out`, and returns the notebooks' names, the one in Python first.
 fn fill(
     cli: &Cli,
     run: &Path,
-    (name, origin): (&str, &str),
+    (name, origin): (&str, String),
     dependencies: Option<&Dependencies>,
     out: &Path,
 ) -> Result<Vec<String>> {
     let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
-    output::tell(format_args!("{name}: drawing and measuring {} samples", cli.samples));
-    let source = Source { model: &model, exact: &exact, seed: cli.seed, samples: cli.samples as usize };
-    let Drawn { arrays, left_out } = source.arrays()?;
-    if !left_out.is_empty() {
-        let (left, of) = left_out.iter().fold((0, 0), |sum, l| (sum.0 + l.left, sum.1 + l.of));
+    let samples = cli.samples as usize;
+    output::tell(format_args!("{name}: drawing and measuring {samples} samples"));
+    let drawn = Source { model: &model, exact: &exact, seed: cli.seed, samples }.arrays()?;
+    if !drawn.left_out.is_empty() {
+        let (left, of) = drawn.left_out.iter().fold((0, 0), |sum, l| (sum.0 + l.left, sum.1 + l.of));
         output::tell(format_args!(
             "warning: {left} of {of} drawings that are not finite are left out, for the inverse of {name} overflows there: \
              examine it with `flow doctor`"
         ));
     }
-    Tensor::write_npz(&arrays, out.join("arrays.npz")).context("cannot write arrays.npz")?;
+    Tensor::write_npz(&drawn.arrays, out.join("arrays.npz")).context("cannot write arrays.npz")?;
 
     for file in model_files(run)? {
         copy(run, out, &file)?;
     }
-    let summary = match read(&run.join(SUMMARY))? {
-        Some(bytes) => {
-            copy(run, out, SUMMARY)?;
-            let damaged = || format!("{SUMMARY} of {name} is damaged: write or fetch it again, or remove it");
-            let summary: Map<String, Value> = serde_json::from_slice(&bytes).with_context(damaged)?;
-            Some(Value::Object(summary))
-        }
-        None => None,
-    };
-    let log = match read(&run.join(METRICS))? {
-        Some(bytes) => {
-            let damaged = || format!("{METRICS} of {name} is damaged: fetch it again, or remove it");
-            let text = String::from_utf8(bytes).with_context(damaged)?;
-            Metrics::parse(&text).with_context(damaged)?
-        }
-        None => None,
-    };
+    let mut summary = None;
+    if let Some(bytes) = read(&run.join(SUMMARY))? {
+        copy(run, out, SUMMARY)?;
+        let damaged = || format!("{SUMMARY} of {name} is damaged: write or fetch it again, or remove it");
+        summary = Some(Value::Object(serde_json::from_slice(&bytes).with_context(damaged)?));
+    }
+    let mut log = None;
+    if let Some(bytes) = read(&run.join(METRICS))? {
+        let damaged = || format!("{METRICS} of {name} is damaged: fetch it again, or remove it");
+        log = Metrics::parse(&String::from_utf8(bytes).with_context(damaged)?).with_context(damaged)?;
+    }
     if let Some(log) = &log {
         write(&out.join("metrics.csv"), &log.csv()?)?;
         write(&out.join("metrics.parquet"), &log.parquet()?)?;
     }
-    let mut own = Vec::new();
-    for file in [CURVE, SAMPLES] {
-        own.extend(picture(&run.join(file))?);
-    }
     let (pictures, numbers) = pictures(&run.join(PICTURES), &out.join(PICTURES))?;
-    let names: Vec<String> = arrays.iter().map(|(name, _)| name.clone()).collect();
     let story = Story {
-        name,
+        title: escaped(name),
         origin,
         config: model.config(),
         parameters: model.params().count(),
-        summary: summary.as_ref(),
+        summary,
         metrics: log.is_some(),
-        own: &own,
-        pictures: &pictures,
+        curve: picture(&run.join(CURVE))?,
+        sheet: picture(&run.join(SAMPLES))?,
+        pictures,
         numbers,
-        arrays: &names,
-        left_out: &left_out,
+        drawn,
         seed: cli.seed,
-        samples: cli.samples as usize,
+        samples,
     };
-    let mut texts = vec![notebook::write(&story)?];
+    let mut notebooks = vec![(format!("{name}.ipynb"), story.write()?)];
     if let Some(dependencies) = dependencies {
-        texts.push(rust::write(&story, dependencies)?);
+        notebooks.push((format!("{name}-rust.ipynb"), rust::write(&story, dependencies)?));
     }
-    Ok(texts)
+    notebooks.iter().try_for_each(|(file, text)| write(&out.join(file), text.as_bytes()))?;
+    Ok(notebooks.into_iter().map(|(file, _)| file).collect())
 }
 
 /// config.json and the weights, whole or in shards with their index.
 fn model_files(run: &Path) -> Result<BTreeSet<String>> {
-    let mut files = BTreeSet::from([CONFIG.to_owned()]);
-    match read(&run.join(INDEX))? {
-        Some(text) => {
-            files.insert(INDEX.to_owned());
-            files.extend(parse_index(&text)?.into_values());
-        }
-        None => {
-            files.insert(WEIGHTS.to_owned());
-        }
+    let index = read(&run.join(INDEX))?;
+    let mut files =
+        BTreeSet::from([CONFIG, if index.is_some() { INDEX } else { WEIGHTS }].map(str::to_owned));
+    if let Some(text) = index {
+        files.extend(parse_index(&text)?.into_values());
     }
     Ok(files)
 }
@@ -222,16 +203,8 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
     if !folder.is_dir() {
         return Ok((Vec::new(), false));
     }
-    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut files: Vec<PathBuf> = entries
-        .with_context(|| format!("cannot list {}", folder.display()))?
-        .iter()
-        .map(std::fs::DirEntry::path)
-        .collect();
-    files.sort();
     let (mut pictures, mut numbers) = (Vec::new(), false);
-    for file in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for file in list(folder)? {
         match file.extension().and_then(|e| e.to_str()) {
             Some("png") => pictures.extend(picture(&file)?),
             Some("safetensors") => {
@@ -242,11 +215,11 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
                 let length = opened.metadata().with_context(damaged)?.len();
                 read_header(&mut opened, length).with_context(damaged)?;
                 numbers = true;
-                // Never with its parent, which is gone when a signal has come.
+                // Without its parents: a signal removes them, and they must not come back.
                 if !out.is_dir() {
                     std::fs::create_dir(out).with_context(|| format!("cannot make {}", out.display()))?;
                 }
-                copy(folder, out, &name)?;
+                copy(folder, out, &file_name(&file))?;
             }
             _ => {}
         }
@@ -258,7 +231,7 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
 fn picture(path: &Path) -> Result<Option<Picture>> {
     let Some(bytes) = read(path)? else { return Ok(None) };
     ensure!(bytes.starts_with(b"\x89PNG\r\n"), "{} is no PNG: draw it again, or remove it", path.display());
-    Ok(Some((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes)))
+    Ok(Some((file_name(path), bytes)))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

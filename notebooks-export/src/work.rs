@@ -1,7 +1,8 @@
-//! What the process has begun: folders half done and Jupyter, which do not outlive it when it fails or is stopped.
+//! Incomplete folders and the Jupyter process, which are removed and ended when this process fails or is stopped.
 //!
-//! Everything is made in a folder beside its place, or in it where it is there and empty, and moved at the end. A signal
-//! (Ctrl-C, SIGTERM, SIGHUP) ends Jupyter and its kernels, removes what is half done, and ends the process with 130.
+//! Files are written to a temporary folder beside the new folder, or in it where it exists and is empty, and moved at the
+//! end. A signal (Ctrl-C, SIGTERM, SIGHUP) ends Jupyter and its kernels, removes the temporary folder, and ends the process
+//! with exit code 130.
 
 use crate::output;
 use anyhow::{Context, Result, ensure};
@@ -10,8 +11,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+#[cfg(unix)]
+use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
 
-/// What a process ends with when a signal has stopped it.
+/// The exit code after a signal.
 const STOPPED: i32 = 130;
 /// How long Jupyter may take to end its kernel and itself; a kernel is asked, and given 5 seconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -60,7 +63,7 @@ fn stop() {
 impl Begun {
     fn undo(&mut self) {
         if let Some(partial) = self.folders.pop() {
-            // What is left over is ours. The other thread may write one more file; without its folder it cannot.
+            // The other thread may write one more file meanwhile; once the folder is removed it cannot.
             for _ in 0..50 {
                 if std::fs::remove_dir_all(&partial).is_ok() || !partial.exists() {
                     break;
@@ -69,13 +72,13 @@ impl Begun {
             }
         }
         while let Some(folder) = self.folders.pop() {
-            // Unless it holds files of others.
+            // This fails, as it should, where other processes have written files.
             let _ = std::fs::remove_dir(folder);
         }
     }
 }
 
-/// The new folder while it is half done; dropped, nothing of it is left.
+/// The new folder while it is incomplete; it is removed when this value is dropped.
 pub struct Partial {
     out: PathBuf,
     /// Where files go until [`Partial::finish`].
@@ -172,7 +175,8 @@ fn move_up(from: &Path, to: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Runs a command to its end, in a group of its own, so that a signal can end it with its children; `told` is said then.
+/// Runs a command to its end, in a process group of its own, so that a signal can end it with its children; `told` is then
+/// written to standard error.
 ///
 /// # Errors
 /// When it cannot be started or waited for.
@@ -199,57 +203,49 @@ fn end(child: u32) {
     use nix::unistd::Pid;
     let group = Pid::from_raw(child as i32);
     let family = descendants(child);
-    let seen = process(child).is_some();
+    let seen = started(child).is_some();
     let _ = killpg(group, Signal::SIGTERM);
     for _ in 0..GRACE.as_millis() / STEP.as_millis() {
         // It is waited for only when all that hold its standard error have ended, kernels too.
-        let ended = killpg(group, None).is_err() || seen && process(child).is_none();
+        let ended = killpg(group, None).is_err() || seen && started(child).is_none();
         if ended || SIGNALS.load(Ordering::SeqCst) > 1 {
             break;
         }
         std::thread::sleep(STEP);
     }
     let _ = killpg(group, Signal::SIGKILL);
-    for (pid, started) in family {
-        // The same process, and not another one with its number.
-        if process(pid).is_some_and(|(_, now)| now == started) {
-            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
-        }
+    // The same processes, and not others with their numbers.
+    for (pid, _) in family.into_iter().filter(|&(pid, start)| started(pid) == Some(start)) {
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
     }
 }
 
-/// The console has told Jupyter itself.
+/// Does nothing: the console sends the signal to Jupyter, too.
 #[cfg(not(unix))]
 fn end(_: u32) {}
 
-/// A process's children and theirs, each with its start; none where there is no /proc, and a kernel has to see by itself
-/// that Jupyter has gone.
+/// The children of a process and their descendants, each with its start in seconds.
 #[cfg(unix)]
-fn descendants(of: u32) -> Vec<(u32, String)> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let all: Vec<(u32, u32, String)> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|pid| process(pid).map(|(parent, started)| (pid, parent, started)))
-        .collect();
-    let mut family: Vec<(u32, String)> = Vec::new();
-    let mut parents = vec![of];
-    while let Some(of) = parents.pop() {
-        for (pid, _, started) in all.iter().filter(|(_, parent, _)| *parent == of) {
-            parents.push(*pid);
-            family.push((*pid, started.clone()));
-        }
-    }
-    family
+fn descendants(of: u32) -> Vec<(u32, u64)> {
+    let all = processes(ProcessesToUpdate::All);
+    let descends = |process: &&sysinfo::Process| {
+        let mut ancestors = std::iter::successors(process.parent(), |pid| all.process(*pid)?.parent());
+        ancestors.any(|pid| pid.as_u32() == of)
+    };
+    all.processes().values().filter(descends).map(|p| (p.pid().as_u32(), p.start_time())).collect()
 }
 
-/// The parent of a process that has not ended, and when it started.
+/// When a process started, in seconds; `None` for one that has ended, waited for or not.
 #[cfg(unix)]
-fn process(pid: u32) -> Option<(u32, String)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name may hold anything, brackets and spaces too: the fields after it are its state, its parent, ...
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    if *fields.first()? == "Z" {
-        return None;
-    }
-    Some((fields.get(1)?.parse().ok()?, (*fields.get(19)?).to_owned()))
+fn started(pid: u32) -> Option<u64> {
+    let pid = sysinfo::Pid::from_u32(pid);
+    let found = processes(ProcessesToUpdate::Some(&[pid]));
+    found.process(pid).filter(|p| p.status() != ProcessStatus::Zombie).map(sysinfo::Process::start_time)
+}
+
+#[cfg(unix)]
+fn processes(which: ProcessesToUpdate) -> System {
+    let mut system = System::new();
+    system.refresh_processes_specifics(which, true, ProcessRefreshKind::nothing());
+    system
 }

@@ -4,7 +4,8 @@
 //! row by row. `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test
 //! set; the official `cifar-10-binary.tar.gz` holds all six.
 
-use super::{Dataset, Revision, Split, Values, gunzip};
+use super::set::{check_length, class};
+use super::{Dataset, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 use std::path::Path;
@@ -43,26 +44,11 @@ pub fn parse_batch(
     pixels: &mut Vec<u8>,
     labels: &mut Vec<u32>,
 ) -> Result<()> {
-    let expected = records.saturating_mul(RECORD);
-    ensure!(
-        bytes.len() >= expected,
-        "{name} ends at byte {} where a batch of {records} records has {expected} bytes: fetch the file \
-         again",
-        bytes.len()
-    );
-    ensure!(
-        bytes.len() == expected,
-        "{name} has {} extra bytes from byte {expected} on, past its {records} records: fetch the file again",
-        bytes.len() - expected
-    );
+    let reason = format!("a batch of {records} records has");
+    check_length(name, bytes.len(), records as u128 * RECORD as u128, reason, "fetch the file again")?;
     for (i, record) in bytes.chunks_exact(RECORD).enumerate() {
-        let label = record[0];
-        ensure!(
-            usize::from(label) < CLASSES.len(),
-            "{name} has the label {label} at byte {}, where labels are 0 to 9: fetch the file again",
-            i * RECORD
-        );
-        labels.push(u32::from(label));
+        let place = format_args!("at byte {}", i * RECORD);
+        labels.push(class(record[0].into(), CLASSES.len() as u32, name, place)?);
         pixels.extend_from_slice(&record[1..]);
     }
     Ok(())
@@ -82,30 +68,14 @@ fn assemble(batches: &[Vec<u8>], records: usize, place: &Path) -> Result<Dataset
         Split::new(vec![3, 32, 32], Values::Pixels(pixels), Some(labels), None)
     };
     let (train, test) = (split(0..5)?, split(5..6)?);
-    Ok(Dataset {
-        name: "cifar10".into(),
-        train,
-        valid: None,
-        test,
-        classes: CLASSES.map(str::to_owned).to_vec(),
-        attribute_names: vec![],
-        entropy: None,
-        revision: revision.finish("the six binary batches"),
-    })
+    Ok(Dataset::new("cifar10", train, test, CLASSES, revision.finish("the six binary batches")))
 }
 
-/// Takes the six batches out of the official archive (gzip or plain tar).
+/// Takes the six batches out of the official archive, unpacked to a tar file.
 ///
 /// # Errors
 /// When the archive is damaged, lacks a batch, or a batch is of the wrong size.
 pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset> {
-    let plain;
-    let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
-        plain = gunzip(bytes, name)?;
-        plain.as_slice()
-    } else {
-        bytes
-    };
     let mut batches = vec![None; FILES.len()];
     let mut archive = tar::Archive::new(bytes);
     for entry in archive.entries().with_context(|| format!("{name} is no tar archive: fetch it again"))? {
@@ -129,11 +99,10 @@ pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset
         );
         batches[slot] = Some(batch);
     }
-    let mut whole = Vec::with_capacity(FILES.len());
-    for (batch, file) in batches.into_iter().zip(FILES) {
-        whole.push(batch.with_context(|| format!("{name} lacks {file}: fetch the official {ARCHIVE}"))?);
-    }
-    assemble(&whole, records, Path::new(name))
+    let whole = batches.into_iter().zip(FILES).map(|(batch, file)| {
+        batch.with_context(|| format!("{name} lacks {file}: fetch the official {ARCHIVE}"))
+    });
+    assemble(&whole.collect::<Result<Vec<_>>>()?, records, Path::new(name))
 }
 
 /// Reads CIFAR-10 from the folder of its batches, the folder above it, or the official archive, given itself
@@ -147,9 +116,7 @@ pub fn read_folder(dir: &Path) -> Result<Dataset> {
 
 fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
     let archive = |path: &Path| -> Result<Dataset> {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
-        parse_archive(&bytes, records, &path.display().to_string())
+        parse_archive(&read_file(path)?, records, &path.display().to_string())
     };
     if dir.is_file() {
         return archive(dir);
@@ -161,21 +128,15 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
         dir.join("cifar10/cifar-10-batches-bin"),
     ];
     if let Some(place) = places.iter().find(|place| FILES.iter().any(|file| place.join(file).is_file())) {
-        let mut batches = Vec::with_capacity(FILES.len());
-        for file in FILES {
+        let batches = FILES.iter().map(|file| {
             let path = place.join(file);
             ensure!(path.is_file(), "{} lacks {file}: unpack the official {ARCHIVE} again", place.display());
-            let bytes = std::fs::read(&path)
-                .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
-            batches.push(bytes);
-        }
-        return assemble(&batches, records, place);
+            read_file(&path)
+        });
+        return assemble(&batches.collect::<Result<Vec<_>>>()?, records, place);
     }
-    for place in &places {
-        let path = place.join(ARCHIVE);
-        if path.is_file() {
-            return archive(&path);
-        }
+    if let Some(path) = places.iter().map(|place| place.join(ARCHIVE)).find(|path| path.is_file()) {
+        return archive(&path);
     }
     bail!(
         "there is no CIFAR-10 in {}: put the files {} there or in its folder `cifar-10-batches-bin`, or the \

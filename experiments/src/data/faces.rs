@@ -24,7 +24,7 @@
 //! The class is the colour of the hair; the attributes are the factors that [`ATTRIBUTES`] names.
 
 use super::{Dataset, Entropy, Request, Split, Values, example_rng};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
@@ -107,8 +107,14 @@ impl Theta {
     /// When no factor has this name.
     #[must_use]
     pub fn level(&self, factor: &str) -> u8 {
+        self.level_of(factor).0
+    }
+
+    /// The level of a factor, and how many it has.
+    fn level_of(&self, factor: &str) -> (u8, u8) {
         let place = FACTORS.iter().position(|(name, _)| *name == factor);
-        self.0[place.unwrap_or_else(|| panic!("there is no factor `{factor}`"))]
+        let place = place.unwrap_or_else(|| panic!("there is no factor `{factor}`"));
+        (self.0[place], FACTORS[place].1)
     }
 
     /// The levels of the labelled factors.
@@ -123,9 +129,8 @@ impl Theta {
 
     /// The middle of the level's share of \[−1, 1\].
     fn centred(&self, factor: &str) -> f32 {
-        let place =
-            FACTORS.iter().position(|(name, _)| *name == factor).expect("only known factors are asked for");
-        (2.0 * f32::from(self.0[place]) + 1.0) / f32::from(FACTORS[place].1) - 1.0
+        let (level, levels) = self.level_of(factor);
+        (2.0 * f32::from(level) + 1.0) / f32::from(levels) - 1.0
     }
 }
 
@@ -220,25 +225,59 @@ impl Canvas {
     }
 }
 
-/// Draws m(θ): planar (3, 32, 32), every value an integer in \[24, 231\].
-#[must_use]
-pub fn draw(theta: &Theta) -> Vec<u8> {
-    let c = |factor| theta.centred(factor);
-    let (rx, ry) = (8.3 + 0.9 * c("head width"), 10.4 + 0.9 * c("head height"));
-    let tilt = 0.15 * c("tilt");
-    // libm, not the platform's functions: the same seed gives the same images everywhere.
-    let (sin, cos) = libm::sincosf(tilt);
-    let yaw = 0.40 * (f32::from(theta.level("turn")) - 1.0) + 0.10 * c("fine turn");
-    let (sin_yaw, cos_yaw) = libm::sincosf(yaw);
-    let light = c("light") * 2.0;
-    let skin = scale(SKIN[usize::from(theta.level("skin"))], 0.97 + 0.06 * c("skin tone"));
-    let hair = scale(HAIR[usize::from(theta.level("hair"))], 1.0 + 0.16 * c("hair tone"));
+/// What all parts of a drawing share: the point of the grid, half the width and height of the head, where the light comes
+/// from, the sine and cosine of the turn, and the colours of skin and hair.
+struct Face<'a> {
+    theta: &'a Theta,
+    rx: f32,
+    ry: f32,
+    light: f32,
+    sin_yaw: f32,
+    cos_yaw: f32,
+    skin: Colour,
+    hair: Colour,
+}
+
+impl<'a> Face<'a> {
+    fn new(theta: &'a Theta) -> Self {
+        let c = |factor| theta.centred(factor);
+        let yaw = 0.40 * (f32::from(theta.level("turn")) - 1.0) + 0.10 * c("fine turn");
+        let (sin_yaw, cos_yaw) = libm::sincosf(yaw);
+        Self {
+            theta,
+            rx: 8.3 + 0.9 * c("head width"),
+            ry: 10.4 + 0.9 * c("head height"),
+            light: c("light") * 2.0,
+            sin_yaw,
+            cos_yaw,
+            skin: scale(SKIN[usize::from(theta.level("skin"))], 0.97 + 0.06 * c("skin tone")),
+            hair: scale(HAIR[usize::from(theta.level("hair"))], 1.0 + 0.16 * c("hair tone")),
+        }
+    }
+
+    /// Coverage of the head.
+    fn skull(&self, u: f32, v: f32) -> f32 {
+        // Jaws are narrower than foreheads.
+        let narrow = 1.0 - 0.17 * (v.max(0.0) / self.ry) * (v.max(0.0) / self.ry);
+        ellipse(u, v, self.rx * narrow, self.ry)
+    }
+
+    /// Where turning moves a feature at azimuth a on the head's surface, sin(a + yaw), and how it squeezes it, by
+    /// cos(a + yaw).
+    fn turned(&self, azimuth: f32) -> (f32, f32) {
+        let (s, c) = libm::sincosf(azimuth);
+        (s * self.cos_yaw + c * self.sin_yaw, (c * self.cos_yaw - s * self.sin_yaw).max(0.35))
+    }
+}
+
+/// Draws the backdrop, hair that falls behind the head, neck, shoulders, ears, and the skin of the face.
+fn draw_behind(face: &Face, canvas: &mut Canvas) {
+    let Face { theta, rx, ry, light, sin_yaw, cos_yaw, skin, hair } = *face;
+    let c = |factor| face.theta.centred(factor);
+    let [cx, cy] = canvas.centre;
     let backdrop =
         scale(BACKGROUND[usize::from(theta.level("background"))], 0.92 + 0.12 * c("background tone"));
     let shirt = SHIRT[usize::from(theta.level("shirt"))];
-    let [cx, cy] = [16.0 + 1.6 * c("head x"), 15.2 + 1.2 * c("head y")];
-    let mut canvas = Canvas { pixels: [[0.0; 3]; SIDE * SIDE], centre: [cx, cy], cos, sin };
-
     // The light comes from one upper corner, on the backdrop as on the face.
     canvas.layer([0.0, 0.0, 32.0, 32.0], |x, y| {
         (1.0, scale(backdrop, 1.06 - 0.008 * y - 0.005 * light * (x - 16.0)))
@@ -267,39 +306,34 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
         });
     }
 
-    let skull = |u: f32, v: f32| {
-        // Jaws are narrower than foreheads.
-        let narrow = 1.0 - 0.17 * (v.max(0.0) / ry) * (v.max(0.0) / ry);
-        ellipse(u, v, rx * narrow, ry)
-    };
     canvas.head([0.0, 0.0, rx, ry], |u, v| {
         let (p, q) = (u / rx - 0.25 * sin_yaw, v / ry);
         let shade = 1.03 - 0.10 * light * p - 0.04 * q - 0.13 * (p * p + q * q);
-        (skull(u, v), scale(skin, shade))
+        (face.skull(u, v), scale(skin, shade))
     });
-    // Turning moves a feature at azimuth a on the head's surface to sin(a + yaw), and squeezes it by cos(a +
-    // yaw).
-    let turned = |azimuth: f32| {
-        let (s, c) = libm::sincosf(azimuth);
-        (s * cos_yaw + c * sin_yaw, (c * cos_yaw - s * sin_yaw).max(0.35))
-    };
     let blush = [skin[0].min(0.95), skin[1] * 0.72, skin[2] * 0.70];
     for side in [-1.0_f32, 1.0] {
-        let (s, squeeze) = turned(0.60 * side);
+        let (s, squeeze) = face.turned(0.60 * side);
         let u0 = rx * s;
         canvas.head([u0, 3.2, 2.2, 1.6], |u, v| {
             let (p, q) = ((u - u0) / (2.2 * squeeze), (v - 3.2) / 1.6);
             (0.55 * (1.0 - p * p - q * q).max(0.0), blush)
         });
     }
+}
 
+/// Draws beard, nose and mouth.
+fn draw_lower_face(face: &Face, canvas: &mut Canvas) {
+    let Face { theta, rx, ry, light, sin_yaw, cos_yaw, skin, hair } = *face;
+    let c = |factor| face.theta.centred(factor);
     let (nose, mouth) = (rx * 0.95 * sin_yaw, rx * 0.90 * sin_yaw);
+
     let mouth_v = 5.7 + 0.5 * c("mouth height");
     if theta.yes("beard") {
         canvas.head([0.0, ry * 0.6, rx, ry * 0.5], |u, v| {
             let p = (u - 0.7 * mouth) / rx;
             let edge = mouth_v - 1.9 - 4.6 * p * p * p * p + 0.8 * p * p;
-            (0.88 * skull(u, v) * cover((edge - v) * 0.7), scale(hair, 0.82 - 0.05 * light * p))
+            (0.88 * face.skull(u, v) * cover((edge - v) * 0.7), scale(hair, 0.82 - 0.05 * light * p))
         });
     }
     let tip = 2.3 + 0.5 * c("nose length");
@@ -333,7 +367,12 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
             (cover((v - line).abs() - 0.55) * cover((t.abs() - 1.0) * wide), scale(lips, 0.82))
         });
     }
+}
 
+/// Draws eyes, brows, glasses, and the hair on the head.
+fn draw_upper_face(face: &Face, canvas: &mut Canvas) {
+    let Face { theta, rx, ry, light, sin_yaw, skin, hair, .. } = *face;
+    let c = |factor| face.theta.centred(factor);
     let azimuth = 0.43 + 0.05 * c("eye distance");
     let eye_v = -0.9 + 0.5 * c("eye height");
     let (open, look) = (1.18 + 0.22 * c("eye size"), 0.5 * c("gaze"));
@@ -341,7 +380,7 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
     let glasses = theta.yes("glasses");
     let mut inner_rims = [0.0; 2];
     for (rim, side) in inner_rims.iter_mut().zip([-1.0_f32, 1.0]) {
-        let (s, squeeze) = turned(azimuth * side);
+        let (s, squeeze) = face.turned(azimuth * side);
         let (u0, a) = (rx * s, (1.75 + 0.2 * c("eye size")) * squeeze);
         canvas.head([u0, eye_v, a, open], |u, v| {
             let iris = ellipse(u - u0 - look, v - eye_v, 0.95, 1.05);
@@ -394,7 +433,7 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
     };
     // Its shadow on the forehead first, without which brown hair on brown skin would have no outline.
     canvas.head([0.0, -2.0, rx, ry], |u, v| {
-        (0.38 * skull(u, v) * cover((v - edge(u) - 1.0) * 0.8), scale(skin, 0.45))
+        (0.38 * face.skull(u, v) * cover((v - edge(u) - 1.0) * 0.8), scale(skin, 0.45))
     });
     canvas.head([0.0, -2.0, rx + 1.5, ry], |u, v| {
         let (su, sv) = ((u / rx + 0.35 * light) * 2.2, (v / ry + 0.72) * 3.0);
@@ -403,6 +442,21 @@ pub fn draw(theta: &Theta) -> Vec<u8> {
         let lit = scale(hair, strands).map(|h| h + 0.25 * sheen);
         (ellipse(u, v + 0.7, rx + 1.1, ry + 1.1) * cover(v - edge(u)), lit)
     });
+}
+
+/// Draws m(θ): planar (3, 32, 32), every value an integer in \[24, 231\].
+#[must_use]
+pub fn draw(theta: &Theta) -> Vec<u8> {
+    let c = |factor| theta.centred(factor);
+    let tilt = 0.15 * c("tilt");
+    // libm, not the platform's functions: the same seed gives the same images everywhere.
+    let (sin, cos) = libm::sincosf(tilt);
+    let centre = [16.0 + 1.6 * c("head x"), 15.2 + 1.2 * c("head y")];
+    let mut canvas = Canvas { pixels: [[0.0; 3]; SIDE * SIDE], centre, cos, sin };
+    let face = Face::new(theta);
+    draw_behind(&face, &mut canvas);
+    draw_lower_face(&face, &mut canvas);
+    draw_upper_face(&face, &mut canvas);
 
     let span = f32::from(LIGHTEST - DARKEST);
     let mut mean = vec![0; DIMS];
@@ -484,21 +538,10 @@ fn split(seed: u64, part: u64, count: usize) -> Result<Split> {
 /// # Errors
 /// When no training or test images are asked for.
 pub fn dataset(request: &Request) -> Result<Dataset> {
-    let counts =
-        [request.train.unwrap_or(20_000), request.valid.unwrap_or(1_000), request.test.unwrap_or(2_000)];
-    ensure!(
-        counts[0] > 0 && counts[2] > 0,
-        "`faces` needs training and test images: ask for at least one of each"
-    );
+    let draw = |part, count| split(request.seed, part, count);
     Ok(Dataset {
-        name: request.name.clone(),
-        train: split(request.seed, 0, counts[0])?,
-        valid: if counts[1] > 0 { Some(split(request.seed, 1, counts[1])?) } else { None },
-        test: split(request.seed, 2, counts[2])?,
-        classes: CLASSES.map(str::to_owned).to_vec(),
         attribute_names: FACTORS[..ATTRIBUTES].iter().map(|(name, _)| (*name).to_owned()).collect(),
-        entropy: Some(entropy()),
-        revision: format!("faces generator version {VERSION}, seed {}", request.seed),
+        ..request.draw(VERSION, [20_000, 1_000, 2_000], &CLASSES, entropy(), draw)?
     })
 }
 

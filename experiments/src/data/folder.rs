@@ -12,10 +12,11 @@
 //! file's path decides: of every ten files about eight are for training and one each for validation and test,
 //! and a file stays where it is when others come and go.
 
-use super::{Dataset, LARGEST, Revision, Split, Values, npy::MOST_CLASSES};
+use super::set::planar;
+use super::{Dataset, Revision, Split, Values, npy::MOST_CLASSES, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader, Limits};
+use image::{ImageReader, Limits};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ struct Picture {
     planar: Vec<u8>,
 }
 
-/// What `labels.csv` says of one file.
+/// A row of `labels.csv`.
 struct Row {
     label: String,
     attributes: Vec<u8>,
@@ -71,7 +72,7 @@ fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .with_context(|| format!("{name} cannot be read: replace or remove it"))?;
-    // Neither PNG nor JPEG packs more than a thousand bytes into one: what a forged header claims beyond is not made.
+    // Neither PNG nor JPEG compresses by more than a factor of 1000, so a header that claims far more is damaged.
     let mut limits = Limits::default();
     let most = (bytes.len() as u64).saturating_mul(4096).saturating_add(1 << 20);
     limits.max_alloc = Some(limits.max_alloc.map_or(most, |default| default.min(most)));
@@ -90,19 +91,8 @@ fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
     }
     let (height, width) = (image.height() as usize, image.width() as usize);
     ensure!(height > 0 && width > 0, "{name} has no pixels: replace or remove it");
-    let grey = matches!(
-        image,
-        DynamicImage::ImageLuma8(_)
-            | DynamicImage::ImageLumaA8(_)
-            | DynamicImage::ImageLuma16(_)
-            | DynamicImage::ImageLumaA16(_)
-    );
-    let planar = if grey {
-        image.to_luma8().into_raw()
-    } else {
-        let rgb = image.to_rgb8().into_raw();
-        (0..3).flat_map(|channel| rgb[channel..].iter().copied().step_by(3)).collect()
-    };
+    let grey = !image.color().has_color();
+    let planar = if grey { image.to_luma8().into_raw() } else { planar(&image.to_rgb8(), 3) };
     Ok(Picture { grey, height, width, planar })
 }
 
@@ -125,18 +115,14 @@ fn parse_labels(bytes: &[u8], name: &str) -> Result<(Vec<String>, BTreeMap<Strin
     for (i, record) in csv.records().enumerate() {
         let record = record.with_context(|| format!("row {} of {name} cannot be read: correct it", i + 1))?;
         let line = record.position().map_or(0, csv::Position::line);
-        let attributes = record
-            .iter()
-            .skip(2)
-            .map(|cell| {
-                cell.parse().with_context(|| {
-                    format!(
-                        "{name} has the attribute `{cell}` at line {line}, where 0 to 255 is expected: \
-                             correct it"
-                    )
-                })
+        let attribute = |cell: &str| {
+            cell.parse().with_context(|| {
+                format!(
+                    "{name} has the attribute `{cell}` at line {line}, where 0 to 255 is expected: correct it"
+                )
             })
-            .collect::<Result<Vec<u8>>>()?;
+        };
+        let attributes = record.iter().skip(2).map(attribute).collect::<Result<Vec<u8>>>()?;
         let (file, label) = (record[0].replace('\\', "/"), record[1].to_owned());
         ensure!(
             rows.insert(file.clone(), Row { label, attributes }).is_none(),
@@ -162,11 +148,68 @@ fn number(rows: &BTreeMap<String, Row>) -> Result<(Vec<String>, BTreeMap<&str, u
     Ok((classes, distinct.into_iter().zip(0..).collect()))
 }
 
-/// Which part a file belongs to where no folder says so: 0 training, 1 validation, 2 test.
+/// The part of a file that lies in no split folder, from the hash of its path: 0 training, 1 validation, 2 test.
 fn part(relative: &str) -> usize {
     let hash = Sha256::digest(relative.as_bytes());
     let word = u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"));
     [0, 0, 0, 0, 0, 0, 0, 0, 1, 2][(word % 10) as usize]
+}
+
+/// The contents of `labels.csv`: the names of the classes and attributes, and each file's class and attributes.
+#[derive(Default)]
+struct Labels {
+    classes: Vec<String>,
+    attributes: Vec<String>,
+    rows: BTreeMap<String, (u32, Vec<u8>)>,
+}
+
+/// Reads the file `labels.csv` of a folder, whose rows must be those of `files`.
+fn read_labels(table: &Path, files: &[String], revision: &mut Revision) -> Result<Labels> {
+    let bytes = read_file(table)?;
+    revision.add("labels.csv", &bytes);
+    let (attributes, rows) = parse_labels(&bytes, &table.display().to_string())?;
+    if let Some(file) = files.iter().find(|file| !rows.contains_key(*file)) {
+        bail!("{} has no row for {file}: add one, or remove the file", table.display());
+    }
+    if let Some(file) = rows.keys().find(|file| files.binary_search(file).is_err()) {
+        bail!(
+            "{} has a row for {file}, which is not there: add the file, or remove the row",
+            table.display()
+        );
+    }
+    let (classes, numbers) = number(&rows)?;
+    let numbered =
+        rows.iter().map(|(file, row)| (file.clone(), (numbers[row.label.as_str()], row.attributes.clone())));
+    Ok(Labels { classes, attributes, rows: numbered.collect() })
+}
+
+/// Assigns each file, by its place in `files`, to training, validation or test.
+fn deal(dir: &Path, files: &[String]) -> Result<[Vec<usize>; 3]> {
+    let explicit = dir.join("train").is_dir() && (dir.join("test").is_dir() || dir.join("valid").is_dir());
+    let mut parts = [vec![], vec![], vec![]];
+    for (place, file) in files.iter().enumerate() {
+        let to = if explicit {
+            let folder = ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder));
+            folder.with_context(|| {
+                let path = dir.join(file);
+                format!(
+                    "{} lies outside the folders train, valid and test: move it into one of them",
+                    path.display()
+                )
+            })?
+        } else {
+            part(file)
+        };
+        parts[to].push(place);
+    }
+    for (part, name) in [(&parts[0], "training"), (&parts[2], "test")] {
+        ensure!(
+            !part.is_empty(),
+            "{} has no {name} images: add images, or sort them into the folders train, valid and test",
+            dir.display()
+        );
+    }
+    Ok(parts)
 }
 
 /// Reads a folder of images.
@@ -181,49 +224,18 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     ensure!(!found.is_empty(), "there are no PNG or JPEG files in {}: put the images there", dir.display());
     let files: Vec<String> = found.into_iter().collect();
 
-    let loaded: Vec<(Picture, [u8; 32])> = files
-        .par_iter()
-        .map(|file| {
-            let path = dir.join(file);
-            let name = path.display();
-            let bytes = std::fs::metadata(&path).and_then(|meta| {
-                if meta.len() > LARGEST {
-                    Err(std::io::Error::other("it is too large"))
-                } else {
-                    std::fs::read(&path)
-                }
-            });
-            let bytes = bytes.with_context(|| format!("{name} cannot be read: replace or remove it"))?;
-            Ok((decode(&bytes, size, &name.to_string())?, Sha256::digest(&bytes).into()))
-        })
-        .collect::<Result<_>>()?;
+    let load = |file: &String| -> Result<(Picture, [u8; 32])> {
+        let path = dir.join(file);
+        let bytes = read_file(&path)?;
+        Ok((decode(&bytes, size, &path.display().to_string())?, Sha256::digest(&bytes).into()))
+    };
+    let loaded: Vec<_> = files.par_iter().map(load).collect::<Result<_>>()?;
     let mut revision = Revision::default();
     for (file, (_, hash)) in files.iter().zip(&loaded) {
         revision.add(file, hash);
     }
-
     let table = dir.join("labels.csv");
-    let labels = if table.is_file() {
-        let bytes = super::read_file(&table)?;
-        revision.add("labels.csv", &bytes);
-        let (names, rows) = parse_labels(&bytes, &table.display().to_string())?;
-        if let Some(file) = files.iter().find(|file| !rows.contains_key(*file)) {
-            bail!("{} has no row for {file}: add one, or remove the file", table.display());
-        }
-        if let Some(file) = rows.keys().find(|file| files.binary_search(file).is_err()) {
-            bail!(
-                "{} has a row for {file}, which is not there: add the file, or remove the row",
-                table.display()
-            );
-        }
-        Some((names, rows))
-    } else {
-        None
-    };
-    let (classes, numbers) = match &labels {
-        Some((_, rows)) => number(rows)?,
-        None => Default::default(),
-    };
+    let labels = table.is_file().then(|| read_labels(&table, &files, &mut revision)).transpose()?;
 
     let (height, width) = (loaded[0].0.height, loaded[0].0.width);
     if let Some(odd) = loaded.iter().position(|(p, _)| (p.height, p.width) != (height, width)) {
@@ -237,24 +249,6 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
         );
     }
     let channels = if loaded.iter().all(|(p, _)| p.grey) { 1 } else { 3 };
-    let explicit = dir.join("train").is_dir() && (dir.join("test").is_dir() || dir.join("valid").is_dir());
-    let mut parts = [vec![], vec![], vec![]];
-    for (place, file) in files.iter().enumerate() {
-        let to = if explicit {
-            ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder)).with_context(
-                || {
-                    let path = dir.join(file);
-                    format!(
-                        "{} lies outside the folders train, valid and test: move it into one of them",
-                        path.display()
-                    )
-                },
-            )?
-        } else {
-            part(file)
-        };
-        parts[to].push(place);
-    }
     let split = |places: &[usize]| {
         let mut pixels = Vec::with_capacity(places.len() * channels * height * width);
         for &place in places {
@@ -264,35 +258,19 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
                 pixels.extend_from_slice(&picture.planar);
             }
         }
-        let rows = labels
-            .as_ref()
-            .map(|(_, rows)| places.iter().map(|&place| &rows[&files[place]]).collect::<Vec<_>>());
-        let attributes = match &labels {
-            Some((names, _)) if !names.is_empty() => {
-                rows.as_ref().map(|rows| rows.iter().map(|row| row.attributes.clone()).collect())
-            }
-            _ => None,
-        };
-        let labels = rows.map(|rows| rows.iter().map(|row| numbers[row.label.as_str()]).collect());
-        Split::new(vec![channels, height, width], Values::Pixels(pixels), labels, attributes)
+        let rows = |labels: &Labels| places.iter().map(|&place| labels.rows[&files[place]].clone()).unzip();
+        let (classes, attributes): (Option<Vec<u32>>, Option<Vec<Vec<u8>>>) =
+            labels.as_ref().map(rows).unzip();
+        let attributes = attributes.filter(|_| labels.as_ref().is_some_and(|l| !l.attributes.is_empty()));
+        Split::new(vec![channels, height, width], Values::Pixels(pixels), classes, attributes)
     };
-    for (part, name) in [(&parts[0], "training"), (&parts[2], "test")] {
-        ensure!(
-            !part.is_empty(),
-            "{} has no {name} images: add images, or sort them into the folders train, valid and test",
-            dir.display()
-        );
-    }
-    Ok(Dataset {
-        name: "folder".into(),
-        train: split(&parts[0])?,
-        valid: if parts[1].is_empty() { None } else { Some(split(&parts[1])?) },
-        test: split(&parts[2])?,
-        classes,
-        attribute_names: labels.as_ref().map(|(names, _)| names.clone()).unwrap_or_default(),
-        entropy: None,
-        revision: revision.finish(&format!("{} image files", files.len())),
-    })
+    let [train, valid, test] = deal(dir, &files)?;
+    let valid = if valid.is_empty() { None } else { Some(split(&valid)?) };
+    let (train, test) = (split(&train)?, split(&test)?);
+    let Labels { classes, attributes, .. } = labels.unwrap_or_default();
+    let revision = revision.finish(&format!("{} image files", files.len()));
+    let set = Dataset::new("folder", train, test, classes, revision);
+    Ok(Dataset { valid, attribute_names: attributes, ..set })
 }
 
 #[cfg(test)]
@@ -312,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_dealt_out_by_name() {
+    fn without_split_folders_the_hash_of_the_path_decides() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("more")).unwrap();
         assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("no PNG"));
@@ -342,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn explicit_splits_labels_and_grey() {
+    fn split_folders_labels_and_grey_images_are_read() {
         let dir = tempfile::tempdir().unwrap();
         for part in ["train", "test"] {
             std::fs::create_dir(dir.path().join(part)).unwrap();
@@ -377,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn label_tables_are_checked() {
+    fn a_damaged_label_table_is_an_error_with_its_line() {
         let error = |text: &str| parse_labels(text.as_bytes(), "T").map(drop).unwrap_err().to_string();
         assert!(error("name,class\n").contains("`name,class` at line 1"));
         assert!(error("file,label,a\nx,1,256\n").contains("`256` at line 2"));
@@ -391,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn no_damage_panics() {
+    fn damaged_files_never_panic() {
         // What decoding may take, for the picture, its crop and its conversion.
         let decodes = |file: &[u8], size| {
             mutate::within(file, 3000, 3 * 4096, |bytes| drop(decode(bytes, size, "P")));

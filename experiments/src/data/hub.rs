@@ -4,11 +4,12 @@
 //! `HF_HUB_OFFLINE` set nothing else is looked at; `flows::hub` brings the files and verifies them. The images are decoded here rather than by
 //! `candle_datasets::vision`, whose parquet reader transposes those of CIFAR-10 and panics on damaged ones.
 
+use super::set::{class, planar};
 use super::{Dataset, Split, Values, cifar, idx};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::hub::{Hub, Observer, Repository, Revision};
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
+use parquet::record::RowAccessor;
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -85,26 +86,13 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
             place < rows,
             "{name} has more than the {rows} rows of this set: remove it and fetch it again"
         );
-        let (mut image, mut label) = (None, None);
-        for (_, field) in row.get_column_iter() {
-            match field {
-                Field::Group(group) => {
-                    image = group.get_column_iter().find_map(|(_, field)| match field {
-                        Field::Bytes(bytes) => Some(bytes.data()),
-                        _ => None,
-                    });
-                }
-                Field::Long(value) => label = Some(*value),
-                _ => {}
-            }
-        }
-        let (Some(image), Some(label)) = (image, label) else {
+        // The hub's columns: a group of the image's bytes and its path, then the label.
+        let image = row.get_group(0).and_then(|group| group.get_bytes(0));
+        let (Ok(image), Ok(label)) = (image, row.get_long(1)) else {
             bail!("row {place} of {name} lacks its image or its label: remove the file and fetch it again");
         };
-        let label = u32::try_from(label).ok().filter(|&label| label < idx::CLASSES);
-        labels
-            .push(label.with_context(|| format!("row {place} of {name} has a label that is not in 0 to 9"))?);
-        let image = image::load_from_memory(image).with_context(|| {
+        labels.push(class(label, idx::CLASSES, name, format_args!("in row {place}"))?);
+        let image = image::load_from_memory(image.data()).with_context(|| {
             format!("the image in row {place} of {name} cannot be decoded: fetch the file again")
         })?;
         ensure!(
@@ -117,10 +105,7 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
         if channels == 1 {
             pixels.extend(image.to_luma8().into_raw());
         } else {
-            let rgb = image.to_rgb8().into_raw();
-            for channel in 0..3 {
-                pixels.extend(rgb[channel..].iter().step_by(3));
-            }
+            pixels.extend(planar(&image.to_rgb8(), 3));
         }
     }
     ensure!(
@@ -170,16 +155,8 @@ fn load_with(hub: &Hub, set: HubSet) -> Result<Dataset> {
         read_parquet(file, set.shape, rows, name)
     };
     let (train, test) = rayon::join(|| read(set.train), || read(set.test));
-    Ok(Dataset {
-        name: set.name.to_owned(),
-        train: train?,
-        valid: None,
-        test: test?,
-        classes: set.classes.map(str::to_owned).to_vec(),
-        attribute_names: vec![],
-        entropy: None,
-        revision: format!("hub {repository} {BRANCH} {}", snapshot.commit),
-    })
+    let revision = format!("hub {repository} {BRANCH} {}", snapshot.commit);
+    Ok(Dataset::new(set.name, train?, test?, set.classes, revision))
 }
 
 #[cfg(test)]

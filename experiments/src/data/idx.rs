@@ -5,6 +5,7 @@
 //! `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, each plain or as `.gz`.
 //! Sets in the same files (Fashion-MNIST, KMNIST) are read as well.
 
+use super::set::{check_length, class, product};
 use super::{Dataset, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -55,23 +56,11 @@ pub fn parse_idx<'a>(bytes: &'a [u8], rank: u8, name: &str) -> Result<Idx<'a>> {
     }
     let start = 4 + 4 * usize::from(rank);
     let data = &bytes[start..];
-    let Some(count) = sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side)) else {
+    let Some(count) = product(&sides) else {
         bail!("{name} announces impossible sides {sides:?} at byte 4: fetch the file again");
     };
-    if data.len() < count {
-        bail!(
-            "{name} ends at byte {} but its header ({sides:?} at byte 4) announces {}: fetch the file again",
-            bytes.len(),
-            start as u128 + count as u128
-        );
-    }
-    ensure!(
-        data.len() == count,
-        "{name} has {} extra bytes from byte {} on, past what its header ({sides:?}) announces: fetch the \
-         file again",
-        data.len() - count,
-        start + count
-    );
+    let announced = format!("its header ({sides:?} at byte 4) announces");
+    check_length(name, bytes.len(), start as u128 + count as u128, announced, "fetch the file again")?;
     Ok(Idx { sides, data })
 }
 
@@ -96,18 +85,13 @@ pub fn parse_pair(images: (&[u8], &str), labels: (&[u8], &str)) -> Result<Split>
         image.sides[0],
         label.sides[0]
     );
-    if let Some(at) = label.data.iter().position(|&l| u32::from(l) >= CLASSES) {
-        bail!(
-            "{label_name} has the label {} at byte {}, where labels are 0 to {}: fetch the file again",
-            label.data[at],
-            8 + at,
-            CLASSES - 1
-        );
-    }
+    let labels = label.data.iter().enumerate();
+    let labels =
+        labels.map(|(i, &l)| class(l.into(), CLASSES, label_name, format_args!("at byte {}", 8 + i)));
     Split::new(
         vec![1, image.sides[1], image.sides[2]],
         Values::Pixels(image.data.to_vec()),
-        Some(label.data.iter().map(|&l| u32::from(l)).collect()),
+        Some(labels.collect::<Result<_>>()?),
         None,
     )
 }
@@ -155,16 +139,7 @@ pub fn read_folder(dir: &Path) -> Result<Dataset> {
         files[2].1,
         &test.shape[1..]
     );
-    Ok(Dataset {
-        name: "mnist".into(),
-        train,
-        valid: None,
-        test,
-        classes: (0..CLASSES).map(|digit| digit.to_string()).collect(),
-        attribute_names: vec![],
-        entropy: None,
-        revision: revision.finish("the four idx files, unpacked"),
-    })
+    Ok(Dataset::new("mnist", train, test, 0..CLASSES, revision.finish("the four idx files, unpacked")))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@
 //! that are there before anything is allocated, and an error names the file, the byte offset and the remedy.
 //!
 //! A reader is one file that uses the types of [`set`] and [`request`]; [`sets`] is the table of names and readers, to
-//! which a new data set adds one row. What anything else wants to know of a set by its name is a column there.
+//! which a new data set adds one row. Every property that depends on a set's name is a column there.
 
 pub mod cifar;
 pub mod faces;

@@ -6,14 +6,15 @@
 //! - **Vectors** are `float32` or `float64`, (N, D), and finite.
 //! - **Labels** are any integers of one side, (N).
 //!
-//! One `.npy` file is dealt out by row number: of every ten rows, eight go to training, then one each to
+//! One `.npy` file is split by row number: of every ten rows, eight go to training, then one each to
 //! validation and test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels`
-//! and so on, says itself what is what; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
-//! with one array, or `x` and perhaps `labels`, is dealt out like a `.npy` file.
+//! and so on, names its splits; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
+//! with one array, or `x` and perhaps `labels`, is split like a `.npy` file.
 //!
 //! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
+use super::set::{check_length, class, planar, product};
 use super::{Dataset, LARGEST, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -97,53 +98,38 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
             format!("{name} has a `shape` that cannot be read in its header at byte 10: save it again")
         })?;
 
-    let size: usize = match descr.trim_start_matches(['|', '<', '=']) {
-        "u1" | "i1" | "b1" => 1,
-        "i2" | "u2" => 2,
-        "f4" | "i4" | "u4" => 4,
-        "f8" | "i8" | "u8" => 8,
+    fn each<const W: usize, T>(data: &[u8], from: impl Fn([u8; W]) -> T) -> Vec<T> {
+        data.chunks_exact(W).map(|chunk| from(chunk.try_into().expect("chunks have this length"))).collect()
+    }
+    fn integers<const W: usize, T: Into<i64>>(data: &[u8], from: fn([u8; W]) -> T) -> Numbers {
+        Numbers::Integers(each(data, |bytes| from(bytes).into()))
+    }
+    // The bytes of a number, and how they are read.
+    let (size, read): (usize, fn(&[u8]) -> Numbers) = match descr.trim_start_matches(['|', '<', '=']) {
+        "u1" | "b1" => (1, |data| Numbers::Bytes(data.to_vec())),
+        "i1" => (1, |data| integers(data, i8::from_le_bytes)),
+        "i2" => (2, |data| integers(data, i16::from_le_bytes)),
+        "u2" => (2, |data| integers(data, u16::from_le_bytes)),
+        "i4" => (4, |data| integers(data, i32::from_le_bytes)),
+        "u4" => (4, |data| integers(data, u32::from_le_bytes)),
+        // Unsigned labels past 2^63 become negative and are refused with the negative ones.
+        "i8" | "u8" => (8, |data| integers(data, i64::from_le_bytes)),
+        "f4" => (4, |data| Numbers::Reals(each(data, f32::from_le_bytes))),
+        "f8" => (8, |data| Numbers::Reals(each(data, |bytes| f64::from_le_bytes(bytes) as f32))),
         _ => bail!(
             "{name} holds numbers of type `{descr}`: save images as uint8, vectors as float32 or float64, \
              labels as integers, all little-endian"
         ),
     };
-    let count = sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-    let expected = count.and_then(|count| count.checked_mul(size));
-    let Some(expected) = expected else {
+    let Some(expected) = product(&sides).and_then(|count| count.checked_mul(size)) else {
         bail!(
             "{name} announces impossible sides {sides:?} in its header at byte 10: save it again with numpy"
         );
     };
-    ensure!(
-        data.len() >= expected,
-        "{name} ends at byte {} where its header ({sides:?} of `{descr}`) announces {} bytes: save it again \
-         with numpy",
-        bytes.len(),
-        start as u128 + expected as u128
-    );
-    ensure!(
-        data.len() == expected,
-        "{name} has {} extra bytes from byte {} on, past what its header announces: save it again with numpy",
-        data.len() - expected,
-        start + expected
-    );
-    fn each<const W: usize, T>(data: &[u8], from: impl Fn([u8; W]) -> T) -> Vec<T> {
-        data.chunks_exact(W).map(|chunk| from(chunk.try_into().expect("chunks have this length"))).collect()
-    }
-    let numbers = match descr.trim_start_matches(['|', '<', '=']) {
-        "u1" | "b1" => Numbers::Bytes(data.to_vec()),
-        "i1" => Numbers::Integers(each(data, |b| i64::from(i8::from_le_bytes(b)))),
-        "i2" => Numbers::Integers(each(data, |b| i64::from(i16::from_le_bytes(b)))),
-        "u2" => Numbers::Integers(each(data, |b| i64::from(u16::from_le_bytes(b)))),
-        "i4" => Numbers::Integers(each(data, |b| i64::from(i32::from_le_bytes(b)))),
-        "u4" => Numbers::Integers(each(data, |b| i64::from(u32::from_le_bytes(b)))),
-        "i8" => Numbers::Integers(each(data, i64::from_le_bytes)),
-        // Labels past 2^63 become negative and are refused with the negative ones.
-        "u8" => Numbers::Integers(each(data, |b| u64::from_le_bytes(b).cast_signed())),
-        "f4" => Numbers::Reals(each(data, f32::from_le_bytes)),
-        _ => Numbers::Reals(each(data, |b| f64::from_le_bytes(b) as f32)),
-    };
-    Ok(Array { sides, numbers })
+    let announced = format!("its header ({sides:?} of `{descr}`) announces");
+    let expected = start as u128 + expected as u128;
+    check_length(name, bytes.len(), expected, announced, "save it again with numpy")?;
+    Ok(Array { sides, numbers: read(data) })
 }
 
 /// Reads every array of a `.npz` file, by name.
@@ -189,13 +175,8 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
     let (shape, values) = match (array.numbers, &sides[1..]) {
         (Numbers::Bytes(v), &[c @ (1 | 3), h, w]) => (vec![c, h, w], Values::Pixels(v)),
         (Numbers::Bytes(v), &[h, w, c @ (1 | 3)]) => {
-            let mut planar = Vec::with_capacity(v.len());
-            for image in v.chunks_exact(h * w * c) {
-                for channel in 0..c {
-                    planar.extend(image.iter().skip(channel).step_by(c));
-                }
-            }
-            (vec![c, h, w], Values::Pixels(planar))
+            let images = v.chunks_exact(h * w * c);
+            (vec![c, h, w], Values::Pixels(images.flat_map(|image| planar(image, c)).collect()))
         }
         (Numbers::Bytes(v), &[h, w]) => (vec![1, h, w], Values::Pixels(v)),
         (Numbers::Reals(v), &[d]) => {
@@ -226,27 +207,16 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
             Numbers::Reals(_) => bail!("the labels of {name} are not integers: save them as uint8 or int64"),
         };
         // Classes are counted up to the largest label, so an absurd one must not get through.
-        let small = |(row, label): (usize, i64)| {
-            u32::try_from(label).ok().filter(|&label| label < MOST_CLASSES).with_context(|| {
-                format!("the label {label} in row {row} of {name} is not in 0 to {}", MOST_CLASSES - 1)
-            })
-        };
-        wide.into_iter().enumerate().map(small).collect()
+        let rows = wide.into_iter().enumerate();
+        rows.map(|(row, label)| class(label, MOST_CLASSES, name, format_args!("in row {row}"))).collect()
     });
     Split::new(shape, values, labels.transpose()?, None)
 }
 
-/// More classes than this are taken for a mistake.
+/// The largest number of classes; a larger label is taken for an error in the file.
 pub(crate) const MOST_CLASSES: u32 = 100_000;
 
-/// Names the classes of numbered labels: 0, 1, … up to the largest in any split.
-fn classes(splits: [Option<&Split>; 3]) -> Vec<String> {
-    let labels = splits.into_iter().flatten().filter_map(|split| split.labels.as_ref()).flatten();
-    labels.max().map(|&most| (0..=most).map(|class| class.to_string()).collect()).unwrap_or_default()
-}
-
-/// Deals the rows of one split out: of every ten, eight for training, then one for validation and one for
-/// test.
+/// Splits the rows: of every ten, eight for training, then one for validation and one for test.
 fn deal(all: &Split, name: &str) -> Result<[Split; 3]> {
     ensure!(all.len() >= 10, "{name} has {} examples, too few to deal out: give at least 10", all.len());
     let part = |wanted: fn(usize) -> bool| {
@@ -269,13 +239,9 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
         (train.expect("its presence was checked"), valid, test)
     } else {
         let labels = arrays.remove("labels");
-        let key = if arrays.contains_key("x") {
-            "x".to_owned()
-        } else {
-            arrays.keys().next().cloned().unwrap_or_default()
-        };
         let array = arrays
-            .remove(&key)
+            .remove("x")
+            .or_else(|| Some(arrays.pop_first()?.1))
             .with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
         let [train, valid, test] = deal(&split(array, labels, name)?, name)?;
         (train, Some(valid), test)
@@ -298,16 +264,11 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
             "{name} has labels for one split and not for another: label all or none"
         );
     }
-    Ok(Dataset {
-        name: "npy".into(),
-        classes: classes([Some(&train), valid.as_ref(), Some(&test)]),
-        train,
-        valid,
-        test,
-        attribute_names: vec![],
-        entropy: None,
-        revision,
-    })
+    // Classes are named by their numbers, up to the largest label in any split.
+    let labels = [Some(&train), valid.as_ref(), Some(&test)].into_iter().flatten();
+    let most = labels.filter_map(|split| split.labels.as_ref()).flatten().max();
+    let classes = 0..most.map_or(0, |most| most + 1);
+    Ok(Dataset { valid, ..Dataset::new("npy", train, test, classes, revision) })
 }
 
 /// Reads a `.npy` or `.npz` file, or a folder of `.npy` files named as the arrays in a `.npz` file are.
@@ -316,27 +277,23 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
 /// When a file is missing or damaged, the arrays do not fit together, or there are too few examples to deal
 /// out.
 pub fn read_path(path: &Path) -> Result<Dataset> {
-    let mut revision = Revision::default();
+    let (name, mut revision) = (path.display().to_string(), Revision::default());
     if path.is_dir() {
         let mut arrays = BTreeMap::new();
-        for part in ["train", "valid", "test"] {
-            for key in [part.to_owned(), format!("{part}_labels")] {
-                let file = path.join(format!("{key}.npy"));
-                if file.is_file() {
-                    let bytes = read_file(&file)?;
-                    revision.add(&key, &bytes);
-                    arrays.insert(key.clone(), parse_npy(&bytes, &file.display().to_string())?);
-                }
+        for key in ["train", "train_labels", "valid", "valid_labels", "test", "test_labels"] {
+            let file = path.join(format!("{key}.npy"));
+            if file.is_file() {
+                let bytes = read_file(&file)?;
+                revision.add(key, &bytes);
+                arrays.insert(key.to_owned(), parse_npy(&bytes, &file.display().to_string())?);
             }
         }
         ensure!(
             arrays.contains_key("train"),
-            "{} has no train.npy: give a .npy or .npz file, or a folder of train.npy and test.npy",
-            path.display()
+            "{name} has no train.npy: give a .npy or .npz file, or a folder of train.npy and test.npy"
         );
-        return assemble(arrays, &path.display().to_string(), revision.finish("npy files"));
+        return assemble(arrays, &name, revision.finish("npy files"));
     }
-    let name = path.display().to_string();
     let bytes = read_file(path)?;
     revision.add(&name, &bytes);
     let arrays = if bytes.starts_with(b"PK") {

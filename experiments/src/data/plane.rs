@@ -18,12 +18,12 @@
 //!   step, and a test halves the step.
 
 use super::{Dataset, Entropy, Request, Split, Values, example_rng};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 use std::f64::consts::PI;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 /// The version of the generator: it changes whenever a seed would give other points.
 const VERSION: u32 = 1;
@@ -59,18 +59,26 @@ struct Curve {
 }
 
 impl Curve {
-    /// Places nodes on `point(t)` for t in \[0, 1\], weighted with the density `weight(t)`.
-    fn add(&mut self, panels: usize, weight: impl Fn(f64) -> f64, point: impl Fn(f64) -> [f64; 2]) {
+    /// Places nodes on both halves `point(false, t)` and `point(true, t)` for t in \[0, 1\], weighted with the density
+    /// `weight(t)`.
+    fn new(
+        sd: f64,
+        panels: usize,
+        weight: impl Fn(f64) -> f64,
+        point: impl Fn(bool, f64) -> [f64; 2],
+    ) -> Self {
+        let mut curve = Self { x: vec![], y: vec![], log_weight: vec![], sd };
         let rule = legendre16();
-        for panel in 0..panels {
+        for (half, panel) in [false, true].into_iter().flat_map(|half| (0..panels).map(move |p| (half, p))) {
             for &(node, w) in &rule {
                 let t = (panel as f64 + 0.5 * (node + 1.0)) / panels as f64;
-                let [x, y] = point(t);
-                self.x.push(x);
-                self.y.push(y);
-                self.log_weight.push((0.5 * w / panels as f64 * weight(t)).ln());
+                let [x, y] = point(half, t);
+                curve.x.push(x);
+                curve.y.push(y);
+                curve.log_weight.push((0.5 * w / panels as f64 * weight(t)).ln());
             }
         }
+        curve
     }
 
     fn log_density(&self, [px, py]: [f64; 2]) -> f64 {
@@ -138,36 +146,22 @@ fn moon(lower: bool, t: f64) -> [f64; 2] {
     if lower { [0.5 + cos, 0.25 - sin] } else { [-0.5 + cos, -0.25 + sin] }
 }
 
-fn spiral(sign: f64, tau: f64) -> [f64; 2] {
+fn spiral(second: bool, tau: f64) -> [f64; 2] {
+    let sign = if second { -1.0 } else { 1.0 };
     let (sin, cos) = libm::sincos(3.0 * PI * tau);
     [sign * 2.0 * tau * cos, sign * 2.0 * tau * sin]
 }
 
 fn moon_curve(panels: usize) -> Curve {
-    let mut curve = Curve { x: vec![], y: vec![], log_weight: vec![], sd: MOON_SD };
-    for lower in [false, true] {
-        curve.add(panels, |_| 0.5, |t| moon(lower, t));
-    }
-    curve
+    Curve::new(MOON_SD, panels, |_| 0.5, moon)
 }
 
 fn spiral_curve(panels: usize) -> Curve {
-    let mut curve = Curve { x: vec![], y: vec![], log_weight: vec![], sd: SPIRAL_SD };
-    for sign in [-1.0, 1.0] {
-        curve.add(panels, |tau| tau, |tau| spiral(sign, tau));
-    }
-    curve
+    Curve::new(SPIRAL_SD, panels, |tau| tau, |half, tau| spiral(!half, tau))
 }
 
-fn moons() -> &'static Curve {
-    static CURVE: OnceLock<Curve> = OnceLock::new();
-    CURVE.get_or_init(|| moon_curve(10))
-}
-
-fn spirals() -> &'static Curve {
-    static CURVE: OnceLock<Curve> = OnceLock::new();
-    CURVE.get_or_init(|| spiral_curve(60))
-}
+static MOONS: LazyLock<Curve> = LazyLock::new(|| moon_curve(10));
+static SPIRALS: LazyLock<Curve> = LazyLock::new(|| spiral_curve(60));
 
 /// The density of the rings' radius, g in the module's notation.
 fn ring_radius_density(r: f64) -> f64 {
@@ -189,11 +183,16 @@ impl Plane {
     /// The name it is asked for by.
     #[must_use]
     pub fn name(self) -> &'static str {
+        self.names().0
+    }
+
+    /// The name of the density and the names of its components, which are the classes.
+    fn names(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Moons => "moons",
-            Self::Rings => "rings",
-            Self::Spirals => "spirals",
-            Self::Checkerboard => "checkerboard",
+            Self::Moons => ("moons", &["upper", "lower"]),
+            Self::Rings => ("rings", &["innermost", "second", "third", "outermost"]),
+            Self::Spirals => ("spirals", &["first arm", "second arm"]),
+            Self::Checkerboard => ("checkerboard", &["bottom row", "second row", "third row", "top row"]),
         }
     }
 
@@ -211,7 +210,7 @@ impl Plane {
             }
             Self::Spirals => {
                 let second: bool = rng.random();
-                let [x, y] = spiral(if second { -1.0 } else { 1.0 }, rng.random::<f64>().sqrt());
+                let [x, y] = spiral(second, rng.random::<f64>().sqrt());
                 ([x + normal(SPIRAL_SD, rng), y + normal(SPIRAL_SD, rng)], u32::from(second))
             }
             Self::Rings => {
@@ -233,8 +232,8 @@ impl Plane {
     #[must_use]
     pub fn log_density(self, point: [f64; 2]) -> f64 {
         match self {
-            Self::Moons => moons().log_density(point),
-            Self::Spirals => spirals().log_density(point),
+            Self::Moons => MOONS.log_density(point),
+            Self::Spirals => SPIRALS.log_density(point),
             Self::Rings => {
                 let r = point[0].hypot(point[1]);
                 // A radius through 0 leaves a pole at the origin, integrable and of a mass below 1e-14.
@@ -255,11 +254,11 @@ impl Plane {
     /// The differential entropy −∫ p ln p, in nats per point, to better than 1e-6.
     #[must_use]
     pub fn entropy(self) -> f64 {
-        static MOONS: OnceLock<f64> = OnceLock::new();
-        static SPIRALS: OnceLock<f64> = OnceLock::new();
+        static MOON_ENTROPY: LazyLock<f64> = LazyLock::new(|| MOONS.entropy(1.0 / 3.0));
+        static SPIRAL_ENTROPY: LazyLock<f64> = LazyLock::new(|| SPIRALS.entropy(1.0 / 3.0));
         match self {
-            Self::Moons => *MOONS.get_or_init(|| moons().entropy(1.0 / 3.0)),
-            Self::Spirals => *SPIRALS.get_or_init(|| spirals().entropy(1.0 / 3.0)),
+            Self::Moons => *MOON_ENTROPY,
+            Self::Spirals => *SPIRAL_ENTROPY,
             Self::Rings => {
                 let step = RING_SD / 64.0;
                 let last = ((RADII[RADII.len() - 1] + 9.0 * RING_SD) / step) as usize;
@@ -301,30 +300,9 @@ pub fn dataset(request: &Request) -> Result<Dataset> {
     let plane = Plane::from_name(&request.name).with_context(|| {
         format!("there is no density `{}`: choose moons, rings, spirals or checkerboard", request.name)
     })?;
-    let counts =
-        [request.train.unwrap_or(20_000), request.valid.unwrap_or(2_000), request.test.unwrap_or(10_000)];
-    ensure!(
-        counts[0] > 0 && counts[2] > 0,
-        "`{}` needs training and test points: ask for at least one",
-        request.name
-    );
-    let entropy = plane.entropy();
-    let classes = match plane {
-        Plane::Moons => vec!["upper", "lower"],
-        Plane::Rings => vec!["innermost", "second", "third", "outermost"],
-        Plane::Spirals => vec!["first arm", "second arm"],
-        Plane::Checkerboard => vec!["bottom row", "second row", "third row", "top row"],
-    };
-    Ok(Dataset {
-        name: request.name.clone(),
-        train: draw(plane, request.seed, 0, counts[0])?,
-        valid: if counts[1] > 0 { Some(draw(plane, request.seed, 1, counts[1])?) } else { None },
-        test: draw(plane, request.seed, 2, counts[2])?,
-        classes: classes.into_iter().map(str::to_owned).collect(),
-        attribute_names: vec![],
-        entropy: Some(Entropy { lower: entropy, upper: entropy }),
-        revision: format!("{} generator version {VERSION}, seed {}", plane.name(), request.seed),
-    })
+    let (h, draw) = (plane.entropy(), |part, count| draw(plane, request.seed, part, count));
+    let entropy = Entropy { lower: h, upper: h };
+    request.draw(VERSION, [20_000, 2_000, 10_000], plane.names().1, entropy, draw)
 }
 
 #[cfg(test)]
@@ -344,7 +322,7 @@ mod tests {
     #[test]
     fn nodes_are_dense_enough() {
         for (plane, coarse, fine) in
-            [(Plane::Moons, moons(), moon_curve(20)), (Plane::Spirals, spirals(), spiral_curve(120))]
+            [(Plane::Moons, &MOONS, moon_curve(20)), (Plane::Spirals, &SPIRALS, spiral_curve(120))]
         {
             for i in 0..300 {
                 let point = plane.sample(&mut example_rng(8, "nodes", 0, i)).0;
@@ -390,8 +368,8 @@ mod tests {
 
     #[test]
     fn entropy_has_converged() {
-        assert!((Plane::Moons.entropy() - moons().entropy(1.0 / 5.0)).abs() < 1e-6);
-        assert!((Plane::Spirals.entropy() - spirals().entropy(1.0 / 5.0)).abs() < 1e-6);
+        assert!((Plane::Moons.entropy() - MOONS.entropy(1.0 / 5.0)).abs() < 1e-6);
+        assert!((Plane::Spirals.entropy() - SPIRALS.entropy(1.0 / 5.0)).abs() < 1e-6);
         // Rings of disjoint support would give ln 4 + ln(s √(2πe)) + mean of E ln(2πr), with E ln r = ln r_k
         // − s²/2r_k².
         let rough =

@@ -1,5 +1,7 @@
-//! What is asked of a data set, and the random numbers of one that is drawn.
+//! The request for a data set, and how a set is drawn from it.
 
+use super::{Dataset, Entropy, Split};
+use anyhow::{Result, ensure};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::path::PathBuf;
@@ -9,7 +11,7 @@ use std::path::PathBuf;
 pub struct Request {
     /// A name of [`SETS`](super::SETS).
     pub name: String,
-    /// The data set's folder or its parent, from `--data` or `FLOW_DATA`; the drawn sets do not look at it.
+    /// The data set's folder or its parent, from `--data` or `FLOW_DATA`; sets that are drawn ignore it.
     pub dir: Option<PathBuf>,
     /// The side that images of a folder are cropped and resized to.
     pub size: Option<usize>,
@@ -22,6 +24,36 @@ pub struct Request {
     pub test: Option<usize>,
     /// The seed of the drawn sets.
     pub seed: u64,
+}
+
+impl Request {
+    /// Draws a data set with version `version` of its generator. `draw` makes so many examples of part 0 (training), 1
+    /// (validation) or 2 (test), as many as the request or else `counts` says.
+    ///
+    /// # Errors
+    /// When no training or test examples are asked for, or as `draw`.
+    pub(super) fn draw(
+        &self,
+        version: u32,
+        counts: [usize; 3],
+        classes: &[&str],
+        entropy: Entropy,
+        draw: impl Fn(u64, usize) -> Result<Split>,
+    ) -> Result<Dataset> {
+        let asked = [self.train, self.valid, self.test];
+        let [train, valid, test] = std::array::from_fn(|i| asked[i].unwrap_or(counts[i]));
+        ensure!(
+            train > 0 && test > 0,
+            "`{}` needs training and test examples: ask for at least one of each",
+            self.name
+        );
+        let revision = format!("{} generator version {version}, seed {}", self.name, self.seed);
+        Ok(Dataset {
+            valid: if valid > 0 { Some(draw(1, valid)?) } else { None },
+            entropy: Some(entropy),
+            ..Dataset::new(&self.name, draw(0, train)?, draw(2, test)?, classes, revision)
+        })
+    }
 }
 
 /// The random numbers of example `index` of part `part`: independent of every other example, so that neither

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
+use std::fmt::Display;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
@@ -13,6 +14,15 @@ pub enum Values {
     Pixels(Vec<u8>),
     /// Vectors, (N, D).
     Reals(Vec<f32>),
+}
+
+impl Values {
+    fn len(&self) -> usize {
+        match self {
+            Self::Pixels(v) => v.len(),
+            Self::Reals(v) => v.len(),
+        }
+    }
 }
 
 /// One part (training, validation or test) of a data set.
@@ -39,14 +49,10 @@ impl Split {
         labels: Option<Vec<u32>>,
         attributes: Option<Vec<Vec<u8>>>,
     ) -> Result<Self> {
-        let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        let Some(dims) = dims.filter(|&dims| dims > 0) else {
+        let Some(dims) = product(&shape).filter(|&dims| dims > 0) else {
             bail!("an example of shape {shape:?} holds no values: every side must be at least 1");
         };
-        let count = match &values {
-            Values::Pixels(v) => v.len(),
-            Values::Reals(v) => v.len(),
-        };
+        let count = values.len();
         ensure!(
             count.is_multiple_of(dims),
             "{count} values are no whole number of examples of shape {shape:?}: the data are cut short"
@@ -55,12 +61,11 @@ impl Split {
         for (what, rows) in
             [("labels", labels.as_ref().map(Vec::len)), ("attributes", attributes.as_ref().map(Vec::len))]
         {
-            if let Some(rows) = rows {
-                ensure!(
-                    rows == examples,
-                    "{examples} examples came with {rows} rows of {what}: give one per example"
-                );
-            }
+            let rows = rows.unwrap_or(examples);
+            ensure!(
+                rows == examples,
+                "{examples} examples came with {rows} rows of {what}: give one per example"
+            );
         }
         Ok(Self { shape, values, labels, attributes })
     }
@@ -68,11 +73,7 @@ impl Split {
     /// How many examples there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        let count = match &self.values {
-            Values::Pixels(v) => v.len(),
-            Values::Reals(v) => v.len(),
-        };
-        count / self.dims()
+        self.values.len() / self.dims()
     }
 
     /// Whether there is no example at all.
@@ -127,16 +128,7 @@ impl Split {
     /// When the range leaves `0..len`.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Self {
-        let flat = range.start * self.dims()..range.end * self.dims();
-        Self {
-            shape: self.shape.clone(),
-            values: match &self.values {
-                Values::Pixels(v) => Values::Pixels(v[flat].to_vec()),
-                Values::Reals(v) => Values::Reals(v[flat].to_vec()),
-            },
-            labels: self.labels.as_ref().map(|l| l[range.clone()].to_vec()),
-            attributes: self.attributes.as_ref().map(|a| a[range].to_vec()),
-        }
+        self.select(&range.collect::<Vec<_>>())
     }
 
     /// The first `n` examples, or all of them where there are fewer.
@@ -152,7 +144,7 @@ impl Split {
     #[must_use]
     pub fn select(&self, places: &[usize]) -> Self {
         fn gather<T: Copy>(from: &[T], dims: usize, places: &[usize]) -> Vec<T> {
-            places.iter().flat_map(|&i| from[i * dims..][..dims].iter().copied()).collect()
+            places.iter().map(|&i| &from[i * dims..][..dims]).collect::<Vec<_>>().concat()
         }
         Self {
             shape: self.shape.clone(),
@@ -172,16 +164,12 @@ impl Split {
             Values::Pixels(v) => v.truncate(n.saturating_mul(dims)),
             Values::Reals(v) => v.truncate(n.saturating_mul(dims)),
         }
-        if let Some(labels) = &mut self.labels {
-            labels.truncate(n);
-        }
-        if let Some(attributes) = &mut self.attributes {
-            attributes.truncate(n);
-        }
+        self.labels.iter_mut().for_each(|labels| labels.truncate(n));
+        self.attributes.iter_mut().for_each(|attributes| attributes.truncate(n));
     }
 }
 
-/// What is known of a set's entropy, the number no model's average loss can go below.
+/// Bounds of a set's entropy, which is a lower bound of the expected loss of every model.
 ///
 /// Bits per dimension for pixels; nats per point for the two-dimensional densities, where `lower == upper`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -197,11 +185,11 @@ pub struct Entropy {
 pub struct Dataset {
     /// The name it was asked for by.
     pub name: String,
-    /// What models are fitted to.
+    /// The examples that models are fitted to.
     pub train: Split,
-    /// What choices are made on, where the set has such a part; see [`Dataset::carve_validation`].
+    /// The examples on which models and settings are selected, where there are any; see [`Dataset::carve_validation`].
     pub valid: Option<Split>,
-    /// What the reported numbers are measured on.
+    /// The examples that the reported numbers are measured on.
     pub test: Split,
     /// The name of each class, empty where there are no labels.
     pub classes: Vec<String>,
@@ -215,6 +203,27 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// A data set with classes, and without a validation split, attributes or a known entropy.
+    #[must_use]
+    pub fn new(
+        name: &str,
+        train: Split,
+        test: Split,
+        classes: impl IntoIterator<Item = impl ToString>,
+        revision: String,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            train,
+            valid: None,
+            test,
+            classes: classes.into_iter().map(|class| class.to_string()).collect(),
+            attribute_names: vec![],
+            entropy: None,
+            revision,
+        }
+    }
+
     /// Moves the last `n` training examples into a validation split of their own.
     ///
     /// The last, not a random choice: the published sets are shuffled already, and a fixed rule keeps runs
@@ -273,6 +282,42 @@ pub fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
     )?;
     ensure!(plain.len() as u64 <= LARGEST, "{name} unpacks to more than {LARGEST} bytes: it is no data set");
     Ok(plain)
+}
+
+/// The product of the sides, or `None` where it is too large.
+pub(super) fn product(sides: &[usize]) -> Option<usize> {
+    sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side))
+}
+
+/// Refuses a file of another length than `expected`; `reason` is the part of the message between "but" and that number.
+pub(super) fn check_length(
+    name: &str,
+    length: usize,
+    expected: u128,
+    reason: impl Display,
+    remedy: &str,
+) -> Result<()> {
+    let length = length as u128;
+    ensure!(length >= expected, "{name} ends at byte {length}, but {reason} {expected} bytes: {remedy}");
+    ensure!(
+        length == expected,
+        "{name} has {} extra bytes from byte {expected} on, but {reason} {expected} bytes: {remedy}",
+        length - expected
+    );
+    Ok(())
+}
+
+/// Refuses a label that is not below `classes`; `place` says where in the file it stands.
+pub(super) fn class(label: i64, classes: u32, name: &str, place: impl Display) -> Result<u32> {
+    u32::try_from(label).ok().filter(|&label| label < classes).with_context(|| {
+        let most = i64::from(classes) - 1;
+        format!("{name} has the label {label} {place}, where labels are 0 to {most}: correct or replace it")
+    })
+}
+
+/// The pixels of an image, stored channel after channel rather than interleaved.
+pub(super) fn planar(interleaved: &[u8], channels: usize) -> Vec<u8> {
+    (0..channels).flat_map(|c| interleaved[c..].iter().copied().step_by(channels)).collect()
 }
 
 /// Collects the SHA-256 over the files a set was read from, in the order they were read.

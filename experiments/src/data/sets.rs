@@ -1,6 +1,6 @@
 //! The table of data sets: what each name stands for, and the reader that loads it.
 //!
-//! Recipes, memory limits, `flow explain` and model cards look up what they need to know of a set here, so that a new data
+//! Recipes, memory limits, `flow explain` and model cards look up the properties of a set here, so that a new data
 //! set is one file for its reader and one row of [`SETS`].
 
 use super::hub::{self, CIFAR10, HubSet, MNIST};
@@ -86,7 +86,7 @@ pub fn known(name: &str) -> Option<&'static KnownSet> {
     SETS.iter().find(|set| set.name == name)
 }
 
-/// Loads a data set; `observer` is told of transfers from the hub and may stop them.
+/// Loads a data set; `observer` receives the progress of transfers from the hub and may stop them.
 ///
 /// # Errors
 /// When the name is not known, a file is missing or damaged (the message names it, the byte and the remedy),
@@ -137,7 +137,7 @@ mod tests {
             ..Request::default()
         };
         for set in &SETS {
-            // A drawn set does not look at the folder; no other finds its files there.
+            // Sets that are drawn ignore the folder; the others find no files there.
             let loaded = load(&request(set.name, Some("no/such/folder")), None);
             assert_eq!(loaded.is_ok(), matches!(set.origin, Origin::Drawn { .. }), "{}", set.name);
             if let Ok(data) = loaded {

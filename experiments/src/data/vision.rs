@@ -24,6 +24,7 @@
 //!   CIFAR-10 in that orientation by its first training image and transposes it back. It also panics on an image that
 //!   cannot be decoded.
 
+use super::set::class;
 use super::{Dataset, Revision, Split, Values};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{D, DType, Device, Tensor};
@@ -61,16 +62,8 @@ impl TryFrom<vision::Dataset> for Dataset {
             let labels = split.labels.iter().flatten().flat_map(|label| label.to_le_bytes());
             revision.add("labels", &labels.collect::<Vec<_>>());
         }
-        Ok(Self {
-            name: "candle-datasets".into(),
-            train,
-            valid: None,
-            test,
-            classes: (0..set.labels).map(|class| class.to_string()).collect(),
-            attribute_names: vec![],
-            entropy: None,
-            revision: revision.finish("the pixels and labels"),
-        })
+        let revision = revision.finish("the pixels and labels");
+        Ok(Self::new("candle-datasets", train, test, 0..set.labels, revision))
     }
 }
 
@@ -121,13 +114,11 @@ fn split(images: &Tensor, labels: &Tensor, classes: usize) -> Result<Split> {
     }
     ensure!(labels.dtype().is_int(), "labels are {:?}, where integers are expected", labels.dtype());
     let labels = labels.to_dtype(DType::I64)?.to_vec1::<i64>()?;
-    if let Some(bad) = labels.iter().find(|&&label| usize::try_from(label).map_or(true, |l| l >= classes)) {
-        bail!(
-            "there is the label {bad}, but the set has {classes} classes, 0 to {}",
-            classes.saturating_sub(1)
-        );
-    }
-    Split::new(shape, Values::Pixels(pixels), Some(labels.iter().map(|&label| label as u32).collect()), None)
+    let labels = labels
+        .into_iter()
+        .enumerate()
+        .map(|(row, label)| class(label, u32::try_from(classes)?, "the set", format_args!("in row {row}")));
+    Split::new(shape, Values::Pixels(pixels), Some(labels.collect::<Result<_>>()?), None)
 }
 
 /// The values of byte / 255 as bytes, in the order of the tensor's sides.

@@ -25,8 +25,6 @@ impl Recipe {
             ("data.test", data.test),
             ("data.size", data.size),
             ("data.validation", Some(data.validation)),
-            ("train.batch", Some(train.batch)),
-            ("train.init_images", Some(train.init_images)),
             ("train.validate_images", train.validate_images),
             ("eval.batch", Some(eval.batch)),
             ("eval.noise_draws", Some(eval.noise_draws)),
@@ -87,16 +85,37 @@ impl Recipe {
 }
 
 impl Train {
-    fn validate(&self) -> Result<()> {
+    /// Refuses counts of 0 and a run without an end, with which training cannot be started.
+    ///
+    /// # Errors
+    /// At the first impossible value.
+    pub fn check_counts(&self) -> Result<()> {
         for (key, n) in [
-            ("train.updates", self.updates),
-            ("train.validate_every", Some(self.validate_every)),
-            ("train.checkpoint_every", Some(self.checkpoint_every)),
-            ("train.log_every", Some(self.log_every)),
-            ("train.patience", self.patience.map(u64::from)),
+            ("batch", Some(self.batch as u64)),
+            ("updates", self.updates),
+            ("init_images", Some(self.init_images as u64)),
+            ("validate_every", Some(self.validate_every)),
+            ("checkpoint_every", Some(self.checkpoint_every)),
+            ("log_every", Some(self.log_every)),
+            ("probe_every", Some(self.probe_every)),
+            ("patience", self.patience.map(u64::from)),
         ] {
-            ensure!(n != Some(0), "`{key}` = 0: it must be at least 1");
+            ensure!(n != Some(0), "`train.{key}` = 0: it must be at least 1");
         }
+        let limited = self.epochs.is_some() || self.updates.is_some();
+        ensure!(
+            limited || self.minutes.is_some(),
+            "`train` says no end: give `train.epochs`, `train.updates` or `train.minutes`"
+        );
+        ensure!(
+            limited || !matches!(self.schedule, Schedule::Cosine { .. }),
+            "`train.schedule` is a cosine, which needs its end in `train.updates` or `train.epochs`"
+        );
+        Ok(())
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.check_counts()?;
         for (key, x) in [
             ("train.epochs", self.epochs),
             ("train.minutes", self.minutes),
@@ -107,10 +126,6 @@ impl Train {
                 ensure!(x > 0. && x.is_finite(), "`{key}` = {x}: it must be above 0");
             }
         }
-        ensure!(
-            self.epochs.is_some() || self.updates.is_some() || self.minutes.is_some(),
-            "`train` says no end: give `train.epochs`, `train.updates` or `train.minutes`"
-        );
         not_negative("train.l2", self.l2)?;
         ensure!(
             (0. ..0.5).contains(&self.shift),
@@ -142,10 +157,6 @@ impl Train {
             }
             Schedule::Cosine { end } => {
                 ensure!((0. ..=1.).contains(&end), "`train.schedule.end` = {end}: a share from 0 to 1");
-                ensure!(
-                    self.epochs.is_some() || self.updates.is_some(),
-                    "`train.schedule` is a cosine, which needs its end in `train.updates` or `train.epochs`"
-                );
             }
         }
         Ok(())

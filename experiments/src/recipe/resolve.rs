@@ -76,10 +76,7 @@ impl Resolved {
         for (key, value) in presets {
             put(&mut table, &key, value)?;
         }
-        let mut own = BTreeSet::new();
-        flatten("", &table, &mut |key, _| {
-            own.insert(key.to_string());
-        });
+        let own = leaves(&table).map(|(key, _)| key).collect();
         let source = match table.remove("source") {
             Some(Value::Table(nested)) => nested,
             Some(_) => bail!("`source` is a table of keys and where their values come from"),
@@ -100,11 +97,10 @@ impl Resolved {
         }
         table.entry("name").or_insert_with(|| Value::String(stem.into()));
         let mut recipe: Recipe = serde_path_to_error::deserialize(Value::Table(table)).map_err(name_key)?;
-        flatten("", &source, &mut |key, value| {
-            recipe
-                .source
-                .insert(key.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-        });
+        recipe.source.extend(leaves(&source).map(|(key, value)| match value {
+            Value::String(text) => (key, text),
+            value => (key, value.to_string()),
+        }));
         recipe.validate()?;
         let resolved = Self { recipe, preset, own, set: sets.into_iter().map(|(k, _)| k).collect() };
         let known = resolved.settings()?;
@@ -124,13 +120,8 @@ impl Resolved {
     /// When the recipe cannot be written as TOML (a seed above 2^63).
     pub fn settings(&self) -> Result<Vec<(String, String, String)>> {
         let table = Table::try_from(&self.recipe).context("this recipe cannot be written as TOML")?;
-        let mut rows = Vec::new();
-        flatten("", &table, &mut |key, value| {
-            if key != "source" && !key.starts_with("source.") {
-                rows.push((key.to_string(), value.to_string(), self.origin(key)));
-            }
-        });
-        Ok(rows)
+        let settings = leaves(&table).filter(|(key, _)| key != "source" && !key.starts_with("source."));
+        Ok(settings.map(|(key, value)| (key.clone(), value.to_string(), self.origin(&key))).collect())
     }
 
     fn origin(&self, key: &str) -> String {
@@ -156,7 +147,7 @@ impl Resolved {
     }
 }
 
-/// Settings that are not tuned: they choose among runs of equal worth, say how often a run writes and looks, or what it costs.
+/// Settings that are not tuned, because they affect the cost of a run or how often it reports, but not its expected result.
 const CONVENTIONS: &[&str] = &[
     "data.seed",
     "train.seed",
@@ -180,7 +171,7 @@ fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
 }
 
-/// `key=value` with a value in TOML; a bare word stands for itself, for a shell eats quotes.
+/// `key=value` with a value in TOML; a bare word is a string, because a shell removes quotes.
 fn parse_set(text: &str) -> Result<(String, Value)> {
     let (key, value) = text
         .split_once('=')
@@ -202,7 +193,7 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
     Ok((key.into(), parsed))
 }
 
-/// Puts a value at a dotted key, making the tables on the way.
+/// Inserts a value at a dotted key, with the tables that contain it.
 fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
     match key.split_once('.') {
         None => {
@@ -216,15 +207,16 @@ fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
     }
 }
 
-/// Calls `f` with each leaf and its dotted key.
-fn flatten(prefix: &str, table: &Table, f: &mut impl FnMut(&str, &Value)) {
-    for (key, value) in table {
-        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+/// The values of a table and of the tables in it, each with its dotted key.
+fn leaves(table: &Table) -> impl Iterator<Item = (String, Value)> {
+    table.iter().flat_map(|(key, value)| -> Vec<(String, Value)> {
         match value {
-            Value::Table(inner) => flatten(&path, inner, f),
-            _ => f(&path, value),
+            Value::Table(inner) => {
+                leaves(inner).map(|(rest, value)| (format!("{key}.{rest}"), value)).collect()
+            }
+            _ => vec![(key.clone(), value.clone())],
         }
-    }
+    })
 }
 
 /// Puts the preset's fields where the file has none of its own.
@@ -244,13 +236,9 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
 /// The parser's message with its line; its own text is a picture of several lines.
 fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
-    match error.span() {
-        Some(span) => {
-            let line = 1 + text.bytes().take(span.start).filter(|&byte| byte == b'\n').count();
-            anyhow!("this is no TOML at line {line}: {message}")
-        }
-        None => anyhow!("this is no TOML: {message}"),
-    }
+    let line = |start: usize| 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();
+    let place = error.span().map(|span| format!(" at line {}", line(span.start))).unwrap_or_default();
+    anyhow!("this is no TOML{place}: {message}")
 }
 
 /// The error of a strict read, with the key it is about.
@@ -268,21 +256,16 @@ impl Recipe {
     /// # Errors
     /// When a recipe cannot be written as TOML.
     pub fn changed(&self) -> Result<Vec<String>> {
-        const APART: [&str; 4] = ["about", "name", "train.log_every", "train.checkpoint_every"];
+        const APART: [&str; 5] = ["about", "name", "source", "train.log_every", "train.checkpoint_every"];
         let Some(text) = builtin(&self.name) else { return Ok(Vec::new()) };
-        let leaves = |recipe: &Self| -> Result<BTreeMap<String, String>> {
+        let counts =
+            |key: &str| !APART.contains(&key) && !key.starts_with("source.") && !key.starts_with("paper.");
+        let settings = |recipe: &Self| -> Result<BTreeMap<String, String>> {
             let table = Table::try_from(recipe).context("this recipe cannot be written as TOML")?;
-            let mut all = BTreeMap::new();
-            flatten("", &table, &mut |key, value| {
-                let counts =
-                    !APART.contains(&key) && !key.starts_with("source.") && !key.starts_with("paper.");
-                if counts && key != "source" {
-                    all.insert(key.to_owned(), value.to_string());
-                }
-            });
-            Ok(all)
+            let counted = leaves(&table).filter(|(key, _)| counts(key));
+            Ok(counted.map(|(key, value)| (key, value.to_string())).collect())
         };
-        let (own, built_in) = (leaves(self)?, leaves(&Resolved::parse(&self.name, text, &[])?.recipe)?);
+        let (own, built_in) = (settings(self)?, settings(&Resolved::parse(&self.name, text, &[])?.recipe)?);
         let keys: BTreeSet<_> = own.keys().chain(built_in.keys()).collect();
         let differ = keys.into_iter().filter(|key| own.get(*key) != built_in.get(*key));
         Ok(differ.map(|key| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"))).collect())

@@ -95,10 +95,10 @@ pub struct Train {
     pub deterministic: bool,
     /// With `memory = "recompute"`: how far reconstructed inputs drift is measured every so many updates, and layers beyond the
     /// bound are stored from then on.
-    #[serde(default = "default_probe")]
+    #[serde(default = "default::<1000, _>")]
     pub probe_every: u64,
     /// Images of the batch that actnorm (batch norm, whitening) is initialised from.
-    #[serde(default = "default_init")]
+    #[serde(default = "default::<256, _>")]
     pub init_images: usize,
     /// Horizontal flips.
     #[serde(default)]
@@ -115,7 +115,7 @@ pub struct Train {
     /// Save a checkpoint every so many updates.
     pub checkpoint_every: u64,
     /// Write a line of metrics every so many updates.
-    #[serde(default = "default_log")]
+    #[serde(default = "default::<50, _>")]
     pub log_every: u64,
     /// The seed of parameters, order, augmentation and noise.
     #[serde(default)]
@@ -126,16 +126,8 @@ fn default_deterministic() -> bool {
     true
 }
 
-fn default_init() -> usize {
-    256
-}
-
-fn default_probe() -> u64 {
-    1000
-}
-
-fn default_log() -> u64 {
-    50
+fn default<const N: u16, T: From<u16>>() -> T {
+    N.into()
 }
 
 /// What the loss is measured in.

@@ -2,19 +2,15 @@
 
 use serde::Serialize;
 
-/// A line: where the run is, and one or more of the groups below.
-#[derive(Default, Serialize)]
-pub(super) struct Line {
+/// A line: where the run is, and one of the groups of values below.
+#[derive(Serialize)]
+pub(super) struct Line<T> {
     pub(super) update: u64,
     pub(super) epoch: f64,
     pub(super) images_seen: u64,
     pub(super) seconds: f64,
     #[serde(flatten)]
-    pub(super) training: Option<TrainingLine>,
-    #[serde(flatten)]
-    pub(super) validation: Option<ValidationLine>,
-    #[serde(flatten)]
-    pub(super) drift: Option<DriftLine>,
+    pub(super) values: T,
 }
 
 /// Drift of reconstructed inputs.

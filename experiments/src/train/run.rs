@@ -15,6 +15,7 @@ use candle_core::Device;
 use flows::ops::precision::{self, Precision};
 use flows::params::rng_for;
 use flows::{Drift, Memory, Model, SaveOptions};
+use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,8 +41,8 @@ pub fn train(
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would wake a worker and
-    // sleep until it is done, which for small tensors takes longer than the op.
+    // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would hand its work to a
+    // worker and block until it is done, which for small tensors takes longer than the op.
     let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
     precision::set_deterministic(recipe.train.deterministic);
     precision::within(recipe.train.precision, train)
@@ -73,7 +74,9 @@ pub(super) fn train_in_pool(
         settings: Settings::new(recipe, data)?,
         metrics: None,
         checkpointed: None,
-        session: Session { clock, wall_before: 0., first_update: 0 },
+        clock,
+        wall_before: 0.,
+        first_update: 0,
         position: Position::default(),
         step,
     };
@@ -82,13 +85,6 @@ pub(super) fn train_in_pool(
         run.begin(scope)?;
         run.go()
     })
-}
-
-/// What this process contributes to a run that may have been resumed.
-struct Session {
-    clock: Instant,
-    wall_before: f64,
-    first_update: u64,
 }
 
 struct Run<'a> {
@@ -103,7 +99,12 @@ struct Run<'a> {
     metrics: Option<Metrics>,
     /// The update of the checkpoint on the disk.
     checkpointed: Option<u64>,
-    session: Session,
+    /// The start of this process.
+    clock: Instant,
+    /// Seconds of the run before it.
+    wall_before: f64,
+    /// The update at which it began.
+    first_update: u64,
     position: Position,
     step: Step<'a>,
 }
@@ -128,8 +129,8 @@ impl<'a> Run<'a> {
         }
         self.step.store(&self.position.stored);
         self.step.start(self.position.update, scope)?;
-        self.session.wall_before = self.position.wall_seconds;
-        self.session.first_update = self.position.update;
+        self.wall_before = self.position.wall_seconds;
+        self.first_update = self.position.update;
         self.metrics = Some(Metrics::open(self.out, self.position.update)?);
         self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
         Ok(())
@@ -194,14 +195,13 @@ impl<'a> Run<'a> {
         let left = self.seconds_left();
         self.progress.step(update, w.bits / n, images_per_second, left);
         if logs {
-            let training = TrainingLine {
+            self.log(TrainingLine {
                 train_bits_per_dim: w.bits / n,
                 learning_rate: lr,
                 grad_norm: w.grad_norm / n,
                 clip: w.clip / n,
                 images_per_second,
-            };
-            self.log(Line { training: Some(training), ..Line::default() })?;
+            })?;
             self.position.last_window = Some(Measured { update, bits_per_dim: w.bits / n });
             self.position.window = Window::default();
         }
@@ -249,12 +249,11 @@ impl<'a> Run<'a> {
             self.position.stored.extend(over);
             self.step.store(&self.position.stored);
         }
-        let line = DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() };
-        self.log(Line { drift: Some(line), ..Line::default() })
+        self.log(DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() })
     }
 
     fn wall_seconds(&self) -> f64 {
-        self.session.wall_before + self.session.clock.elapsed().as_secs_f64()
+        self.wall_before + self.clock.elapsed().as_secs_f64()
     }
 
     fn done(&self) -> Option<StoppedBy> {
@@ -270,8 +269,8 @@ impl<'a> Run<'a> {
 
     /// From the pace of this process, validation included.
     fn seconds_left(&self) -> Option<f64> {
-        let made = (self.position.update - self.session.first_update) as f64;
-        let pace = self.session.clock.elapsed().as_secs_f64() / made.max(1.);
+        let made = (self.position.update - self.first_update) as f64;
+        let pace = self.clock.elapsed().as_secs_f64() / made.max(1.);
         let updates = self.plan.map(|(n, _)| n.saturating_sub(self.position.update) as f64 * pace);
         let clock = self.recipe.train.minutes.map(|m| (m * 60. - self.wall_seconds()).max(0.));
         [updates, clock].into_iter().flatten().min_by(f64::total_cmp)
@@ -285,13 +284,13 @@ impl<'a> Run<'a> {
         self.images_seen() as f64 / self.step.feed.examples.len() as f64
     }
 
-    fn log(&mut self, line: Line) -> Result<()> {
+    fn log(&mut self, values: impl Serialize) -> Result<()> {
         let line = Line {
             update: self.position.update,
             epoch: self.epochs(),
             images_seen: self.images_seen(),
             seconds: self.wall_seconds(),
-            ..line
+            values,
         };
         self.metrics.as_mut().expect("opened in begin").write(&line)
     }
@@ -323,16 +322,12 @@ impl<'a> Run<'a> {
                 evaluation.map(|e| Ok((Some(e.bits_per_dim), run.reconstruction_error()?))).transpose()
             })
         });
-        let measured = measured.with_context(|| {
-            format!("the validation after update {update} failed; {}", kept(self.checkpointed, self.out))
-        })?;
+        let measured = measured
+            .with_context(|| format!("the validation after update {update} failed; {}", self.kept()))?;
         let Some((bits, error)) = measured else { return Ok(false) };
         let position = &mut self.position;
         position.validated = Some(update);
-        let better = match (bits, position.best) {
-            (Some(bits), Some(best)) => bits < best.bits_per_dim,
-            _ => true,
-        };
+        let better = bits.zip(position.best).is_none_or(|(bits, best)| bits < best.bits_per_dim);
         if better {
             position.best = bits.map(|bits_per_dim| Measured { update, bits_per_dim });
             position.saved = Some(update);
@@ -341,12 +336,11 @@ impl<'a> Run<'a> {
             position.worse += 1;
         }
         let best = position.best.map(|b| b.bits_per_dim);
-        let validation = ValidationLine {
+        self.log(ValidationLine {
             validation_bits_per_dim: bits,
             best_validation_bits_per_dim: best,
             reconstruction_error: Some(error).filter(|e| e.is_finite()),
-        };
-        self.log(Line { validation: Some(validation), ..Line::default() })?;
+        })?;
         self.checkpoint()?;
         if better {
             self.save_model()?;
@@ -417,20 +411,14 @@ impl<'a> Run<'a> {
             "{what} of update {} is not finite, first in {place}; the update was not made and {}: train anew in another \
              --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller `train.clip_norm`",
             update + 1,
-            kept(self.checkpointed, self.out)
+            self.kept()
         )
     }
-}
 
-/// What is left after a failure.
-fn kept(checkpointed: Option<u64>, out: &Path) -> String {
-    match checkpointed {
-        Some(update) => {
-            format!(
-                "the last good checkpoint, of update {update}, is kept in {}",
-                out.join(CHECKPOINT).display()
-            )
-        }
-        None => "there is no checkpoint yet".to_string(),
+    /// The part of an error that says which checkpoint is kept.
+    fn kept(&self) -> String {
+        let Some(update) = self.checkpointed else { return "there is no checkpoint yet".to_string() };
+        let path = self.out.join(CHECKPOINT);
+        format!("the last good checkpoint, of update {update}, is kept in {}", path.display())
     }
 }

@@ -47,23 +47,8 @@ pub fn check_precision(t: &Train, device: &Device) -> Result<()> {
 /// Refuses settings that no run can have.
 pub(super) fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
     check_precision(t, device)?;
-    for (key, value) in [
-        ("batch", t.batch as u64),
-        ("validate_every", t.validate_every),
-        ("checkpoint_every", t.checkpoint_every),
-        ("log_every", t.log_every),
-        ("init_images", t.init_images as u64),
-        ("probe_every", t.probe_every),
-    ] {
-        ensure!(value > 0, "`train.{key}` must be at least 1");
-    }
+    t.check_counts()?;
     ensure!(!data.train.is_empty(), "the training set is empty: lower `data.validation`");
-    let limited = t.updates.is_some() || t.epochs.is_some();
-    ensure!(limited || t.minutes.is_some(), "set one of `train.updates`, `train.epochs`, `train.minutes`");
-    ensure!(
-        limited || !matches!(t.schedule, Schedule::Cosine { .. }),
-        "`train.schedule` cosine ends at the last update: set `train.updates` or `train.epochs`"
-    );
     ensure!(
         data.train.is_pixels() || !(t.hflip || t.shift > 0.),
         "`train.hflip` and `train.shift` vary images, and `{}` has vectors: drop them",
