@@ -12,7 +12,9 @@ use crate::evaluate::Evaluation;
 use crate::recipe::{Paper, Recipe};
 use crate::run_dir::{self, SUMMARY, read_recipe};
 use anyhow::{Context, Result};
+use candle_core::Device;
 use flows::models::write_atomic;
+use flows::ops::cuda::gpu_name;
 use flows::ops::precision::Precision;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -110,23 +112,29 @@ pub struct Machine {
     pub memory_gib: f64,
     /// The operating system and architecture.
     pub os: String,
+    /// The GPU's name, where one was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
 }
 
 impl Machine {
-    /// This machine.
-    #[must_use]
-    pub fn here() -> Self {
+    /// This machine, and the GPU that `device` is.
+    ///
+    /// # Errors
+    /// When the driver does not tell the GPU's name.
+    pub fn here(device: &Device) -> Result<Self> {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
         let os = sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned());
-        Self {
+        Ok(Self {
             cpu: system.cpus().first().map_or("unknown", |cpu| cpu.brand().trim()).to_owned(),
             cores: system.cpus().len(),
             threads: rayon::current_num_threads(),
             memory_gib: (system.total_memory() as f64 / f64::from(1 << 30) * 10.).round() / 10.,
             os: format!("{}, {}", os.trim(), std::env::consts::ARCH),
-        }
+            gpu: gpu_name(device)?,
+        })
     }
 }
 
@@ -219,7 +227,7 @@ impl Summary {
         recipe: &Recipe,
         data: &Dataset,
         parameters: usize,
-        device: &str,
+        (device, device_name): (&Device, &str),
         training: Training,
     ) -> Result<Self> {
         let valid = data.valid.as_ref().map_or(0, |valid| valid.len());
@@ -231,7 +239,7 @@ impl Summary {
             data_images: Some([data.train.len(), valid, data.test.len()]),
             parameters: Some(parameters),
             seed: Some(recipe.train.seed),
-            device: device.to_owned(),
+            device: device_name.to_owned(),
             training: Some(training),
             train: None,
             validation: None,
@@ -241,7 +249,7 @@ impl Summary {
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             command: command(),
-            machine: Some(Machine::here()),
+            machine: Some(Machine::here(device)?),
         })
     }
 

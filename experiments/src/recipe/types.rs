@@ -91,7 +91,8 @@ pub struct Train {
     #[serde(default)]
     pub precision: Precision,
     /// Whether a GPU adds in a fixed order, so that the same run gives the same bits; `false` may be faster.
-    #[serde(default = "default_deterministic")]
+    // Left out where it is the default: the recipe of an older checkpoint has no such line.
+    #[serde(default = "default_deterministic", skip_serializing_if = "is_true")]
     pub deterministic: bool,
     /// With `memory = "recompute"`: how far reconstructed inputs drift is measured every so many updates, and layers beyond the
     /// bound are stored from then on.
@@ -124,6 +125,10 @@ pub struct Train {
 
 fn default_deterministic() -> bool {
     true
+}
+
+fn is_true(yes: &bool) -> bool {
+    *yes
 }
 
 fn default<const N: u16, T: From<u16>>() -> T {

@@ -44,7 +44,7 @@ pub fn train(
     // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would hand its work to a
     // worker and block until it is done, which for small tensors takes longer than the op.
     let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
-    precision::set_deterministic(recipe.train.deterministic);
+    let train = || precision::with_deterministic(recipe.train.deterministic, train);
     precision::within(recipe.train.precision, train)
 }
 

@@ -112,7 +112,10 @@ pub fn work(args: &[String]) -> anyhow::Result<()> {
     };
     let device = &open_device(device)?;
     set_precision(Precision::parse(precision)?, device)?;
-    flows::ops::precision::set_deterministic(order != "any");
+    flows::ops::precision::with_deterministic(order != "any", || measure(memory, case, device))
+}
+
+fn measure(memory: &str, case: &str, device: &Device) -> anyhow::Result<()> {
     if case.starts_with("conv:") {
         return convolution(case, device);
     }

@@ -71,10 +71,17 @@ pub fn deterministic() -> bool {
     !ANY_ORDER.load(Ordering::Relaxed)
 }
 
-/// Lets a GPU's convolutions add in any order where that is faster (`false`), in every thread; two runs then differ in their
-/// last bits.
-pub fn set_deterministic(yes: bool) {
-    ANY_ORDER.store(!yes, Ordering::Relaxed);
+/// Runs `f` with [`deterministic`] as given, in every thread, and returns to what was before. Where a GPU's convolutions may add
+/// in any order, two runs differ in their last bits.
+pub fn with_deterministic<R>(yes: bool, f: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ANY_ORDER.store(self.0, Ordering::Relaxed);
+        }
+    }
+    let _before = Before(ANY_ORDER.swap(!yes, Ordering::Relaxed));
+    f()
 }
 
 /// The type of activations inside a network whose input is `x`.

@@ -251,8 +251,9 @@ fn training(dir: &Path, summary: Option<&Summary>) -> String {
         .map(|[train, valid, test]| format!("{train} training, {valid} validation and {test} test examples"));
     let trained = summary.training.as_ref();
     let hardware = summary.machine.as_ref().map(|m| {
+        let gpu = m.gpu.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
         format!(
-            "{}, {} cores, {} threads used, {:?} GiB of memory, {}",
+            "{gpu}{}, {} cores, {} threads used, {:?} GiB of memory, {}",
             m.cpu, m.cores, m.threads, m.memory_gib, m.os
         )
     });

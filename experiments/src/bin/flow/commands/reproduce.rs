@@ -112,7 +112,8 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
     };
 
     let model = Model::load(&out, &device)?;
-    let mut result = Summary::new(recipe, &data, model.params().count(), args.compute.name(), training)?;
+    let mut result =
+        Summary::new(recipe, &data, model.params().count(), (&device, args.compute.name()), training)?;
     measure(&mut result, &model, recipe, &data, test).inspect_err(|error| {
         if error.is::<Stopped>() {
             tracing::info!("the training is saved, its evaluation is not: the same command makes it");

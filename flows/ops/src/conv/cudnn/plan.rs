@@ -4,7 +4,7 @@
 //!
 //! - **its math type**: without it a convolution in bf16 does not use the tensor cores;
 //! - **whether it is deterministic**: the others add in any order, so two runs differ in their last bits. They are left out
-//!   unless [`precision::set_deterministic`](crate::precision::set_deterministic) says otherwise;
+//!   unless [`precision::with_deterministic`](crate::precision::with_deterministic) says otherwise;
 //! - **its scratch memory**: entries above [`MOST_SCRATCH`] are left out;
 //! - **its successors**: an algorithm that refuses to run, or whose scratch does not fit in memory, is followed by the next.
 
