@@ -13,7 +13,7 @@
 
 use crate::recipe::{Recipe, Resolved};
 use anyhow::{Context, Result, anyhow};
-use flows::models::write_atomic;
+use flows::models::{INDEX, WEIGHTS, write_atomic};
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,6 +68,12 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = paths.with_context(|| format!("cannot list {}", folder.display()))?;
     paths.sort();
     Ok(paths)
+}
+
+/// Whether a folder holds the weights of a model.
+#[must_use]
+pub fn holds_model(dir: &Path) -> bool {
+    [WEIGHTS, INDEX].iter().any(|name| dir.join(name).exists())
 }
 
 /// What is said of a file that cannot be parsed.

@@ -1,26 +1,26 @@
-//! A user's own images: a folder of PNG and JPEG files, in any nesting.
+//! A user's own images: a folder of pictures, in any nesting.
 //!
-//! Files are taken in the order of their paths. With a size, each is cropped to the square in its middle and
+//! PNG, JPEG, WebP, BMP, GIF (the first frame) and TIFF files are taken in the order of their paths; pictures of other formats
+//! are counted in a warning. With a size, each is cropped to the square in its middle and
 //! resized; without one, all must have the same height and width. The set has one channel when every file is
 //! grey, else three; an alpha channel is dropped, and 16 bits become 8.
 //!
-//! `labels.csv` beside the images may give classes and attributes: a header `file,label` or
-//! `file,label,NAME…`, then one row per image with its path from the folder, its class (a number or a name)
-//! and its attributes (0 to 255).
-//!
-//! Folders `train` and `test`, and perhaps `valid`, are the splits. Where there are none, the SHA-256 of a
+//! **Parts.** Folders named `train` (`training`), `valid` (`val`, `validation`, `dev`) and `test` (`testing`), in any case, are
+//! the parts, and then every image lies in one of them. Where there are none, the SHA-256 of a
 //! file's path decides: of every ten files about eight are for training and one each for validation and test,
 //! and a file stays where it is when others come and go.
+//!
+//! **Labels.** `labels.csv` beside the images may give classes and attributes: a header `file,label` or
+//! `file,label,NAME…`, then one row per image with its path from the folder, its class (a number or a name)
+//! and its attributes (0 to 255). Without it, where every image (of each part) lies in a folder of its class, as torchvision's
+//! ImageFolder has it, the folders are the classes.
 
-use super::set::planar;
+use super::picture::{self, Kind};
 use super::{Dataset, Revision, Split, Values, npy::MOST_CLASSES, read_file};
 use anyhow::{Context, Result, bail, ensure};
-use image::imageops::FilterType;
-use image::{ImageReader, Limits};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Cursor;
 use std::path::Path;
 
 /// Folders in folders are followed this deep, which also ends loops of links.
@@ -40,8 +40,9 @@ struct Row {
     attributes: Vec<u8>,
 }
 
-/// Collects the paths of all images below `dir`, relative to the root and with `/` between their parts.
-fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<String>) -> Result<()> {
+/// Collects the paths of all pictures below `dir`, relative to the root and with `/` between their parts: those that are read,
+/// and those that are not.
+fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut [BTreeSet<String>; 2]) -> Result<()> {
     ensure!(depth > 0, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
     let entries = std::fs::read_dir(dir)
         .with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
@@ -57,43 +58,24 @@ fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut BTreeSet<Stri
         let relative = format!("{prefix}{name}");
         if entry.path().is_dir() {
             list_images(&entry.path(), &format!("{relative}/"), depth - 1, found)?;
-        } else {
-            let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-            if matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg")) {
-                found.insert(relative);
-            }
+            continue;
         }
+        match Kind::of(name) {
+            Kind::Read => found[0].insert(relative),
+            Kind::NotRead => found[1].insert(relative),
+            Kind::Other => continue,
+        };
     }
     Ok(())
 }
 
-/// Decodes a PNG or JPEG file and, with a size, crops and resizes it.
+/// Decodes a picture and, with a size, crops and resizes it.
 fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .with_context(|| format!("{name} cannot be read: replace or remove it"))?;
-    // Neither PNG nor JPEG compresses by more than a factor of 1000, so a header that claims far more is damaged.
-    let mut limits = Limits::default();
-    let most = (bytes.len() as u64).saturating_mul(4096).saturating_add(1 << 20);
-    limits.max_alloc = Some(limits.max_alloc.map_or(most, |default| default.min(most)));
-    reader.limits(limits);
-    let mut image = reader
-        .decode()
-        .with_context(|| format!("{name} is no readable PNG or JPEG file: replace or remove it"))?;
-    if let Some(size) = size {
-        let size = u32::try_from(size)
-            .with_context(|| format!("images of side {size} are too large: ask for less"))?;
-        let side = image.width().min(image.height());
-        image = image.crop_imm((image.width() - side) / 2, (image.height() - side) / 2, side, side);
-        if side != size {
-            image = image.resize_exact(size, size, FilterType::CatmullRom);
-        }
-    }
-    let (height, width) = (image.height() as usize, image.width() as usize);
-    ensure!(height > 0 && width > 0, "{name} has no pixels: replace or remove it");
+    let image = picture::decode(bytes, name)?;
+    let image = size.map_or(Ok(image.clone()), |size| picture::fit(image, size))?;
     let grey = !image.color().has_color();
-    let planar = if grey { image.to_luma8().into_raw() } else { planar(&image.to_rgb8(), 3) };
-    Ok(Picture { grey, height, width, planar })
+    let planar = picture::bytes(&image, grey);
+    Ok(Picture { grey, height: image.height() as usize, width: image.width() as usize, planar })
 }
 
 /// Reads `labels.csv`: the names of the attributes, and a row for each file.
@@ -148,8 +130,17 @@ fn number(rows: &BTreeMap<String, Row>) -> Result<(Vec<String>, BTreeMap<&str, u
     Ok((classes, distinct.into_iter().zip(0..).collect()))
 }
 
-/// The part of a file that lies in no split folder, from the hash of its path: 0 training, 1 validation, 2 test.
-fn part(relative: &str) -> usize {
+/// The names of the folders of each part: training, validation and test.
+const PARTS: [&[&str]; 3] =
+    [&["train", "training"], &["valid", "val", "validation", "dev"], &["test", "testing"]];
+
+/// The part that a folder's name stands for, in any case.
+fn named_part(folder: &str) -> Option<usize> {
+    PARTS.iter().position(|names| names.contains(&folder.to_lowercase().as_str()))
+}
+
+/// The part of a file where no folder names one, from the hash of its path: 0 training, 1 validation, 2 test.
+fn hashed_part(relative: &str) -> usize {
     let hash = Sha256::digest(relative.as_bytes());
     let word = u64::from_le_bytes(hash[..8].try_into().expect("a SHA-256 has 32 bytes"));
     [0, 0, 0, 0, 0, 0, 0, 0, 1, 2][(word % 10) as usize]
@@ -183,46 +174,70 @@ fn read_labels(table: &Path, files: &[String], revision: &mut Revision) -> Resul
     Ok(Labels { classes, attributes, rows: numbered.collect() })
 }
 
+/// Whether some folder names a part: then all do.
+fn has_parts(files: &[String]) -> bool {
+    files.iter().filter_map(|file| file.split_once('/')).any(|(folder, _)| named_part(folder).is_some())
+}
+
 /// Assigns each file, by its place in `files`, to training, validation or test.
 fn deal(dir: &Path, files: &[String]) -> Result<[Vec<usize>; 3]> {
-    let explicit = dir.join("train").is_dir() && (dir.join("test").is_dir() || dir.join("valid").is_dir());
+    let explicit = has_parts(files);
+    let names = PARTS.map(|names| names.join(" or ")).join(", ");
     let mut parts = [vec![], vec![], vec![]];
     for (place, file) in files.iter().enumerate() {
-        let to = if explicit {
-            let folder = ["train/", "valid/", "test/"].iter().position(|folder| file.starts_with(folder));
-            folder.with_context(|| {
-                let path = dir.join(file);
-                format!(
-                    "{} lies outside the folders train, valid and test: move it into one of them",
-                    path.display()
-                )
-            })?
-        } else {
-            part(file)
+        let to = match file.split_once('/').and_then(|(folder, _)| named_part(folder)) {
+            Some(part) => part,
+            None if !explicit => hashed_part(file),
+            None => bail!(
+                "{} lies outside the folders that name a part: move it into one of them ({names})",
+                dir.join(file).display()
+            ),
         };
         parts[to].push(place);
     }
     for (part, name) in [(&parts[0], "training"), (&parts[2], "test")] {
         ensure!(
             !part.is_empty(),
-            "{} has no {name} images: add images, or sort them into the folders train, valid and test",
+            "{} has no {name} images: add images, or sort all of them into folders by part ({names})",
             dir.display()
         );
     }
     Ok(parts)
 }
 
+/// The classes that folders name: where every file lies in one, beside or in its part, and there are two at least.
+fn folder_classes(files: &[String]) -> Option<Labels> {
+    let explicit = has_parts(files);
+    let class = |file: &String| {
+        let rest = if explicit { file.split_once('/')?.1 } else { file };
+        rest.split_once('/').map(|(class, _)| class.to_owned())
+    };
+    let of_files: Vec<String> = files.iter().map(class).collect::<Option<_>>()?;
+    let classes: Vec<String> = BTreeSet::from_iter(of_files.iter().cloned()).into_iter().collect();
+    let number = |class: &String| classes.binary_search(class).expect("collected from them") as u32;
+    let rows = files.iter().cloned().zip(of_files.iter().map(|class| (number(class), vec![])));
+    (classes.len() > 1).then(|| Labels { rows: rows.collect(), attributes: vec![], classes: classes.clone() })
+}
+
 /// Reads a folder of images.
 ///
 /// # Errors
-/// When there are no images, one is unreadable or (without a size) of another height or width, `labels.csv`
+/// When there are no images, one is unreadable, cut short or (without a size) of another height or width, `labels.csv`
 /// does not fit the files, or the training or the test part is empty; each error names the file.
 pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     ensure!(size != Some(0), "images of side 0 cannot be made: ask for a size of at least 1");
-    let mut found = BTreeSet::new();
+    let mut found = [BTreeSet::new(), BTreeSet::new()];
     list_images(dir, "", DEPTH, &mut found)?;
-    ensure!(!found.is_empty(), "there are no PNG or JPEG files in {}: put the images there", dir.display());
-    let files: Vec<String> = found.into_iter().collect();
+    let [files, not_read] = found;
+    ensure!(!files.is_empty(), "there are no pictures in {}: put PNG or JPEG files there", dir.display());
+    if let Some(one) = not_read.first() {
+        tracing::warn!(
+            "{}: {} pictures are of formats that are not read, such as {one}: convert them to PNG or JPEG",
+            dir.display(),
+            not_read.len()
+        );
+    }
+    let files: Vec<String> = files.into_iter().collect();
 
     let load = |file: &String| -> Result<(Picture, [u8; 32])> {
         let path = dir.join(file);
@@ -235,7 +250,10 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
         revision.add(file, hash);
     }
     let table = dir.join("labels.csv");
-    let labels = table.is_file().then(|| read_labels(&table, &files, &mut revision)).transpose()?;
+    let labels = match table.is_file() {
+        true => Some(read_labels(&table, &files, &mut revision)?),
+        false => folder_classes(&files),
+    };
 
     let (height, width) = (loaded[0].0.height, loaded[0].0.width);
     if let Some(odd) = loaded.iter().position(|(p, _)| (p.height, p.width) != (height, width)) {
@@ -278,6 +296,7 @@ mod tests {
     use super::*;
     use crate::testing::mutate;
     use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
+    use std::io::Cursor;
 
     fn colour(width: u32, height: u32, salt: u8) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, salt]))
@@ -293,7 +312,7 @@ mod tests {
     fn without_split_folders_the_hash_of_the_path_decides() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("more")).unwrap();
-        assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("no PNG"));
+        assert!(read_folder(dir.path(), None).unwrap_err().to_string().contains("no pictures"));
         for i in 0..40_u8 {
             let place = if i % 2 == 0 { format!("{i:02}.png") } else { format!("more/{i:02}.PNG") };
             std::fs::write(dir.path().join(place), png(&colour(4, 3, i))).unwrap();
@@ -352,6 +371,79 @@ mod tests {
         let mixed = read_folder(dir.path(), None).unwrap();
         assert_eq!(mixed.train.shape, [3, 4, 6]);
         assert_eq!(mixed.train.pixels(0)[..24], mixed.train.pixels(0)[48..]);
+    }
+
+    /// Every name of a part means that part, in any case, and no image of a named part lands in another.
+    #[test]
+    fn folders_that_name_parts_are_the_parts() {
+        for (train, valid, test) in [
+            ("train", "val", "test"),
+            ("Train", "Validation", "TEST"),
+            ("training", "dev", "testing"),
+            ("TRAIN", "valid", "Test"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for (part, n, salt) in [(train, 20, 0), (valid, 6, 100), (test, 4, 200)] {
+                std::fs::create_dir(dir.path().join(part)).unwrap();
+                for i in 0..n {
+                    let path = dir.path().join(format!("{part}/{i:02}.png"));
+                    std::fs::write(path, png(&colour(4, 3, salt + i))).unwrap();
+                }
+            }
+            let set = read_folder(dir.path(), None).unwrap();
+            // The last channel is the part's number.
+            let salts =
+                |split: &Split| (0..split.len()).map(|i| split.pixels(i)[24] / 100).collect::<Vec<_>>();
+            assert_eq!(salts(&set.train), [0; 20], "{train}");
+            assert_eq!(salts(set.valid.as_ref().unwrap()), [1; 6], "{valid}");
+            assert_eq!(salts(&set.test), [2; 4], "{test}");
+            assert!(set.classes.is_empty());
+            // Beside parts every folder names one.
+            std::fs::create_dir(dir.path().join("extra")).unwrap();
+            std::fs::write(dir.path().join("extra/a.png"), png(&colour(4, 3, 1))).unwrap();
+            let error = read_folder(dir.path(), None).unwrap_err().to_string();
+            assert!(
+                error.contains("extra/a.png lies outside") && error.contains("valid or val or validation"),
+                "{error}"
+            );
+        }
+        // Without test images there is an error, and none are taken from another part.
+        let dir = tempfile::tempdir().unwrap();
+        for part in ["train", "val"] {
+            std::fs::create_dir(dir.path().join(part)).unwrap();
+            (0..30).for_each(|i| {
+                std::fs::write(dir.path().join(format!("{part}/{i}.png")), png(&colour(4, 3, i))).unwrap();
+            });
+        }
+        let error = read_folder(dir.path(), None).unwrap_err().to_string();
+        assert!(error.contains("has no test images") && error.contains("test or testing"), "{error}");
+    }
+
+    /// As torchvision's ImageFolder: a folder for each class, in each part or in the set.
+    #[test]
+    fn folders_are_classes() {
+        for prefixes in [&["train/", "test/"][..], &[""]] {
+            let dir = tempfile::tempdir().unwrap();
+            for (k, (prefix, class)) in
+                prefixes.iter().flat_map(|p| ["cat", "ant", "dog"].map(|class| (p, class))).enumerate()
+            {
+                std::fs::create_dir_all(dir.path().join(format!("{prefix}{class}"))).unwrap();
+                for i in 0..20 {
+                    let path = dir.path().join(format!("{prefix}{class}/{i}.png"));
+                    std::fs::write(path, png(&colour(4, 3, k as u8 % 3))).unwrap();
+                }
+            }
+            let set = read_folder(dir.path(), None).unwrap();
+            assert_eq!(set.classes, ["ant", "cat", "dog"]);
+            for split in [&set.train, &set.test] {
+                let labels = split.labels.as_ref().unwrap();
+                let want = (0..split.len()).map(|i| [1, 0, 2][usize::from(split.pixels(i)[24])]);
+                assert!(labels.iter().copied().eq(want));
+            }
+            // One image outside the classes, and there are none.
+            std::fs::write(dir.path().join(format!("{}x.png", prefixes[0])), png(&colour(4, 3, 1))).unwrap();
+            assert!(read_folder(dir.path(), None).unwrap().classes.is_empty());
+        }
     }
 
     #[test]

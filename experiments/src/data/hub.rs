@@ -4,7 +4,8 @@
 //! `HF_HUB_OFFLINE` set nothing else is looked at; `flows::hub` brings the files and verifies them. The images are decoded here rather than by
 //! `candle_datasets::vision`, whose parquet reader transposes those of CIFAR-10 and panics on damaged ones.
 
-use super::set::{class, planar};
+use super::picture;
+use super::set::class;
 use super::{Dataset, Split, Values, cifar, idx};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::hub::{Hub, Observer, Repository, Revision};
@@ -92,9 +93,7 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
             bail!("row {place} of {name} lacks its image or its label: remove the file and fetch it again");
         };
         labels.push(class(label, idx::CLASSES, name, format_args!("in row {place}"))?);
-        let image = image::load_from_memory(image.data()).with_context(|| {
-            format!("the image in row {place} of {name} cannot be decoded: fetch the file again")
-        })?;
+        let image = picture::decode(image.data(), &format!("the image in row {place} of {name}"))?;
         ensure!(
             (image.height() as usize, image.width() as usize) == (height, width),
             "the image in row {place} of {name} is {} × {} where {height} × {width} is expected: fetch the \
@@ -102,11 +101,7 @@ fn read_rows(file: File, shape: [usize; 3], rows: usize, name: &str) -> Result<S
             image.height(),
             image.width()
         );
-        if channels == 1 {
-            pixels.extend(image.to_luma8().into_raw());
-        } else {
-            pixels.extend(planar(&image.to_rgb8(), 3));
-        }
+        pixels.extend(picture::bytes(&image, channels == 1));
     }
     ensure!(
         labels.len() == rows,

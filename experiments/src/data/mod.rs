@@ -11,7 +11,7 @@
 //! | `cifar10` | the binary batches, their `.tar.gz`, or the hub | (N, 3, 32, 32) bytes |
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
 //! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
-//! | `folder` | PNG and JPEG files ([`folder`]) | (N, C, H, W) bytes |
+//! | `folder` | files of pictures ([`folder`]) | (N, C, H, W) bytes |
 //! | `npy` | `.npy` and `.npz` arrays ([`npy`]) | bytes or reals |
 //!
 //! Every reader works on a byte slice and trusts none of it: a size in a header is compared with the bytes
@@ -26,6 +26,7 @@ pub mod folder;
 pub mod hub;
 pub mod idx;
 pub mod npy;
+pub mod picture;
 pub mod plane;
 pub mod request;
 pub mod set;

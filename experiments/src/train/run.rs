@@ -10,7 +10,7 @@ use crate::data::{Dataset, Split};
 use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::recipe::Recipe;
 use crate::run_dir::{self, CHECKPOINT};
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use candle_core::Device;
 use flows::ops::precision::{self, Precision};
 use flows::params::rng_for;
@@ -125,7 +125,14 @@ impl<'a> Run<'a> {
                     self.save_model()?;
                 }
             }
-            None => step.initialise(self.recipe.train.init_images)?,
+            None => {
+                ensure!(
+                    !run_dir::holds_model(self.out),
+                    "{} holds a model and no checkpoint to go on from, and training would replace it: name another folder",
+                    self.out.display()
+                );
+                step.initialise(self.recipe.train.init_images)?;
+            }
         }
         self.step.store(&self.position.stored);
         self.step.start(self.position.update, scope)?;

@@ -262,6 +262,25 @@ fn patience_ends_a_run_that_does_not_improve() -> Result<()> {
     Ok(())
 }
 
+/// A model without a checkpoint, copied or pulled, is no run to go on with, and training would replace it.
+#[test]
+fn a_model_that_training_did_not_make_is_kept() -> Result<()> {
+    let (made, out) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    run(&recipe(), made.path())?;
+    for name in ["model.safetensors", "config.json", METRICS] {
+        fs::copy(made.path().join(name), out.path().join(name))?;
+    }
+    let before = fs::read(out.path().join("model.safetensors"))?;
+    let error = run(&recipe(), out.path()).unwrap_err().to_string();
+    assert!(error.contains("holds a model and no checkpoint") && error.contains("another folder"), "{error}");
+    assert_eq!(fs::read(out.path().join("model.safetensors"))?, before);
+    assert_eq!(fs::read(out.path().join(METRICS))?, fs::read(made.path().join(METRICS))?);
+    // Shards are weights as well.
+    fs::rename(out.path().join("model.safetensors"), out.path().join("model.safetensors.index.json"))?;
+    assert!(run(&recipe(), out.path()).is_err());
+    Ok(())
+}
+
 #[test]
 fn minutes_end_a_run_with_a_validation() -> Result<()> {
     let out = tempfile::tempdir()?;
