@@ -63,6 +63,9 @@ pub struct Window {
 pub struct Position {
     /// Updates made. With the batch size it gives images seen, epoch and place in the epoch.
     pub update: u64,
+    /// Lines of the log so far; later ones of the same update will be written again. Earlier versions did not count.
+    #[serde(default)]
+    pub log_lines: Option<u64>,
     /// The update after which the last validation was made.
     pub validated: Option<u64>,
     /// The best validation.
@@ -165,6 +168,19 @@ struct Header {
     ema_step: Option<u64>,
     /// CRC-32 of all tensors' bytes, in name order: a disk's flipped bit would otherwise go on training.
     crc32: u32,
+    /// CRC-32 of everything else here; earlier versions had none.
+    #[serde(default)]
+    rest_crc32: Option<u32>,
+}
+
+impl Header {
+    /// The checksum of everything but the tensors.
+    fn rest(&self) -> Result<u32> {
+        let mut crc = flate2::Crc::new();
+        let rest = (&self.position, &self.settings, self.optimizer_step, self.ema_step);
+        crc.update(serde_json::to_string(&rest)?.as_bytes());
+        Ok(crc.sum())
+    }
 }
 
 /// Writes the checkpoint of a run: to a temporary file, synced, renamed.
@@ -187,14 +203,16 @@ pub fn save(
     let tensors: BTreeMap<String, Tensor> = params.chain(state).chain(average).collect();
     let mut crc = flate2::Crc::new();
     tensors.values().for_each(|t| crc.update(&safetensors::View::data(t)));
-    let header = Header {
+    let mut header = Header {
         format: FORMAT,
         position: position.clone(),
         settings: settings.clone(),
         optimizer_step: updater.optimizer().step_count(),
         ema_step: updater.ema().map(|e| e.step_count()),
         crc32: crc.sum(),
+        rest_crc32: None,
     };
+    header.rest_crc32 = Some(header.rest()?);
     let meta = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
     let file = safetensors::serialize(&tensors, Some(meta))?;
     write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
@@ -229,11 +247,12 @@ pub fn load(
         path.display(),
         header.format
     );
-    settings.check(&header.settings, &path)?;
     let views: BTreeMap<_, _> = file.tensors().into_iter().collect();
     let mut crc = flate2::Crc::new();
     views.values().for_each(|v| crc.update(v.data()));
-    ensure!(crc.sum() == header.crc32, damaged(&"its checksum is wrong"));
+    let rest = header.rest_crc32.is_none_or(|rest| header.rest().is_ok_and(|found| found == rest));
+    ensure!(crc.sum() == header.crc32 && rest, damaged(&"its checksum is wrong"));
+    settings.check(&header.settings, &path)?;
     let all = candle_core::safetensors::load_buffer(&bytes, params.device()).map_err(|e| damaged(&e))?;
     let under = |part: &str| -> BTreeMap<String, Tensor> {
         all.iter().filter_map(|(name, t)| Some((name.strip_prefix(part)?.to_owned(), t.clone()))).collect()
@@ -256,18 +275,20 @@ pub fn load(
 /// The log of a run: one JSON object a line.
 pub struct Metrics {
     file: fs::File,
+    /// Lines written so far.
+    pub lines: u64,
     path: PathBuf,
     /// The same for TensorBoard.
     events: Events,
 }
 
 impl Metrics {
-    /// Opens the log of a run that stands at `update` (0: a new one): lines after it, and one that was cut short, belong
-    /// to updates that will be made again, and go.
+    /// Opens the log of a run that stands at `position` (update 0: a new one): lines after it, and one that was cut short, belong
+    /// to what will be made again, and go.
     ///
     /// # Errors
     /// When the log cannot be read or written.
-    pub fn open(out: &Path, update: u64) -> Result<Self> {
+    pub fn open(out: &Path, position: &Position) -> Result<Self> {
         #[derive(Deserialize)]
         struct Line {
             update: u64,
@@ -275,17 +296,19 @@ impl Metrics {
         let path = out.join(METRICS);
         let old = String::from_utf8(run_dir::read(&path)?.unwrap_or_default())
             .with_context(|| format!("cannot read {}", path.display()))?;
+        let update = position.update;
         let is_past = |l: &&str| {
             let line = l.ends_with('\n').then(|| serde_json::from_str::<Line>(l));
             line.is_some_and(|line| line.is_ok_and(|line| update > 0 && line.update <= update))
         };
-        let kept: String = old.split_inclusive('\n').take_while(is_past).collect();
+        let most = position.log_lines.map_or(usize::MAX, |lines| lines as usize);
+        let kept: String = old.split_inclusive('\n').take(most).take_while(is_past).collect();
         if kept.len() != old.len() {
             write_atomic(&path, kept.as_bytes())?;
         }
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { file, path, events: Events::open(out, &kept)? })
+        Ok(Self { file, lines: kept.lines().count() as u64, path, events: Events::open(out, &kept)? })
     }
 
     /// Appends a line in one write.
@@ -297,6 +320,7 @@ impl Metrics {
         text.push('\n');
         let write = self.file.write_all(text.as_bytes());
         write.with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.lines += 1;
         self.events.write(&serde_json::to_value(line)?)
     }
 
@@ -418,6 +442,20 @@ mod tests {
         let mut bad = good.clone();
         *bad.last_mut().unwrap() ^= 1;
         assert!(err(&bad).contains("checksum"));
+        // Every bit of the position, the settings and the counts of steps: none may resume another run.
+        let (header, numbers) = (8 + u64::from_le_bytes(good[..8].try_into()?) as usize, a.numbers());
+        let mut refused = 0;
+        for bit in 8 * 8..8 * header {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, bad)?;
+            match a.load(out.path(), "1") {
+                // The name of a key whose value is the default, or space.
+                Ok(same) => assert_eq!((same, a.numbers()), (Some(position()), numbers.clone()), "bit {bit}"),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 7 * header, "{refused} of {} bits", 8 * header);
         Ok(())
     }
 
@@ -439,17 +477,22 @@ mod tests {
         struct Line {
             update: u64,
         }
-        let mut log = Metrics::open(out.path(), 0)?;
+        let mut log = Metrics::open(out.path(), &Position::default())?;
         for update in [2, 4, 4, 6] {
             log.write(&Line { update })?;
         }
         fs::OpenOptions::new().append(true).open(&path)?.write_all(b"{\"update\": 4")?;
-        let mut log = Metrics::open(out.path(), 5)?;
+        let stood = Position { update: 5, ..Position::default() };
+        let mut log = Metrics::open(out.path(), &stood)?;
         log.write(&Line { update: 6 })?;
         log.sync()?;
         let lines = [2, 4, 4, 6].map(|u| format!("{{\"update\":{u}}}\n")).concat();
         assert_eq!(fs::read_to_string(&path)?, lines);
-        Metrics::open(out.path(), 0)?;
+        // Of two lines of one update, such as a validation's, only what the checkpoint counted is kept.
+        let stood = Position { update: 4, log_lines: Some(2), ..Position::default() };
+        assert_eq!(Metrics::open(out.path(), &stood)?.lines, 2);
+        assert_eq!(fs::read_to_string(&path)?, [2, 4].map(|u| format!("{{\"update\":{u}}}\n")).concat());
+        Metrics::open(out.path(), &Position::default())?;
         assert_eq!(fs::read_to_string(&path)?, "");
         Ok(())
     }

@@ -138,7 +138,7 @@ impl<'a> Run<'a> {
         self.step.start(self.position.update, scope)?;
         self.wall_before = self.position.wall_seconds;
         self.first_update = self.position.update;
-        self.metrics = Some(Metrics::open(self.out, self.position.update)?);
+        self.metrics = Some(Metrics::open(self.out, &self.position)?);
         self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
         Ok(())
     }
@@ -385,7 +385,9 @@ impl<'a> Run<'a> {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.position.wall_seconds = self.wall_seconds();
-        self.metrics.as_ref().expect("opened in begin").sync()?;
+        let metrics = self.metrics.as_ref().expect("opened in begin");
+        metrics.sync()?;
+        self.position.log_lines = Some(metrics.lines);
         let step = &self.step;
         checkpoint::save(self.out, &self.position, &self.settings, step.model.params(), &step.updater)?;
         self.checkpointed = Some(self.position.update);

@@ -10,15 +10,16 @@
 //! The metadata is one JSON text under one key, because safetensors writes several keys in a random order, and a
 //! model's bytes must depend on the model only. Its hash ties the weights to their config: the SHA-256 of the config's
 //! canonical JSON (no space, keys sorted), as config.json has it and not as this version parses it, so that a later version,
-//! which may have more settings, still agrees. Shards also have a hash of all weights, `weights_sha256`, so that shards of two
-//! saves are never read as one model; they replace an earlier save once all of them are written.
+//! which may have more settings, still agrees. A second hash, `weights_sha256`, is of all names, types, shapes and values: loading
+//! compares it, so that a flipped bit is noticed and shards of two saves are never read as one model. Shards replace an earlier
+//! save once all of them are written.
 //!
 //! Reading. A header is at most as long as its file and is checked as a whole (offsets without gap or overlap that end
 //! where the file does) before any tensor is used; names, shapes and dtypes are compared with what the config asks for
 //! before a tensor is read; tensors are read one at a time. So rejecting a file costs no more memory than its real size,
 //! whatever sizes it claims. Every error is one sentence that names the file or tensor and the remedy.
 //!
-//! Weights that another tool has rewritten have no metadata: then only names, shapes and values are compared.
+//! Weights that another tool has rewritten have no metadata: then only names and shapes are compared, and a warning says so.
 //! Format 1, of the weights saved before this, has no hash and is read as it is; a newer format is refused.
 
 use super::config::ModelConfig;
@@ -73,7 +74,7 @@ struct ConfigFile {
 struct Meta {
     format: u32,
     config_sha256: String,
-    /// Of shards: the SHA-256 of all tensors' names and values, so that those of two saves are not mixed.
+    /// The SHA-256 of all tensors; files of earlier versions have it in shards only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     weights_sha256: Option<String>,
 }
@@ -223,6 +224,7 @@ impl Weights {
         let index = dir.join(INDEX);
         if !index.exists() {
             all.add(dir.join(WEIGHTS), config_hash, None)?;
+            all.check_hash()?;
             return Ok(all);
         }
         let text = read_whole(&index, LONGEST_HEADER)?;
@@ -232,7 +234,28 @@ impl Weights {
             let listed = map.iter().filter(|(_, file)| *file == name).map(|(tensor, _)| tensor).collect();
             all.add(dir.join(name), config_hash, Some(listed))?;
         }
+        all.check_hash()?;
         Ok(all)
+    }
+
+    /// Compares the tensors with the hash in the metadata; without one a warning says that nobody can.
+    fn check_hash(&self) -> Result<()> {
+        let path = &self.files[0].0;
+        let Some(want) = &self.hash else {
+            tracing::warn!(
+                "{} has no hash of its weights, damage to them would not be noticed: `flow export` writes it anew",
+                path.display()
+            );
+            return Ok(());
+        };
+        let found = weights_hash(self.places.keys().map(|name| Ok((name.as_str(), self.read(name)?))))?;
+        if found != *want {
+            return Err(at(
+                path,
+                "the weights are not those that were saved, some bits have changed: fetch them again",
+            ));
+        }
+        Ok(())
     }
 
     /// Adds a file, whose tensors must be those that the index has `listed` for it, where there is an index.
@@ -414,6 +437,8 @@ pub(super) fn write(
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![vec![]];
     let mut size = 0;
     for (name, t) in tensors {
+        // Here and not on a GPU: what is written is converted by the processor, whatever the device can do.
+        let t = t.to_device(&Device::Cpu)?;
         let to = dtype.filter(|_| t.dtype().is_float());
         let t = to.map_or(Ok(t.clone()), |dtype| t.to_dtype(dtype))?;
         if to.is_some() && !is_finite(&t.to_dtype(DType::F32)?)? {
@@ -430,9 +455,11 @@ pub(super) fn write(
     let config = serde_json::to_value(config).map_err(Error::wrap)?;
     let n = shards.len();
     let config_sha256 = config_hash(&config);
-    let weights_sha256 = (n > 1).then(|| weights_hash(shards.iter().flatten())).transpose()?;
-    let meta = serde_json::to_string(&Meta { format: FORMAT, config_sha256, weights_sha256 })
-        .map_err(Error::wrap)?;
+    let mut all: Vec<_> = shards.iter().flatten().collect();
+    all.sort_by_key(|(name, _)| name);
+    let hash = weights_hash(all.into_iter().map(|(name, t)| Ok((name.as_str(), t.clone()))))?;
+    let meta = Meta { format: FORMAT, config_sha256, weights_sha256: Some(hash) };
+    let meta = serde_json::to_string(&meta).map_err(Error::wrap)?;
     let mut weight_map = BTreeMap::new();
     let mut total = 0;
     // An earlier save is replaced only once all files of this one are written beside it.
@@ -491,15 +518,13 @@ fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// The SHA-256 of names and values, in the order of the names.
-fn weights_hash<'a>(tensors: impl Iterator<Item = &'a (String, Tensor)>) -> Result<String> {
-    let mut sorted: Vec<_> = tensors.collect();
-    sorted.sort_by_key(|(name, _)| name);
+/// The SHA-256 of names and tensors, which come in the order of the names and are on the processor.
+fn weights_hash<'a>(tensors: impl Iterator<Item = Result<(&'a str, Tensor)>>) -> Result<String> {
     let mut hash = Sha256::new();
-    for (name, t) in sorted {
+    for tensor in tensors {
+        let (name, t) = tensor?;
         hash.update(name);
-        // Bytes as they are saved, whatever the type.
-        let t = t.to_device(&Device::Cpu)?;
+        // Type, shape and bytes as they are saved.
         hash.update(safetensors::serialize([("", &t)], None)?);
     }
     Ok(hex(hash.finalize()))

@@ -176,6 +176,27 @@ fn damage_is_named() -> anyhow::Result<()> {
     let json = std::fs::read_to_string(&config)?;
     std::fs::write(&config, json.replace("\"depth\": 2", "\"depth\": 3"))?;
     assert!(refusal(d).contains("config with the sha256"), "{}", refusal(d));
+    // One bit of one number, wherever it is: shards alike.
+    std::fs::write(&config, &json)?;
+    let whole = std::fs::read(&weights)?;
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into()?) as usize;
+    for at in [header, header + 333, whole.len() - 1] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1;
+        std::fs::write(&weights, flipped)?;
+        assert!(refusal(d).contains("some bits have changed"), "{at}: {}", refusal(d));
+    }
+    std::fs::write(&weights, &whole)?;
+    let sharded = tempfile::tempdir()?;
+    m.save(sharded.path(), &SaveOptions { max_shard_size: 1000, ..Default::default() })?;
+    let files =
+        std::fs::read_dir(sharded.path())?.map(|f| Ok(f?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let shard =
+        files.iter().find(|p| p.to_string_lossy().contains("model-00002-of-")).expect("there are shards");
+    let mut flipped = std::fs::read(shard)?;
+    *flipped.last_mut().expect("a shard has tensors") ^= 4;
+    std::fs::write(shard, flipped)?;
+    assert!(refusal(sharded.path()).contains("some bits have changed"), "{}", refusal(sharded.path()));
     // Written again without the hash: names and shapes tell.
     let tensors = candle_core::safetensors::load(&weights, &device())?;
     candle_core::safetensors::save(&tensors, &weights)?;
