@@ -89,7 +89,13 @@ mod tests {
             entropy: None,
             revision: String::new(),
         };
-        assert!(set.carve_validation(5).is_err());
+        // More than there are: a tenth, here of 5, which is none, and of 40.
+        set.carve_validation(5).unwrap();
+        assert_eq!((set.train.len(), set.valid.clone()), (5, None));
+        let many = split().select(&[0, 1, 2, 3, 4].repeat(8));
+        let mut larger = Dataset { train: many, ..set.clone() };
+        larger.carve_validation(5000).unwrap();
+        assert_eq!((larger.train.len(), larger.valid.unwrap().len()), (36, 4));
         set.carve_validation(2).unwrap();
         assert_eq!(
             (set.train.clone(), set.valid.clone().unwrap()),

@@ -224,25 +224,31 @@ impl Dataset {
         }
     }
 
-    /// Moves the last `n` training examples into a validation split of their own.
+    /// Moves the last `asked` training examples into a validation split of their own; where that would leave none, a tenth of them,
+    /// with a warning.
     ///
     /// The last, not a random choice: the published sets are shuffled already, and a fixed rule keeps runs
     /// comparable.
     ///
     /// # Errors
-    /// When there is a validation split already, or no training example would be left.
-    pub fn carve_validation(&mut self, n: usize) -> Result<()> {
+    /// When there is a validation split already.
+    pub fn carve_validation(&mut self, asked: usize) -> Result<()> {
         ensure!(
             self.valid.is_none(),
             "`{}` has a validation split of its own: do not carve another",
             self.name
         );
         let total = self.train.len();
-        ensure!(
-            n < total,
-            "`{}` has {total} training examples, of which {n} cannot be set aside: ask for fewer",
-            self.name
-        );
+        let n = if asked < total { asked } else { total / 10 };
+        if n < asked {
+            tracing::warn!(
+                "`{}` has {total} training examples, too few to set `data.validation` = {asked} aside: {n} are",
+                self.name
+            );
+        }
+        if n == 0 {
+            return Ok(());
+        }
         self.valid = Some(self.train.slice(total - n..total));
         self.train.truncate(total - n);
         Ok(())

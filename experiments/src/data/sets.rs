@@ -110,8 +110,19 @@ pub fn load(request: &Request, observer: Option<Arc<dyn Observer>>) -> Result<Da
         (None, Some(n)) if n > 0 => data.carve_validation(n)?,
         _ => {}
     }
-    data.train.truncate(request.train.unwrap_or(usize::MAX));
-    data.test.truncate(request.test.unwrap_or(usize::MAX));
+    let aside = data.valid.as_ref().map_or(0, |valid| valid.len());
+    for (split, asked, key) in
+        [(&mut data.train, request.train, "train"), (&mut data.test, request.test, "test")]
+    {
+        let Some(asked) = asked else { continue };
+        ensure!(
+            asked <= split.len(),
+            "`data.{key}` = {asked} asks for more than the {} {key} examples of `{name}` (beside {aside} for validation): \
+             lower it, or leave it out for all",
+            split.len()
+        );
+        split.truncate(asked);
+    }
     ensure!(
         !data.train.is_empty() && !data.test.is_empty(),
         "`{name}` has {} training and {} test examples left: ask for at least one of each",
@@ -125,6 +136,31 @@ pub fn load(request: &Request, observer: Option<Arc<dyn Observer>>) -> Result<Da
 mod tests {
     use super::*;
     use std::path::PathBuf;
+
+    /// Examples that are asked for and not there are an error, not fewer examples.
+    #[test]
+    fn more_than_there_are_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v.npy");
+        let mut file =
+            b"\x93NUMPY\x01\0\x76\0{'descr': '<f8', 'fortran_order': False, 'shape': (50, 2), }".to_vec();
+        file.resize(127, b' ');
+        file.push(b'\n');
+        file.extend((0..100).flat_map(|i| f64::from(i).to_le_bytes()));
+        std::fs::write(&path, file).unwrap();
+        let request = Request { name: "npy".into(), dir: Some(path), ..Request::default() };
+        let all = load(&request, None).unwrap();
+        let (train, test) = (all.train.len(), all.test.len());
+        assert!(all.train.len() + all.valid.as_ref().map_or(0, |v| v.len()) + all.test.len() == 50);
+        for (key, part) in [
+            ("data.train", Request { train: Some(train + 1), ..request.clone() }),
+            ("data.test", Request { test: Some(test + 1), ..request.clone() }),
+        ] {
+            let error = load(&part, None).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("leave it out"), "{error}");
+        }
+        assert_eq!(load(&Request { train: Some(train), ..request }, None).unwrap().train.len(), train);
+    }
 
     #[test]
     fn names_and_sources() {

@@ -14,6 +14,16 @@ impl Recipe {
     /// At the first impossible value.
     pub fn validate(&self) -> Result<()> {
         let Self { data, model, train, eval, paper, .. } = self;
+        // It names a folder, and is printed.
+        let plain = |c: char| c.is_alphanumeric() || "-_@.+".contains(c);
+        ensure!(
+            !self.name.is_empty()
+                && self.name.len() <= 100
+                && self.name.chars().all(plain)
+                && !self.name.starts_with('.'),
+            "`name` = {:?} is no name: at most 100 bytes of letters, digits, - _ @ + and ., which is not the first",
+            self.name.chars().take(40).collect::<String>()
+        );
         ensure!(
             data::known(&data.set).is_some(),
             "`data.set` = {:?}: choose one of {}",
@@ -24,7 +34,6 @@ impl Recipe {
             ("data.train", data.train),
             ("data.test", data.test),
             ("data.size", data.size),
-            ("data.validation", Some(data.validation)),
             ("train.validate_images", train.validate_images),
             ("eval.batch", Some(eval.batch)),
             ("eval.noise_draws", Some(eval.noise_draws)),

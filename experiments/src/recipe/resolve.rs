@@ -92,8 +92,13 @@ impl Resolved {
             put(&mut table, key, value.clone()).with_context(|| format!("--set {key}"))?;
         }
         if set_name(&table) != trains_on {
-            // The paper's number is about other images now.
+            // The paper's number is about other images now, and so are the recipe's numbers of examples: all are taken.
             table.remove("paper");
+            for count in
+                ["train", "test"].iter().filter(|c| !sets.iter().any(|(k, _)| *k == format!("data.{c}")))
+            {
+                table.get_mut("data").and_then(Value::as_table_mut).and_then(|data| data.remove(*count));
+            }
         }
         table.entry("name").or_insert_with(|| Value::String(stem.into()));
         let mut recipe: Recipe = serde_path_to_error::deserialize(Value::Table(table)).map_err(name_key)?;
@@ -303,6 +308,32 @@ mod tests {
                 let model = Model::new(resolved.recipe.model.clone(), 0, DType::F32, &Device::Cpu).unwrap();
                 assert!(model.params().count() < 20_000_000, "{name} is not small");
             }
+        }
+    }
+
+    /// A recipe's numbers of examples are of its own data: of others all are taken, unless `--set` says how many.
+    #[test]
+    fn other_data_are_taken_whole() {
+        let own = with("quickstart", &[]).unwrap().recipe.data;
+        assert!(own.train.is_some() && own.test.is_some());
+        let other = with("quickstart", &["data.set=folder"]).unwrap().recipe.data;
+        assert_eq!((other.train, other.test), (None, None));
+        let some = with("quickstart", &["data.set=folder", "data.train=30"]).unwrap().recipe.data;
+        assert_eq!((some.train, some.test), (Some(30), None));
+        let same = with("quickstart", &["data.set=faces"]).unwrap().recipe.data;
+        assert_eq!((same.train, same.test), (own.train, own.test));
+    }
+
+    /// A recipe's name becomes a folder's.
+    #[test]
+    fn names_are_names() {
+        let long = "x".repeat(101);
+        for name in ["../../x", "/tmp/x", "a/b", r"a\\b", ".", "..", "", " ", r"a\u001b[31m", &long] {
+            let error = with("quickstart", &[&format!("name=\"{name}\"")]).unwrap_err();
+            assert!(format!("{error:#}").contains("is no name"), "{name:?}: {error:#}");
+        }
+        for name in ["realnvp-cifar@paper", "mine_2.1", "Züge"] {
+            assert!(with("quickstart", &[&format!("name={name:?}")]).is_ok(), "{name}");
         }
     }
 
