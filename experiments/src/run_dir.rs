@@ -12,6 +12,7 @@
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
 
 use crate::recipe::{Recipe, Resolved};
+use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow};
 use flows::models::{INDEX, WEIGHTS, write_atomic};
 use serde_json::{Map, Value};
@@ -47,17 +48,14 @@ pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
 /// # Errors
 /// When it is no regular file or cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let bytes = fs::metadata(path).and_then(|found| match found.is_file() {
-        true => fs::read(path),
-        // Reading a pipe would wait for its writer.
-        false => Err(std::io::Error::other("it is no file")),
-    });
-    match bytes {
-        Ok(bytes) => Ok(Some(bytes)),
+    match fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        _ => read_regular(path, if path.ends_with(CHECKPOINT) { LARGEST } else { TEXT }).map(Some),
     }
 }
+
+/// A checkpoint's bytes, at most.
+const LARGEST: u64 = 1 << 40;
 
 /// The paths of what a folder holds, in order.
 ///
@@ -152,7 +150,8 @@ pub fn read_metrics(out: &Path) -> Result<Option<Vec<Map<String, Value>>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read_to_string(&path)
+    let read = read_regular(&path, 16 * TEXT).and_then(|bytes| Ok(String::from_utf8(bytes)?));
+    let text = read
         .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
     // Of the error its line alone: the parser has seen one line, so that its own words would say it is the first.
     let lines = parse_log(&text).map_err(|line| {

@@ -6,7 +6,7 @@
 //! Sets in the same files (Fashion-MNIST, KMNIST) are read as well.
 
 use super::set::{check_length, class, product};
-use super::{Dataset, Revision, Split, Values, read_file};
+use super::{Dataset, Revision, Split, Values, read_at_most};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,9 @@ pub fn parse_idx<'a>(bytes: &'a [u8], rank: u8, name: &str) -> Result<Idx<'a>> {
     check_length(name, bytes.len(), start as u128 + count as u128, announced, "fetch the file again")?;
     Ok(Idx { sides, data })
 }
+
+/// Bytes of a file at most: EMNIST, the largest of the family, has 0.55e9.
+const MOST: u64 = 1 << 30;
 
 /// Puts an image file and a label file together.
 ///
@@ -125,7 +128,7 @@ pub fn read_folder(dir: &Path) -> Result<Dataset> {
     for name in FILES {
         let path = find(place, name)
             .with_context(|| format!("{} lacks {name} (plain or .gz): copy it there", place.display()))?;
-        let bytes = read_file(&path)?;
+        let bytes = read_at_most(&path, MOST)?;
         revision.add(name, &bytes);
         files.push((bytes, path.display().to_string()));
     }

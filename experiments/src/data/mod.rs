@@ -35,7 +35,9 @@ pub mod sets;
 pub mod vision;
 
 pub use request::{Request, example_rng};
-pub use set::{Dataset, Entropy, LARGEST, Revision, Split, Values, file_name, gunzip, hex, read_file};
+pub use set::{
+    Dataset, Entropy, LARGEST, Revision, Split, Values, file_name, gunzip, hex, read_at_most, read_file,
+};
 pub use sets::{KnownSet, Origin, SETS, known, load, names};
 
 #[cfg(test)]
@@ -110,10 +112,15 @@ mod tests {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(&[7; 5000]).unwrap();
         let packed = packed.finish().unwrap();
-        assert_eq!(gunzip(&packed, "x").unwrap(), vec![7; 5000]);
+        assert_eq!(gunzip(&packed, "x", 5000).unwrap(), vec![7; 5000]);
+        let bomb = gunzip(&packed, "x", 4999).unwrap_err().to_string();
+        assert!(bomb.contains("more than the 4999 bytes"), "{bomb}");
         assert!(
-            gunzip(&packed[..packed.len() - 3], "x").unwrap_err().to_string().contains("x is damaged gzip")
+            gunzip(&packed[..packed.len() - 3], "x", 9999)
+                .unwrap_err()
+                .to_string()
+                .contains("x is damaged gzip")
         );
-        crate::testing::mutate::each(&packed, 2000, |bytes| drop(gunzip(bytes, "x")));
+        crate::testing::mutate::each(&packed, 2000, |bytes| drop(gunzip(bytes, "x", 1 << 20)));
     }
 }

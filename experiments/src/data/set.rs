@@ -1,5 +1,6 @@
 //! A data set in memory, and the reading of its files that all readers share.
 
+use crate::untrusted::read_regular;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
@@ -258,35 +259,40 @@ impl Dataset {
 /// The largest file that is read whole; anything bigger is no data set for a computer's memory.
 pub const LARGEST: u64 = 1 << 33;
 
-/// Reads a file, unpacking it where its first bytes say gzip.
+/// Reads a file of at most [`LARGEST`] bytes, unpacking it where its first bytes say gzip.
 ///
 /// # Errors
-/// When it cannot be read, is damaged gzip, or is larger than [`LARGEST`].
+/// As [`read_at_most`].
 pub fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let name = path.display();
-    let length =
-        std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?.len();
-    ensure!(
-        length <= LARGEST,
-        "{name} has {length} bytes, more than the {LARGEST} that are read: split it up"
-    );
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}: check its permissions"))?;
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes);
-    }
-    gunzip(&bytes, &name.to_string())
+    read_at_most(path, LARGEST)
 }
 
-/// Unpacks gzip, stopping at [`LARGEST`] bytes: a few packed kilobytes can stand for gigabytes.
+/// Reads a file of at most `most` bytes, packed and unpacked, where its first bytes say gzip.
+///
+/// # Errors
+/// When it is no regular file, cannot be read, is damaged gzip, or is larger.
+pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let bytes = read_regular(path, most)?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        gunzip(&bytes, &path.display().to_string(), most)
+    } else {
+        Ok(bytes)
+    }
+}
+
+/// Unpacks gzip, stopping at `most` bytes: a few packed kilobytes can stand for gigabytes.
 ///
 /// # Errors
 /// When it is damaged, or unpacks to more than that.
-pub fn gunzip(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
+pub fn gunzip(bytes: &[u8], name: &str, most: u64) -> Result<Vec<u8>> {
     let mut plain = Vec::new();
-    flate2::read::MultiGzDecoder::new(bytes).take(LARGEST + 1).read_to_end(&mut plain).with_context(
-        || format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len()),
-    )?;
-    ensure!(plain.len() as u64 <= LARGEST, "{name} unpacks to more than {LARGEST} bytes: it is no data set");
+    flate2::read::MultiGzDecoder::new(bytes).take(most + 1).read_to_end(&mut plain).with_context(|| {
+        format!("{name} is damaged gzip after {} unpacked bytes: fetch it again", plain.len())
+    })?;
+    ensure!(
+        plain.len() as u64 <= most,
+        "{name} unpacks to more than the {most} bytes that such a file can have: fetch it again"
+    );
     Ok(plain)
 }
 

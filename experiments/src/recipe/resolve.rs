@@ -4,6 +4,7 @@
 //! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
 
 use super::types::Recipe;
+use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::ModelConfig;
 use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
@@ -54,7 +55,8 @@ impl Resolved {
     /// When there is no such recipe, the file is no TOML, a key is unknown or a value impossible: the message names it.
     pub fn load(name: &str, sets: &[String]) -> Result<Self> {
         if name.ends_with(".toml") {
-            let text = std::fs::read_to_string(name)
+            let read = read_regular(Path::new(name), TEXT).and_then(|bytes| Ok(String::from_utf8(bytes)?));
+            let text = read
                 .with_context(|| format!("cannot read the recipe {name}: give the path of a .toml file"))?;
             let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
             return Self::parse(&stem, &text, sets).with_context(|| format!("recipe {name}"));
