@@ -1,4 +1,4 @@
-//! A batch of CIFAR-10, and its archive, packed or not.
+//! A batch of CIFAR-10, and the tar archive of all batches.
 #![no_main]
 
 use flows_fuzz::data::cifar::{parse_archive, parse_batch};

@@ -9,5 +9,5 @@ pub mod npy;
 #[path = "../../experiments/src/data/set.rs"]
 mod set;
 
-pub(crate) use set::{LARGEST, Revision, file_name, gunzip, read_file};
+pub(crate) use set::{LARGEST, Revision, file_name, gunzip, read_at_most, read_file};
 pub use set::{Dataset, Entropy, Split, Values};

@@ -1,5 +1,5 @@
 //! The readers of the command line, by their source files: of the many dependencies of `experiments` the
-//! readers need four.
+//! readers need five.
 
 #![allow(dead_code, unused_imports, missing_docs)]
 
@@ -10,6 +10,9 @@ pub mod data;
 
 #[path = "../../experiments/src/bin/flow/import/pth.rs"]
 pub mod pth;
+
+#[path = "../../experiments/src/untrusted.rs"]
+pub mod untrusted;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
