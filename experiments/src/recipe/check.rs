@@ -2,7 +2,7 @@
 
 use super::types::{Recipe, Schedule, Train};
 use crate::data;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use flows::ModelConfig;
 use flows::models::Preprocess;
 use flows::optim::Rule;
@@ -45,6 +45,7 @@ impl Recipe {
             "`data.size`: only images of a folder are cropped and resized, `{}` has examples of one size",
             data.set
         );
+        model.check().context("the table `model`")?;
         if let ModelConfig::Glow(glow) = model {
             ensure!(glow.depth > 0, "`model.depth` = 0: it must be at least 1");
         }

@@ -184,9 +184,12 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
         .split_once('=')
         .with_context(|| format!("--set {text}: write key=value, as in --set train.lr=5e-4"))?;
     let (key, value) = (key.trim(), value.trim());
+    let start = |text: &str| text.chars().take(60).collect::<String>();
     ensure!(
-        !key.is_empty() && key.split('.').all(|part| !part.is_empty()),
-        "--set {text}: `{key}` is no key, write for example train.lr"
+        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 8,
+        "--set {}: `{}` is no key, write for example train.lr",
+        start(text),
+        start(key)
     );
     let parsed = match toml::from_str::<Table>(&format!("value = {value}")) {
         Ok(mut table) if table.len() == 1 => table.remove("value").expect("it is the one key"),
@@ -324,6 +327,26 @@ mod tests {
         assert_eq!((some.train, some.test), (Some(30), None));
         let same = with("quickstart", &["data.set=faces"]).unwrap().recipe.data;
         assert_eq!((same.train, same.test), (own.train, own.test));
+    }
+
+    /// Numbers that no model can have, and keys that no recipe has, are refused by name.
+    #[test]
+    fn impossible_numbers_and_keys_are_named() {
+        for (recipe, set, key) in [
+            ("nice-mnist-small", "model.init=inf", "`init`"),
+            ("nice-mnist-small", "model.init=-1.0", "`init`"),
+            ("nice-mnist-small", "model.hidden=[[0]]", "`hidden`"),
+            ("realnvp-cifar-small", "model.eps=-1.0", "`eps`"),
+            ("realnvp-cifar-small", "model.eps=0.0", "`eps`"),
+            ("realnvp-cifar-small", "model.momentum=5.0", "`momentum`"),
+            ("realnvp-cifar-small", "model.momentum=nan", "`momentum`"),
+        ] {
+            let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
+            assert!(error.contains(key), "{set}: {error}");
+        }
+        let deep = format!("{}=1", vec!["a"; 40_000].join("."));
+        let error = format!("{:#}", with("quickstart", &[&deep]).unwrap_err());
+        assert!(error.contains("is no key") && error.len() < 300, "{error}");
     }
 
     /// A recipe's name becomes a folder's.

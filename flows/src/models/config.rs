@@ -61,10 +61,11 @@ impl ModelConfig {
     }
 
     /// Checks that no size is above [`ModelConfig::MOST_DIMS`] or [`ModelConfig::LARGEST_SIZE`], so that nothing computed from a
-    /// config overflows, and what depends on the config alone, as a mask does, takes at most a few times `MOST_DIMS` numbers.
+    /// config overflows, and what depends on the config alone, as a mask does, takes at most a few times `MOST_DIMS` numbers; and
+    /// that every other number is one that a model can have.
     ///
     /// # Errors
-    /// At the first such size, by its name.
+    /// At the first such size or number, by its name.
     pub fn check(&self) -> Result<()> {
         let (shape, most) = (self.shape(), Self::MOST_DIMS);
         let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
@@ -91,7 +92,25 @@ impl ModelConfig {
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
-        Ok(())
+        self.check_numbers()
+    }
+
+    /// Checks the settings that are no sizes.
+    fn check_numbers(&self) -> Result<()> {
+        let ranges = match self {
+            ModelConfig::Nice(c) if c.hidden.iter().flatten().any(|&width| width == 0) => {
+                bail!("`hidden` has a layer of width 0: give each at least 1")
+            }
+            ModelConfig::Nice(c) => vec![("init", c.init, 0., f64::MAX)],
+            ModelConfig::RealNvp(c) => {
+                vec![("eps", c.eps, f64::MIN_POSITIVE, 1.), ("momentum", c.momentum, 0., 1.)]
+            }
+            ModelConfig::Glow(_) => vec![],
+        };
+        match ranges.into_iter().find(|(_, x, least, most)| !(least..=most).contains(&x)) {
+            Some((name, x, least, most)) => bail!("`{name}` = {x}: it must be from {least:e} to {most:e}"),
+            None => Ok(()),
+        }
     }
 
     /// Dimensions of an example, at most: sixteen million, an image of 2364 x 2364 in colour.

@@ -90,9 +90,6 @@ impl NiceConfig {
         if d < 2 {
             bail!("`shape` {:?} has fewer than two dimensions: nothing to couple", self.shape);
         }
-        if self.init.is_nan() || self.init < 0. {
-            bail!("`init` must be 0 or more, got {}", self.init);
-        }
         let mut chain = Chain::new();
         let flatten = self.shape.len() > 1;
         self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
