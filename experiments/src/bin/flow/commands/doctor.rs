@@ -3,6 +3,8 @@
 //! Every finding compares a measured number with a bound that says why it is one. `broken` is what makes results wrong:
 //! values that are not finite, an inverse that does not come back. `look` is what is unusual and may be meant.
 
+use super::pictures::listed;
+use super::reconstruct::largest_by_level;
 use crate::output;
 use crate::session::{Base, Session, Which, brief, doubles, largest, mean, pooled};
 use anyhow::{Context, Result, bail, ensure};
@@ -158,9 +160,7 @@ fn examine(s: &Session, x: &Tensor, cond: Option<&Tensor>, on: String) -> Result
     // There and back.
     let r = latents::reconstruct(model, x, cond)?;
     let error = largest(&doubles(&r.error)?);
-    let by_level: Vec<f64> = (0..r.level_error.dim(1)?)
-        .map(|l| Ok(largest(&doubles(&r.level_error.narrow(1, l, 1)?)?)))
-        .collect::<Result<_>>()?;
+    let by_level = largest_by_level(&r.level_error)?;
     report["reconstruction"] = json!({ "max_error": error, "max_error_by_level": by_level });
     let (unit, spread) = if pixels {
         ("grey levels", 1.)

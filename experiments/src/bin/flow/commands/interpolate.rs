@@ -1,6 +1,7 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use super::pictures::two_digits;
+use crate::draw::sheet::{Sheet, check_size};
 use crate::session::{Grid, Images, Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -38,16 +39,10 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
         // Of two classes each half of the way is in the nearer one's.
-        let cond = match &picked.cond {
-            None => None,
-            Some(labels) => {
-                let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
-                Some(labels.index_select(&Tensor::new(near, &s.device)?, 0)?)
-            }
-        };
-        let ends = |of: &Tensor| -> Result<(Tensor, Tensor)> { Ok((of.get(0)?, of.get(1)?)) };
-        let (a, b) = ends(&z)?;
-        let (x, y) = ends(&picked.x)?;
+        let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
+        let near = Tensor::new(near, &s.device)?;
+        let cond = picked.cond.as_ref().map(|labels| labels.index_select(&near, 0)).transpose()?;
+        let (a, b, x, y) = (z.get(0)?, z.get(1)?, picked.x.get(0)?, picked.x.get(1)?);
         let decode = |z: Tensor| -> Result<Tensor> {
             s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way", "choose other images")
         };
@@ -60,12 +55,10 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
         let mut bits = Vec::new();
         for (_, _, frames) in &ways {
             let b = doubles(&s.model.bits_per_dim(frames, cond.as_ref())?)?;
-            let row = s.bytes(frames)?.into_iter().zip(&b);
-            cells.push(row.map(|(bytes, b)| Some(Cell { bytes, caption: format!("{b:.2}") })).collect());
+            cells.push(s.captioned(frames, two_digits(&b))?);
             bits.push(b);
         }
         let sheet = Sheet {
-            title: s.title("From one image to another"),
             notes: vec![format!(
                 "image {} to image {}; t over the columns, bits/dim under each image",
                 picked.names[0], picked.names[1]
@@ -73,8 +66,7 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
             columns: t.iter().map(|t| brief(*t)).collect(),
             rows: ways.iter().map(|w| w.1.to_owned()).collect(),
             cells,
-            shape,
-            scale: args.grid.scale,
+            ..s.blank(&args.grid, "From one image to another")?
         };
         sheet.write(s.draft.drawn())?;
         let middle = t.len() / 2;

@@ -1,6 +1,7 @@
 //! `flow levels`: what each level of a multi-scale model holds.
 
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use super::pictures::free_places;
+use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
 use crate::session::{Grid, Images, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
@@ -42,10 +43,8 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         let z = s.model.encode(&picked.x, cond)?;
         let parts = s.model.levels(&z)?;
         let mut columns = vec!["image".to_owned()];
-        let mut rows: Vec<Vec<Option<Cell>>> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
-        let mut changes = vec![];
-        let mut all = vec![];
-        let mut lost = 0;
+        let mut cells: Vec<_> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
+        let (mut changes, mut all, mut lost) = (vec![], vec![], 0);
         for (level, part) in parts.iter().enumerate() {
             let (_, c, h, w) = part.dims4()?;
             let mut off = vec![];
@@ -56,14 +55,11 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
                 let mut seen = vec![];
-                for ((row, cell), square) in rows.iter_mut().zip(s.seen(&x)?).zip(squares) {
-                    if cell.is_some() {
-                        seen.push(square);
-                    } else {
-                        lost += 1;
-                    }
+                for ((row, cell), square) in cells.iter_mut().zip(s.seen(&x)?).zip(squares) {
+                    seen.extend(cell.is_some().then_some(square));
                     row.push(cell);
                 }
+                lost += n - seen.len();
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
@@ -79,30 +75,24 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             args.grid.base.weights
         );
         let sheet = Sheet {
-            title: s.title("One level's latents drawn anew"),
             notes: vec![format!(
                 "level 0 is the first that is factored out, level {} the last; temperature {}{}",
                 parts.len() - 1,
                 brief(args.temperature),
-                if lost > 0 { "; a free place: the inverse overflows" } else { "" }
+                free_places(lost)
             )],
             columns,
             rows: picked.names.clone(),
-            cells: rows,
-            shape,
-            scale: args.grid.scale,
+            cells,
+            ..s.blank(&args.grid, "One level's latents drawn anew")?
         };
         sheet.write(s.draft.drawn())?;
-        let mut lines: Vec<String> = parts
-            .iter()
-            .zip(&changes)
-            .enumerate()
-            .map(|(l, (part, off))| {
-                let numbers = part.elem_count() / n;
-                let share = 100. * numbers as f64 / s.model.dims() as f64;
-                format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)")
-            })
-            .collect();
+        let mut lines = vec![];
+        for (l, (part, off)) in parts.iter().zip(&changes).enumerate() {
+            let numbers = part.elem_count() / n;
+            let share = 100. * numbers as f64 / s.model.dims() as f64;
+            lines.push(format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"));
+        }
         if lost > 0 {
             lines.push(format!(
                 "{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature"

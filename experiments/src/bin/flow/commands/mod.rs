@@ -15,6 +15,7 @@ pub mod levels;
 pub mod list;
 pub mod nearest;
 pub mod ood;
+mod pictures;
 pub mod pull;
 pub mod push;
 pub mod reconstruct;

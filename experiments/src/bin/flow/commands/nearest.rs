@@ -1,14 +1,14 @@
 //! `flow nearest`: samples beside the training images that are nearest to them.
 
 use crate::draw::samples::to_bytes;
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::session::{Grid, Session, Source, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
 use experiments::data::Split;
 use experiments::limits;
-use flows::latents::{self};
+use flows::latents;
 use serde_json::json;
 
 /// `nearest`.
@@ -51,12 +51,10 @@ fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<
         let seen: Vec<f32> = to_bytes(&values, bits).into_iter().map(f32::from).collect();
         let block = Tensor::from_vec(seen, (end - first, c, h, w), &s.device)?;
         let (places, distances) = latents::nearest(queries, &block, k.min(end - first))?;
-        for ((all, places), distances) in
-            found.iter_mut().zip(places.to_vec2::<u32>()?).zip(distances.to_vec2::<f32>()?)
-        {
-            all.extend(
-                distances.into_iter().map(f64::from).zip(places.into_iter().map(|p| first + p as usize)),
-            );
+        let (places, distances) = (places.to_vec2::<u32>()?, distances.to_vec2::<f32>()?);
+        for ((all, places), distances) in found.iter_mut().zip(places).zip(distances) {
+            let places = places.into_iter().map(|p| first + p as usize);
+            all.extend(distances.into_iter().map(f64::from).zip(places));
             all.sort_by(|a, b| a.0.total_cmp(&b.0));
             all.truncate(k);
         }
@@ -99,20 +97,12 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
         let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
 
-        let mut cells = Vec::new();
-        for (sample, near) in s.bytes(&x)?.into_iter().zip(&found) {
-            let neighbours = s.bytes(&s.dequantise(&data.train.select(&near.places))?.0)?;
-            let mut row = vec![Some(Cell { bytes: sample, caption: String::new() })];
-            row.extend(
-                neighbours
-                    .into_iter()
-                    .zip(&near.distances)
-                    .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
-            );
-            cells.push(row);
+        let mut cells: Vec<_> = s.cells(&x)?.into_iter().map(|sample| vec![sample]).collect();
+        for (row, near) in cells.iter_mut().zip(&found) {
+            let (neighbours, _) = s.dequantise(&data.train.select(&near.places))?;
+            row.extend(s.captioned(&neighbours, near.distances.iter().map(|d| format!("{d:.1}")))?);
         }
         let sheet = Sheet {
-            title: s.title("Samples and their nearest training images"),
             notes: vec![
                 "under each neighbour its distance: root-mean-square grey levels".to_owned(),
                 format!(
@@ -121,10 +111,8 @@ pub fn run(args: &NearestArgs) -> Result<()> {
                 ),
             ],
             columns: std::iter::once("sample".to_owned()).chain((1..=k).map(|i| i.to_string())).collect(),
-            rows: vec![],
             cells,
-            shape,
-            scale: args.grid.scale,
+            ..s.blank(&args.grid, "Samples and their nearest training images")?
         };
         sheet.write(s.draft.drawn())?;
         let lines = [format!(
@@ -139,7 +127,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
             "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
         });
         let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
-        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.iter().copied()).collect();
+        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.clone()).collect();
         let tensors = vec![
             ("samples", x),
             ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),

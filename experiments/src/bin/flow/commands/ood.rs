@@ -92,6 +92,7 @@ pub fn run(args: &OodArgs) -> Result<()> {
             doubles(&s.over(split, |x, cond| Ok(s.model.bits_per_dim(x, cond)?))?)
         };
         let (a, b) = (bits(&own, &data.name)?, bits(&other, &args.against)?);
+        let (mean_a, mean_b) = (mean(&a), mean(&b));
         let infinite = b.iter().chain(&a).filter(|v| !v.is_finite()).count();
         ensure!(
             infinite == 0,
@@ -99,13 +100,13 @@ pub fn run(args: &OodArgs) -> Result<()> {
         );
         let told = auroc(&b, &a);
         let names = [
-            format!("{} {}, {:.2} bits/dim", data.name, args.from.split.name(), mean(&a)),
-            format!("{}, {:.2} bits/dim", args.against, mean(&b)),
+            format!("{} {}, {mean_a:.2} bits/dim", data.name, args.from.split.name()),
+            format!("{}, {mean_b:.2} bits/dim", args.against),
         ];
         draw(&s, &names, [&a, &b], told)?;
         let lines = [
-            format!("{}: {:.4} bits/dim over {} images", data.name, mean(&a), a.len()),
-            format!("{}: {:.4} bits/dim over {} images", args.against, mean(&b), b.len()),
+            format!("{}: {mean_a:.4} bits/dim over {} images", data.name, a.len()),
+            format!("{}: {mean_b:.4} bits/dim over {} images", args.against, b.len()),
             format!(
                 "an image of `{}` costs more than one of `{}` in {:.1} % of pairs",
                 args.against,
@@ -115,7 +116,7 @@ pub fn run(args: &OodArgs) -> Result<()> {
         ];
         let figures = json!({
             "data": data.name, "split": args.from.split.name(), "against": args.against,
-            "bits_per_dim": mean(&a), "against_bits_per_dim": mean(&b), "auroc": told,
+            "bits_per_dim": mean_a, "against_bits_per_dim": mean_b, "auroc": told,
             "images": a.len(), "against_images": b.len(),
         });
         let tensors = vec![
@@ -160,7 +161,8 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
     });
     let top = shares.iter().flatten().copied().fold(0., f64::max) * 1.3;
     let title = format!("{}; the second costs more in {:.1} % of pairs", s.title("Bits/dim"), 100. * told);
-    plots::draw_fine(s.draft.drawn(), (900, 480), |area| {
+    let size = (900, 480);
+    let rgb = plots::fine(size, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 21 * FINE))
             .margin(14 * FINE)
@@ -180,13 +182,10 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .draw()?;
         let blue = RGBColor(120, 170, 215);
         let edge = |i: usize| low + i as f64 * width;
+        let bars = shares[0].iter().enumerate().filter(|(_, v)| **v > 0.);
         chart
             .draw_series(
-                shares[0]
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, v)| **v > 0.)
-                    .map(|(i, v)| Rectangle::new([(edge(i), 0.), (edge(i + 1), *v)], blue.filled())),
+                bars.map(|(i, v)| Rectangle::new([(edge(i), 0.), (edge(i + 1), *v)], blue.filled())),
             )?
             .label(names[0].clone())
             .legend(move |(x, y)| Rectangle::new([(x, y - 6 * F), (x + 22 * F, y + 6 * F)], blue.filled()));
@@ -210,5 +209,6 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .label_font(("sans-serif", 16 * FINE))
             .draw()?;
         Ok(())
-    })
+    })?;
+    plots::write_png(s.draft.drawn(), &rgb, size)
 }

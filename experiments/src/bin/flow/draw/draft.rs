@@ -85,19 +85,13 @@ pub fn numbers_of(out: &Path) -> Result<PathBuf> {
 
 /// Whether a file has the numbers of a picture: the header of a safetensors file is JSON behind its length.
 fn ours(path: &Path) -> bool {
-    let metadata = || -> std::io::Result<bool> {
-        if !fs::metadata(path)?.is_file() {
-            return Ok(false);
-        }
+    let header = || -> std::io::Result<serde_json::Value> {
         let mut file = File::open(path)?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
-        let mut header = Vec::new();
-        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
-        let header: serde_json::Value = serde_json::from_slice(&header)?;
-        Ok(header["__metadata__"][KEY].is_string())
+        Ok(serde_json::from_reader(file.take(u64::from_le_bytes(length)))?)
     };
-    metadata().unwrap_or(false)
+    path.is_file() && header().is_ok_and(|header| header["__metadata__"][KEY].is_string())
 }
 
 #[cfg(test)]
