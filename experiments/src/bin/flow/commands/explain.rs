@@ -83,10 +83,9 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     if !args.json {
         print_settings(&resolved, &rows)?;
     }
-    let settings = |(key, value, source): &(String, String, String)| {
-        (key.clone(), json!({ "value": value, "source": source }))
-    };
-    object["settings"] = Value::Object(rows.iter().map(settings).collect());
+    for (key, value, source) in &rows {
+        object["settings"][key] = json!({ "value": value, "source": source });
+    }
     if !args.settings {
         let device = args.compute.open()?;
         let recipe = &resolved.recipe;
@@ -99,12 +98,10 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
             output::line(format_args!("\n{}", lines.join("\n")))?;
         }
     }
-    if args.json {
-        output::line(object)?;
-    }
-    Ok(())
+    if args.json { output::line(object) } else { Ok(()) }
 }
 
+/// Prints the settings in columns.
 fn print_settings(resolved: &Resolved, rows: &[(String, String, String)]) -> Result<()> {
     let mut text = format!("{}: {}\n\n", resolved.recipe.name, resolved.recipe.about);
     let width = |f: fn(&(String, String, String)) -> &String, most: usize| {
@@ -130,7 +127,7 @@ fn training_images(recipe: &mut Recipe, args: &ExplainArgs) -> Result<Option<usi
         return Ok(Some(recipe.data.train.unwrap_or(all)));
     }
     let left = all - recipe.data.validation.min(all);
-    Ok(Some(recipe.data.train.map_or(left, |n| n.min(left))))
+    Ok(Some(recipe.data.train.unwrap_or(left).min(left)))
 }
 
 /// The process's memory while `f` runs: its highest value, in bytes, where the system tells it.
@@ -192,8 +189,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         device.synchronize()?;
         Ok(start.elapsed())
     };
-    let mut sizes: Vec<(usize, Option<u64>)> = Vec::new();
-    let mut size = full.min(2);
+    let (mut sizes, mut size) = (Vec::new(), full.min(2));
     let took = loop {
         let (took, peak) = peak_memory(|| {
             let warm = update(size)?;
@@ -210,8 +206,8 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         size = (4 * size).min(full);
     };
     ensure!(!took.is_zero(), "the clock of this machine stands still");
-    let activations = match (sizes.first(), sizes.last()) {
-        (Some(&(a, Some(low))), Some(&(b, Some(high)))) if b > a && device.is_cpu() => {
+    let activations = match (sizes[0], sizes[sizes.len() - 1]) {
+        ((a, Some(low)), (b, Some(high))) if b > a && device.is_cpu() => {
             Some(high.saturating_sub(low) as f64 / (b - a) as f64)
         }
         _ => None,
@@ -241,29 +237,24 @@ fn estimate(
     let mut lines = vec![format!("parameters: {parameters}")];
     object["parameters"] = parameters.into();
 
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
-    let copies = 4 + usize::from(t.ema.is_some());
-    let fixed = (parameters * 4 * copies) as f64;
-    match cost.activations {
+    let (copies, average) = if t.ema.is_some() { (5, ", average") } else { (4, "") };
+    let fixed = (parameters * 4 * copies) as f64 / f64::from(1 << 30);
+    lines.push(match cost.activations {
         Some(each) => {
-            let total = fixed + each * t.batch as f64;
-            object["memory_gib"] = gib(total).into();
-            lines.push(format!(
-                "memory: about {:.2} GiB = {:.2} (parameters, gradients, optimiser{}) + {} x {:.2} MiB (activations of an \
-                 image, by how much the process grew up to {} images)",
-                gib(total),
-                gib(fixed),
-                if t.ema.is_some() { ", average" } else { "" },
+            let total = fixed + each * t.batch as f64 / f64::from(1 << 30);
+            object["memory_gib"] = total.into();
+            format!(
+                "memory: about {total:.2} GiB = {fixed:.2} (parameters, gradients, optimiser{average}) + {} x {:.2} MiB \
+                 (activations of an image, by how much the process grew up to {} images)",
                 t.batch,
                 each / f64::from(1 << 20),
                 cost.batch,
-            ));
+            )
         }
-        None => lines.push(format!(
-            "memory: {:.2} GiB for parameters, gradients and optimiser; that of activations cannot be measured here",
-            gib(fixed)
-        )),
-    }
+        None => format!(
+            "memory: {fixed:.2} GiB for parameters, gradients and optimiser; that of activations cannot be measured here"
+        ),
+    });
 
     object["images_per_second"] = cost.images_per_second.into();
     lines.push(format!(
@@ -283,18 +274,16 @@ fn estimate(
             + validations * validated / cost.evaluated_per_second
     });
     let seconds = [seconds, t.minutes.map(|m| 60. * m)].into_iter().flatten().min_by(f64::total_cmp);
-    match (seconds, updates) {
+    lines.push(match (seconds, updates) {
         (Some(seconds), Some(updates)) => {
             object["seconds"] = seconds.into();
             object["updates"] = updates.into();
-            lines.push(format!(
-                "time: about {} for {updates} updates on this machine, validations included",
-                human(seconds)
-            ));
+            let time = human(seconds);
+            format!("time: about {time} for {updates} updates on this machine, validations included")
         }
-        (Some(seconds), None) => lines.push(format!("time: {} (`train.minutes`)", human(seconds))),
-        _ => lines.push("time: unknown without the number of training images, give --data".to_owned()),
-    }
+        (Some(seconds), None) => format!("time: {} (`train.minutes`)", human(seconds)),
+        _ => "time: unknown without the number of training images, give --data".to_owned(),
+    });
     lines
 }
 

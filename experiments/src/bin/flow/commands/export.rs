@@ -43,6 +43,5 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         }
     }
     card::write(&args.out)?;
-    files::tell(&args.out, args.json)?;
-    Ok(())
+    files::tell(&args.out, args.json)
 }

@@ -59,8 +59,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
         .with_context(|| format!("{name} cannot be imported"))?;
     model.save(&args.out, &args.weights.options())?;
     card::write(&args.out)?;
-    files::tell(&args.out, args.json)?;
-    Ok(())
+    files::tell(&args.out, args.json)
 }
 
 #[cfg(test)]

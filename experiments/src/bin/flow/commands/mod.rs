@@ -25,3 +25,13 @@ pub mod sample;
 pub mod table;
 pub mod temperature;
 pub mod weights;
+
+use crate::output;
+use anyhow::Result;
+use serde_json::Value;
+use std::fmt::Display;
+
+/// Prints a result: one JSON object where `json` says so, else the text.
+fn print(json: bool, object: Value, text: impl Display) -> Result<()> {
+    if json { output::line(object) } else { output::line(text) }
+}
