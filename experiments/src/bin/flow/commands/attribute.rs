@@ -51,13 +51,13 @@ fn has(data: &Dataset, split: &Split, label: &str) -> Result<Vec<bool>> {
     if let (Some(class), Some(labels), None) = (class, &split.labels, level) {
         return Ok(labels.iter().map(|&l| l as usize == class).collect());
     }
-    let all: Vec<&str> = data.attribute_names.iter().chain(&data.classes).map(String::as_str).collect();
+    let all = [data.attribute_names.as_slice(), &data.classes].concat();
+    let name = &data.name;
     ensure!(
         !all.is_empty(),
-        "`{}` has neither attributes nor classes: a folder's labels.csv can give them",
-        data.name
+        "`{name}` has neither attributes nor classes: a folder's labels.csv can give them"
     );
-    bail!("`{}` has no label `{label}`: choose one of {}", data.name, all.join(", "))
+    bail!("`{name}` has no label `{label}`: choose one of {}", all.join(", "))
 }
 
 /// The places of the examples that have the label, or of those that do not.
@@ -80,13 +80,11 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     let train = data.train.take(args.fit);
     let flags = has(&data, &train, &args.label)?;
     let (with, without) = (side(&flags, true), side(&flags, false));
+    let (n, have, label) = (flags.len(), with.len(), &args.label);
     ensure!(
-        !with.is_empty() && !without.is_empty(),
-        "of {} training images {} have `{}`: a direction needs images with it and without it, raise --fit or choose another \
-         label",
-        flags.len(),
-        with.len(),
-        args.label
+        have > 0 && have < n,
+        "of {n} training images {have} have `{label}`: a direction needs images with it and without it, raise --fit or choose \
+         another label"
     );
     let part = saved::part(&data, from.split)?.clone();
     let held = part.take(MEASURED);

@@ -40,12 +40,12 @@ pub struct DensityArgs {
 /// When the model's data are not of two dimensions.
 pub fn run(args: &DensityArgs) -> Result<()> {
     let s = Session::open(&args.base, &args.out, "density")?;
+    let shape = s.model.config().shape();
     ensure!(
-        s.model.config().shape() == [2],
-        "the model of {} takes examples of shape {:?}, and `flow density` draws densities of the plane: choose a model of two \
-         dimensions, such as `flow reproduce moons` trains",
-        args.base.weights,
-        s.model.config().shape()
+        shape == [2],
+        "the model of {} takes examples of shape {shape:?}, and `flow density` draws densities of the plane: choose a model of \
+         two dimensions, such as `flow reproduce moons` trains",
+        args.base.weights
     );
     let data = s.part(&args.from)?;
     let split = data.split.take(POINTS);
@@ -53,8 +53,7 @@ pub fn run(args: &DensityArgs) -> Result<()> {
     let Values::Reals(values) = &split.values else {
         bail!("`{}` holds bytes, not points of the plane: choose other data", data.name)
     };
-    let points: Vec<[f32; 2]> = values.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-    pooled(|| compare(&s, &data.name, &split, &points))
+    pooled(|| compare(&s, &data.name, &split, values.as_chunks().0))
 }
 
 /// Measures how far the learned density is from the true one, draws both and the grid, and writes the numbers.
@@ -82,8 +81,7 @@ fn compare(s: &Session, name: &str, split: &Split, points: &[[f32; 2]]) -> Resul
     let grid = grid();
     let z = at(&grid)?;
     let x = s.model.decode(&z, s.labels(grid.len())?.as_ref())?;
-    let warped: Vec<[f64; 2]> = doubles(&x)?.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-    draw(s, &window, real.as_deref(), points, &learned, &warped)?;
+    draw(s, &window, real.as_deref(), points, &learned, doubles(&x)?.as_chunks().0)?;
 
     let kl = divergence.map_or_else(String::new, |(kl, error)| {
         format!(", {kl:.4} ± {error:.4} from the truth (KL divergence over {} points)", nats.len())

@@ -156,11 +156,6 @@ impl<'a> Exam<'a> {
         Ok(())
     }
 
-    /// Whether examples are images, whose values have a unit.
-    fn pixels(&self) -> bool {
-        self.s.model.config().shape().len() == 3
-    }
-
     /// Bits/dim of the examples, or none if they are not finite.
     fn likelihood(&mut self) -> Result<Option<f64>> {
         let (model, cond) = (&self.s.model, self.cond.as_ref());
@@ -175,14 +170,10 @@ impl<'a> Exam<'a> {
         }
         self.lines.push(format!("likelihood       {all:.4} bits/dim, all finite"));
         let uniform = f64::from(model.config().bits());
-        if self.pixels() && all > uniform {
-            self.found.push((
-                false,
-                format!(
-                    "an image costs {} bits/dim, where uniform noise would cost {uniform}: is it of these data?",
-                    brief(all)
-                ),
-            ));
+        if model.config().shape().len() == 3 && all > uniform {
+            let (all, noise) = (brief(all), format!("uniform noise would cost {uniform}"));
+            let what = format!("an image costs {all} bits/dim, where {noise}: is it of these data?");
+            self.found.push((false, what));
         }
         Ok(Some(all))
     }
@@ -199,7 +190,7 @@ impl<'a> Exam<'a> {
             brief(error),
             listed(&by_level)
         ));
-        let (unit, spread, scale) = if self.pixels() {
+        let (unit, spread, scale) = if model.config().shape().len() == 3 {
             ("grey levels", 1., 1.)
         } else {
             // Vectors have no unit of their own: their root mean square is it.

@@ -31,11 +31,8 @@ pub struct LevelsArgs {
 /// When the images are not the model's.
 pub fn run(args: &LevelsArgs) -> Result<()> {
     let (s, shape) = Session::sheet(&args.grid, "levels")?;
-    ensure!(
-        args.temperature >= 0. && args.temperature.is_finite(),
-        "--temperature {}: it must be 0 or more",
-        args.temperature
-    );
+    let t = args.temperature;
+    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
     let picked = s.images(&args.images, 5)?;
     check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
     pooled(|| {
@@ -91,7 +88,9 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         for (l, (part, off)) in parts.iter().zip(&changes).enumerate() {
             let numbers = part.elem_count() / n;
             let share = 100. * numbers as f64 / s.model.dims() as f64;
-            lines.push(format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"));
+            lines.push(format!(
+                "level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"
+            ));
         }
         if lost > 0 {
             lines.push(format!(

@@ -29,19 +29,15 @@ pub struct NearestArgs {
     temperature: f64,
 }
 
-/// The nearest training images of one image, nearest first.
-struct Neighbours {
-    places: Vec<usize>,
-    /// In grey levels.
-    distances: Vec<f64>,
-}
+/// The nearest training images of one image, nearest first: the distance in grey levels, and the place.
+type Neighbours = Vec<(f64, usize)>;
 
 /// The k nearest of a split's images to each query, both as visible bytes.
 fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<Vec<Neighbours>> {
     /// Images that are floats at a time.
     const BLOCK: usize = 2048;
     let n = queries.dim(0)?;
-    let mut found: Vec<Vec<(f64, usize)>> = vec![Vec::new(); n];
+    let mut found = vec![Neighbours::new(); n];
     let bits = s.model.config().bits();
     let [c, h, w] = s.shape()?;
     for first in (0..split.len()).step_by(BLOCK) {
@@ -59,11 +55,7 @@ fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<
             all.truncate(k);
         }
     }
-    let neighbours = |all: Vec<(f64, usize)>| {
-        let (distances, places) = all.into_iter().unzip();
-        Neighbours { places, distances }
-    };
-    Ok(found.into_iter().map(neighbours).collect())
+    Ok(found)
 }
 
 /// Samples beside the training images nearest to them, and how near test images are.
@@ -94,13 +86,14 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         let test = data.test.take(COMPARED);
         let (test_x, _) = s.dequantise(&test)?;
         let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
-        let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
+        let first = |all: &[Neighbours]| all.iter().map(|near| near[0].0).collect::<Vec<_>>();
         let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
 
         let mut cells: Vec<_> = s.cells(&x)?.into_iter().map(|sample| vec![sample]).collect();
         for (row, near) in cells.iter_mut().zip(&found) {
-            let (neighbours, _) = s.dequantise(&data.train.select(&near.places))?;
-            row.extend(s.captioned(&neighbours, near.distances.iter().map(|d| format!("{d:.1}")))?);
+            let places: Vec<usize> = near.iter().map(|n| n.1).collect();
+            let (neighbours, _) = s.dequantise(&data.train.select(&places))?;
+            row.extend(s.captioned(&neighbours, near.iter().map(|n| format!("{:.1}", n.0)))?);
         }
         let sheet = Sheet {
             notes: vec![
@@ -126,8 +119,8 @@ pub fn run(args: &NearestArgs) -> Result<()> {
             "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
             "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
         });
-        let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
-        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.clone()).collect();
+        let (distances, places): (Vec<f64>, Vec<u32>) =
+            found.iter().flatten().map(|&(distance, place)| (distance, place as u32)).unzip();
         let tensors = vec![
             ("samples", x),
             ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),

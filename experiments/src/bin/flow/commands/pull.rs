@@ -48,12 +48,7 @@ pub fn run(args: &PullArgs) -> Result<()> {
 fn place(snapshot: &Path, out: &Path) -> Result<()> {
     let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), None).map_err(why)?;
     let cannot = || format!("--out {}: the folder cannot be made", out.display());
-    let occupied = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(cannot),
-    };
-    if occupied {
+    if out.exists() && std::fs::read_dir(out).with_context(cannot)?.next().is_some() {
         let there = hub::plan(out, &COMPANIONS.map(str::to_owned), None).unwrap_or_default();
         let is =
             |file: &PushFile, other: &PushFile| file.name == other.name && file.sha256() == other.sha256();
@@ -61,10 +56,7 @@ fn place(snapshot: &Path, out: &Path) -> Result<()> {
         ensure!(same, "--out {} holds other files: name a new folder", out.display());
         return Ok(());
     }
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(cannot)?;
     let part = tempfile::Builder::new().prefix(".pull-").tempdir_in(parent).with_context(cannot)?;
     for file in &files {
@@ -78,7 +70,7 @@ fn place(snapshot: &Path, out: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let plain = std::fs::metadata(parent).map(|m| m.permissions().mode() & 0o777).unwrap_or(0o755);
+        let plain = std::fs::metadata(parent).map_or(0o755, |m| m.permissions().mode() & 0o777);
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(plain)).ok();
     }
     std::fs::rename(&part, out).with_context(cannot).inspect_err(|_| drop(std::fs::remove_dir_all(&part)))

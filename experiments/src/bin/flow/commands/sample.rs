@@ -46,11 +46,8 @@ pub struct SampleArgs {
 /// When the folder holds no model, the class is not the model's, or the picture cannot be written.
 pub fn run(args: &SampleArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
-    ensure!(
-        args.temperature >= 0. && args.temperature.is_finite(),
-        "--temperature {}: it must be 0 or more",
-        args.temperature
-    );
+    let t = args.temperature;
+    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
     output::writable(&args.out, PNG, PICTURE)?;
     let device = args.compute.open()?;
     let model = load_model(&args.weights.locate()?.0, &device)?;

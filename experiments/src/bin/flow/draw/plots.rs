@@ -134,16 +134,13 @@ pub fn curve(
     validation: &Points,
     lines: &[(String, f64)],
 ) -> Result<()> {
-    let all: Vec<(f64, f64)> =
-        train.iter().chain(validation).copied().filter(|(_, y)| y.is_finite()).collect();
-    ensure!(!all.is_empty(), "there is nothing to plot yet");
-    let last = all.iter().map(|p| p.0).fold(1., f64::max);
-    let mut late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+    let all = || train.iter().chain(validation).filter(|p| p.1.is_finite());
+    ensure!(all().next().is_some(), "there is nothing to plot yet");
+    let last = all().map(|p| p.0).fold(1., f64::max);
+    let mut late: Vec<f64> = all().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
     late.sort_by(f64::total_cmp);
     late.truncate(late.len() - late.len() / 100);
-    let marks = lines.iter().map(|l| l.1);
-    let low = late.iter().copied().chain(marks.clone()).fold(f64::INFINITY, f64::min);
-    let high = late.iter().copied().chain(marks).fold(f64::NEG_INFINITY, f64::max);
+    let (low, high) = range(late.into_iter().chain(lines.iter().map(|l| l.1)));
     let margin = 0.05 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
     let inside = |p: &(f64, f64)| p.1.is_finite() && p.1 <= high;
@@ -217,10 +214,7 @@ impl Window {
     /// The square about the data.
     #[must_use]
     pub fn about(points: &[[f32; 2]]) -> Self {
-        let range = |axis: usize| {
-            let values = points.iter().map(|p| f64::from(p[axis]));
-            (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
-        };
+        let range = |axis: usize| range(points.iter().map(|p| f64::from(p[axis])));
         let ((left, right), (bottom, top)) = (range(0), range(1));
         let half = 0.55 * (right - left).max(top - bottom).max(1e-6);
         Self { centre: [0.5 * (left + right), 0.5 * (bottom + top)], half }
@@ -262,6 +256,11 @@ impl Window {
         };
         self.raster(side).into_iter().zip(density).map(square).collect()
     }
+}
+
+/// The smallest and the largest of some values.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
 /// The largest finite density.
