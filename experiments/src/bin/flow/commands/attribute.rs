@@ -107,40 +107,7 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
         let told = (!high.is_empty() && !low.is_empty()).then(|| auroc(&high, &low));
         let (length, shares) = length(&s.model.levels(&direction.unsqueeze(0)?)?)?;
         let (z, images) = moved(&s, &picked, &direction, &args.strengths)?;
-        let seen = s.seen(&images)?;
-        let overflowed = seen.iter().filter(|cell| cell.is_none()).count();
-        ensure!(
-            overflowed < seen.len(),
-            "no moved image is finite: the inverse overflows this far along, give smaller --strengths"
-        );
-        let n = args.strengths.len();
-        let mut seen = seen.into_iter();
-        let mut cells: Vec<_> = s.cells(&picked.x)?.into_iter().map(|original| vec![original]).collect();
-        cells.iter_mut().for_each(|row| row.extend(seen.by_ref().take(n)));
-        let sign = |v: &f64| if *v == 0. { "0".to_owned() } else { format!("{v:+}") };
-        let row_name = |name: &String| match name.parse().ok().and_then(|place: usize| held_flags.get(place))
-        {
-            Some(has) => format!("{name}, {}", if *has { "with" } else { "without" }),
-            None => name.clone(),
-        };
-        let sheet = Sheet {
-            notes: vec![
-                format!(
-                    "direction: mean latent of {} training images with it minus {} without",
-                    with.len(),
-                    without.len()
-                ),
-                format!(
-                    "each row one held-out image; over each column how much of the direction is added{}",
-                    free_places(overflowed)
-                ),
-            ],
-            columns: std::iter::once("image".to_owned()).chain(args.strengths.iter().map(sign)).collect(),
-            rows: picked.names.iter().map(row_name).collect(),
-            cells,
-            ..s.blank(&args.grid, &format!("Adding `{}`", args.label))?
-        };
-        sheet.write(s.draft.drawn())?;
+        let overflowed = draw(&s, args, &picked, &images, (with.len(), without.len()), &held_flags)?;
         let figures = json!({
             "label": args.label, "with": with.len(), "without": without.len(), "images": picked.names,
             "strengths": args.strengths, "held_out": held.len(), "auroc": told,
@@ -159,16 +126,53 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
             args.label,
             percent.join(", ")
         )];
-        if overflowed > 0 {
-            lines.push(format!(
-                "{overflowed} moved images are not finite and not drawn: give smaller --strengths"
-            ));
-        }
-        let images = images.reshape([&[picked.names.len(), n], shape.as_slice()].concat())?;
+        lines.extend((overflowed > 0).then(|| {
+            format!("{overflowed} moved images are not finite and not drawn: give smaller --strengths")
+        }));
+        let images =
+            images.reshape([&[picked.names.len(), args.strengths.len()], shape.as_slice()].concat())?;
         let strengths = Tensor::new(args.strengths.as_slice(), &s.device)?.to_dtype(DType::F32)?;
         let tensors = vec![("direction", direction), ("z", z), ("images", images), ("strengths", strengths)];
         s.finish(figures, tensors, &lines)
     })
+}
+
+/// Draws each image and what became of it at each strength; how many of these are not finite.
+fn draw(
+    s: &Session,
+    args: &AttributeArgs,
+    picked: &Picked,
+    moved: &Tensor,
+    (with, without): (usize, usize),
+    held_flags: &[bool],
+) -> Result<usize> {
+    let seen = s.seen(moved)?;
+    let overflowed = seen.iter().filter(|cell| cell.is_none()).count();
+    ensure!(
+        overflowed < seen.len(),
+        "no moved image is finite: the inverse overflows this far along, give smaller --strengths"
+    );
+    let mut seen = seen.into_iter();
+    let mut cells: Vec<_> = s.cells(&picked.x)?.into_iter().map(|original| vec![original]).collect();
+    cells.iter_mut().for_each(|row| row.extend(seen.by_ref().take(args.strengths.len())));
+    let sign = |v: &f64| if *v == 0. { "0".to_owned() } else { format!("{v:+}") };
+    let row_name = |name: &String| match name.parse().ok().and_then(|place: usize| held_flags.get(place)) {
+        Some(has) => format!("{name}, {}", if *has { "with" } else { "without" }),
+        None => name.clone(),
+    };
+    let free = free_places(overflowed);
+    let sheet = Sheet {
+        notes: vec![
+            format!("direction: mean latent of {with} training images with it minus {without} without"),
+            format!("each row one held-out image; over each column how much of the direction is added{free}"),
+        ],
+        columns: std::iter::once("image".to_owned()).chain(args.strengths.iter().map(sign)).collect(),
+        rows: picked.names.iter().map(row_name).collect(),
+        cells,
+        ..s.blank(&args.grid, &format!("Adding `{}`", args.label))?
+    };
+    sheet.write(s.draft.drawn())?;
+    Ok(overflowed)
 }
 
 /// The length of a direction, and the share of each level in its square.

@@ -69,19 +69,15 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
             ..s.blank(&args.grid, "From one image to another")?
         };
         sheet.write(s.draft.drawn())?;
-        let middle = t.len() / 2;
         let figures = json!({
             "images": picked.names, "t": t,
             "bits_per_dim": { "linear": bits[0], "spherical": bits[1], "pixels": bits[2] },
         });
+        let [line, arc, faded] = [0, 1, 2].map(|way: usize| bits[way][t.len() / 2]);
+        let (middle, from, to) = (brief(t[t.len() / 2]), bits[0][0], bits[0][t.len() - 1]);
         let lines = [format!(
-            "at t = {}: {:.4} bits/dim on the line, {:.4} on the arc, {:.4} faded; the ends have {:.4} and {:.4}",
-            brief(t[middle]),
-            bits[0][middle],
-            bits[1][middle],
-            bits[2][middle],
-            bits[0][0],
-            bits[0][t.len() - 1]
+            "at t = {middle}: {line:.4} bits/dim on the line, {arc:.4} on the arc, {faded:.4} faded; the ends have {from:.4} \
+             and {to:.4}"
         )];
         let mut tensors = vec![("z", z)];
         tensors.extend(ways.into_iter().map(|(name, _, frames)| (name, frames)));

@@ -25,10 +25,8 @@ pub struct LayersArgs {
     images: Images,
 }
 
-/// Whether a layer is preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
-fn preprocesses(step: &TraceEntry) -> bool {
-    ["rescale", "logit", "flatten", "whiten"].contains(&step.path.as_str())
-}
+/// The layers of preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
+const PREPROCESSING: [&str; 4] = ["rescale", "logit", "flatten", "whiten"];
 
 /// Which steps are drawn: at most so many of `all`, evenly spread, the last among them.
 fn spread(all: &[usize], most: usize) -> Vec<usize> {
@@ -77,7 +75,7 @@ pub fn run(args: &LayersArgs) -> Result<()> {
                 names[bad]
             );
         }
-        let first = steps.iter().position(|step| !preprocesses(step)).unwrap_or(0);
+        let first = names.iter().position(|name| !PREPROCESSING.contains(name)).unwrap_or(0);
         let sheet = sheet(&s, args, &picked, &steps, &states)?;
         let shares: Vec<f64> = log_dets.iter().map(|l| per_dim(*l)).collect();
         sheet.write_over(s.draft.drawn(), 330, |area| {
@@ -132,9 +130,7 @@ fn sheet(
         "values after a layer, in the order of an image; black to white is three standard deviations each way"
             .to_owned(),
     ];
-    if shown.len() < candidates.len() {
-        notes.push("not every step is drawn".to_owned());
-    }
+    notes.extend((shown.len() < candidates.len()).then(|| "not every step is drawn".to_owned()));
     let mut rows = vec![];
     while !cells.is_empty() {
         rows.push(cells.drain(..COLUMNS.min(cells.len())).collect());

@@ -92,11 +92,9 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 "level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"
             ));
         }
-        if lost > 0 {
-            lines.push(format!(
-                "{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature"
-            ));
-        }
+        lines.extend((lost > 0).then(|| {
+            format!("{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature")
+        }));
         let images = Tensor::stack(&all, 1)?;
         let figures = json!({
             "images": picked.names, "draws": args.draws, "temperature": args.temperature, "rms_change": changes,

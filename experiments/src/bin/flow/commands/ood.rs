@@ -91,7 +91,8 @@ pub fn run(args: &OodArgs) -> Result<()> {
             tracing::info!("{name}: bits/dim of {} images", split.len());
             doubles(&s.over(split, |x, cond| Ok(s.model.bits_per_dim(x, cond)?))?)
         };
-        let (a, b) = (bits(&own, &data.name)?, bits(&other, &args.against)?);
+        let (name, against) = (&data.name, &args.against);
+        let (a, b) = (bits(&own, name)?, bits(&other, against)?);
         let (mean_a, mean_b) = (mean(&a), mean(&b));
         let infinite = b.iter().chain(&a).filter(|v| !v.is_finite()).count();
         ensure!(
@@ -100,22 +101,20 @@ pub fn run(args: &OodArgs) -> Result<()> {
         );
         let told = auroc(&b, &a);
         let names = [
-            format!("{} {}, {mean_a:.2} bits/dim", data.name, args.from.split.name()),
-            format!("{}, {mean_b:.2} bits/dim", args.against),
+            format!("{name} {}, {mean_a:.2} bits/dim", args.from.split.name()),
+            format!("{against}, {mean_b:.2} bits/dim"),
         ];
         draw(&s, &names, [&a, &b], told)?;
         let lines = [
-            format!("{}: {mean_a:.4} bits/dim over {} images", data.name, a.len()),
-            format!("{}: {mean_b:.4} bits/dim over {} images", args.against, b.len()),
+            format!("{name}: {mean_a:.4} bits/dim over {} images", a.len()),
+            format!("{against}: {mean_b:.4} bits/dim over {} images", b.len()),
             format!(
-                "an image of `{}` costs more than one of `{}` in {:.1} % of pairs",
-                args.against,
-                data.name,
+                "an image of `{against}` costs more than one of `{name}` in {:.1} % of pairs",
                 100. * told
             ),
         ];
         let figures = json!({
-            "data": data.name, "split": args.from.split.name(), "against": args.against,
+            "data": name, "split": args.from.split.name(), "against": against,
             "bits_per_dim": mean_a, "against_bits_per_dim": mean_b, "auroc": told,
             "images": a.len(), "against_images": b.len(),
         });
@@ -127,17 +126,19 @@ pub fn run(args: &OodArgs) -> Result<()> {
     })
 }
 
+/// The range of some values without the outermost hundredth: a few outliers would flatten all others, and are in the
+/// outermost bins.
+fn ends(values: &[f64]) -> (f64, f64) {
+    let mut v = values.to_vec();
+    v.sort_by(f64::total_cmp);
+    let cut = v.len() / 200;
+    (v[cut], v[v.len() - 1 - cut])
+}
+
 /// Two histograms over one axis: the data's filled, the other an outline, so that they are told apart without colour.
 fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Result<()> {
     const BINS: usize = 60;
     const F: i32 = FINE as i32;
-    // A few outliers would flatten all others: they are in the outermost bins.
-    let ends = |v: &[f64]| {
-        let mut v = v.to_vec();
-        v.sort_by(f64::total_cmp);
-        let cut = v.len() / 200;
-        (v[cut], v[v.len() - 1 - cut])
-    };
     let ((a, b), (c, d)) = (ends(values[0]), ends(values[1]));
     let (low, high) = (a.min(c), b.max(d));
     // What is far from all data may cost a thousand times as much.

@@ -71,10 +71,8 @@ pub fn run(args: &PushArgs) -> Result<()> {
         card: card(run, repository)?,
     };
     let files = hub::plan(run, &options.also, options.card.as_deref()).map_err(why)?;
-    let listed: Vec<_> = files
-        .iter()
-        .map(|file| json!({ "file": file.name, "bytes": file.bytes(), "sha256": file.sha256() }))
-        .collect();
+    let entry = |f: &hub::PushFile| json!({ "file": f.name, "bytes": f.bytes(), "sha256": f.sha256() });
+    let listed: Vec<_> = files.iter().map(entry).collect();
     if args.dry_run {
         let mut lines: Vec<String> =
             files.iter().map(|f| format!("{} {:>11}  {}", f.sha256(), f.bytes(), f.name)).collect();

@@ -56,9 +56,8 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
             args.grid.base.weights
         );
         let mut notes = vec!["each column one latent, multiplied by the temperature".to_owned()];
-        if lost.iter().any(|n| *n > 0) {
-            notes.push("a free place: the inverse overflows".to_owned());
-        }
+        let free = lost.iter().any(|n| *n > 0);
+        notes.extend(free.then(|| "a free place: the inverse overflows".to_owned()));
         let (mut rows, mut lines) = (vec![], vec![]);
         for ((t, b), lost) in args.temperatures.iter().map(|t| brief(*t)).zip(&bits).zip(&lost) {
             let (row, mut line) = match b.is_finite() {

@@ -90,12 +90,10 @@ pub fn font() {
 pub fn canvas((width, height): (u32, u32), draw: impl FnOnce(&Area) -> Result<()>) -> Result<Vec<u8>> {
     font();
     let mut rgb = vec![255; (width * height * 3) as usize];
-    {
-        let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
-        area.fill(&WHITE)?;
-        draw(&area)?;
-        area.present()?;
-    }
+    let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
+    draw(&area)?;
+    area.present()?;
+    drop(area);
     Ok(rgb)
 }
 
