@@ -1,10 +1,10 @@
 //! `flow attribute`: what a label changes, as a direction of latents.
 
-use super::pictures::free_places;
+use super::pictures::{Shown, free_places};
 use crate::args::list;
 use crate::draw::sheet::{Sheet, check_size};
 use crate::saved;
-use crate::session::{Grid, Images, Named, Picked, Session, auroc, doubles, mean, pooled};
+use crate::session::{Named, Picked, Session, auroc, doubles, mean, pooled};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -16,9 +16,7 @@ use serde_json::json;
 #[derive(Args)]
 pub struct AttributeArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Attribute or class by name; NAME=LEVEL selects one level of an attribute.
     #[arg(long)]
     label: String,
@@ -72,9 +70,9 @@ fn side(flags: &[bool], with: bool) -> Vec<usize> {
 pub fn run(args: &AttributeArgs) -> Result<()> {
     /// Held-out images on which the direction is measured.
     const MEASURED: usize = 500;
-    let (s, shape) = Session::sheet(&args.grid, "attribute")?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "attribute")?;
     ensure!(args.fit > 0, "--fit 0: average the latents of at least one image");
-    let from = &args.images.from;
+    let from = &args.shown.images.from;
     let data = s.data(&from.source)?;
     s.fits(&data.train, &data.name)?;
     let train = data.train.take(args.fit);
@@ -92,8 +90,8 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     // Three of each kind, so that both directions are seen.
     let first = |with: bool| side(&held_flags, with).into_iter().take(3);
     let first: Vec<String> = first(false).chain(first(true)).map(|i| i.to_string()).collect();
-    let specs = if args.images.images.is_empty() { &first } else { &args.images.images };
-    check_size(specs.len(), 1 + args.strengths.len(), shape, args.grid.scale)?;
+    let specs = if args.shown.images.images.is_empty() { &first } else { &args.shown.images.images };
+    check_size(specs.len(), 1 + args.strengths.len(), shape, args.shown.grid.scale)?;
     let picked = s.pick(specs, Some(&Named { name: data.name, split: part }))?;
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));
@@ -169,7 +167,7 @@ fn draw(
         columns: std::iter::once("image".to_owned()).chain(args.strengths.iter().map(sign)).collect(),
         rows: picked.names.iter().map(row_name).collect(),
         cells,
-        ..s.blank(&args.grid, &format!("Adding `{}`", args.label))?
+        ..s.blank(&args.shown.grid, &format!("Adding `{}`", args.label))?
     };
     sheet.write(s.draft.drawn())?;
     Ok(overflowed)

@@ -232,23 +232,23 @@ fn estimate(
     images: Option<usize>,
     object: &mut Value,
 ) -> Vec<String> {
+    let Cost { batch, images_per_second: speed, evaluated_per_second: evaluated, activations } = *cost;
     let t = &recipe.train;
+    let full = t.batch;
     let parameters = model.params().count();
     let mut lines = vec![format!("parameters: {parameters}")];
     object["parameters"] = parameters.into();
 
     let (copies, average) = if t.ema.is_some() { (5, ", average") } else { (4, "") };
     let fixed = (parameters * 4 * copies) as f64 / f64::from(1 << 30);
-    lines.push(match cost.activations {
+    lines.push(match activations {
         Some(each) => {
-            let total = fixed + each * t.batch as f64 / f64::from(1 << 30);
+            let total = fixed + each * full as f64 / f64::from(1 << 30);
             object["memory_gib"] = total.into();
+            let each = each / f64::from(1 << 20);
             format!(
-                "memory: about {total:.2} GiB = {fixed:.2} (parameters, gradients, optimiser{average}) + {} x {:.2} MiB \
-                 (activations of an image, by how much the process grew up to {} images)",
-                t.batch,
-                each / f64::from(1 << 20),
-                cost.batch,
+                "memory: about {total:.2} GiB = {fixed:.2} (parameters, gradients, optimiser{average}) + {full} x {each:.2} MiB \
+                 (activations of an image, by how much the process grew up to {batch} images)"
             )
         }
         None => format!(
@@ -256,22 +256,19 @@ fn estimate(
         ),
     });
 
-    object["images_per_second"] = cost.images_per_second.into();
+    object["images_per_second"] = speed.into();
+    let of_recipe = if batch < full { format!(" (the recipe: {full})") } else { String::new() };
     lines.push(format!(
-        "speed: {:.1} images/s in training, {:.1} in evaluation, measured on batches of {}{} with {} threads",
-        cost.images_per_second,
-        cost.evaluated_per_second,
-        cost.batch,
-        if cost.batch < t.batch { format!(" (the recipe: {})", t.batch) } else { String::new() },
+        "speed: {speed:.1} images/s in training, {evaluated:.1} in evaluation, measured on batches of {batch}{of_recipe} with {} \
+         threads",
         rayon::current_num_threads(),
     ));
-    let epochs = t.epochs.zip(images).map(|(epochs, n)| (epochs * n as f64 / t.batch as f64).ceil());
+    let epochs = t.epochs.zip(images).map(|(epochs, n)| (epochs * n as f64 / full as f64).ceil());
     let updates = [t.updates.map(|u| u as f64), epochs].into_iter().flatten().min_by(f64::total_cmp);
     let validated = t.validate_images.unwrap_or(usize::MAX).min(recipe.data.validation) as f64;
     let seconds = updates.map(|updates| {
         let validations = (updates / t.validate_every as f64).ceil();
-        updates * t.batch as f64 / cost.images_per_second
-            + validations * validated / cost.evaluated_per_second
+        updates * full as f64 / speed + validations * validated / evaluated
     });
     let seconds = [seconds, t.minutes.map(|m| 60. * m)].into_iter().flatten().min_by(f64::total_cmp);
     lines.push(match (seconds, updates) {

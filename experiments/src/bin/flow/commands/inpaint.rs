@@ -1,9 +1,9 @@
 //! `flow inpaint`: what is missing of an image, filled in by gradient steps that raise log p.
 
-use super::pictures::two_digits;
+use super::pictures::{Shown, two_digits};
 use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::{Stopped, stopped};
-use crate::session::{Grid, Images, Picked, Session, doubles, mean, pooled};
+use crate::session::{Picked, Session, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -48,9 +48,7 @@ impl Missing {
 #[derive(Args)]
 pub struct InpaintArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Part of the image that is missing.
     #[arg(long, value_enum, default_value = "right")]
     missing: Missing,
@@ -74,7 +72,7 @@ fn completion(
     draw: u8,
 ) -> Result<(Tensor, Tensor)> {
     tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
-    let seed = args.grid.base.seed.wrapping_add(u64::from(draw));
+    let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
     let cond = picked.cond.as_ref();
     let start = s.model.sample(picked.names.len(), args.temperature, seed, cond)?;
     let start = s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
@@ -96,19 +94,17 @@ fn completion(
 /// # Errors
 /// When the images are not the model's, or a gradient is not finite.
 pub fn run(args: &InpaintArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "inpaint")?;
-    let known = args.missing.known(shape)?.to_device(&s.device)?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "inpaint")?;
+    let ([_, h, w], missing) = (shape, args.missing);
+    let known = missing.known(shape)?.to_device(&s.device)?;
     ensure!(
         doubles(&known)?.contains(&0.),
-        "images of {} × {} pixels are too small for --missing {:?}: choose another",
-        shape[1],
-        shape[2],
-        args.missing
+        "images of {h} × {w} pixels are too small for --missing {missing:?}: choose another"
     );
-    let picked = s.images(&args.images, 5)?;
-    check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.grid.scale)?;
+    let picked = s.images(&args.shown.images, 5)?;
+    check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
-        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
+        let (cond, n, steps) = (picked.cond.as_ref(), picked.names.len(), args.steps);
         let half = f64::from(1u32 << s.model.config().bits()) / 2.;
         let bits = |x: &Tensor| -> Result<Vec<f64>> { doubles(&s.model.bits_per_dim(x, cond)?) };
         let of_images = bits(&picked.x)?;
@@ -130,23 +126,17 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
             log_probs.push(log_prob);
         }
         let sheet = Sheet {
-            notes: vec![format!(
-                "{} steps up log p, from a sample each; bits/dim under each image",
-                args.steps
-            )],
+            notes: vec![format!("{steps} steps up log p, from a sample each; bits/dim under each image")],
             columns,
             rows: picked.names.clone(),
             cells,
-            ..s.blank(&args.grid, "What is missing, filled in")?
+            ..s.blank(&args.shown.grid, "What is missing, filled in")?
         };
         sheet.write(s.draft.drawn())?;
-        let lines = [format!(
-            "{n} images of {:.4} bits/dim on average, filled in {:.4}",
-            mean(&of_images),
-            mean(&of_filled)
-        )];
+        let (before, after) = (mean(&of_images), mean(&of_filled));
+        let lines = [format!("{n} images of {before:.4} bits/dim on average, filled in {after:.4}")];
         let figures = json!({
-            "images": picked.names, "missing": format!("{:?}", args.missing).to_lowercase(), "steps": args.steps,
+            "images": picked.names, "missing": format!("{missing:?}").to_lowercase(), "steps": steps,
             "temperature": args.temperature,
             "bits_per_dim": of_images, "filled_bits_per_dim": of_filled,
         });

@@ -1,8 +1,8 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
-use super::pictures::two_digits;
+use super::pictures::{Shown, two_digits};
 use crate::draw::sheet::{Sheet, check_size};
-use crate::session::{Grid, Images, Session, brief, doubles, pooled};
+use crate::session::{Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -13,9 +13,7 @@ use serde_json::json;
 #[derive(Args)]
 pub struct InterpolateArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Number of images in a row, including both ends.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(2..=100))]
     frames: u16,
@@ -26,14 +24,14 @@ pub struct InterpolateArgs {
 /// # Errors
 /// When it is not two images, they are not the model's, or the picture cannot be written.
 pub fn run(args: &InterpolateArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "interpolate")?;
-    let given = args.images.images.len();
+    let (s, shape) = Session::sheet(&args.shown.grid, "interpolate")?;
+    let given = args.shown.images.images.len();
     ensure!(
         given == 0 || given == 2,
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
-    let picked = s.images(&args.images, 2)?;
-    check_size(3, usize::from(args.frames), shape, args.grid.scale)?;
+    let picked = s.images(&args.shown.images, 2)?;
+    check_size(3, usize::from(args.frames), shape, args.shown.grid.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
@@ -66,7 +64,7 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
             columns: t.iter().map(|t| brief(*t)).collect(),
             rows: ways.iter().map(|w| w.1.to_owned()).collect(),
             cells,
-            ..s.blank(&args.grid, "From one image to another")?
+            ..s.blank(&args.shown.grid, "From one image to another")?
         };
         sheet.write(s.draft.drawn())?;
         let figures = json!({

@@ -1,8 +1,9 @@
 //! `layers`: one image after each layer, and what each layer adds to its log-likelihood.
 
+use super::pictures::Shown;
 use crate::draw::plots::{Area, FINE};
 use crate::draw::sheet::{Cell, Sheet};
-use crate::session::{Grid, Images, Picked, Session, brief, doubles, host, pooled};
+use crate::session::{Picked, Session, brief, doubles, host, pooled};
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -20,9 +21,7 @@ const COLUMNS: usize = 8;
 #[derive(Args)]
 pub struct LayersArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
 }
 
 /// The layers of preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
@@ -48,13 +47,13 @@ fn greys(values: &[f32]) -> Vec<u8> {
 /// # Errors
 /// When it is more than one image, or not the model's.
 pub fn run(args: &LayersArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "layers")?;
-    let given = args.images.images.len();
+    let (s, shape) = Session::sheet(&args.shown.grid, "layers")?;
+    let given = args.shown.images.images.len();
     ensure!(
         given <= 1,
         "one image goes through the layers, {given} were given: name one, or none for the first of the data"
     );
-    let picked = s.images(&args.images, 1)?;
+    let picked = s.images(&args.shown.images, 1)?;
     pooled(|| {
         let steps = latents::trace(&s.model, &picked.x, picked.cond.as_ref())?;
         let per_dim = |nats: f64| -nats / (s.model.dims() as f64 * LN_2);
@@ -136,7 +135,7 @@ fn sheet(
         rows.push(cells.drain(..COLUMNS.min(cells.len())).collect());
     }
     let title = format!("Image {} through the layers", picked.names[0]);
-    Ok(Sheet { notes, cells: rows, ..s.blank(&args.grid, &title)? })
+    Ok(Sheet { notes, cells: rows, ..s.blank(&args.shown.grid, &title)? })
 }
 
 /// Values by layer from layer `first` on, as bars from zero or as a line.

@@ -1,9 +1,9 @@
 //! `flow levels`: what each level of a multi-scale model holds.
 
-use super::pictures::free_places;
+use super::pictures::{Shown, free_places};
 use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
-use crate::session::{Grid, Images, Session, brief, doubles, mean, pooled};
+use crate::session::{Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -14,9 +14,7 @@ use serde_json::json;
 #[derive(Args)]
 pub struct LevelsArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Number of draws for each level.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
@@ -30,11 +28,11 @@ pub struct LevelsArgs {
 /// # Errors
 /// When the images are not the model's.
 pub fn run(args: &LevelsArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "levels")?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "levels")?;
     let t = args.temperature;
     ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
-    let picked = s.images(&args.images, 5)?;
-    check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
+    let picked = s.images(&args.shown.images, 5)?;
+    check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;
@@ -47,7 +45,8 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             let mut off = vec![];
             for draw in 0..args.draws {
                 go_on()?;
-                let fresh = latents::prior(&s.model, n, args.grid.base.seed.wrapping_add(u64::from(draw)))?;
+                let fresh =
+                    latents::prior(&s.model, n, args.shown.grid.base.seed.wrapping_add(u64::from(draw)))?;
                 let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
@@ -69,7 +68,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         ensure!(
             lost < drawn,
             "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
-            args.grid.base.weights
+            args.shown.grid.base.weights
         );
         let sheet = Sheet {
             notes: vec![format!(
@@ -81,7 +80,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             columns,
             rows: picked.names.clone(),
             cells,
-            ..s.blank(&args.grid, "One level's latents drawn anew")?
+            ..s.blank(&args.shown.grid, "One level's latents drawn anew")?
         };
         sheet.write(s.draft.drawn())?;
         let mut lines = vec![];

@@ -72,7 +72,8 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     let cond = s.labels(args.n)?;
     let data = s.data(&args.source)?;
     s.fits(&data.train, &data.name)?;
-    let k = usize::from(args.k).min(data.train.len());
+    let (n, of) = (args.n, data.train.len());
+    let k = usize::from(args.k).min(of);
     pooled(|| {
         let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
@@ -81,7 +82,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
             let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
             Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
         };
-        tracing::info!("comparing with {} training images", data.train.len());
+        tracing::info!("comparing with {of} training images");
         let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
         let test = data.test.take(COMPARED);
         let (test_x, _) = s.dequantise(&test)?;
@@ -98,10 +99,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         let sheet = Sheet {
             notes: vec![
                 "under each neighbour its distance: root-mean-square grey levels".to_owned(),
-                format!(
-                    "nearest of {} to a sample: {of_samples:.1}; to a test image: {of_test:.1}",
-                    data.train.len()
-                ),
+                format!("nearest of {of} to a sample: {of_samples:.1}; to a test image: {of_test:.1}"),
             ],
             columns: std::iter::once("sample".to_owned()).chain((1..=k).map(|i| i.to_string())).collect(),
             cells,
@@ -109,14 +107,12 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         };
         sheet.write(s.draft.drawn())?;
         let lines = [format!(
-            "the nearest of {} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {}), \
+            "the nearest of {of} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {n}), \
              {of_test:.2} from a test image (mean of {})",
-            data.train.len(),
-            args.n,
             test.len()
         )];
         let figures = json!({
-            "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
+            "samples": n, "k": k, "temperature": args.temperature, "training_images": of,
             "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
         });
         let (distances, places): (Vec<f64>, Vec<u32>) =

@@ -2,9 +2,19 @@
 
 use crate::draw::sheet::{Cell, Sheet};
 use crate::progress::go_on;
-use crate::session::{BATCH, Grid, Session, brief};
+use crate::session::{BATCH, Grid, Images, Session, brief};
 use anyhow::Result;
 use candle_core::Tensor;
+use clap::Args;
+
+/// What a command takes that draws a sheet of given images.
+#[derive(Args)]
+pub struct Shown {
+    #[command(flatten)]
+    pub grid: Grid,
+    #[command(flatten)]
+    pub images: Images,
+}
 
 impl Session<'_> {
     /// A sheet without images, to be filled in.

@@ -78,11 +78,9 @@ pub fn run(args: &PushArgs) -> Result<()> {
             files.iter().map(|f| format!("{} {:>11}  {}", f.sha256(), f.bytes(), f.name)).collect();
         let bytes = files.iter().map(hub::PushFile::bytes).sum();
         let visible = if args.private { "private" } else { "public" };
+        let (n, bytes, revision) = (files.len(), HumanBytes(bytes), &options.revision);
         lines.push(format!(
-            "{} files, {}, would go to {repository} at {} ({visible}); nothing was sent",
-            files.len(),
-            HumanBytes(bytes),
-            options.revision
+            "{n} files, {bytes}, would go to {repository} at {revision} ({visible}); nothing was sent"
         ));
         let object = json!({ "repository": repository.to_string(), "files": listed });
         return print(args.json, object, lines.join("\n"));

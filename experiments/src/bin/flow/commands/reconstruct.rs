@@ -1,8 +1,8 @@
 //! `flow reconstruct`: how exactly images come back from their latents.
 
-use super::pictures::listed;
+use super::pictures::{Shown, listed};
 use crate::draw::sheet::{Cell, Sheet};
-use crate::session::{Grid, Images, Session, brief, doubles, host, largest, mean, pooled};
+use crate::session::{Session, brief, doubles, host, largest, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -16,9 +16,7 @@ const SHOWN: usize = 8;
 #[derive(Args)]
 pub struct ReconstructArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Number of images to measure if none is named; the first few are drawn.
     #[arg(short, long = "number", default_value_t = 100)]
     n: usize,
@@ -34,9 +32,9 @@ pub fn largest_by_level(level_error: &Tensor) -> Result<Vec<f64>> {
 /// # Errors
 /// When the images are not the model's or the picture cannot be written.
 pub fn run(args: &ReconstructArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "reconstruct")?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "reconstruct")?;
     ensure!(args.n > 0, "-n 0: measure at least one image");
-    let picked = s.images(&args.images, args.n)?;
+    let picked = s.images(&args.shown.images, args.n)?;
     pooled(|| {
         let of_batch = |x: &Tensor, cond: Option<&Tensor>| Ok(latents::reconstruct(&s.model, x, cond)?);
         let all = s.batched(&picked.x, picked.cond.as_ref(), of_batch)?;
@@ -58,36 +56,31 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
         let peak = largest(&doubles(&off.abs()?)?).max(f64::MIN_POSITIVE);
         let off = host(&(off.abs()? * (255. / peak))?)?;
         let dims: usize = shape.iter().product();
-        let off = off
+        let differences = off
             .chunks_exact(dims)
             .zip(&errors)
             .map(|(v, e)| Cell::new(v.iter().map(|v| v.clamp(0., 255.) as u8).collect(), brief(*e)));
+        let (n, off, levels, average) = (errors.len(), brief(worst), listed(&by_level), brief(mean(&errors)));
         let sheet = Sheet {
             notes: vec![
-                format!("largest error of {} images: {} of a grey level", errors.len(), brief(worst)),
-                format!("largest error of latents by level: {}", listed(&by_level)),
+                format!("largest error of {n} images: {off} of a grey level"),
+                format!("largest error of latents by level: {levels}"),
             ],
             columns: picked.names.iter().take(shown).cloned().collect(),
-            rows: vec![
-                "image".to_owned(),
-                "decoded".to_owned(),
-                format!("difference,\nwhite is\n{}", brief(peak)),
-            ],
-            cells: vec![s.cells(&first(&picked.x)?)?, s.cells(&first(&back)?)?, off.collect()],
-            ..s.blank(&args.grid, "From latents back")?
+            rows: ["image", "decoded", &format!("difference,\nwhite is\n{}", brief(peak))]
+                .map(str::to_owned)
+                .into(),
+            cells: vec![s.cells(&first(&picked.x)?)?, s.cells(&first(&back)?)?, differences.collect()],
+            ..s.blank(&args.shown.grid, "From latents back")?
         };
         sheet.write(s.draft.drawn())?;
         let figures = json!({
-            "images": errors.len(), "max_error": worst, "mean_error": mean(&errors), "exact_images": exact,
+            "images": n, "max_error": worst, "mean_error": mean(&errors), "exact_images": exact,
             "max_error_by_level": by_level,
         });
         let lines = [format!(
-            "{} images: off by at most {} of a grey level ({} on average of an image's largest), {exact} come back to the byte; \
-             latents by level off by at most {}",
-            errors.len(),
-            brief(worst),
-            brief(mean(&errors)),
-            listed(&by_level)
+            "{n} images: off by at most {off} of a grey level ({average} on average of an image's largest), {exact} come back to \
+             the byte; latents by level off by at most {levels}"
         )];
         let tensors =
             vec![("images", picked.x), ("decoded", back), ("error", error), ("level_error", level_error)];

@@ -73,12 +73,12 @@ fn beside(path: &Path) -> PathBuf {
 pub fn numbers_of(out: &Path) -> Result<PathBuf> {
     let numbers = out.with_extension("safetensors");
     let name = numbers.file_name().unwrap_or_default().to_string_lossy();
+    let why = if numbers.exists() { "is there and is not of a picture" } else { "is a name for weights" };
     ensure!(
         !(name == "model.safetensors" || name.starts_with("model-")) && (!numbers.exists() || ours(&numbers)),
-        "--out {}: its numbers would go to {}, which {}: choose another name",
+        "--out {}: its numbers would go to {}, which {why}: choose another name",
         out.display(),
-        numbers.display(),
-        if numbers.exists() { "is there and is not of a picture" } else { "is a name for weights" }
+        numbers.display()
     );
     Ok(numbers)
 }
