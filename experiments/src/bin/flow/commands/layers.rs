@@ -86,14 +86,9 @@ pub fn run(args: &LayersArgs) -> Result<()> {
             "image": picked.names[0], "layers": names, "log_det": log_dets, "bits_per_dim_if_ended": ended,
             "bits_per_dim": ended.last(),
         });
-        let before = first.saturating_sub(1);
-        let line = format!(
-            "{} layers: {} bits/dim after `{}`, {:.4} after the last",
-            steps.len(),
-            brief(ended[before]),
-            names[before],
-            ended[ended.len() - 1]
-        );
+        let (n, before) = (steps.len(), first.saturating_sub(1));
+        let (bits, name, last) = (brief(ended[before]), names[before], ended[n - 1]);
+        let line = format!("{n} layers: {bits} bits/dim after `{name}`, {last:.4} after the last");
         let tensors = vec![
             ("states", Tensor::cat(&states, 0)?.to_dtype(DType::F32)?),
             ("log_det", Tensor::new(log_dets.as_slice(), &s.device)?),

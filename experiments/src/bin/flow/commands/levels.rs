@@ -47,7 +47,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 go_on()?;
                 let fresh =
                     latents::prior(&s.model, n, args.shown.grid.base.seed.wrapping_add(u64::from(draw)))?;
-                let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
+                let swapped = latents::swap_levels(&s.model, &z, &(fresh * t)?, &[level])?;
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
                 let mut seen = vec![];
@@ -70,12 +70,10 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
             args.shown.grid.base.weights
         );
+        let (last, temperature, free) = (parts.len() - 1, brief(t), free_places(lost));
         let sheet = Sheet {
             notes: vec![format!(
-                "level 0 is the first that is factored out, level {} the last; temperature {}{}",
-                parts.len() - 1,
-                brief(args.temperature),
-                free_places(lost)
+                "level 0 is the first that is factored out, level {last} the last; temperature {temperature}{free}"
             )],
             columns,
             rows: picked.names.clone(),
@@ -96,7 +94,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         }));
         let images = Tensor::stack(&all, 1)?;
         let figures = json!({
-            "images": picked.names, "draws": args.draws, "temperature": args.temperature, "rms_change": changes,
+            "images": picked.names, "draws": args.draws, "temperature": t, "rms_change": changes,
             "not_finite": lost,
             "shapes": parts.iter().map(|p| p.dims()[1..].to_vec()).collect::<Vec<_>>(),
         });

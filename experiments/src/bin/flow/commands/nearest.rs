@@ -77,16 +77,15 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     pooled(|| {
         let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
-        let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
-            let n = bytes.len();
-            let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
-            Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
+        let as_seen = |x: &Tensor| -> Result<Tensor> {
+            let values: Vec<f32> = s.bytes(x)?.concat().into_iter().map(f32::from).collect();
+            Ok(Tensor::from_vec(values, x.dims(), &s.device)?)
         };
         tracing::info!("comparing with {of} training images");
-        let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
+        let found = neighbours(&s, &as_seen(&x)?, &data.train, k)?;
         let test = data.test.take(COMPARED);
         let (test_x, _) = s.dequantise(&test)?;
-        let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
+        let of_tests = neighbours(&s, &as_seen(&test_x)?, &data.train, 1)?;
         let first = |all: &[Neighbours]| all.iter().map(|near| near[0].0).collect::<Vec<_>>();
         let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
 

@@ -201,6 +201,7 @@ pub fn run(args: &WeightsArgs) -> Result<()> {
     if args.json {
         return output::line(serde_json::to_string(&index)?);
     }
+    let checked = if args.check { ", each as the index says; it loads" } else { "" };
     for (name, entry) in &index.models {
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not recorded".to_owned());
         let bits = match (entry.bits_per_dim, entry.std_err, entry.images) {
@@ -210,15 +211,10 @@ pub fn run(args: &WeightsArgs) -> Result<()> {
             _ => "bits/dim not recorded".to_owned(),
         };
         let bytes: u64 = entry.files.values().map(|sum| sum.bytes).sum();
+        let (model, n, megabytes) = (&entry.model, entry.files.len(), bytes as f64 / 1e6);
+        let (data, command, commit) = (text(&entry.data), text(&entry.command), text(&entry.commit));
         output::line(format_args!(
-            "{name}: {} of {}, {bits}\n  made by {} at commit {}\n  {} files, {:.1} MB{}",
-            entry.model,
-            text(&entry.data),
-            text(&entry.command),
-            text(&entry.commit),
-            entry.files.len(),
-            bytes as f64 / 1e6,
-            if args.check { ", each as the index says; it loads" } else { "" }
+            "{name}: {model} of {data}, {bits}\n  made by {command} at commit {commit}\n  {n} files, {megabytes:.1} MB{checked}"
         ))?;
         for (file, sum) in entry.files.iter().filter(|_| !args.names.is_empty()) {
             output::line(format_args!("  {}  {file} ({} bytes)", sum.sha256, sum.bytes))?;
