@@ -2,11 +2,11 @@
 
 use crate::draw::plots::{self, FINE, Window};
 use crate::session::{Base, Out, Session, Which, brief, doubles, mean, pooled};
-use anyhow::{Result, bail};
-use candle_core::Tensor;
+use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
 use clap::Args;
-use experiments::data::Values;
 use experiments::data::plane::Plane;
+use experiments::data::{Split, Values};
 use plotters::prelude::*;
 use serde_json::json;
 
@@ -16,6 +16,8 @@ const RASTER: usize = 200;
 const POINTS: usize = 10_000;
 /// The grid's lines are at these many steps on each side of zero.
 const STEPS: i32 = 6;
+/// Lines along each axis.
+const LINES: usize = 2 * STEPS as usize + 1;
 /// From one line of the grid to the next.
 const STEP: f64 = 0.5;
 /// Points along a line of the grid.
@@ -38,103 +40,89 @@ pub struct DensityArgs {
 /// When the model's data are not of two dimensions.
 pub fn run(args: &DensityArgs) -> Result<()> {
     let s = Session::open(&args.base, &args.out, "density")?;
-    if s.model.config().shape() != [2] {
-        bail!(
-            "the model of {} takes examples of shape {:?}, and `flow density` draws densities of the plane: choose a model of \
-             two dimensions, such as `flow reproduce moons` trains",
-            args.base.weights,
-            s.model.config().shape()
-        );
-    }
+    let shape = s.model.config().shape();
+    ensure!(
+        shape == [2],
+        "the model of {} takes examples of shape {shape:?}, and `flow density` draws densities of the plane: choose a model of \
+         two dimensions, such as `flow reproduce moons` trains",
+        args.base.weights
+    );
     let data = s.part(&args.from)?;
     let split = data.split.take(POINTS);
     s.fits(&split, &data.name)?;
     let Values::Reals(values) = &split.values else {
         bail!("`{}` holds bytes, not points of the plane: choose other data", data.name)
     };
-    let truth = Plane::from_name(&data.name);
-    let points: Vec<[f32; 2]> = values.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-    pooled(|| {
-        let window = Window::about(&points);
-        let at = |points: &[[f64; 2]]| -> Result<Tensor> {
-            let flat: Vec<f64> = points.iter().flatten().copied().collect();
-            let t = Tensor::from_vec(flat, (points.len(), 2), &candle_core::Device::Cpu)?;
-            Ok(t.to_dtype(s.model.params().dtype())?.to_device(&s.device)?)
-        };
-        let raster = window.raster(RASTER);
-        let cond = s.labels(raster.len())?;
-        let learned = doubles(&s.model.log_prob(&at(&raster)?, cond.as_ref())?)?;
-        let area = (2. * window.half / RASTER as f64).powi(2);
-        let mass: f64 = learned.iter().map(|l| l.exp()).sum::<f64>() * area;
-        let real = truth.map(|plane| raster.iter().map(|p| plane.log_density(*p)).collect::<Vec<_>>());
-        // KL(p || q) is the mean of ln p - ln q over points of p.
-        let nats = doubles(&s.over(&split, |x, cond| Ok(s.model.log_prob(x, cond)?))?)?;
-        let loss = -mean(&nats);
-        let divergence = truth.map(|plane| {
-            let ratio: Vec<f64> =
-                points.iter().zip(&nats).map(|(p, q)| plane.log_density(p.map(f64::from)) - q).collect();
-            let m = mean(&ratio);
-            let variance =
-                ratio.iter().map(|r| (r - m).powi(2)).sum::<f64>() / (ratio.len().max(2) - 1) as f64;
-            (m, (variance / ratio.len() as f64).sqrt())
-        });
-
-        // Lines of a grid in z, as the inverse bends them.
-        let reach = STEP * f64::from(STEPS);
-        let along = |i: usize| reach * (2. * i as f64 / (ALONG - 1) as f64 - 1.);
-        let mut grid = Vec::new();
-        for axis in 0..2 {
-            for line in -STEPS..=STEPS {
-                let fixed = STEP * f64::from(line);
-                grid.extend(
-                    (0..ALONG).map(|i| if axis == 0 { [along(i), fixed] } else { [fixed, along(i)] }),
-                );
-            }
-        }
-        let z = at(&grid)?;
-        let x = s.model.decode(&z, s.labels(grid.len())?.as_ref())?;
-        let warped: Vec<[f64; 2]> = doubles(&x)?.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
-
-        draw(&s, &window, real.as_deref().map_or(Left::Points(&points), Left::Density), &learned, &warped)?;
-        let lines = [match divergence {
-            Some((m, e)) => format!(
-                "{}: {loss:.4} nats a point, {m:.4} ± {e:.4} from the truth (KL divergence over {} points); {:.4} of the model's \
-                 mass is in the picture",
-                data.name,
-                nats.len(),
-                mass
-            ),
-            None => format!(
-                "{}: {loss:.4} nats a point; {mass:.4} of the model's mass is in the picture",
-                data.name
-            ),
-        }];
-        let figures = json!({
-            "data": data.name, "points": nats.len(), "nats": loss, "kl": divergence.map(|d| d.0),
-            "kl_std_err": divergence.map(|d| d.1), "mass": mass,
-        });
-        let side = |v: Vec<f64>| -> Result<Tensor> {
-            Ok(Tensor::from_vec(v, (RASTER, RASTER), &candle_core::Device::Cpu)?)
-        };
-        let lines_of =
-            |t: Tensor| -> Result<Tensor> { Ok(t.reshape((2, 2 * STEPS as usize + 1, ALONG, 2))?) };
-        let mut tensors = vec![
-            ("raster", at(&raster)?.reshape((RASTER, RASTER, 2))?),
-            ("log_prob", side(learned)?),
-            ("grid", lines_of(z)?),
-            ("warped", lines_of(x)?),
-        ];
-        if let Some(real) = real {
-            tensors.push(("true_log_prob", side(real)?));
-        }
-        s.finish(figures, tensors, &lines)
-    })
+    pooled(|| compare(&s, &data.name, &split, values.as_chunks().0))
 }
 
-/// What stands left: the density where it is known, else the points.
-enum Left<'a> {
-    Density(&'a [f64]),
-    Points(&'a [[f32; 2]]),
+/// Measures how far the learned density is from the true one, draws both and the grid, and writes the numbers.
+fn compare(s: &Session, name: &str, split: &Split, points: &[[f32; 2]]) -> Result<()> {
+    let truth = Plane::from_name(name);
+    let window = Window::about(points);
+    let at = |points: &[[f64; 2]]| -> Result<Tensor> {
+        let t = Tensor::from_vec(points.as_flattened().to_vec(), (points.len(), 2), &Device::Cpu)?;
+        Ok(t.to_dtype(s.model.params().dtype())?.to_device(&s.device)?)
+    };
+    let raster = window.raster(RASTER);
+    let cond = s.labels(raster.len())?;
+    let learned = doubles(&s.model.log_prob(&at(&raster)?, cond.as_ref())?)?;
+    let area = (2. * window.half / RASTER as f64).powi(2);
+    let mass: f64 = learned.iter().map(|l| l.exp()).sum::<f64>() * area;
+    let real = truth.map(|plane| raster.iter().map(|p| plane.log_density(*p)).collect::<Vec<_>>());
+    let nats = doubles(&s.over(split, |x, cond| Ok(s.model.log_prob(x, cond)?))?)?;
+    let loss = -mean(&nats);
+    // KL(p || q) is the mean of ln p - ln q over points of p.
+    let divergence = truth.map(|plane| {
+        let ratio = points.iter().zip(&nats).map(|(p, q)| plane.log_density(p.map(f64::from)) - q);
+        mean_and_error(&ratio.collect::<Vec<_>>())
+    });
+
+    let grid = grid();
+    let z = at(&grid)?;
+    let x = s.model.decode(&z, s.labels(grid.len())?.as_ref())?;
+    draw(s, &window, real.as_deref(), points, &learned, doubles(&x)?.as_chunks().0)?;
+
+    let kl = divergence.map_or_else(String::new, |(kl, error)| {
+        format!(", {kl:.4} ± {error:.4} from the truth (KL divergence over {} points)", nats.len())
+    });
+    let line = format!("{name}: {loss:.4} nats a point{kl}; {mass:.4} of the model's mass is in the picture");
+    let figures = json!({
+        "data": name, "points": nats.len(), "nats": loss, "kl": divergence.map(|d| d.0),
+        "kl_std_err": divergence.map(|d| d.1), "mass": mass,
+    });
+    let side = |v: Vec<f64>| Tensor::from_vec(v, (RASTER, RASTER), &Device::Cpu);
+    let lines = (2, LINES, ALONG, 2);
+    let mut tensors = vec![
+        ("raster", at(&raster)?.reshape((RASTER, RASTER, 2))?),
+        ("log_prob", side(learned)?),
+        ("grid", z.reshape(lines)?),
+        ("warped", x.reshape(lines)?),
+    ];
+    if let Some(real) = real {
+        tensors.push(("true_log_prob", side(real)?));
+    }
+    s.finish(figures, tensors, &[line])
+}
+
+/// The mean of some values and its standard error.
+fn mean_and_error(values: &[f64]) -> (f64, f64) {
+    let m = mean(values);
+    let squares: f64 = values.iter().map(|v| (v - m).powi(2)).sum();
+    (m, (squares / (values.len().max(2) - 1) as f64 / values.len() as f64).sqrt())
+}
+
+/// The points of the grid of latents: the lines along the first axis, then those along the second.
+fn grid() -> Vec<[f64; 2]> {
+    let mut grid = Vec::new();
+    for line in -STEPS..=STEPS {
+        let fixed = STEP * f64::from(line);
+        let along = |i: usize| STEP * f64::from(STEPS) * (2. * i as f64 / (ALONG - 1) as f64 - 1.);
+        grid.extend((0..ALONG).map(|i| [along(i), fixed]));
+    }
+    let across: Vec<_> = grid.iter().map(|[along, fixed]| [*fixed, *along]).collect();
+    grid.extend(across);
+    grid
 }
 
 /// The points of a line that are at least `gap` apart, and its last: pieces below a pixel would be drawn as dust.
@@ -149,73 +137,40 @@ fn spread(line: &[[f64; 2]], gap: f64) -> Vec<(f64, f64)> {
     kept
 }
 
-/// The three panels.
-fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f64; 2]]) -> Result<()> {
+/// Draws the three panels: the true density where it is known, else the points; the learned density; the grid.
+fn draw(
+    s: &Session,
+    window: &Window,
+    real: Option<&[f64]>,
+    points: &[[f32; 2]],
+    learned: &[f64],
+    warped: &[[f64; 2]],
+) -> Result<()> {
     const PANEL: u32 = 350;
-    let half = window.half / RASTER as f64;
-    let raster = window.raster(RASTER);
+    let density = |log_p: &[f64]| log_p.iter().map(|l| l.exp()).collect::<Vec<_>>();
+    let (real, learned) = (real.map(density), density(learned));
     // One scale for both, so that equal greys are equal densities.
-    let finite = |v: &[f64]| v.iter().map(|l| l.exp()).filter(|p| p.is_finite()).fold(0., f64::max);
-    let top = match left {
-        Left::Density(real) => finite(real),
-        Left::Points(_) => finite(learned),
-    };
-    let top = top.max(f64::MIN_POSITIVE);
-    let shades = |log_p: &[f64]| -> Vec<Rectangle<(f64, f64)>> {
-        raster
-            .iter()
-            .zip(log_p)
-            .map(|([x, y], l)| {
-                // A root, so that thin tails are seen beside sharp peaks.
-                let share = (l.exp() / top).clamp(0., 1.).sqrt();
-                let fade = |to: f64| (255. - share * (255. - to)).round() as u8;
-                let colour = RGBColor(fade(8.), fade(48.), fade(107.));
-                Rectangle::new([(x - half, y + half), (x + half, y - half)], colour.filled())
-            })
-            .collect()
-    };
-    let name = s.title("the model");
-    let titles = [
-        match left {
-            Left::Density(_) => "the true density".to_owned(),
-            Left::Points(_) => "data".to_owned(),
-        },
-        name,
-        "its grid of latents, decoded".to_owned(),
-    ];
-    plots::draw_fine(s.draft.drawn(), (3 * PANEL, PANEL + 40), |area| {
+    let top = plots::peak(real.as_ref().unwrap_or(&learned)).max(f64::MIN_POSITIVE);
+    let left = if real.is_some() { "the true density" } else { "data" };
+    let titles = [left.to_owned(), s.title("the model"), "its grid of latents, decoded".to_owned()];
+    let size = (3 * PANEL, PANEL + 40);
+    let rgb = plots::fine(size, |area| {
         for (i, (panel, title)) in area.split_evenly((1, 3)).iter().zip(&titles).enumerate() {
-            let range = |axis: usize| window.centre[axis] - window.half..window.centre[axis] + window.half;
             let mut chart = ChartBuilder::on(panel)
                 .caption(title, ("sans-serif", 19 * FINE))
                 .margin(8 * FINE)
                 .x_label_area_size(24 * FINE)
                 .y_label_area_size(34 * FINE)
-                .build_cartesian_2d(range(0), range(1))?;
-            match (i, &left) {
-                (0, Left::Density(real)) => _ = chart.draw_series(shades(real))?,
-                (0, Left::Points(points)) => {
+                .build_cartesian_2d(window.range(0), window.range(1))?;
+            match (i, &real) {
+                (0, Some(real)) => _ = chart.draw_series(window.shades(real, RASTER, top))?,
+                (0, None) => {
                     let dot = RGBColor(31, 90, 150).mix(0.5).filled();
-                    chart.draw_series(
-                        points.iter().map(|p| Circle::new((p[0].into(), p[1].into()), FINE, dot)),
-                    )?;
+                    let circle = |p: &[f32; 2]| Circle::new(p.map(f64::from).into(), FINE, dot);
+                    chart.draw_series(points.iter().map(circle))?;
                 }
-                (1, _) => _ = chart.draw_series(shades(learned))?,
-                _ => {
-                    let inside =
-                        |p: &[f64; 2]| (0..2).all(|i| (p[i] - window.centre[i]).abs() <= window.half);
-                    for (line, points) in warped.chunks_exact(ALONG).enumerate() {
-                        let first = line <= 2 * STEPS as usize;
-                        let colour = if first { RGBColor(20, 60, 120) } else { RGBColor(215, 120, 30) };
-                        // The axes of z are thicker.
-                        let middle = line % (2 * STEPS as usize + 1) == STEPS as usize;
-                        let style = colour.stroke_width(if middle { 2 * FINE } else { FINE });
-                        for piece in points.split(|p| !inside(p)).filter(|piece| piece.len() > 1) {
-                            let piece = spread(piece, window.half / f64::from(PANEL));
-                            chart.draw_series([PathElement::new(piece, style)])?;
-                        }
-                    }
-                }
+                (1, _) => _ = chart.draw_series(window.shades(&learned, RASTER, top))?,
+                _ => _ = chart.draw_series(bent(window, warped, window.half / f64::from(PANEL)))?,
             }
             chart
                 .configure_mesh()
@@ -230,5 +185,19 @@ fn draw(s: &Session, window: &Window, left: Left, learned: &[f64], warped: &[[f6
                 .draw()?;
         }
         Ok(())
-    })
+    })?;
+    plots::write_png(s.draft.drawn(), &rgb, size)
+}
+
+/// The pieces of the decoded grid's lines that are in the window, the lines of each axis in a colour of their own.
+fn bent(window: &Window, warped: &[[f64; 2]], gap: f64) -> Vec<PathElement<(f64, f64)>> {
+    let mut pieces = Vec::new();
+    for (line, points) in warped.chunks_exact(ALONG).enumerate() {
+        let colour = if line < LINES { RGBColor(20, 60, 120) } else { RGBColor(215, 120, 30) };
+        // The axes of z are thicker.
+        let style = colour.stroke_width(if line % LINES == STEPS as usize { 2 * FINE } else { FINE });
+        let inside = points.split(|p| !window.holds(*p)).filter(|piece| piece.len() > 1);
+        pieces.extend(inside.map(|piece| PathElement::new(spread(piece, gap), style)));
+    }
+    pieces
 }

@@ -1,8 +1,8 @@
 //! `flow eval`: bits/dim of saved weights on a part of a data set, and what stands beside it.
 
+use super::print;
 use crate::args::{Compute, DataArgs, Overrides, Part, seed};
 use crate::hub::{WEIGHTS, Weights};
-use crate::output;
 use crate::report::measured::{comparison, terms};
 use crate::saved::{baselines, load_data, load_model, own_recipe, part, score};
 use anyhow::{Result, ensure};
@@ -91,15 +91,8 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let beside = Baselines { codecs, gaussian, ..Baselines::new(&recipe, &data) };
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.to_string().into());
-    if let Some(commit) = commit {
-        object.insert("weights_commit".to_owned(), commit.into());
-    }
-    if args.json {
-        output::line(Value::Object(object))?;
-        return Ok(());
-    }
+    object.extend(commit.map(|commit| ("weights_commit".to_owned(), commit.into())));
     let mut lines = vec![terms(&measured, args.split.name())];
     lines.extend(comparison(Some(&measured), &beside));
-    output::line(lines.join("\n"))?;
-    Ok(())
+    print(args.json, Value::Object(object), lines.join("\n"))
 }

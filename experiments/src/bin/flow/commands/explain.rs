@@ -21,6 +21,7 @@ use experiments::limits;
 use experiments::recipe::{Recipe, Resolved};
 use experiments::train;
 use flows::Model;
+use flows::models::Preprocess;
 use flows::optim::{UpdateSettings, Updater};
 use flows::params::rng_for;
 use rand::Rng;
@@ -83,10 +84,9 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     if !args.json {
         print_settings(&resolved, &rows)?;
     }
-    let settings = |(key, value, source): &(String, String, String)| {
-        (key.clone(), json!({ "value": value, "source": source }))
-    };
-    object["settings"] = Value::Object(rows.iter().map(settings).collect());
+    for (key, value, source) in &rows {
+        object["settings"][key] = json!({ "value": value, "source": source });
+    }
     if !args.settings {
         let device = args.compute.open()?;
         let recipe = &resolved.recipe;
@@ -99,12 +99,10 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
             output::line(format_args!("\n{}", lines.join("\n")))?;
         }
     }
-    if args.json {
-        output::line(object)?;
-    }
-    Ok(())
+    if args.json { output::line(object) } else { Ok(()) }
 }
 
+/// Prints the settings in columns.
 fn print_settings(resolved: &Resolved, rows: &[(String, String, String)]) -> Result<()> {
     let mut text = format!("{}: {}\n\n", resolved.recipe.name, resolved.recipe.about);
     let width = |f: fn(&(String, String, String)) -> &String, most: usize| {
@@ -130,7 +128,7 @@ fn training_images(recipe: &mut Recipe, args: &ExplainArgs) -> Result<Option<usi
         return Ok(Some(recipe.data.train.unwrap_or(all)));
     }
     let left = all - recipe.data.validation.min(all);
-    Ok(Some(recipe.data.train.map_or(left, |n| n.min(left))))
+    Ok(Some(recipe.data.train.unwrap_or(left).min(left)))
 }
 
 /// The process's memory while `f` runs: its highest value, in bytes, where the system tells it.
@@ -165,10 +163,9 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     let n = full.max(recipe.eval.batch.min(64));
     let dims: usize = shape.iter().product();
     let mut rng = rng_for(0, "explain");
-    let vectors = matches!(recipe.model.preprocess(), flows::models::Preprocess::None {});
-    let values = match vectors {
-        true => Values::Reals((0..n * dims).map(|_| rng.random_range(-1. ..1.)).collect()),
-        false => Values::Pixels((0..n * dims).map(|_| rng.random()).collect()),
+    let values = match recipe.model.preprocess() {
+        Preprocess::None {} => Values::Reals((0..n * dims).map(|_| rng.random_range(-1. ..1.)).collect()),
+        _ => Values::Pixels((0..n * dims).map(|_| rng.random()).collect()),
     };
     let labels = model.config().classes().map(|classes| (0..n).map(|i| (i % classes) as u32).collect());
     let split = Split::new(shape, values, labels, None)?;
@@ -192,8 +189,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         device.synchronize()?;
         Ok(start.elapsed())
     };
-    let mut sizes: Vec<(usize, Option<u64>)> = Vec::new();
-    let mut size = full.min(2);
+    let (mut sizes, mut size) = (Vec::new(), full.min(2));
     let took = loop {
         let (took, peak) = peak_memory(|| {
             let warm = update(size)?;
@@ -210,8 +206,8 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         size = (4 * size).min(full);
     };
     ensure!(!took.is_zero(), "the clock of this machine stands still");
-    let activations = match (sizes.first(), sizes.last()) {
-        (Some(&(a, Some(low))), Some(&(b, Some(high)))) if b > a && device.is_cpu() => {
+    let activations = match (sizes[0], sizes[sizes.len() - 1]) {
+        ((a, Some(low)), (b, Some(high))) if b > a && device.is_cpu() => {
             Some(high.saturating_sub(low) as f64 / (b - a) as f64)
         }
         _ => None,
@@ -236,65 +232,55 @@ fn estimate(
     images: Option<usize>,
     object: &mut Value,
 ) -> Vec<String> {
+    let Cost { batch, images_per_second: speed, evaluated_per_second: evaluated, activations } = *cost;
     let t = &recipe.train;
+    let full = t.batch;
     let parameters = model.params().count();
     let mut lines = vec![format!("parameters: {parameters}")];
     object["parameters"] = parameters.into();
 
-    let gib = |bytes: f64| bytes / f64::from(1 << 30);
-    let copies = 4 + usize::from(t.ema.is_some());
-    let fixed = (parameters * 4 * copies) as f64;
-    match cost.activations {
+    let (copies, average) = if t.ema.is_some() { (5, ", average") } else { (4, "") };
+    let fixed = (parameters * 4 * copies) as f64 / f64::from(1 << 30);
+    lines.push(match activations {
         Some(each) => {
-            let total = fixed + each * t.batch as f64;
-            object["memory_gib"] = gib(total).into();
-            lines.push(format!(
-                "memory: about {:.2} GiB = {:.2} (parameters, gradients, optimiser{}) + {} x {:.2} MiB (activations of an \
-                 image, by how much the process grew up to {} images)",
-                gib(total),
-                gib(fixed),
-                if t.ema.is_some() { ", average" } else { "" },
-                t.batch,
-                each / f64::from(1 << 20),
-                cost.batch,
-            ));
+            let total = fixed + each * full as f64 / f64::from(1 << 30);
+            object["memory_gib"] = total.into();
+            let each = each / f64::from(1 << 20);
+            format!(
+                "memory: about {total:.2} GiB = {fixed:.2} (parameters, gradients, optimiser{average}) + {full} x {each:.2} MiB \
+                 (activations of an image, by how much the process grew up to {batch} images)"
+            )
         }
-        None => lines.push(format!(
-            "memory: {:.2} GiB for parameters, gradients and optimiser; that of activations cannot be measured here",
-            gib(fixed)
-        )),
-    }
+        None => format!(
+            "memory: {fixed:.2} GiB for parameters, gradients and optimiser; that of activations cannot be measured here"
+        ),
+    });
 
-    object["images_per_second"] = cost.images_per_second.into();
+    object["images_per_second"] = speed.into();
+    let of_recipe = if batch < full { format!(" (the recipe: {full})") } else { String::new() };
     lines.push(format!(
-        "speed: {:.1} images/s in training, {:.1} in evaluation, measured on batches of {}{} with {} threads",
-        cost.images_per_second,
-        cost.evaluated_per_second,
-        cost.batch,
-        if cost.batch < t.batch { format!(" (the recipe: {})", t.batch) } else { String::new() },
+        "speed: {speed:.1} images/s in training, {evaluated:.1} in evaluation, measured on batches of {batch}{of_recipe} with {} \
+         threads",
         rayon::current_num_threads(),
     ));
-    let epochs = t.epochs.zip(images).map(|(epochs, n)| (epochs * n as f64 / t.batch as f64).ceil());
+    let epochs = t.epochs.zip(images).map(|(epochs, n)| (epochs * n as f64 / full as f64).ceil());
     let updates = [t.updates.map(|u| u as f64), epochs].into_iter().flatten().min_by(f64::total_cmp);
     let validated = t.validate_images.unwrap_or(usize::MAX).min(recipe.data.validation) as f64;
     let seconds = updates.map(|updates| {
         let validations = (updates / t.validate_every as f64).ceil();
-        updates * t.batch as f64 / cost.images_per_second
-            + validations * validated / cost.evaluated_per_second
+        updates * full as f64 / speed + validations * validated / evaluated
     });
     let seconds = [seconds, t.minutes.map(|m| 60. * m)].into_iter().flatten().min_by(f64::total_cmp);
-    match (seconds, updates) {
+    lines.push(match (seconds, updates) {
         (Some(seconds), Some(updates)) => {
             object["seconds"] = seconds.into();
             object["updates"] = updates.into();
-            lines.push(format!(
-                "time: about {} for {updates} updates on this machine, validations included",
-                human(seconds)
-            ));
+            let time = human(seconds);
+            format!("time: about {time} for {updates} updates on this machine, validations included")
         }
-        (Some(seconds), None) => lines.push(format!("time: {} (`train.minutes`)", human(seconds))),
-        _ => lines.push("time: unknown without the number of training images, give --data".to_owned()),
-    }
+        (Some(seconds), None) => format!("time: {} (`train.minutes`)", human(seconds)),
+        _ => "time: unknown without the number of training images, give --data".to_owned(),
+    });
     lines
 }
 

@@ -38,11 +38,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     for name in COMPANIONS {
         let (from, to) = (weights.join(name), args.out.join(name));
         if from.exists() {
-            std::fs::copy(&from, &to)
-                .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+            let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
+            std::fs::copy(&from, &to).with_context(cannot)?;
         }
     }
     card::write(&args.out)?;
-    files::tell(&args.out, args.json)?;
-    Ok(())
+    files::tell(&args.out, args.json)
 }

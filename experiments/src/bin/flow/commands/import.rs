@@ -37,13 +37,12 @@ pub struct ImportArgs {
     json: bool,
 }
 
+/// Height and width.
 fn sides(text: &str) -> Result<[usize; 2], String> {
     let (h, w) = text.split_once('x').unwrap_or((text, text));
     let side = |text: &str| text.parse().ok().filter(|n| (1..=1 << 16).contains(n));
-    side(h)
-        .zip(side(w))
-        .map(|(h, w)| [h, w])
-        .ok_or_else(|| "a size is 32, or 32x48 for height and width".to_owned())
+    let sides = side(h).zip(side(w)).map(<[usize; 2]>::from);
+    sides.ok_or_else(|| "a size is 32, or 32x48 for height and width".to_owned())
 }
 
 /// Imports a checkpoint.
@@ -59,8 +58,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
         .with_context(|| format!("{name} cannot be imported"))?;
     model.save(&args.out, &args.weights.options())?;
     card::write(&args.out)?;
-    files::tell(&args.out, args.json)?;
-    Ok(())
+    files::tell(&args.out, args.json)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! `flow inpaint`: what is missing of an image, filled in by climbing log p.
+//! `flow inpaint`: what is missing of an image, filled in by gradient steps that raise log p.
 
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use super::pictures::{Shown, two_digits};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::{Stopped, stopped};
-use crate::session::{Grid, Images, Session, doubles, mean, pooled};
+use crate::session::{Picked, Session, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -47,9 +48,7 @@ impl Missing {
 #[derive(Args)]
 pub struct InpaintArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Part of the image that is missing.
     #[arg(long, value_enum, default_value = "right")]
     missing: Missing,
@@ -64,88 +63,80 @@ pub struct InpaintArgs {
     temperature: f64,
 }
 
+/// One completion of each image, and its log-likelihood after each step.
+fn completion(
+    s: &Session,
+    args: &InpaintArgs,
+    picked: &Picked,
+    known: &Tensor,
+    draw: u8,
+) -> Result<(Tensor, Tensor)> {
+    tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
+    let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
+    let cond = picked.cond.as_ref();
+    let start = s.model.sample(picked.names.len(), args.temperature, seed, cond)?;
+    let start = s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
+    let o = Inpainting::new(args.steps as usize, (0., f64::from(1u32 << s.model.config().bits())));
+    let mut told = Instant::now();
+    let go_on = |step: usize| {
+        if told.elapsed().as_secs() >= 10 {
+            told = Instant::now();
+            tracing::info!("gradient {step} of {}", args.steps);
+        }
+        !stopped()
+    };
+    let inpainted = latents::inpaint_while(&s.model, &picked.x, known, &start, cond, &o, go_on)?;
+    inpainted.ok_or_else(|| Stopped.into())
+}
+
 /// Fills in the missing part of images.
 ///
 /// # Errors
 /// When the images are not the model's, or a gradient is not finite.
 pub fn run(args: &InpaintArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "inpaint")?;
-    let known = args.missing.known(shape)?.to_device(&s.device)?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "inpaint")?;
+    let ([_, h, w], missing) = (shape, args.missing);
+    let known = missing.known(shape)?.to_device(&s.device)?;
     ensure!(
         doubles(&known)?.contains(&0.),
-        "images of {} × {} pixels are too small for --missing {:?}: choose another",
-        shape[1],
-        shape[2],
-        args.missing
+        "images of {h} × {w} pixels are too small for --missing {missing:?}: choose another"
     );
-    let picked = s.images(&args.images, 5)?;
-    check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.grid.scale)?;
+    let picked = s.images(&args.shown.images, 5)?;
+    check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
-        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
-        let bins = f64::from(1u32 << s.model.config().bits());
+        let (cond, n, steps) = (picked.cond.as_ref(), picked.names.len(), args.steps);
+        let half = f64::from(1u32 << s.model.config().bits()) / 2.;
         let bits = |x: &Tensor| -> Result<Vec<f64>> { doubles(&s.model.bits_per_dim(x, cond)?) };
         let of_images = bits(&picked.x)?;
         let mask = known.to_dtype(picked.x.dtype())?;
         // What is missing is drawn in the middle grey.
-        let grey = (picked.x.broadcast_mul(&mask)?
-            + mask.affine(-bins / 2., bins / 2.)?.broadcast_as(picked.x.shape())?)?;
-        let with = |x: &Tensor, bits: &[f64]| -> Result<Vec<Option<Cell>>> {
-            let cells = s.bytes(x)?.into_iter().zip(bits);
-            Ok(cells.map(|(bytes, b)| Some(Cell { bytes, caption: format!("{b:.2}") })).collect())
-        };
-        let mut columns = vec![with(&picked.x, &of_images)?, s.cells(&grey)?];
-        let mut names = vec!["image".to_owned(), "known".to_owned()];
-        let (mut filled, mut climbs, mut of_filled) = (vec![], vec![], vec![]);
+        let grey = picked.x.broadcast_mul(&mask)?.broadcast_add(&mask.affine(-half, half)?)?;
+        let images = s.captioned(&picked.x, two_digits(&of_images))?.into_iter();
+        let mut cells: Vec<_> =
+            images.zip(s.cells(&grey)?).map(|(image, known)| vec![image, known]).collect();
+        let mut columns = vec!["image".to_owned(), "known".to_owned()];
+        let (mut filled, mut log_probs, mut of_filled) = (vec![], vec![], vec![]);
         for draw in 0..args.draws {
-            tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
-            let seed = args.grid.base.seed.wrapping_add(u64::from(draw));
-            let start = s.model.sample(n, args.temperature, seed, cond)?;
-            let start =
-                s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
-            let o = Inpainting::new(args.steps as usize, (0., bins));
-            let mut told = Instant::now();
-            let go_on = |step: usize| {
-                if told.elapsed().as_secs() >= 10 {
-                    told = Instant::now();
-                    tracing::info!("gradient {step} of {}", args.steps);
-                }
-                !stopped()
-            };
-            let inpainted = latents::inpaint_while(&s.model, &picked.x, &known, &start, cond, &o, go_on)?;
-            let (x, climbed) = inpainted.ok_or(Stopped)?;
+            let (x, log_prob) = completion(&s, args, &picked, &known, draw)?;
             let b = bits(&x)?;
-            columns.push(with(&x, &b)?);
-            names.push(format!("filled {}", draw + 1));
+            cells.iter_mut().zip(s.captioned(&x, two_digits(&b))?).for_each(|(row, cell)| row.push(cell));
+            columns.push(format!("filled {}", draw + 1));
             of_filled.extend(b);
             filled.push(x);
-            climbs.push(climbed);
-        }
-        let mut cells: Vec<Vec<Option<Cell>>> = (0..n).map(|_| Vec::new()).collect();
-        for column in columns {
-            for (row, cell) in cells.iter_mut().zip(column) {
-                row.push(cell);
-            }
+            log_probs.push(log_prob);
         }
         let sheet = Sheet {
-            title: s.title("What is missing, filled in"),
-            notes: vec![format!(
-                "{} steps up log p, from a sample each; bits/dim under each image",
-                args.steps
-            )],
-            columns: names,
+            notes: vec![format!("{steps} steps up log p, from a sample each; bits/dim under each image")],
+            columns,
             rows: picked.names.clone(),
             cells,
-            shape,
-            scale: args.grid.scale,
+            ..s.blank(&args.shown.grid, "What is missing, filled in")?
         };
         sheet.write(s.draft.drawn())?;
-        let lines = [format!(
-            "{n} images of {:.4} bits/dim on average, filled in {:.4}",
-            mean(&of_images),
-            mean(&of_filled)
-        )];
+        let (before, after) = (mean(&of_images), mean(&of_filled));
+        let lines = [format!("{n} images of {before:.4} bits/dim on average, filled in {after:.4}")];
         let figures = json!({
-            "images": picked.names, "missing": format!("{:?}", args.missing).to_lowercase(), "steps": args.steps,
+            "images": picked.names, "missing": format!("{missing:?}").to_lowercase(), "steps": steps,
             "temperature": args.temperature,
             "bits_per_dim": of_images, "filled_bits_per_dim": of_filled,
         });
@@ -153,7 +144,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
             ("images", picked.x),
             ("known", known.to_dtype(DType::F32)?),
             ("filled", Tensor::stack(&filled, 1)?),
-            ("log_prob", Tensor::stack(&climbs, 0)?),
+            ("log_prob", Tensor::stack(&log_probs, 0)?),
         ];
         s.finish(figures, tensors, &lines)
     })

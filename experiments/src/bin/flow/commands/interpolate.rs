@@ -1,7 +1,8 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
-use crate::draw::sheet::{Cell, Sheet, check_size};
-use crate::session::{Grid, Images, Session, brief, doubles, pooled};
+use super::pictures::{Shown, two_digits};
+use crate::draw::sheet::{Sheet, check_size};
+use crate::session::{Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -12,9 +13,7 @@ use serde_json::json;
 #[derive(Args)]
 pub struct InterpolateArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Number of images in a row, including both ends.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(2..=100))]
     frames: u16,
@@ -25,29 +24,23 @@ pub struct InterpolateArgs {
 /// # Errors
 /// When it is not two images, they are not the model's, or the picture cannot be written.
 pub fn run(args: &InterpolateArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "interpolate")?;
-    let given = args.images.images.len();
+    let (s, shape) = Session::sheet(&args.shown.grid, "interpolate")?;
+    let given = args.shown.images.images.len();
     ensure!(
         given == 0 || given == 2,
         "a walk goes between two images, {given} were given: name two, or none for the first two of the data"
     );
-    let picked = s.images(&args.images, 2)?;
-    check_size(3, usize::from(args.frames), shape, args.grid.scale)?;
+    let picked = s.images(&args.shown.images, 2)?;
+    check_size(3, usize::from(args.frames), shape, args.shown.grid.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
         // Of two classes each half of the way is in the nearer one's.
-        let cond = match &picked.cond {
-            None => None,
-            Some(labels) => {
-                let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
-                Some(labels.index_select(&Tensor::new(near, &s.device)?, 0)?)
-            }
-        };
-        let ends = |of: &Tensor| -> Result<(Tensor, Tensor)> { Ok((of.get(0)?, of.get(1)?)) };
-        let (a, b) = ends(&z)?;
-        let (x, y) = ends(&picked.x)?;
+        let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
+        let near = Tensor::new(near, &s.device)?;
+        let cond = picked.cond.as_ref().map(|labels| labels.index_select(&near, 0)).transpose()?;
+        let (a, b, x, y) = (z.get(0)?, z.get(1)?, picked.x.get(0)?, picked.x.get(1)?);
         let decode = |z: Tensor| -> Result<Tensor> {
             s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way", "choose other images")
         };
@@ -60,12 +53,10 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
         let mut bits = Vec::new();
         for (_, _, frames) in &ways {
             let b = doubles(&s.model.bits_per_dim(frames, cond.as_ref())?)?;
-            let row = s.bytes(frames)?.into_iter().zip(&b);
-            cells.push(row.map(|(bytes, b)| Some(Cell { bytes, caption: format!("{b:.2}") })).collect());
+            cells.push(s.captioned(frames, two_digits(&b))?);
             bits.push(b);
         }
         let sheet = Sheet {
-            title: s.title("From one image to another"),
             notes: vec![format!(
                 "image {} to image {}; t over the columns, bits/dim under each image",
                 picked.names[0], picked.names[1]
@@ -73,23 +64,18 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
             columns: t.iter().map(|t| brief(*t)).collect(),
             rows: ways.iter().map(|w| w.1.to_owned()).collect(),
             cells,
-            shape,
-            scale: args.grid.scale,
+            ..s.blank(&args.shown.grid, "From one image to another")?
         };
         sheet.write(s.draft.drawn())?;
-        let middle = t.len() / 2;
         let figures = json!({
             "images": picked.names, "t": t,
             "bits_per_dim": { "linear": bits[0], "spherical": bits[1], "pixels": bits[2] },
         });
+        let [line, arc, faded] = [0, 1, 2].map(|way: usize| bits[way][t.len() / 2]);
+        let (middle, from, to) = (brief(t[t.len() / 2]), bits[0][0], bits[0][t.len() - 1]);
         let lines = [format!(
-            "at t = {}: {:.4} bits/dim on the line, {:.4} on the arc, {:.4} faded; the ends have {:.4} and {:.4}",
-            brief(t[middle]),
-            bits[0][middle],
-            bits[1][middle],
-            bits[2][middle],
-            bits[0][0],
-            bits[0][t.len() - 1]
+            "at t = {middle}: {line:.4} bits/dim on the line, {arc:.4} on the arc, {faded:.4} faded; the ends have {from:.4} \
+             and {to:.4}"
         )];
         let mut tensors = vec![("z", z)];
         tensors.extend(ways.into_iter().map(|(name, _, frames)| (name, frames)));

@@ -1,9 +1,10 @@
 //! `layers`: one image after each layer, and what each layer adds to its log-likelihood.
 
-use crate::draw::plots::FINE;
-use crate::draw::sheet::{Area, Cell, Sheet};
-use crate::session::{Grid, Images, Session, brief, doubles, host, pooled};
-use anyhow::{Result, ensure};
+use super::pictures::Shown;
+use crate::draw::plots::{Area, FINE};
+use crate::draw::sheet::{Cell, Sheet};
+use crate::session::{Picked, Session, brief, doubles, host, pooled};
+use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
 use flows::latents::{self, LayerStats, TraceEntry};
@@ -20,14 +21,25 @@ const COLUMNS: usize = 8;
 #[derive(Args)]
 pub struct LayersArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
 }
 
-/// Whether a layer is preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
-fn preprocesses(step: &TraceEntry) -> bool {
-    ["rescale", "logit", "flatten", "whiten"].contains(&step.path.as_str())
+/// The layers of preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
+const PREPROCESSING: [&str; 4] = ["rescale", "logit", "flatten", "whiten"];
+
+/// Which steps are drawn: at most so many of `all`, evenly spread, the last among them.
+fn spread(all: &[usize], most: usize) -> Vec<usize> {
+    let (shown, last) = (most.min(all.len()), all.len() - 1);
+    (0..shown).map(|i| all[if shown < 2 { last } else { i * last / (shown - 1) }]).collect()
+}
+
+/// Values as grey bytes: three standard deviations each way are black and white.
+fn greys(values: &[f32]) -> Vec<u8> {
+    let n = values.len() as f32;
+    let mean = values.iter().sum::<f32>() / n;
+    let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n;
+    let sd = variance.sqrt().max(f32::MIN_POSITIVE);
+    values.iter().map(|x| ((x - mean) / sd * 42.5 + 127.5).clamp(0., 255.) as u8).collect()
 }
 
 /// Follows one image through the chain.
@@ -35,13 +47,13 @@ fn preprocesses(step: &TraceEntry) -> bool {
 /// # Errors
 /// When it is more than one image, or not the model's.
 pub fn run(args: &LayersArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "layers")?;
-    let given = args.images.images.len();
+    let (s, shape) = Session::sheet(&args.shown.grid, "layers")?;
+    let given = args.shown.images.images.len();
     ensure!(
         given <= 1,
         "one image goes through the layers, {given} were given: name one, or none for the first of the data"
     );
-    let picked = s.images(&args.images, 1)?;
+    let picked = s.images(&args.shown.images, 1)?;
     pooled(|| {
         let steps = latents::trace(&s.model, &picked.x, picked.cond.as_ref())?;
         let per_dim = |nats: f64| -nats / (s.model.dims() as f64 * LN_2);
@@ -55,86 +67,70 @@ pub fn run(args: &LayersArgs) -> Result<()> {
             ended.push(per_dim(doubles(&s.model.prior().log_prob(&state.flatten_from(1)?)?)?[0] + sum));
             states.push(state);
         }
-        let bad = steps.iter().zip(&ended).find(|(_, b)| !b.is_finite());
-        ensure!(
-            bad.is_none(),
-            "layer `{}` makes values of this image that are not finite: look at the weights with `flow doctor`",
-            bad.map_or("", |(step, _)| &step.path)
-        );
-        // What scales is what changes a picture; all others move values or mix channels.
-        let told = |i: &usize| {
-            let step = &steps[*i];
-            matches!(step.stats, LayerStats::Elements(_))
-                || step.path.starts_with("coupling")
-                || *i + 1 == steps.len()
-        };
-        let candidates: Vec<usize> = (0..steps.len()).filter(told).collect();
-        let shown = (STATES - 1).min(candidates.len());
-        let spread = |i: usize| {
-            candidates
-                [if shown < 2 { candidates.len() - 1 } else { i * (candidates.len() - 1) / (shown - 1) }]
-        };
-        let mut cells =
-            vec![Some(Cell { bytes: s.bytes(&picked.x)?.remove(0), caption: "image".to_owned() })];
-        for i in (0..shown).map(spread) {
-            let v = host(&states[i])?;
-            let mean = v.iter().sum::<f32>() / v.len() as f32;
-            let sd = (v.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / v.len() as f32)
-                .sqrt()
-                .max(f32::MIN_POSITIVE);
-            // Three standard deviations each way are black and white.
-            let bytes = v.iter().map(|x| ((x - mean) / sd * 42.5 + 127.5).clamp(0., 255.) as u8).collect();
-            let name = steps[i].path.trim_end_matches(".coupling").replace('.', " ");
-            cells.push(Some(Cell { bytes, caption: name }));
+        let names: Vec<&str> = steps.iter().map(|step| step.path.as_str()).collect();
+        if let Some(bad) = ended.iter().position(|b| !b.is_finite()) {
+            bail!(
+                "layer `{}` makes values of this image that are not finite: look at the weights with `flow doctor`",
+                names[bad]
+            );
         }
-        let mut rows: Vec<Vec<Option<Cell>>> = Vec::new();
-        for (i, cell) in cells.into_iter().enumerate() {
-            if i % COLUMNS == 0 {
-                rows.push(Vec::new());
-            }
-            rows.last_mut().expect("the first begins one").push(cell);
-        }
-        let sheet = Sheet {
-            title: s.title(&format!("Image {} through the layers", picked.names[0])),
-            notes: std::iter::once(
-                "values after a layer, in the order of an image; black to white is three standard deviations each way",
-            )
-            .chain((shown < candidates.len()).then_some("not every step is drawn"))
-            .map(str::to_owned)
-            .collect(),
-            columns: vec![],
-            rows: vec![],
-            cells: rows,
-            shape,
-            scale: args.grid.scale,
-        };
-        let first = steps.iter().position(|step| !preprocesses(step)).unwrap_or(0);
+        let first = names.iter().position(|name| !PREPROCESSING.contains(name)).unwrap_or(0);
+        let sheet = sheet(&s, args, &picked, &steps, &states)?;
         let shares: Vec<f64> = log_dets.iter().map(|l| per_dim(*l)).collect();
         sheet.write_over(s.draft.drawn(), 330, |area| {
             let (left, right) = area.split_horizontally(area.dim_in_pixel().0 / 2);
             chart(&left, "bits/dim if the flow ended after this layer", &ended, first, false)?;
             chart(&right, "bits/dim that this layer's log-det adds", &shares, first, true)
         })?;
-        let all = Tensor::cat(&states, 0)?;
-        let names: Vec<&str> = steps.iter().map(|step| step.path.as_str()).collect();
         let figures = json!({
             "image": picked.names[0], "layers": names, "log_det": log_dets, "bits_per_dim_if_ended": ended,
             "bits_per_dim": ended.last(),
         });
-        let lines = [format!(
-            "{} layers: {} bits/dim after `{}`, {:.4} after the last",
-            steps.len(),
-            brief(ended[first.saturating_sub(1)]),
-            names[first.saturating_sub(1)],
-            ended[ended.len() - 1]
-        )];
+        let (n, before) = (steps.len(), first.saturating_sub(1));
+        let (bits, name, last) = (brief(ended[before]), names[before], ended[n - 1]);
+        let line = format!("{n} layers: {bits} bits/dim after `{name}`, {last:.4} after the last");
         let tensors = vec![
-            ("states", all.to_dtype(DType::F32)?),
+            ("states", Tensor::cat(&states, 0)?.to_dtype(DType::F32)?),
             ("log_det", Tensor::new(log_dets.as_slice(), &s.device)?),
             ("bits_per_dim_if_ended", Tensor::new(ended.as_slice(), &s.device)?),
         ];
-        s.finish(figures, tensors, &lines)
+        s.finish(figures, tensors, &[line])
     })
+}
+
+/// The image and its values after layers.
+fn sheet(
+    s: &Session,
+    args: &LayersArgs,
+    picked: &Picked,
+    steps: &[TraceEntry],
+    states: &[Tensor],
+) -> Result<Sheet> {
+    // What scales is what changes a picture; all others move values or mix channels.
+    let told = |i: &usize| {
+        let step = &steps[*i];
+        matches!(step.stats, LayerStats::Elements(_))
+            || step.path.starts_with("coupling")
+            || *i + 1 == steps.len()
+    };
+    let candidates: Vec<usize> = (0..steps.len()).filter(told).collect();
+    let shown = spread(&candidates, STATES - 1);
+    let mut cells = s.captioned(&picked.x, ["image".to_owned()])?;
+    for &i in &shown {
+        let name = steps[i].path.trim_end_matches(".coupling").replace('.', " ");
+        cells.push(Cell::new(greys(&host(&states[i])?), name));
+    }
+    let mut notes = vec![
+        "values after a layer, in the order of an image; black to white is three standard deviations each way"
+            .to_owned(),
+    ];
+    notes.extend((shown.len() < candidates.len()).then(|| "not every step is drawn".to_owned()));
+    let mut rows = vec![];
+    while !cells.is_empty() {
+        rows.push(cells.drain(..COLUMNS.min(cells.len())).collect());
+    }
+    let title = format!("Image {} through the layers", picked.names[0]);
+    Ok(Sheet { notes, cells: rows, ..s.blank(&args.shown.grid, &title)? })
 }
 
 /// Values by layer from layer `first` on, as bars from zero or as a line.

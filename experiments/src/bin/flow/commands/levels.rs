@@ -1,8 +1,9 @@
 //! `flow levels`: what each level of a multi-scale model holds.
 
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use super::pictures::{Shown, free_places};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
-use crate::session::{Grid, Images, Session, brief, doubles, mean, pooled};
+use crate::session::{Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -13,9 +14,7 @@ use serde_json::json;
 #[derive(Args)]
 pub struct LevelsArgs {
     #[command(flatten)]
-    grid: Grid,
-    #[command(flatten)]
-    images: Images,
+    shown: Shown,
     /// Number of draws for each level.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
@@ -29,41 +28,34 @@ pub struct LevelsArgs {
 /// # Errors
 /// When the images are not the model's.
 pub fn run(args: &LevelsArgs) -> Result<()> {
-    let (s, shape) = Session::sheet(&args.grid, "levels")?;
-    ensure!(
-        args.temperature >= 0. && args.temperature.is_finite(),
-        "--temperature {}: it must be 0 or more",
-        args.temperature
-    );
-    let picked = s.images(&args.images, 5)?;
-    check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.grid.scale)?;
+    let (s, shape) = Session::sheet(&args.shown.grid, "levels")?;
+    let t = args.temperature;
+    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
+    let picked = s.images(&args.shown.images, 5)?;
+    check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
         let (cond, n) = (picked.cond.as_ref(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;
         let parts = s.model.levels(&z)?;
         let mut columns = vec!["image".to_owned()];
-        let mut rows: Vec<Vec<Option<Cell>>> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
-        let mut changes = vec![];
-        let mut all = vec![];
-        let mut lost = 0;
+        let mut cells: Vec<_> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
+        let (mut changes, mut all, mut lost) = (vec![], vec![], 0);
         for (level, part) in parts.iter().enumerate() {
             let (_, c, h, w) = part.dims4()?;
             let mut off = vec![];
             for draw in 0..args.draws {
                 go_on()?;
-                let fresh = latents::prior(&s.model, n, args.grid.base.seed.wrapping_add(u64::from(draw)))?;
-                let swapped = latents::swap_levels(&s.model, &z, &(fresh * args.temperature)?, &[level])?;
+                let fresh =
+                    latents::prior(&s.model, n, args.shown.grid.base.seed.wrapping_add(u64::from(draw)))?;
+                let swapped = latents::swap_levels(&s.model, &z, &(fresh * t)?, &[level])?;
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
                 let mut seen = vec![];
-                for ((row, cell), square) in rows.iter_mut().zip(s.seen(&x)?).zip(squares) {
-                    if cell.is_some() {
-                        seen.push(square);
-                    } else {
-                        lost += 1;
-                    }
+                for ((row, cell), square) in cells.iter_mut().zip(s.seen(&x)?).zip(squares) {
+                    seen.extend(cell.is_some().then_some(square));
                     row.push(cell);
                 }
+                lost += n - seen.len();
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
@@ -76,41 +68,33 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         ensure!(
             lost < drawn,
             "no image with a level drawn anew is finite, for the inverse of {} overflows: give a smaller --temperature",
-            args.grid.base.weights
+            args.shown.grid.base.weights
         );
+        let (last, temperature, free) = (parts.len() - 1, brief(t), free_places(lost));
         let sheet = Sheet {
-            title: s.title("One level's latents drawn anew"),
             notes: vec![format!(
-                "level 0 is the first that is factored out, level {} the last; temperature {}{}",
-                parts.len() - 1,
-                brief(args.temperature),
-                if lost > 0 { "; a free place: the inverse overflows" } else { "" }
+                "level 0 is the first that is factored out, level {last} the last; temperature {temperature}{free}"
             )],
             columns,
             rows: picked.names.clone(),
-            cells: rows,
-            shape,
-            scale: args.grid.scale,
+            cells,
+            ..s.blank(&args.shown.grid, "One level's latents drawn anew")?
         };
         sheet.write(s.draft.drawn())?;
-        let mut lines: Vec<String> = parts
-            .iter()
-            .zip(&changes)
-            .enumerate()
-            .map(|(l, (part, off))| {
-                let numbers = part.elem_count() / n;
-                let share = 100. * numbers as f64 / s.model.dims() as f64;
-                format!("level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)")
-            })
-            .collect();
-        if lost > 0 {
+        let mut lines = vec![];
+        for (l, (part, off)) in parts.iter().zip(&changes).enumerate() {
+            let numbers = part.elem_count() / n;
+            let share = 100. * numbers as f64 / s.model.dims() as f64;
             lines.push(format!(
-                "{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature"
+                "level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"
             ));
         }
+        lines.extend((lost > 0).then(|| {
+            format!("{lost} of {drawn} images are not finite and not drawn: give a smaller --temperature")
+        }));
         let images = Tensor::stack(&all, 1)?;
         let figures = json!({
-            "images": picked.names, "draws": args.draws, "temperature": args.temperature, "rms_change": changes,
+            "images": picked.names, "draws": args.draws, "temperature": t, "rms_change": changes,
             "not_finite": lost,
             "shapes": parts.iter().map(|p| p.dims()[1..].to_vec()).collect::<Vec<_>>(),
         });

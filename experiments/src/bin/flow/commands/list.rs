@@ -1,9 +1,9 @@
 //! `flow list`: the built-in recipes.
 
-use crate::output;
+use super::print;
 use anyhow::{Context, Result};
 use clap::Args;
-use experiments::recipe::{BUILTIN, Resolved};
+use experiments::recipe::{BUILTIN, Recipe, Resolved};
 use serde_json::json;
 
 /// `list`.
@@ -19,31 +19,15 @@ pub struct ListArgs {
 /// # Errors
 /// When one of them is damaged.
 pub fn run(args: &ListArgs) -> Result<()> {
-    let recipes = BUILTIN
-        .iter()
-        .map(|(name, text)| {
-            Ok(Resolved::parse(name, text, &[]).with_context(|| format!("recipe {name}"))?.recipe)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    if args.json {
-        let all: Vec<_> = recipes
-            .iter()
-            .map(|r| {
-                json!({
-                    "recipe": r.name,
-                    "about": r.about,
-                    "data": r.data.set,
-                    "paper": r.paper.as_ref().map(|p| p.bits_per_dim),
-                })
-            })
-            .collect();
-        output::line(json!({ "recipes": all }))?;
-        return Ok(());
+    let width = BUILTIN.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let (mut objects, mut lines) = (vec![], vec![]);
+    for (name, text) in BUILTIN {
+        let Recipe { name, about, data, paper, .. } =
+            Resolved::parse(name, text, &[]).with_context(|| format!("recipe {name}"))?.recipe;
+        let paper = paper.map(|p| p.bits_per_dim);
+        objects.push(json!({ "recipe": name, "about": about, "data": data.set, "paper": paper }));
+        let paper = paper.map_or_else(String::new, |paper| format!(" [paper: {paper} bits/dim]"));
+        lines.push(format!("{name:width$}  {about}{paper}"));
     }
-    let width = recipes.iter().map(|r| r.name.len()).max().unwrap_or(0);
-    for r in recipes {
-        let paper = r.paper.map_or_else(String::new, |p| format!(" [paper: {} bits/dim]", p.bits_per_dim));
-        output::line(format_args!("{:width$}  {}{paper}", r.name, r.about))?;
-    }
-    Ok(())
+    print(args.json, json!({ "recipes": objects }), lines.join("\n"))
 }

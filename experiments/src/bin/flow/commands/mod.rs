@@ -15,6 +15,7 @@ pub mod levels;
 pub mod list;
 pub mod nearest;
 pub mod ood;
+mod pictures;
 pub mod pull;
 pub mod push;
 pub mod reconstruct;
@@ -24,3 +25,13 @@ pub mod sample;
 pub mod table;
 pub mod temperature;
 pub mod weights;
+
+use crate::output;
+use anyhow::Result;
+use serde_json::Value;
+use std::fmt::Display;
+
+/// Prints a result: one JSON object where `json` says so, else the text.
+fn print(json: bool, object: Value, text: impl Display) -> Result<()> {
+    if json { output::line(object) } else { output::line(text) }
+}

@@ -1,14 +1,14 @@
 //! `flow nearest`: samples beside the training images that are nearest to them.
 
 use crate::draw::samples::to_bytes;
-use crate::draw::sheet::{Cell, Sheet, check_size};
+use crate::draw::sheet::{Sheet, check_size};
 use crate::session::{Grid, Session, Source, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
 use experiments::data::Split;
 use experiments::limits;
-use flows::latents::{self};
+use flows::latents;
 use serde_json::json;
 
 /// `nearest`.
@@ -29,19 +29,15 @@ pub struct NearestArgs {
     temperature: f64,
 }
 
-/// The nearest training images of one image, nearest first.
-struct Neighbours {
-    places: Vec<usize>,
-    /// In grey levels.
-    distances: Vec<f64>,
-}
+/// The nearest training images of one image, nearest first: the distance in grey levels, and the place.
+type Neighbours = Vec<(f64, usize)>;
 
 /// The k nearest of a split's images to each query, both as visible bytes.
 fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<Vec<Neighbours>> {
     /// Images that are floats at a time.
     const BLOCK: usize = 2048;
     let n = queries.dim(0)?;
-    let mut found: Vec<Vec<(f64, usize)>> = vec![Vec::new(); n];
+    let mut found = vec![Neighbours::new(); n];
     let bits = s.model.config().bits();
     let [c, h, w] = s.shape()?;
     for first in (0..split.len()).step_by(BLOCK) {
@@ -51,21 +47,15 @@ fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<
         let seen: Vec<f32> = to_bytes(&values, bits).into_iter().map(f32::from).collect();
         let block = Tensor::from_vec(seen, (end - first, c, h, w), &s.device)?;
         let (places, distances) = latents::nearest(queries, &block, k.min(end - first))?;
-        for ((all, places), distances) in
-            found.iter_mut().zip(places.to_vec2::<u32>()?).zip(distances.to_vec2::<f32>()?)
-        {
-            all.extend(
-                distances.into_iter().map(f64::from).zip(places.into_iter().map(|p| first + p as usize)),
-            );
+        let (places, distances) = (places.to_vec2::<u32>()?, distances.to_vec2::<f32>()?);
+        for ((all, places), distances) in found.iter_mut().zip(places).zip(distances) {
+            let places = places.into_iter().map(|p| first + p as usize);
+            all.extend(distances.into_iter().map(f64::from).zip(places));
             all.sort_by(|a, b| a.0.total_cmp(&b.0));
             all.truncate(k);
         }
     }
-    let neighbours = |all: Vec<(f64, usize)>| {
-        let (distances, places) = all.into_iter().unzip();
-        Neighbours { places, distances }
-    };
-    Ok(found.into_iter().map(neighbours).collect())
+    Ok(found)
 }
 
 /// Samples beside the training images nearest to them, and how near test images are.
@@ -82,64 +72,50 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     let cond = s.labels(args.n)?;
     let data = s.data(&args.source)?;
     s.fits(&data.train, &data.name)?;
-    let k = usize::from(args.k).min(data.train.len());
+    let (n, of) = (args.n, data.train.len());
+    let k = usize::from(args.k).min(of);
     pooled(|| {
         let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
-        let as_seen = |bytes: Vec<Vec<u8>>| -> Result<Tensor> {
-            let n = bytes.len();
-            let values: Vec<f32> = bytes.into_iter().flatten().map(f32::from).collect();
-            Ok(Tensor::from_vec(values, (n, shape[0], shape[1], shape[2]), &s.device)?)
+        let as_seen = |x: &Tensor| -> Result<Tensor> {
+            let values: Vec<f32> = s.bytes(x)?.concat().into_iter().map(f32::from).collect();
+            Ok(Tensor::from_vec(values, x.dims(), &s.device)?)
         };
-        tracing::info!("comparing with {} training images", data.train.len());
-        let found = neighbours(&s, &as_seen(s.bytes(&x)?)?, &data.train, k)?;
+        tracing::info!("comparing with {of} training images");
+        let found = neighbours(&s, &as_seen(&x)?, &data.train, k)?;
         let test = data.test.take(COMPARED);
         let (test_x, _) = s.dequantise(&test)?;
-        let of_tests = neighbours(&s, &as_seen(s.bytes(&test_x)?)?, &data.train, 1)?;
-        let first = |all: &[Neighbours]| all.iter().map(|n| n.distances[0]).collect::<Vec<_>>();
+        let of_tests = neighbours(&s, &as_seen(&test_x)?, &data.train, 1)?;
+        let first = |all: &[Neighbours]| all.iter().map(|near| near[0].0).collect::<Vec<_>>();
         let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
 
-        let mut cells = Vec::new();
-        for (sample, near) in s.bytes(&x)?.into_iter().zip(&found) {
-            let neighbours = s.bytes(&s.dequantise(&data.train.select(&near.places))?.0)?;
-            let mut row = vec![Some(Cell { bytes: sample, caption: String::new() })];
-            row.extend(
-                neighbours
-                    .into_iter()
-                    .zip(&near.distances)
-                    .map(|(bytes, d)| Some(Cell { bytes, caption: format!("{d:.1}") })),
-            );
-            cells.push(row);
+        let mut cells: Vec<_> = s.cells(&x)?.into_iter().map(|sample| vec![sample]).collect();
+        for (row, near) in cells.iter_mut().zip(&found) {
+            let places: Vec<usize> = near.iter().map(|n| n.1).collect();
+            let (neighbours, _) = s.dequantise(&data.train.select(&places))?;
+            row.extend(s.captioned(&neighbours, near.iter().map(|n| format!("{:.1}", n.0)))?);
         }
         let sheet = Sheet {
-            title: s.title("Samples and their nearest training images"),
             notes: vec![
                 "under each neighbour its distance: root-mean-square grey levels".to_owned(),
-                format!(
-                    "nearest of {} to a sample: {of_samples:.1}; to a test image: {of_test:.1}",
-                    data.train.len()
-                ),
+                format!("nearest of {of} to a sample: {of_samples:.1}; to a test image: {of_test:.1}"),
             ],
             columns: std::iter::once("sample".to_owned()).chain((1..=k).map(|i| i.to_string())).collect(),
-            rows: vec![],
             cells,
-            shape,
-            scale: args.grid.scale,
+            ..s.blank(&args.grid, "Samples and their nearest training images")?
         };
         sheet.write(s.draft.drawn())?;
         let lines = [format!(
-            "the nearest of {} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {}), \
+            "the nearest of {of} training images is {of_samples:.2} grey levels from a sample (root mean square, mean of {n}), \
              {of_test:.2} from a test image (mean of {})",
-            data.train.len(),
-            args.n,
             test.len()
         )];
         let figures = json!({
-            "samples": args.n, "k": k, "temperature": args.temperature, "training_images": data.train.len(),
+            "samples": n, "k": k, "temperature": args.temperature, "training_images": of,
             "mean_distance": of_samples, "test_images": test.len(), "test_mean_distance": of_test,
         });
-        let places: Vec<u32> = found.iter().flat_map(|n| &n.places).map(|&p| p as u32).collect();
-        let distances: Vec<f64> = found.iter().flat_map(|n| n.distances.iter().copied()).collect();
+        let (distances, places): (Vec<f64>, Vec<u32>) =
+            found.iter().flatten().map(|&(distance, place)| (distance, place as u32)).unzip();
         let tensors = vec![
             ("samples", x),
             ("places", Tensor::from_vec(places, (args.n, k), &s.device)?),

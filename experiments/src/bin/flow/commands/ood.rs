@@ -91,7 +91,9 @@ pub fn run(args: &OodArgs) -> Result<()> {
             tracing::info!("{name}: bits/dim of {} images", split.len());
             doubles(&s.over(split, |x, cond| Ok(s.model.bits_per_dim(x, cond)?))?)
         };
-        let (a, b) = (bits(&own, &data.name)?, bits(&other, &args.against)?);
+        let (name, against) = (&data.name, &args.against);
+        let (a, b) = (bits(&own, name)?, bits(&other, against)?);
+        let (mean_a, mean_b) = (mean(&a), mean(&b));
         let infinite = b.iter().chain(&a).filter(|v| !v.is_finite()).count();
         ensure!(
             infinite == 0,
@@ -99,23 +101,21 @@ pub fn run(args: &OodArgs) -> Result<()> {
         );
         let told = auroc(&b, &a);
         let names = [
-            format!("{} {}, {:.2} bits/dim", data.name, args.from.split.name(), mean(&a)),
-            format!("{}, {:.2} bits/dim", args.against, mean(&b)),
+            format!("{name} {}, {mean_a:.2} bits/dim", args.from.split.name()),
+            format!("{against}, {mean_b:.2} bits/dim"),
         ];
         draw(&s, &names, [&a, &b], told)?;
         let lines = [
-            format!("{}: {:.4} bits/dim over {} images", data.name, mean(&a), a.len()),
-            format!("{}: {:.4} bits/dim over {} images", args.against, mean(&b), b.len()),
+            format!("{name}: {mean_a:.4} bits/dim over {} images", a.len()),
+            format!("{against}: {mean_b:.4} bits/dim over {} images", b.len()),
             format!(
-                "an image of `{}` costs more than one of `{}` in {:.1} % of pairs",
-                args.against,
-                data.name,
+                "an image of `{against}` costs more than one of `{name}` in {:.1} % of pairs",
                 100. * told
             ),
         ];
         let figures = json!({
-            "data": data.name, "split": args.from.split.name(), "against": args.against,
-            "bits_per_dim": mean(&a), "against_bits_per_dim": mean(&b), "auroc": told,
+            "data": name, "split": args.from.split.name(), "against": against,
+            "bits_per_dim": mean_a, "against_bits_per_dim": mean_b, "auroc": told,
             "images": a.len(), "against_images": b.len(),
         });
         let tensors = vec![
@@ -126,17 +126,19 @@ pub fn run(args: &OodArgs) -> Result<()> {
     })
 }
 
+/// The range of some values without the outermost hundredth: a few outliers would flatten all others, and are in the
+/// outermost bins.
+fn ends(values: &[f64]) -> (f64, f64) {
+    let mut v = values.to_vec();
+    v.sort_by(f64::total_cmp);
+    let cut = v.len() / 200;
+    (v[cut], v[v.len() - 1 - cut])
+}
+
 /// Two histograms over one axis: the data's filled, the other an outline, so that they are told apart without colour.
 fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Result<()> {
     const BINS: usize = 60;
     const F: i32 = FINE as i32;
-    // A few outliers would flatten all others: they are in the outermost bins.
-    let ends = |v: &[f64]| {
-        let mut v = v.to_vec();
-        v.sort_by(f64::total_cmp);
-        let cut = v.len() / 200;
-        (v[cut], v[v.len() - 1 - cut])
-    };
     let ((a, b), (c, d)) = (ends(values[0]), ends(values[1]));
     let (low, high) = (a.min(c), b.max(d));
     // What is far from all data may cost a thousand times as much.
@@ -160,7 +162,8 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
     });
     let top = shares.iter().flatten().copied().fold(0., f64::max) * 1.3;
     let title = format!("{}; the second costs more in {:.1} % of pairs", s.title("Bits/dim"), 100. * told);
-    plots::draw_fine(s.draft.drawn(), (900, 480), |area| {
+    let size = (900, 480);
+    let rgb = plots::fine(size, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 21 * FINE))
             .margin(14 * FINE)
@@ -180,13 +183,10 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .draw()?;
         let blue = RGBColor(120, 170, 215);
         let edge = |i: usize| low + i as f64 * width;
+        let bars = shares[0].iter().enumerate().filter(|(_, v)| **v > 0.);
         chart
             .draw_series(
-                shares[0]
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, v)| **v > 0.)
-                    .map(|(i, v)| Rectangle::new([(edge(i), 0.), (edge(i + 1), *v)], blue.filled())),
+                bars.map(|(i, v)| Rectangle::new([(edge(i), 0.), (edge(i + 1), *v)], blue.filled())),
             )?
             .label(names[0].clone())
             .legend(move |(x, y)| Rectangle::new([(x, y - 6 * F), (x + 22 * F, y + 6 * F)], blue.filled()));
@@ -210,5 +210,6 @@ fn draw(s: &Session, names: &[String; 2], values: [&[f64]; 2], told: f64) -> Res
             .label_font(("sans-serif", 16 * FINE))
             .draw()?;
         Ok(())
-    })
+    })?;
+    plots::write_png(s.draft.drawn(), &rgb, size)
 }

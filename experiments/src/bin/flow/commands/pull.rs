@@ -1,11 +1,11 @@
 //! `flow pull`: a model of the Hugging Face hub.
 
+use super::print;
 use crate::hub::{Address, why};
-use crate::output;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use experiments::run_dir::COMPANIONS;
-use flows::hub;
+use flows::hub::{self, PushFile};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -29,54 +29,34 @@ pub struct PullArgs {
 /// When the hub does not have it, it does not arrive whole, or it cannot be written.
 pub fn run(args: &PullArgs) -> Result<()> {
     if let Some(out) = &args.out {
-        ensure!(
-            !out.is_file(),
-            "--out {} is a file: name a folder, which is made if it is not there",
-            out.display()
-        );
+        let name = out.display();
+        ensure!(!out.is_file(), "--out {name} is a file: name a folder, which is made if it is not there");
     }
     let snapshot = args.address.pull()?;
-    let folder = match &args.out {
-        Some(out) => {
-            place(&snapshot.folder, out)?;
-            out.clone()
-        }
-        None => snapshot.folder.clone(),
-    };
-    if args.json {
-        output::line(json!({
-            "repository": args.address.repository.to_string(),
-            "revision": args.address.revision.to_string(),
-            "commit": snapshot.commit,
-            "folder": folder.display().to_string(),
-        }))?;
-    } else {
-        output::line(format_args!("{}", folder.display()))?;
+    if let Some(out) = &args.out {
+        place(&snapshot.folder, out)?;
     }
-    Ok(())
+    let folder = args.out.as_ref().unwrap_or(&snapshot.folder).display().to_string();
+    let object = json!({
+        "repository": args.address.repository.to_string(), "revision": args.address.revision.to_string(),
+        "commit": snapshot.commit, "folder": folder,
+    });
+    print(args.json, object, folder)
 }
 
 /// Puts a snapshot's files into the folder `out`, which appears at once with all of them.
 fn place(snapshot: &Path, out: &Path) -> Result<()> {
     let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), None).map_err(why)?;
     let cannot = || format!("--out {}: the folder cannot be made", out.display());
-    let occupied = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error).with_context(cannot),
-    };
-    if occupied {
+    if out.exists() && std::fs::read_dir(out).with_context(cannot)?.next().is_some() {
         let there = hub::plan(out, &COMPANIONS.map(str::to_owned), None).unwrap_or_default();
-        let same = files.iter().all(|file| {
-            there.iter().any(|other| (&other.name, other.sha256()) == (&file.name, file.sha256()))
-        });
+        let is =
+            |file: &PushFile, other: &PushFile| file.name == other.name && file.sha256() == other.sha256();
+        let same = files.iter().all(|file| there.iter().any(|other| is(file, other)));
         ensure!(same, "--out {} holds other files: name a new folder", out.display());
         return Ok(());
     }
-    let parent = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(cannot)?;
     let part = tempfile::Builder::new().prefix(".pull-").tempdir_in(parent).with_context(cannot)?;
     for file in &files {
@@ -90,7 +70,7 @@ fn place(snapshot: &Path, out: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let plain = std::fs::metadata(parent).map(|m| m.permissions().mode() & 0o777).unwrap_or(0o755);
+        let plain = std::fs::metadata(parent).map_or(0o755, |m| m.permissions().mode() & 0o777);
         std::fs::set_permissions(&part, std::fs::Permissions::from_mode(plain)).ok();
     }
     std::fs::rename(&part, out).with_context(cannot).inspect_err(|_| drop(std::fs::remove_dir_all(&part)))

@@ -3,9 +3,10 @@
 //! What is published is named here and nowhere else: config, weights, card and the files of a run that a reader may want;
 //! never the checkpoint, never a hidden file.
 
+use super::print;
+use crate::card;
 use crate::hub::why;
 use crate::saved::load_model;
-use crate::{card, output};
 use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Args;
@@ -70,47 +71,27 @@ pub fn run(args: &PushArgs) -> Result<()> {
         card: card(run, repository)?,
     };
     let files = hub::plan(run, &options.also, options.card.as_deref()).map_err(why)?;
-    let listed: Vec<_> = files
-        .iter()
-        .map(|file| json!({ "file": file.name, "bytes": file.bytes(), "sha256": file.sha256() }))
-        .collect();
+    let entry = |f: &hub::PushFile| json!({ "file": f.name, "bytes": f.bytes(), "sha256": f.sha256() });
+    let listed: Vec<_> = files.iter().map(entry).collect();
     if args.dry_run {
-        if args.json {
-            output::line(json!({ "repository": repository.to_string(), "files": listed }))?;
-            return Ok(());
-        }
         let mut lines: Vec<String> =
             files.iter().map(|f| format!("{} {:>11}  {}", f.sha256(), f.bytes(), f.name)).collect();
         let bytes = files.iter().map(hub::PushFile::bytes).sum();
         let visible = if args.private { "private" } else { "public" };
+        let (n, bytes, revision) = (files.len(), HumanBytes(bytes), &options.revision);
         lines.push(format!(
-            "{} files, {}, would go to {repository} at {} ({visible}); nothing was sent",
-            files.len(),
-            HumanBytes(bytes),
-            options.revision
+            "{n} files, {bytes}, would go to {repository} at {revision} ({visible}); nothing was sent"
         ));
-        output::line(lines.join("\n"))?;
-        return Ok(());
+        let object = json!({ "repository": repository.to_string(), "files": listed });
+        return print(args.json, object, lines.join("\n"));
     }
     let pushed = crate::hub::hub()?.push(run, repository, &options).map_err(why)?;
-    if args.json {
-        output::line(json!({
-            "repository": repository.to_string(),
-            "url": pushed.url,
-            "commit": pushed.commit,
-            "uploaded": pushed.uploaded,
-            "files": listed,
-        }))?;
-    } else {
-        output::line(format_args!(
-            "{}: commit {}, {} of {} files new or changed",
-            pushed.url,
-            pushed.commit,
-            pushed.uploaded,
-            files.len()
-        ))?;
-    }
-    Ok(())
+    let hub::Pushed { url, commit, uploaded } = pushed;
+    let object = json!({
+        "repository": repository.to_string(), "url": url, "commit": commit, "uploaded": uploaded, "files": listed,
+    });
+    let text = format!("{url}: commit {commit}, {uploaded} of {} files new or changed", files.len());
+    print(args.json, object, text)
 }
 
 /// The model card to publish: made anew with the repository's name in it, unless the folder has one that a person has

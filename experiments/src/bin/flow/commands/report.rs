@@ -25,15 +25,12 @@ pub struct ReportArgs {
 /// When the folder holds no finished run, or the file cannot be written or is not to be one of HTML.
 pub fn run(args: &ReportArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| args.run.join(REPORT));
+    let run = args.run.display();
     let summary = Summary::read(&args.run)?.with_context(|| {
-        format!(
-            "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
-            args.run.display()
-        )
+        format!("{run} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder")
     })?;
     output::writable(&out, "html", "the report is HTML")?;
     let html = html::render(&args.run, &summary)?;
     write_atomic(&out, html.as_bytes())?;
-    output::line(out.display())?;
-    Ok(())
+    output::line(out.display())
 }

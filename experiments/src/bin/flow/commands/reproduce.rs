@@ -2,19 +2,21 @@
 //!
 //! The pictures are drawn before summary.json is written: where it is, the run has ended, and its card can be written.
 
+use super::print;
 use crate::args::{Compute, DataArgs, RecipeArgs};
+use crate::card;
 use crate::draw::{plots, samples};
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
 use crate::report::table;
 use crate::saved::{baselines, load_data, score};
-use crate::{card, output};
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use clap::Args;
 use experiments::data::{Dataset, Split, known};
 use experiments::limits::{self, Use};
 use experiments::lock::Lock;
-use experiments::recipe::Recipe;
+use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::{self, CARD, CURVE, SAMPLES, SUMMARY};
 use experiments::summary::{Rounded, Summary, Training};
 use experiments::train;
@@ -50,67 +52,37 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
     let mut resolved = args.recipe.resolve()?;
     let device = args.compute.open()?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
+    let name = out.display();
     ensure!(
         out.is_dir() || !out.exists(),
-        "--out {} is a file: name a folder, which is made if it is not there",
-        out.display()
+        "--out {name} is a file: name a folder, which is made if it is not there"
     );
-    let (lock, data) = match finished(&resolved.recipe, &out, test)? {
-        Some(summary) => {
-            tracing::info!("{} holds this run's result already", out.display());
-            // Of a run that ended before there were cards, or was killed before it wrote its own.
-            if !out.join(CARD).exists() {
-                card::write(&out)?;
-            }
-            print_result(&summary, &out, args.json)?;
-            return Ok(());
+    if let Some(summary) = finished(&resolved.recipe, &out, test)? {
+        tracing::info!("{name} holds this run's result already");
+        // Of a run that ended before there were cards, or was killed before it wrote its own.
+        if !out.join(CARD).exists() {
+            card::write(&out)?;
         }
-        // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
-        None => {
-            train::check_precision(&resolved.recipe.train, &device)?;
-            limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
-            let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
-            (lock, load_data(&resolved.recipe, args.data.dir.clone())?)
-        }
-    };
+        return print_result(&summary, &out, args.json);
+    }
+    // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
+    train::check_precision(&resolved.recipe.train, &device)?;
+    limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
+    let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
+    let data = load_data(&resolved.recipe, args.data.dir.clone())?;
     fit_shape(&mut resolved.recipe, &data)?;
     let recipe = &resolved.recipe;
     limits::recipe(recipe, Use::Training, device.is_cpu())?;
+    let (batch, n) = (recipe.train.batch, data.train.len());
     ensure!(
-        recipe.train.batch <= data.train.len(),
-        "`train.batch` = {} is more than the {} training examples of `{}`: lower it",
-        recipe.train.batch,
-        data.train.len(),
+        batch <= n,
+        "`train.batch` = {batch} is more than the {n} training examples of `{}`: lower it",
         data.name
     );
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    let _lock = match lock {
-        Some(lock) => lock,
-        None => Lock::take(&out)?,
-    };
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {name}"))?;
+    let _lock = lock.map_or_else(|| Lock::take(&out), Ok)?;
 
-    tracing::info!("{}", limits::announce(recipe));
-    if recipe.train.memory == Memory::Store {
-        keep_memory();
-    }
-    let on_begin = || run_dir::write_recipe(&out, &resolved);
-    let mut progress = progress::Training::new(&recipe.name, on_begin);
-    let outcome = train::train(recipe, &data, &device, &out, &mut progress, &progress::STOP)?;
-    progress.finish()?;
-    if !outcome.finished {
-        tracing::info!("saved after update {}: the same command goes on from there", outcome.updates);
-        return Err(Stopped.into());
-    }
-    let stopped = serde_json::to_value(outcome.stopped_by)?;
-    let training = Training {
-        updates: outcome.updates,
-        images_seen: outcome.images_seen,
-        images_per_second: outcome.images_per_second,
-        wall_seconds: outcome.wall_seconds,
-        stopped: stopped.as_str().unwrap_or_default().to_owned(),
-        best_update: outcome.best_validation.map(|(update, _)| update),
-    };
-
+    let training = train(&resolved, &data, &device, &out)?;
     let model = Model::load(&out, &device)?;
     let mut result =
         Summary::new(recipe, &data, model.params().count(), (&device, args.compute.name()), training)?;
@@ -119,24 +91,40 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
             tracing::info!("the training is saved, its evaluation is not: the same command makes it");
         }
     })?;
-    let seed = recipe.train.seed;
-    let path = out.join(SAMPLES);
-    samples::picture(
-        &model,
-        recipe.eval.samples,
-        recipe.eval.temperature,
-        seed,
-        None,
-        Some(&data.train),
-        &path,
-    )?;
+    let (path, n, temperature) = (out.join(SAMPLES), recipe.eval.samples, recipe.eval.temperature);
+    samples::picture(&model, n, temperature, recipe.train.seed, None, Some(&data.train), &path)?;
     curve(&result, &out)?;
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
     let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
     card::write(&out)?;
-    print_result(&result, &out, args.json)?;
-    Ok(())
+    print_result(&result, &out, args.json)
+}
+
+/// Trains the recipe's model in the folder `out`.
+fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Result<Training> {
+    let recipe = &resolved.recipe;
+    tracing::info!("{}", limits::announce(recipe));
+    if recipe.train.memory == Memory::Store {
+        keep_memory();
+    }
+    let on_begin = || run_dir::write_recipe(out, resolved);
+    let mut progress = progress::Training::new(&recipe.name, on_begin);
+    let outcome = train::train(recipe, data, device, out, &mut progress, &progress::STOP)?;
+    progress.finish()?;
+    if !outcome.finished {
+        tracing::info!("saved after update {}: the same command goes on from there", outcome.updates);
+        return Err(Stopped.into());
+    }
+    let stopped = serde_json::to_value(outcome.stopped_by)?;
+    Ok(Training {
+        updates: outcome.updates,
+        images_seen: outcome.images_seen,
+        images_per_second: outcome.images_per_second,
+        wall_seconds: outcome.wall_seconds,
+        stopped: stopped.as_str().unwrap_or_default().to_owned(),
+        best_update: outcome.best_validation.map(|(update, _)| update),
+    })
 }
 
 /// Evaluates the trained model: on the test images where `test` says so, on the validation images, on training images.
@@ -181,7 +169,7 @@ fn finished(recipe: &Recipe, out: &Path, test: bool) -> Result<Option<Summary>> 
     };
     // A recipe for any data takes its shape from them, so what was begun says which shape.
     let mut recipe = recipe.clone();
-    if any_shape(recipe.data.set.as_str()) {
+    if any_shape(&recipe.data.set) {
         recipe.model.set_shape(begun.model.shape())?;
     }
     let same = recipe.fingerprint()? == begun.fingerprint()?;
@@ -196,12 +184,10 @@ fn any_shape(set: &str) -> bool {
 /// Gives the model the shape of the user's own data.
 fn fit_shape(recipe: &mut Recipe, data: &Dataset) -> Result<()> {
     if recipe.model.shape() != data.train.shape {
+        let (name, own, taken) = (&data.name, &data.train.shape, recipe.model.shape());
         ensure!(
-            any_shape(recipe.data.set.as_str()),
-            "`{}` has examples of shape {:?}, the model takes {:?}",
-            data.name,
-            data.train.shape,
-            recipe.model.shape()
+            any_shape(&recipe.data.set),
+            "`{name}` has examples of shape {own:?}, the model takes {taken:?}"
         );
         recipe.model.set_shape(&data.train.shape)?;
     }
@@ -213,10 +199,12 @@ fn curve(summary: &Summary, out: &Path) -> Result<()> {
     let log = run_dir::read_metrics(out)?.unwrap_or_default();
     let train = run_dir::column(&log, "train_bits_per_dim");
     let validation = run_dir::column(&log, "validation_bits_per_dim");
-    let mut lines = Vec::new();
-    if let Some(paper) = &summary.beside.paper {
-        lines.push((format!("paper, {}", paper.bits_per_dim), paper.bits_per_dim));
+    if train.is_empty() && validation.is_empty() {
+        tracing::warn!("the run is too short for a curve");
+        return Ok(());
     }
+    let paper = summary.beside.paper.as_ref().map(|paper| paper.bits_per_dim);
+    let mut lines: Vec<_> = paper.map(|bits| (format!("paper, {bits}"), bits)).into_iter().collect();
     match (summary.beside.entropy_lower, summary.beside.entropy_upper) {
         (Some(lower), Some(upper)) if upper > lower => {
             lines.push((format!("entropy at most {upper:.3}"), upper));
@@ -225,13 +213,10 @@ fn curve(summary: &Summary, out: &Path) -> Result<()> {
         (Some(entropy), _) => lines.push((format!("entropy {entropy:.3}"), entropy)),
         _ => {}
     }
-    if train.is_empty() && validation.is_empty() {
-        tracing::warn!("the run is too short for a curve");
-        return Ok(());
-    }
     plots::curve(&out.join(CURVE), &summary.recipe, "bits/dim", &train, &validation, &lines)
 }
 
+/// Prints the result of a run.
 fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
     // What cannot be is a bug of ours or a test set that was trained on, and worth more than a number.
     if let (Some(lower), Some(s)) = (summary.beside.entropy_lower, &summary.test)
@@ -239,29 +224,21 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
     {
         tracing::warn!("{:.4} bits/dim are below the entropy {lower:.4}: there is a bug", s.bits_per_dim);
     }
-    if as_json {
-        return output::line(summary.json(out));
-    }
-    let mut text = String::new();
     let scores = [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)];
-    for (split, score) in scores {
-        if let Some(score) = score {
-            text.push_str(&(terms(score, split) + "\n"));
-        }
-    }
-    if let Some(r) = &summary.rounded {
-        text.push_str(&format!(
-            "in the precision of training ({}), {}: {:.4} bits/dim, {:+.4} from full precision\n",
+    let scores = scores.into_iter().filter_map(|(split, score)| Some(terms(score.as_ref()?, split)));
+    let mut lines: Vec<String> = scores.collect();
+    lines.extend(summary.rounded.as_ref().map(|r| {
+        format!(
+            "in the precision of training ({}), {}: {:.4} bits/dim, {:+.4} from full precision",
             r.precision, r.split, r.bits_per_dim, r.gap
-        ));
-    }
-    for line in comparison(summary.test.as_ref(), &summary.beside) {
-        text.push_str(&(line + "\n"));
-    }
-    text.push_str(&format!("\n{}\n", table::markdown(&[table::row(summary, out)])));
+        )
+    }));
+    lines.extend(comparison(summary.test.as_ref(), &summary.beside));
+    lines.push(format!("\n{}", table::markdown(&[table::row(summary, out)])));
     let files = ["model.safetensors", SUMMARY, CARD, SAMPLES, CURVE];
     let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();
-    output::line(format_args!("{text}{}: {}", out.display(), files.join(", ")))
+    lines.push(format!("{}: {}", out.display(), files.join(", ")));
+    print(as_json, summary.json(out), lines.join("\n"))
 }
 
 /// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.

@@ -1,5 +1,6 @@
 //! `flow sample`: a picture of samples.
 
+use super::print;
 use crate::args::{Compute, seed};
 use crate::draw::samples;
 use crate::hub::{WEIGHTS, Weights};
@@ -45,28 +46,18 @@ pub struct SampleArgs {
 /// When the folder holds no model, the class is not the model's, or the picture cannot be written.
 pub fn run(args: &SampleArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
-    ensure!(
-        args.temperature >= 0. && args.temperature.is_finite(),
-        "--temperature {}: it must be 0 or more",
-        args.temperature
-    );
+    let t = args.temperature;
+    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
     output::writable(&args.out, PNG, PICTURE)?;
     let device = args.compute.open()?;
     let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = samples::picture(&model, args.n, args.temperature, args.seed, args.class, None, &args.out)?;
     ensure!(drawn, "samples of shape {:?} cannot be drawn", model.config().shape());
-    if args.json {
-        output::line(json!({
-            "weights": args.weights.to_string(),
-            "file": args.out.display().to_string(),
-            "images": args.n,
-            "temperature": args.temperature,
-            "seed": args.seed,
-            "class": args.class,
-        }))?;
-    } else {
-        output::line(format_args!("{} samples in {}", args.n, args.out.display()))?;
-    }
-    Ok(())
+    let file = args.out.display().to_string();
+    let object = json!({
+        "weights": args.weights.to_string(), "file": file, "images": args.n, "temperature": args.temperature,
+        "seed": args.seed, "class": args.class,
+    });
+    print(args.json, object, format_args!("{} samples in {file}", args.n))
 }

@@ -7,10 +7,9 @@ use crate::session::{Grid, Session, brief, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
+use experiments::limits;
 use flows::latents;
 use serde_json::json;
-
-use experiments::limits;
 
 /// `temperature`.
 #[derive(Args)]
@@ -44,14 +43,9 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
             go_on()?;
             let x = s.model.decode(&(&z * *t)?, cond.as_ref())?;
             let row = s.seen(&x)?;
-            let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?;
-            let finite: Vec<f64> = each
-                .into_iter()
-                .zip(&row)
-                .filter(|(b, c)| c.is_some() && b.is_finite())
-                .map(|(b, _)| b)
-                .collect();
-            bits.push(mean(&finite));
+            let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?.into_iter().zip(&row);
+            let finite = each.filter(|(b, cell)| cell.is_some() && b.is_finite());
+            bits.push(mean(&finite.map(|(b, _)| b).collect::<Vec<_>>()));
             lost.push(row.iter().filter(|cell| cell.is_none()).count());
             cells.push(row);
             images.push(x);
@@ -61,44 +55,25 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
             "no sample is finite at any of these temperatures, for the inverse of {} overflows: give smaller --temperatures",
             args.grid.base.weights
         );
+        let mut notes = vec!["each column one latent, multiplied by the temperature".to_owned()];
         let free = lost.iter().any(|n| *n > 0);
-        let sheet = Sheet {
-            title: s.title("Samples by temperature"),
-            notes: std::iter::once("each column one latent, multiplied by the temperature")
-                .chain(free.then_some("a free place: the inverse overflows"))
-                .map(str::to_owned)
-                .collect(),
-            columns: vec![],
-            rows: args
-                .temperatures
-                .iter()
-                .zip(&bits)
-                .map(|(t, b)| match b.is_finite() {
-                    true => format!("{}\n{b:.2} bits/dim", brief(*t)),
-                    false => brief(*t),
-                })
-                .collect(),
-            cells,
-            shape,
-            scale: args.grid.scale,
-        };
-        sheet.write(s.draft.drawn())?;
-        let lines: Vec<String> = args
-            .temperatures
-            .iter()
-            .zip(&bits)
-            .zip(&lost)
-            .map(|((t, b), lost)| {
-                let what = match lost {
-                    0 => String::new(),
-                    n => format!("; {n} of {} samples are not finite and not drawn", args.n),
-                };
-                match b.is_finite() {
-                    true => format!("temperature {}: {b:.4} bits/dim on average{what}", brief(*t)),
-                    false => format!("temperature {}: no bits/dim{what}", brief(*t)),
+        notes.extend(free.then(|| "a free place: the inverse overflows".to_owned()));
+        let (mut rows, mut lines) = (vec![], vec![]);
+        for ((t, b), lost) in args.temperatures.iter().map(|t| brief(*t)).zip(&bits).zip(&lost) {
+            let (row, mut line) = match b.is_finite() {
+                true => {
+                    (format!("{t}\n{b:.2} bits/dim"), format!("temperature {t}: {b:.4} bits/dim on average"))
                 }
-            })
-            .collect();
+                false => (t.clone(), format!("temperature {t}: no bits/dim")),
+            };
+            if *lost > 0 {
+                line += &format!("; {lost} of {} samples are not finite and not drawn", args.n);
+            }
+            rows.push(row);
+            lines.push(line);
+        }
+        let sheet = Sheet { notes, rows, cells, ..s.blank(&args.grid, "Samples by temperature")? };
+        sheet.write(s.draft.drawn())?;
         let figures = json!({
             "temperatures": args.temperatures, "bits_per_dim": bits, "samples": args.n, "not_finite": lost,
         });

@@ -70,6 +70,7 @@ struct Sum {
     bytes: u64,
 }
 
+/// The hash and size of a file.
 fn sum(path: &Path) -> Result<Sum> {
     let mut hash = Sha256::new();
     let bytes = std::fs::File::open(path)
@@ -81,18 +82,18 @@ fn sum(path: &Path) -> Result<Sum> {
 /// The names of a folder's files.
 fn files(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        ensure!(
-            entry.path().is_file(),
-            "{}: a model's folder holds files only, move it away",
-            entry.path().display()
-        );
-        names.push(name);
+    for path in paths(dir)? {
+        ensure!(path.is_file(), "{}: a model's folder holds files only, move it away", path.display());
+        names.push(file_name(&path));
     }
     names.sort();
     Ok(names)
+}
+
+/// What is in a folder.
+fn paths(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
 }
 
 /// What a folder says of its model.
@@ -100,58 +101,48 @@ fn entry(dir: &Path) -> Result<Entry> {
     let stored = file::stored(dir)?;
     let config = serde_json::to_value(&stored.config)?;
     let summary = Summary::read(dir)?;
-    let score = summary.as_ref().and_then(Summary::score);
+    let (split, score) = summary.as_ref().and_then(Summary::score).unzip();
     let text =
         |of: fn(&Summary) -> &String| summary.as_ref().map(of).filter(|text| !text.is_empty()).cloned();
     let files = files(dir)?.into_iter().map(|name| Ok((name.clone(), sum(&dir.join(&name))?)));
     Ok(Entry {
         model: config["model"].as_str().unwrap_or_default().to_owned(),
         data: text(|s| &s.data),
-        split: score.map(|(split, _)| split.to_owned()),
-        images: score.map(|(_, s)| s.images as u64),
-        bits_per_dim: score.map(|(_, s)| s.bits_per_dim),
-        std_err: score.map(|(_, s)| s.std_err),
+        split: split.map(str::to_owned),
+        images: score.map(|s| s.images as u64),
+        bits_per_dim: score.map(|s| s.bits_per_dim),
+        std_err: score.map(|s| s.std_err),
         command: text(|s| &s.command),
         commit: text(|s| &s.commit),
         files: files.collect::<Result<_>>()?,
     })
 }
 
+/// Reads the index of a folder.
 fn read(dir: &Path) -> Result<Index> {
     let path = dir.join(INDEX);
+    let file = path.display();
     let text = std::fs::read(&path).with_context(|| {
-        format!(
-            "{} cannot be read: name the folder with --dir, or write its index with `flow weights --write`",
-            path.display()
-        )
+        format!("{file} cannot be read: name the folder with --dir, or write its index with `flow weights --write`")
     })?;
-    let index: Index = serde_json::from_slice(&text).with_context(|| {
-        format!("{} is no index of weights: `flow weights --write` writes it anew", path.display())
-    })?;
+    let Index { format, models } = serde_json::from_slice(&text)
+        .with_context(|| format!("{file} is no index of weights: `flow weights --write` writes it anew"))?;
     ensure!(
-        index.format == FORMAT,
-        "{} has format {}, this version reads {FORMAT}: update flows, or write it anew with `flow weights --write`",
-        path.display(),
-        index.format
+        format == FORMAT,
+        "{file} has format {format}, this version reads {FORMAT}: update flows, or write it anew with `flow weights --write`"
     );
-    for name in index.models.iter().flat_map(|(name, entry)| std::iter::once(name).chain(entry.files.keys()))
-    {
+    for name in models.keys().chain(models.values().flat_map(|entry| entry.files.keys())) {
         let mut parts = Path::new(name).components();
         let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-        ensure!(
-            plain && !name.contains(['/', '\\']),
-            "{} names `{name}`, which leaves its folder",
-            path.display()
-        );
+        ensure!(plain && !name.contains(['/', '\\']), "{file} names `{name}`, which leaves its folder");
     }
-    Ok(index)
+    Ok(Index { format, models })
 }
 
 /// Writes cards and index.
 fn write(dir: &Path) -> Result<Index> {
     let mut models = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
+    for path in paths(dir)? {
         if path.join(file::CONFIG).exists() {
             card::write(&path)?;
             models.insert(file_name(&path), self::entry(&path)?);
@@ -167,13 +158,11 @@ fn write(dir: &Path) -> Result<Index> {
 fn check(dir: &Path, want: &Entry) -> Result<()> {
     for (name, want) in &want.files {
         let path = dir.join(name);
-        let have = sum(&path)?;
+        let Sum { sha256, bytes } = sum(&path)?;
         ensure!(
-            have == *want,
-            "{} has the sha256 {} and {} bytes, the index {} and {}: fetch it again",
+            (&sha256, bytes) == (&want.sha256, want.bytes),
+            "{} has the sha256 {sha256} and {bytes} bytes, the index {} and {}: fetch it again",
             path.display(),
-            have.sha256,
-            have.bytes,
             want.sha256,
             want.bytes
         );
@@ -210,9 +199,9 @@ pub fn run(args: &WeightsArgs) -> Result<()> {
         }
     }
     if args.json {
-        output::line(serde_json::to_string(&index)?)?;
-        return Ok(());
+        return output::line(serde_json::to_string(&index)?);
     }
+    let checked = if args.check { ", each as the index says; it loads" } else { "" };
     for (name, entry) in &index.models {
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not recorded".to_owned());
         let bits = match (entry.bits_per_dim, entry.std_err, entry.images) {
@@ -222,15 +211,10 @@ pub fn run(args: &WeightsArgs) -> Result<()> {
             _ => "bits/dim not recorded".to_owned(),
         };
         let bytes: u64 = entry.files.values().map(|sum| sum.bytes).sum();
+        let (model, n, megabytes) = (&entry.model, entry.files.len(), bytes as f64 / 1e6);
+        let (data, command, commit) = (text(&entry.data), text(&entry.command), text(&entry.commit));
         output::line(format_args!(
-            "{name}: {} of {}, {bits}\n  made by {} at commit {}\n  {} files, {:.1} MB{}",
-            entry.model,
-            text(&entry.data),
-            text(&entry.command),
-            text(&entry.commit),
-            entry.files.len(),
-            bytes as f64 / 1e6,
-            if args.check { ", each as the index says; it loads" } else { "" }
+            "{name}: {model} of {data}, {bits}\n  made by {command} at commit {commit}\n  {n} files, {megabytes:.1} MB{checked}"
         ))?;
         for (file, sum) in entry.files.iter().filter(|_| !args.names.is_empty()) {
             output::line(format_args!("  {}  {file} ({} bytes)", sum.sha256, sum.bytes))?;

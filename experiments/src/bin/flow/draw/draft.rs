@@ -73,31 +73,25 @@ fn beside(path: &Path) -> PathBuf {
 pub fn numbers_of(out: &Path) -> Result<PathBuf> {
     let numbers = out.with_extension("safetensors");
     let name = numbers.file_name().unwrap_or_default().to_string_lossy();
+    let why = if numbers.exists() { "is there and is not of a picture" } else { "is a name for weights" };
     ensure!(
         !(name == "model.safetensors" || name.starts_with("model-")) && (!numbers.exists() || ours(&numbers)),
-        "--out {}: its numbers would go to {}, which {}: choose another name",
+        "--out {}: its numbers would go to {}, which {why}: choose another name",
         out.display(),
-        numbers.display(),
-        if numbers.exists() { "is there and is not of a picture" } else { "is a name for weights" }
+        numbers.display()
     );
     Ok(numbers)
 }
 
 /// Whether a file has the numbers of a picture: the header of a safetensors file is JSON behind its length.
 fn ours(path: &Path) -> bool {
-    let metadata = || -> std::io::Result<bool> {
-        if !fs::metadata(path)?.is_file() {
-            return Ok(false);
-        }
+    let header = || -> std::io::Result<serde_json::Value> {
         let mut file = File::open(path)?;
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
-        let mut header = Vec::new();
-        file.take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
-        let header: serde_json::Value = serde_json::from_slice(&header)?;
-        Ok(header["__metadata__"][KEY].is_string())
+        Ok(serde_json::from_reader(file.take(u64::from_le_bytes(length)))?)
     };
-    metadata().unwrap_or(false)
+    path.is_file() && header().is_ok_and(|header| header["__metadata__"][KEY].is_string())
 }
 
 #[cfg(test)]

@@ -16,19 +16,40 @@ use std::sync::Once;
 /// The longer side that a grid of samples is enlarged towards.
 const GRID_SIDE: usize = 640;
 
-/// How much finer [`draw_fine`] draws.
+/// How much finer [`fine`] draws.
 pub const FINE: u32 = 3;
+
+/// What is drawn on.
+pub type Area<'b> = DrawingArea<BitMapBackend<'b>, Shift>;
 
 /// Writes RGB pixels as PNG.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_png(path: &Path, rgb: &[u8], width: usize, height: usize) -> Result<()> {
+pub fn write_png(path: &Path, rgb: &[u8], (width, height): (u32, u32)) -> Result<()> {
     let mut file = Vec::new();
     PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
-        .write_image(rgb, u32::try_from(width)?, u32::try_from(height)?, ExtendedColorType::Rgb8)
+        .write_image(rgb, width, height, ExtendedColorType::Rgb8)
         .with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, &file)?)
+}
+
+/// Copies an image (planar bytes of shape \[C, H, W\] with C = 1 or 3) into a picture whose rows have `stride` pixels, each
+/// pixel enlarged to a square of side `zoom`.
+pub fn blit(
+    rgb: &mut [u8],
+    stride: usize,
+    (left, top): (usize, usize),
+    image: &[u8],
+    [channels, height, width]: [usize; 3],
+    zoom: usize,
+) {
+    for (y, x) in (0..height * zoom).flat_map(|y| (0..width * zoom).map(move |x| (y, x))) {
+        let at = ((top + y) * stride + left + x) * 3;
+        for c in 0..3 {
+            rgb[at + c] = image[((c % channels) * height + y / zoom) * width + x / zoom];
+        }
+    }
 }
 
 /// Writes images (planar, all of `shape` = \[C, H, W\] with C = 1 or 3) as a grid that is as square as can be, each pixel
@@ -48,14 +69,9 @@ pub fn grid(path: &Path, images: &[Vec<u8>], shape: [usize; 3]) -> Result<()> {
     let mut rgb = vec![255; full_width * full_height * zoom * zoom * 3];
     for (i, image) in images.iter().enumerate() {
         let (top, left) = (i / columns * (height + gap) + gap, i % columns * (width + gap) + gap);
-        for (y, x) in (0..height * zoom).flat_map(|y| (0..width * zoom).map(move |x| (y, x))) {
-            let at = (((top * zoom + y) * full_width * zoom) + left * zoom + x) * 3;
-            for c in 0..3 {
-                rgb[at + c] = image[((c % channels) * height + y / zoom) * width + x / zoom];
-            }
-        }
+        blit(&mut rgb, full_width * zoom, (left * zoom, top * zoom), image, shape, zoom);
     }
-    write_png(path, &rgb, full_width * zoom, full_height * zoom)
+    write_png(path, &rgb, (u32::try_from(full_width * zoom)?, u32::try_from(full_height * zoom)?))
 }
 
 /// Has the text of every picture in the built-in font; before anything is measured or drawn.
@@ -71,42 +87,22 @@ pub fn font() {
 ///
 /// # Errors
 /// Those of `draw`.
-pub fn canvas(
-    (width, height): (u32, u32),
-    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
-) -> Result<Vec<u8>> {
+pub fn canvas((width, height): (u32, u32), draw: impl FnOnce(&Area) -> Result<()>) -> Result<Vec<u8>> {
     font();
     let mut rgb = vec![255; (width * height * 3) as usize];
-    {
-        let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
-        area.fill(&WHITE)?;
-        draw(&area)?;
-        area.present()?;
-    }
+    let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
+    draw(&area)?;
+    area.present()?;
+    drop(area);
     Ok(rgb)
 }
 
-/// As [`draw`], at `FINE` times the size with each square of pixels then averaged to one: thin, slanted lines stay lines. What
-/// is drawn says its sizes in fine pixels.
-///
-/// # Errors
-/// As [`draw`].
-pub fn draw_fine(
-    path: &Path,
-    (width, height): (u32, u32),
-    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
-) -> Result<()> {
-    write_png(path, &fine((width, height), draw)?, width as usize, height as usize)
-}
-
-/// As [`canvas`], drawn `FINE` times as large and averaged.
+/// Draws as [`canvas`], at `FINE` times the size with each square of pixels then averaged to one: thin, slanted lines stay
+/// lines. What is drawn says its sizes in fine pixels.
 ///
 /// # Errors
 /// Those of `draw`.
-pub fn fine(
-    (width, height): (u32, u32),
-    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
-) -> Result<Vec<u8>> {
+pub fn fine((width, height): (u32, u32), draw: impl FnOnce(&Area) -> Result<()>) -> Result<Vec<u8>> {
     let fine = canvas((width * FINE, height * FINE), draw)?;
     let (w, h, by) = (width as usize, height as usize, FINE as usize);
     let mut rgb = Vec::with_capacity(w * h * 3);
@@ -116,18 +112,6 @@ pub fn fine(
         rgb.push((sum / (FINE * FINE)) as u8);
     }
     Ok(rgb)
-}
-
-/// Draws into memory with `draw`, then writes the picture.
-///
-/// # Errors
-/// Those of `draw`, and when the file cannot be written.
-pub fn draw(
-    path: &Path,
-    (width, height): (u32, u32),
-    draw: impl FnOnce(&DrawingArea<BitMapBackend<'_>, Shift>) -> Result<()>,
-) -> Result<()> {
-    write_png(path, &canvas((width, height), draw)?, width as usize, height as usize)
 }
 
 /// One line of a learning curve: (updates, value).
@@ -148,23 +132,21 @@ pub fn curve(
     validation: &Points,
     lines: &[(String, f64)],
 ) -> Result<()> {
-    let all: Vec<(f64, f64)> =
-        train.iter().chain(validation).copied().filter(|(_, y)| y.is_finite()).collect();
-    ensure!(!all.is_empty(), "there is nothing to plot yet");
-    let last = all.iter().map(|p| p.0).fold(1., f64::max);
-    let mut late: Vec<f64> = all.iter().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
+    let all = || train.iter().chain(validation).filter(|p| p.1.is_finite());
+    ensure!(all().next().is_some(), "there is nothing to plot yet");
+    let last = all().map(|p| p.0).fold(1., f64::max);
+    let mut late: Vec<f64> = all().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
     late.sort_by(f64::total_cmp);
     late.truncate(late.len() - late.len() / 100);
-    let marks = lines.iter().map(|l| l.1);
-    let low = late.iter().copied().chain(marks.clone()).fold(f64::INFINITY, f64::min);
-    let high = late.iter().copied().chain(marks).fold(f64::NEG_INFINITY, f64::max);
+    let (low, high) = range(late.into_iter().chain(lines.iter().map(|l| l.1)));
     let margin = 0.05 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
     let inside = |p: &(f64, f64)| p.1.is_finite() && p.1 <= high;
     // An entry of the legend is about a twentieth of the picture's height.
-    let entries = lines.len() + usize::from(!train.is_empty()) + usize::from(!validation.is_empty());
+    let entries = lines.len() + [train, validation].iter().filter(|line| !line.is_empty()).count();
     let top = low + (high - low) / (1. - 0.055 * (entries as f64 + 0.5)).max(0.3);
-    draw(path, (900, 560), |area| {
+    let size = (900, 560);
+    let rgb = canvas(size, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(title, ("sans-serif", 22))
             .margin(14)
@@ -184,13 +166,11 @@ pub fn curve(
         let blue = RGBColor(31, 119, 180);
         let orange = RGBColor(230, 110, 10);
         // The batch's own loss is noisy: a pale line, with the validation on top.
-        for (name, points, style) in [
+        let both = [
             ("train", train, blue.mix(0.7).stroke_width(1)),
             ("validation", validation, orange.stroke_width(2)),
-        ] {
-            if points.is_empty() {
-                continue;
-            }
+        ];
+        for (name, points, style) in both.into_iter().filter(|line| !line.1.is_empty()) {
             let pieces = points.split(|p| !inside(p)).filter(|piece| !piece.is_empty());
             // A point alone has no line.
             let alone = pieces.clone().filter(|piece| piece.len() == 1);
@@ -216,7 +196,8 @@ pub fn curve(
             .label_font(("sans-serif", 15))
             .draw()?;
         Ok(())
-    })
+    })?;
+    write_png(path, &rgb, size)
 }
 
 /// Where a plane is looked at: the square that holds both clouds, with a margin.
@@ -231,10 +212,7 @@ impl Window {
     /// The square about the data.
     #[must_use]
     pub fn about(points: &[[f32; 2]]) -> Self {
-        let range = |axis: usize| {
-            let values = points.iter().map(|p| f64::from(p[axis]));
-            (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
-        };
+        let range = |axis: usize| range(points.iter().map(|p| f64::from(p[axis])));
         let ((left, right), (bottom, top)) = (range(0), range(1));
         let half = 0.55 * (right - left).max(top - bottom).max(1e-6);
         Self { centre: [0.5 * (left + right), 0.5 * (bottom + top)], half }
@@ -250,6 +228,42 @@ impl Window {
             })
             .collect()
     }
+
+    /// Whether a point is in the window.
+    #[must_use]
+    pub fn holds(&self, [x, y]: [f64; 2]) -> bool {
+        (x - self.centre[0]).abs() <= self.half && (y - self.centre[1]).abs() <= self.half
+    }
+
+    /// The range of an axis.
+    #[must_use]
+    pub fn range(&self, axis: usize) -> std::ops::Range<f64> {
+        self.centre[axis] - self.half..self.centre[axis] + self.half
+    }
+
+    /// Squares for a density on [`Window::raster`]: white for 0, dark for `top`.
+    #[must_use]
+    pub fn shades(&self, density: &[f64], side: usize, top: f64) -> Vec<Rectangle<(f64, f64)>> {
+        let half = self.half / side as f64;
+        let square = |([x, y], p): ([f64; 2], &f64)| {
+            // A root, so that thin tails are seen beside sharp peaks.
+            let share = (p / top).clamp(0., 1.).sqrt();
+            let fade = |to: f64| (255. - share * (255. - to)).round() as u8;
+            let colour = RGBColor(fade(8.), fade(48.), fade(107.));
+            Rectangle::new([(x - half, y + half), (x + half, y - half)], colour.filled())
+        };
+        self.raster(side).into_iter().zip(density).map(square).collect()
+    }
+}
+
+/// The smallest and the largest of some values.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+}
+
+/// The largest finite density.
+pub fn peak(density: &[f64]) -> f64 {
+    density.iter().copied().filter(|p| p.is_finite()).fold(0., f64::max)
 }
 
 /// Data (if there are any), samples and the model's density on `side` by `side` points of the window, side by side.
@@ -267,40 +281,26 @@ pub fn plane(
     const PANEL: u32 = 400;
     let contents = [("data", data), ("samples", Some(samples)), ("density of the model", None)];
     let contents = &contents[usize::from(data.is_none())..];
-    draw(path, (contents.len() as u32 * PANEL, PANEL + 36), |area| {
+    let size = (contents.len() as u32 * PANEL, PANEL + 36);
+    let rgb = canvas(size, |area| {
         let panels = area.split_evenly((1, contents.len()));
-        let ranges = |axis: usize| window.centre[axis] - window.half..window.centre[axis] + window.half;
         for (panel, (title, points)) in panels.iter().zip(contents) {
             let mut chart = ChartBuilder::on(panel)
                 .caption(*title, ("sans-serif", 20))
                 .margin(6)
-                .build_cartesian_2d(ranges(0), ranges(1))?;
+                .build_cartesian_2d(window.range(0), window.range(1))?;
             match points {
                 Some(points) => {
-                    let inside = |p: &&[f32; 2]| {
-                        (0..2).all(|i| (f64::from(p[i]) - window.centre[i]).abs() <= window.half)
-                    };
-                    chart.draw_series(points.iter().filter(inside).map(|p| {
-                        let style = RGBColor(31, 119, 180).mix(0.5).filled();
-                        Circle::new((f64::from(p[0]), f64::from(p[1])), 1, style)
-                    }))?;
+                    let style = RGBColor(31, 119, 180).mix(0.5).filled();
+                    let inside = points.iter().map(|p| p.map(f64::from)).filter(|p| window.holds(*p));
+                    chart.draw_series(inside.map(|p| Circle::new(p.into(), 1, style)))?;
                 }
-                None => {
-                    let top =
-                        density.iter().copied().filter(|p| p.is_finite()).fold(0., f64::max).max(1e-300);
-                    let half = window.half / side as f64;
-                    chart.draw_series(window.raster(side).into_iter().zip(density).map(|([x, y], p)| {
-                        // A root, so that thin tails are seen beside sharp peaks.
-                        let share = (p / top).clamp(0., 1.).sqrt();
-                        let fade = |to: f64| (255. - share * (255. - to)).round() as u8;
-                        let colour = RGBColor(fade(8.), fade(48.), fade(107.));
-                        Rectangle::new([(x - half, y + half), (x + half, y - half)], colour.filled())
-                    }))?;
-                }
+                None => _ = chart.draw_series(window.shades(density, side, peak(density).max(1e-300)))?,
             }
         }
         Ok(())
-    })
+    })?;
+    write_png(path, &rgb, size)
 }
 
 #[cfg(test)]

@@ -42,23 +42,20 @@ pub fn picture(
     match *model.config().shape() {
         [channels @ (1 | 3), height, width] => {
             let bytes = to_bytes(&values, model.config().bits());
-            let images: Vec<Vec<u8>> =
-                bytes.chunks_exact(channels * height * width).map(<[u8]>::to_vec).collect();
+            let images: Vec<_> = bytes.chunks_exact(channels * height * width).map(<[u8]>::to_vec).collect();
             plots::grid(path, &images, [channels, height, width])?;
         }
         [2] => {
-            let points = |values: &[f32]| values.chunks_exact(2).map(|p| [p[0], p[1]]).collect::<Vec<_>>();
-            let samples = points(&values);
+            let samples = values.as_chunks().0;
             let data = match data.map(|d| &d.values) {
-                Some(Values::Reals(v)) => Some(points(&v[..v.len().min(2 * n)])),
+                Some(Values::Reals(v)) => Some(v[..v.len().min(2 * n)].as_chunks().0),
                 _ => None,
             };
-            let window = plots::Window::about(data.as_ref().unwrap_or(&samples));
-            let raster: Vec<f32> =
-                window.raster(RASTER).into_iter().flat_map(|p| p.map(|v| v as f32)).collect();
+            let window = plots::Window::about(data.unwrap_or(samples));
+            let raster: Vec<f32> = window.raster(RASTER).as_flattened().iter().map(|v| *v as f32).collect();
             let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), model.params().device())?;
             let density = model.log_prob(&raster, None)?.exp()?.to_dtype(DType::F64)?.to_vec1()?;
-            plots::plane(path, &window, data.as_deref(), &samples, &density, RASTER)?;
+            plots::plane(path, &window, data, samples, &density, RASTER)?;
         }
         ref shape => {
             tracing::warn!("there is no picture of samples of shape {shape:?}");

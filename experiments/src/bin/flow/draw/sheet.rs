@@ -2,9 +2,8 @@
 //!
 //! Black on white, so that a page may be dark or light; nothing is told by colour alone.
 
-use super::plots::{FINE, fine, font, write_png};
+use super::plots::{Area, FINE, blit, fine, font, write_png};
 use anyhow::{Result, ensure};
-use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -21,10 +20,7 @@ const GAP: u32 = 6;
 /// The side that small images are enlarged to, about.
 const SIDE: usize = 64;
 /// The longest side of a picture; image viewers and browsers take it.
-const LONGEST: u32 = 16_384;
-
-/// Where the drawing below a sheet goes.
-pub type Area<'a, 'b> = DrawingArea<BitMapBackend<'b>, Shift>;
+const LONGEST: usize = 16_384;
 
 /// One image of the sheet.
 pub struct Cell {
@@ -34,7 +30,15 @@ pub struct Cell {
     pub caption: String,
 }
 
+impl Cell {
+    /// A place of a sheet with an image in it.
+    pub fn new(bytes: Vec<u8>, caption: impl Into<String>) -> Option<Self> {
+        Some(Self { bytes, caption: caption.into() })
+    }
+}
+
 /// The sheet.
+#[derive(Default)]
 pub struct Sheet {
     /// One line on top.
     pub title: String,
@@ -69,11 +73,15 @@ pub fn check_size(
 ) -> Result<()> {
     let zoom = zoom(height, width, scale) as usize;
     let size = (columns * (width * zoom + GAP as usize), rows * (height * zoom + GAP as usize));
+    can_be(size, "at least ")
+}
+
+/// Refuses a picture of more pixels a side than viewers take.
+fn can_be((width, height): (usize, usize), about: &str) -> Result<()> {
     ensure!(
-        size.0 <= LONGEST as usize && size.1 <= LONGEST as usize,
-        "the picture would be at least {} × {} pixels, more than {LONGEST} a side: ask for fewer images or a smaller --scale",
-        size.0,
-        size.1
+        width.max(height) <= LONGEST,
+        "the picture would be {about}{width} × {height} pixels, more than {LONGEST} a side: ask for fewer images or a smaller \
+         --scale"
     );
     Ok(())
 }
@@ -81,9 +89,7 @@ pub fn check_size(
 /// The width of a text.
 fn width_of(text: &str, size: u32) -> u32 {
     let measured = ("sans-serif", size * FINE).into_font().layout_box(text);
-    let width =
-        |((left, _), (right, _)): ((i32, i32), (i32, i32))| ((right - left).max(0) as u32).div_ceil(FINE);
-    measured.map_or(text.len() as u32 * size / 2, width)
+    measured.map_or(text.len() as u32 * size / 2, |(from, to)| ((to.0 - from.0).max(0) as u32).div_ceil(FINE))
 }
 
 fn widest(text: &str, size: u32) -> u32 {
@@ -132,12 +138,7 @@ impl Sheet {
         let text = MARGIN + notes.max(width_of(&self.title, TITLE));
         let size =
             ((left + columns * column).max(text) + MARGIN, top + self.cells.len() as u32 * row + MARGIN);
-        ensure!(
-            size.0 <= LONGEST && size.1 <= LONGEST,
-            "the picture would be {} × {} pixels, more than {LONGEST} a side: ask for fewer images or a smaller --scale",
-            size.0,
-            size.1
-        );
+        can_be((size.0 as usize, size.1 as usize), "")?;
         Ok(Places { zoom, origin: (left, top), pitch: (column, row), header, size })
     }
 
@@ -200,23 +201,14 @@ impl Sheet {
 
     /// Puts the images themselves over what was drawn.
     fn blit(&self, rgb: &mut [u8], p: &Places) {
-        let [channels, height, width] = self.shape;
-        let zoom = p.zoom as usize;
-        let stride = p.size.0 as usize;
-        let inset = ((p.pitch.0 - GAP) as usize).saturating_sub(width * zoom) / 2;
+        let (zoom, stride) = (p.zoom as usize, p.size.0 as usize);
+        let inset = ((p.pitch.0 - GAP) as usize).saturating_sub(self.shape[2] * zoom) / 2;
         for (row, cells) in self.cells.iter().enumerate() {
             for (column, cell) in cells.iter().enumerate() {
                 let Some(cell) = cell else { continue };
                 let top = p.origin.1 as usize + row * p.pitch.1 as usize;
                 let left = p.origin.0 as usize + column * p.pitch.0 as usize + inset;
-                for y in 0..height * zoom {
-                    for x in 0..width * zoom {
-                        let at = ((top + y) * stride + left + x) * 3;
-                        for c in 0..3 {
-                            rgb[at + c] = cell.bytes[((c % channels) * height + y / zoom) * width + x / zoom];
-                        }
-                    }
-                }
+                blit(rgb, stride, (left, top), &cell.bytes, self.shape, zoom);
             }
         }
     }
@@ -246,7 +238,7 @@ impl Sheet {
         if height > 0 {
             rgb.extend(fine((p.size.0, height), below)?);
         }
-        write_png(path, &rgb, p.size.0 as usize, (p.size.1 + height) as usize)
+        write_png(path, &rgb, (p.size.0, p.size.1 + height))
     }
 }
 
