@@ -6,10 +6,11 @@
 //! The front matter is YAML by way of JSON, of which YAML is a superset: a text from a file cannot break out of its quotes.
 
 use anyhow::Result;
+use askama::Template;
 use candle_core::DType;
 use experiments::data::{Origin, known};
 use experiments::evaluate::Evaluation;
-use experiments::run_dir::{CARD, RECIPE, SAMPLES, SUMMARY};
+use experiments::run_dir::{CARD, RECIPE, SAMPLES};
 use experiments::summary::{Baselines, Summary};
 use flows::ModelConfig;
 use flows::models::file::{Stored, stored};
@@ -156,87 +157,26 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
     text + "---\n"
 }
 
-/// The table of what was measured, and the baselines.
-fn numbers(summary: Option<&Summary>) -> String {
-    let mut text = String::from("## Numbers\n\n");
-    let Some(summary) = summary.filter(|s| s.score().is_some()) else {
-        return text + "Bits/dim are not recorded: this folder has no evaluation of its weights.\n\n";
-    };
-    text.push_str(
-        "| split | images | bits/dim | standard error | noise draws an image |\n|---|---:|---:|---:|---:|\n",
-    );
-    for (split, score) in
-        [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)]
-    {
-        let _ = match score {
-            Some(Evaluation { images, bits_per_dim, std_err, noise_draws, .. }) => {
-                writeln!(text, "| {split} | {images} | {bits_per_dim:.4} | {std_err:.4} | {noise_draws} |")
-            }
-            None => writeln!(text, "| {split} | {NOTHING} | | | |"),
-        };
-    }
-    text.push_str(
-        "\nBits/dim are -log2 p(x + u) / D with u uniform on [0, 1): an upper bound of the bits that the images' integers \
-         need. The standard error is that of the mean over images.\n",
-    );
+/// What stands beside the bits/dim that were measured, a line each.
+fn beside(summary: &Summary) -> Vec<String> {
     let Baselines { entropy_lower, entropy_upper, codecs, gaussian, paper } = &summary.beside;
-    let mut beside = Vec::new();
-    if let (Some(lower), Some(upper)) = (entropy_lower, entropy_upper) {
+    let entropy = entropy_lower.zip(*entropy_upper).map(|(lower, upper)| {
         let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
-        beside.push(format!("the data's entropy, which is known: {range}"));
-    }
-    beside.extend(paper.as_ref().map(|p| format!("the paper: {} ({})", p.bits_per_dim, cell(&p.source))));
-    beside.extend(codecs.as_ref().map(|c| {
+        format!("the data's entropy, which is known: {range}")
+    });
+    let paper = paper.as_ref().map(|p| format!("the paper: {} ({})", p.bits_per_dim, cell(&p.source)));
+    let codecs = codecs.as_ref().map(|c| {
         format!(
             "on the first {} images: PNG {:.4}, WebP {:.4}, this model {:.4}",
             c.images, c.png_bits_per_dim, c.webp_bits_per_dim, c.model_bits_per_dim
         )
-    }));
-    beside.extend(gaussian.as_ref().map(|g| format!("a Gaussian for each subpixel: {:.4}", g.bits_per_dim)));
-    if !beside.is_empty() {
-        text.push_str("\nBeside it, in bits/dim:\n\n");
-        beside.iter().for_each(|line| _ = writeln!(text, "- {line}"));
-    }
-    text + "\n"
+    });
+    let gaussian = gaussian.as_ref().map(|g| format!("a Gaussian for each subpixel: {:.4}", g.bits_per_dim));
+    [entropy, paper, codecs, gaussian].into_iter().flatten().collect()
 }
 
-/// What the model is.
-fn architecture(stored: &Stored) -> Result<String> {
-    let kind = kind(&stored.config);
-    let config = serde_json::to_value(&stored.config)?;
-    let mut text = format!(
-        "## Model\n\n{} ([{}](https://arxiv.org/abs/{})): {}. Settings, from config.json:\n\n| setting | value |\n|---|---|\n",
-        kind.name, kind.paper, kind.arxiv, kind.how
-    );
-    for (key, value) in config.as_object().into_iter().flatten().filter(|(key, _)| *key != "model") {
-        let _ = writeln!(text, "| {} | {} |", code(key), cell(&plain(value)));
-    }
-    let bits = stored.config.bits();
-    let _ = match stored.config.shape() {
-        [_, _, _] => writeln!(
-            text,
-            "\nInputs are images (C, H, W) of {bits}-bit integers with uniform noise added, in [0, {}); `preprocess` is the \
-             first layer of the flow, so that log p(x) is that of the pixels.",
-            1_u32 << bits
-        ),
-        _ => writeln!(text, "\nInputs are vectors as they are."),
-    };
-    let _ = writeln!(
-        text,
-        "The weights are {} in {:.1} MB of safetensors and are computed in {}.\n",
-        stored.dtype.as_str(),
-        stored.bytes as f64 / 1e6,
-        if stored.dtype == DType::F64 { "f64" } else { "f32" }
-    );
-    Ok(text)
-}
-
-/// How it was made.
-fn training(dir: &Path, summary: Option<&Summary>) -> String {
-    let mut text = String::from("## Training\n\n");
-    let Some(summary) = summary else {
-        return text + &format!("Not recorded: this folder has no {SUMMARY}.\n\n");
-    };
+/// How it was made, in rows of a table.
+fn training(dir: &Path, summary: &Summary) -> Vec<(&'static str, String)> {
     let changed = match summary.changed.as_deref() {
         Some([]) => String::new(),
         Some(changed) => {
@@ -275,47 +215,35 @@ fn training(dir: &Path, summary: Option<&Summary>) -> String {
         ("device", told(Some(&summary.device))),
         ("hardware", told(hardware)),
     ];
-    text.push_str("| | |\n|---|---|\n");
-    rows.iter().for_each(|(key, value)| _ = writeln!(text, "| {key} | {} |", cell(value)));
-    text + "\n"
+    rows.map(|(key, value)| (key, cell(&value))).into()
 }
 
-/// How to load it: `place` is a folder, or a repository of the hub.
-fn usage(place: &str, hub: bool, stored: &Stored) -> String {
-    let dims = stored.config.shape().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let (labels, cond, y) = match stored.config.classes() {
-        Some(classes) => (
-            format!(
-                "let labels = candle_core::Tensor::new(&[0u32, {0}], &Device::Cpu)?;  // of 0 to {0}\n",
-                classes - 1
-            ),
-            "Some(&labels)",
-            ", y",
-        ),
-        None => (String::new(), "None", ""),
-    };
-    let (what, named, fetch, path) = match hub {
-        true => (
-            "a repository of the hub, or a folder",
-            format!("hf:{place}"),
-            "import huggingface_hub\n",
-            format!("huggingface_hub.snapshot_download(\"{place}\")"),
-        ),
-        false => ("a folder, or a repository of the hub", place.to_owned(), "", format!("\"{place}\"")),
-    };
-    format!(
-        "## Use\n\nIn Rust, with the crate `flows`:\n\n```rust\nuse candle_core::Device;\n\n\
-         // {what}\n\
-         let model = flows::hub::from_pretrained(\"{place}\", Default::default(), &Device::Cpu)?;\n{labels}\
-         let x = model.sample(2, 1., 0, {cond})?;  // (2, {dims}), in the units of the data\n\
-         let bits = model.bits_per_dim(&x, {cond})?;\n```\n\n\
-         On the command line: `flow eval {named}`, `flow sample {named}`.\n\n\
-         In Python, with `docs/python/flows_torch.py` of the library, one file of plain PyTorch:\n\n\
-         ```python\n{fetch}import flows_torch\n\nmodel = flows_torch.load({path})\n\
-         bits = model.bits_per_dim(x{y})  # x (B, {dims}), in the units of the data\n```\n\n\
-         Licence: {licence}.\n",
-        licence = env!("CARGO_PKG_LICENSE"),
-    )
+/// The card's text.
+#[derive(Template)]
+#[template(path = "card.md")]
+struct Card<'a> {
+    front: String,
+    name: &'a str,
+    kind: Kind,
+    summary: Option<&'a Summary>,
+    score: Option<(&'static str, &'a Evaluation)>,
+    rounded: bool,
+    samples: bool,
+    splits: Vec<(&'static str, Option<&'a Evaluation>)>,
+    beside: Vec<String>,
+    settings: Vec<(String, String)>,
+    bits: u8,
+    /// Values of a pixel; none of a vector.
+    levels: Option<u32>,
+    dtype: &'static str,
+    megabytes: f64,
+    rows: Vec<(&'static str, String)>,
+    /// A folder, or a repository of the hub.
+    place: &'a str,
+    hub: bool,
+    dims: String,
+    classes: Option<usize>,
+    labels: &'static str,
 }
 
 /// The card of a folder; `repository` is its name on the hub (`user/name`), where it has one.
@@ -331,33 +259,35 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
         folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
     let place = repository.unwrap_or(&folder);
     let name = place.rsplit('/').next().unwrap_or(place);
-    let kind = kind(&stored.config);
-    let mut text = front(name, &stored, summary);
-    let _ = writeln!(text, "\n# {name}\n");
-    let about = match summary {
-        Some(summary) => format!("A {} of {}", kind.name, summary.data),
-        None => format!("A {}", kind.name),
-    };
-    let score = summary.and_then(Summary::score);
-    let bits = score.map_or_else(String::new, |(split, s)| {
-        let Evaluation { bits_per_dim, std_err, images, .. } = s;
-        format!(": **{bits_per_dim:.4} ± {std_err:.4} bits/dim** on {images} {split} examples")
+    let config = serde_json::to_value(&stored.config)?;
+    let settings = config.as_object().into_iter().flatten().filter(|(key, _)| *key != "model");
+    let (shape, bits, classes) = (stored.config.shape(), stored.config.bits(), stored.config.classes());
+    let splits = summary.map(|s| {
+        vec![("test", s.test.as_ref()), ("validation", s.validation.as_ref()), ("train", s.train.as_ref())]
     });
-    let rounded = match (stored.dtype, score) {
-        (DType::F16 | DType::BF16, Some(_)) => {
-            format!(", measured before the weights were rounded to {}", stored.dtype.as_str())
-        }
-        _ => String::new(),
+    let card = Card {
+        front: front(name, &stored, summary),
+        name,
+        kind: kind(&stored.config),
+        summary,
+        score: summary.and_then(Summary::score),
+        rounded: matches!(stored.dtype, DType::F16 | DType::BF16),
+        samples: dir.join(SAMPLES).exists(),
+        splits: splits.unwrap_or_default(),
+        beside: summary.map(beside).unwrap_or_default(),
+        settings: settings.map(|(key, value)| (code(key), cell(&plain(value)))).collect(),
+        bits,
+        levels: (shape.len() == 3).then(|| 1 << bits),
+        dtype: stored.dtype.as_str(),
+        megabytes: stored.bytes as f64 / 1e6,
+        rows: summary.map(|s| training(dir, s)).unwrap_or_default(),
+        place,
+        hub: repository.is_some(),
+        dims: shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        classes,
+        labels: if classes.is_some() { "Some(&labels)" } else { "None" },
     };
-    let _ = writeln!(text, "{about}{bits}{rounded}.\n");
-    if dir.join(SAMPLES).exists() {
-        let _ = writeln!(text, "![Samples of this model]({SAMPLES})\n");
-    }
-    text.push_str(&numbers(summary));
-    text.push_str(&architecture(&stored)?);
-    text.push_str(&training(dir, summary));
-    text.push_str(&usage(place, repository.is_some(), &stored));
-    Ok(text)
+    Ok(card.render()?)
 }
 
 /// Whether `text` is the card of a folder as it was made here, for any repository, and has not been changed.
@@ -374,6 +304,7 @@ pub fn is_generated(dir: &Path, text: &str) -> Result<bool> {
 mod tests {
     use super::*;
     use candle_core::Device;
+    use experiments::run_dir::SUMMARY;
     use flows::models::GlowConfig;
     use flows::{Model, SaveOptions};
     use std::path::PathBuf;
