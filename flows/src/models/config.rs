@@ -95,8 +95,11 @@ impl ModelConfig {
         self.check_numbers()
     }
 
-    /// Checks the settings that are no sizes.
-    fn check_numbers(&self) -> Result<()> {
+    /// Checks the settings that are no sizes, a part of [`ModelConfig::check`].
+    ///
+    /// # Errors
+    /// At the first number that no model can have, by its name.
+    pub fn check_numbers(&self) -> Result<()> {
         let ranges = match self {
             ModelConfig::Nice(c) if c.hidden.iter().flatten().any(|&width| width == 0) => {
                 bail!("`hidden` has a layer of width 0: give each at least 1")
