@@ -80,10 +80,7 @@ impl FromStr for Weights {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let address = match text.starts_with(PREFIX) {
-            true => Some(text.parse()?),
-            false => None,
-        };
+        let address = text.starts_with(PREFIX).then(|| text.parse()).transpose()?;
         Ok(Self { text: text.to_owned(), address })
     }
 }

@@ -17,9 +17,10 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use experiments::batches::{Augment, Examples};
-use experiments::data::{self, Dataset, Split, Values};
+use experiments::data::{self, Dataset, Split, Values, picture};
 use experiments::limits::{self, Use};
 use experiments::recipe::{Recipe, Resolved};
+use experiments::untrusted::read_regular;
 use flows::Model;
 use flows::params::rng_for;
 use serde_json::{Map, Value};
@@ -439,28 +440,21 @@ pub fn brief(v: f64) -> String {
     }
 }
 
+/// Bytes of a picture that is given to a command, at most.
+const LARGEST_PICTURE: u64 = 1 << 28;
+
 /// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
 pub fn read_image(path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>> {
     let name = path.display();
-    ensure!(
-        path.is_file(),
-        "there is no image {name}: give a number in the data, or the path of a PNG or JPEG file"
-    );
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}: check its permissions"))?;
-    let image = image::load_from_memory(&bytes)
-        .with_context(|| format!("{name} is no readable PNG or JPEG file: give another"))?;
+    ensure!(path.is_file(), "there is no image {name}: give a number in the data, or the path of a picture");
+    let image = picture::decode(&read_regular(path, LARGEST_PICTURE)?, &name.to_string())?;
     ensure!(
         (image.height() as usize, image.width() as usize) == (height, width),
         "{name} is {} × {} pixels (height × width), the model takes {height} × {width}: resize it",
         image.height(),
         image.width()
     );
-    Ok(if channels == 1 {
-        image.to_luma8().into_raw()
-    } else {
-        let rgb = image.to_rgb8().into_raw();
-        (0..3).flat_map(|c| rgb[c..].iter().copied().step_by(3)).collect()
-    })
+    Ok(picture::bytes(&image, channels == 1))
 }
 
 /// Runs a command's computation on a thread of the pool: small tensors would cost more to hand over than to compute.

@@ -1,28 +1,26 @@
 //! The conversion of a checkpoint, whatever its layout.
 
 use super::pth::Checkpoint;
-use super::tensors::{Layout, Options, Tensors};
+use super::tensors::{Conversion, Layout, Options};
 use super::{glow_pytorch, normflows, real_nvp};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use flows::{Model, ModelConfig};
+use std::collections::BTreeMap;
 
 /// A checkpoint as a model in f64, which f32 weights fill exactly.
 ///
 /// # Errors
 /// When it is of another layout, or holds what has no counterpart here.
 pub fn convert(bytes: &[u8], name: &str, from: Layout, options: &Options) -> Result<Model> {
-    let mut checkpoint = Checkpoint::parse(bytes, name)?;
-    let mut tensors = Tensors::default();
+    let mut c = Conversion { from: Checkpoint::parse(bytes, name)?, to: BTreeMap::new() };
     let config = match from {
-        Layout::GlowPytorch => {
-            ModelConfig::Glow(glow_pytorch::convert(&mut checkpoint, options, &mut tensors)?)
-        }
-        Layout::RealNvp => ModelConfig::RealNvp(real_nvp::convert(&mut checkpoint, options, &mut tensors)?),
-        Layout::Normflows => ModelConfig::Glow(normflows::convert(&mut checkpoint, options, &mut tensors)?),
+        Layout::GlowPytorch => ModelConfig::Glow(glow_pytorch::convert(&mut c, options)?),
+        Layout::RealNvp => ModelConfig::RealNvp(real_nvp::convert(&mut c, options)?),
+        Layout::Normflows => ModelConfig::Glow(normflows::convert(&mut c, options)?),
     };
-    checkpoint.finish()?;
-    Ok(Model::from_tensors(config, tensors.0, DType::F64, &Device::Cpu)?)
+    c.from.finish()?;
+    Ok(Model::from_tensors(config, c.to, DType::F64, &Device::Cpu)?)
 }
 
 #[cfg(test)]

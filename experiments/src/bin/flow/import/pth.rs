@@ -3,12 +3,13 @@
 //! A checkpoint is a zip archive: `data.pkl` is a pickle, a program for a stack machine that builds Python objects, and
 //! `data/KEY` are the tensors' bytes. The pickle is interpreted by `candle_core::pickle`, which knows the opcodes that
 //! describe tensors and calls nothing. That reader allocates what a length field says and copies whatever a program
-//! remembers, so a program of a hundred bytes can ask for gigabytes or nest until the stack ends; therefore [`Cost`] first
+//! remembers, so a program of a hundred bytes can ask for gigabytes or nest until the stack ends; therefore [`Meter`] first
 //! runs the program on sizes alone and refuses what would take more than a small multiple of its length. Tensors are then
 //! found among the objects here, since candle's own search panics on tuples that are too short.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::pickle::{Object, Stack};
+use candle_core::{DType, Device, Tensor};
 use experiments::data::LARGEST;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read};
@@ -46,116 +47,142 @@ struct Cost {
     mark: bool,
 }
 
-/// Runs a pickle on sizes alone. Objects are copied when they are remembered and when they are recalled, as candle does it.
-///
-/// # Errors
-/// On an opcode or a length that the reader could not follow, and when the objects would be too many or too deep.
-fn affordable(program: &[u8]) -> Result<()> {
-    let most = program.len().saturating_mul(4 * OBJECT).saturating_add(1 << 16);
-    let leaf = |bytes: usize| Cost { bytes: OBJECT + bytes, depth: 1, mark: false };
-    let (mut stack, mut memo): (Vec<Cost>, HashMap<u32, Cost>) = (Vec::new(), HashMap::new());
-    let mut made = 0_usize;
-    let mut at = 0;
-    let mut take = |n: usize| -> Result<&[u8]> {
-        let bytes =
-            program.get(at..).and_then(|rest| rest.get(..n)).context("the pickle ends inside an object")?;
-        at += n;
-        Ok(bytes)
-    };
-    fn pop(stack: &mut Vec<Cost>) -> Result<Cost> {
-        stack.pop().context("the pickle takes an object where there is none")
+impl Cost {
+    fn leaf(bytes: usize) -> Self {
+        Self { bytes: OBJECT + bytes, depth: 1, mark: false }
     }
-    fn to_mark(stack: &mut Vec<Cost>) -> Result<Vec<Cost>> {
-        let mark =
-            stack.iter().rposition(|cost| cost.mark).context("the pickle has no mark to go back to")?;
-        let objects = stack.split_off(mark + 1);
-        stack.pop();
-        Ok(objects)
-    }
-    fn join(parts: &[Cost]) -> Cost {
-        Cost {
+
+    fn joined(parts: &[Self]) -> Self {
+        Self {
             bytes: parts.iter().fold(OBJECT, |sum, part| sum.saturating_add(part.bytes)),
             depth: parts.iter().map(|part| part.depth).max().unwrap_or(0) + 1,
             mark: false,
         }
     }
-    loop {
-        let opcode = take(1)?[0];
-        let mut pushed = None;
-        match opcode {
-            0x80 => drop(take(1)?),
-            b'c' => {
-                let mut length = 0;
-                for _ in 0..2 {
-                    while take(1)?[0] != b'\n' {
-                        length += 1;
-                    }
-                }
-                pushed = Some(leaf(length));
-            }
+}
+
+/// A run of a pickle on the sizes of its objects alone. Objects are copied when they are remembered and when they are
+/// recalled, as candle does it.
+struct Meter<'a> {
+    /// The part of the program that has not been run.
+    rest: &'a [u8],
+    stack: Vec<Cost>,
+    memo: HashMap<u32, Cost>,
+    /// Bytes of all objects and copies that were made.
+    made: usize,
+}
+
+impl<'a> Meter<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let (bytes, rest) = self.rest.split_at_checked(n).context("the pickle ends inside an object")?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// A number of `n` bytes, at most four.
+    fn number(&mut self, n: usize) -> Result<u32> {
+        Ok(self.take(n)?.iter().rev().fold(0, |sum, &byte| sum << 8 | u32::from(byte)))
+    }
+
+    fn pop(&mut self, n: usize) -> Result<Vec<Cost>> {
+        let at = self.stack.len().checked_sub(n).context("the pickle takes an object where there is none")?;
+        Ok(self.stack.split_off(at))
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Cost>> {
+        let mark = self.stack.iter().rposition(|cost| cost.mark);
+        let objects = self.stack.split_off(mark.context("the pickle has no mark to go back to")? + 1);
+        self.stack.pop();
+        Ok(objects)
+    }
+
+    /// Runs one opcode other than the last. The object that it pushes, if it does, and how many of its bytes are new: what was
+    /// popped is part of what is pushed, or dropped, so that only copies and leaves grow, and leaves are what the program
+    /// spells out.
+    fn step(&mut self, opcode: u8) -> Result<Option<(Cost, usize)>> {
+        let parts = match opcode {
+            0x80 => return self.take(1).map(|_| None),
             b'q' | b'r' => {
-                let id = match opcode {
-                    b'q' => u32::from(take(1)?[0]),
-                    _ => u32::from_le_bytes(take(4)?.try_into()?),
-                };
-                let top = *stack.last().context("the pickle remembers an object where there is none")?;
+                let id = self.number(if opcode == b'q' { 1 } else { 4 })?;
+                let top = *self.stack.last().context("the pickle remembers an object where there is none")?;
                 // Also where it replaces another: the copy takes its time.
-                made = made.saturating_add(top.bytes);
-                memo.insert(id, top);
+                self.made = self.made.saturating_add(top.bytes);
+                self.memo.insert(id, top);
+                return Ok(None);
             }
             b'h' | b'j' => {
-                let id = match opcode {
-                    b'h' => u32::from(take(1)?[0]),
-                    _ => u32::from_le_bytes(take(4)?.try_into()?),
-                };
-                pushed = Some(*memo.get(&id).context("the pickle recalls what it never met")?);
+                let id = self.number(if opcode == b'h' { 1 } else { 4 })?;
+                let cost = *self.memo.get(&id).context("the pickle recalls what it never met")?;
+                return Ok(Some((cost, cost.bytes)));
             }
-            b')' | b']' | b'}' | b'd' | b'N' | 0x88 | 0x89 => pushed = Some(leaf(0)),
-            b'(' => pushed = Some(Cost { mark: true, ..leaf(0) }),
-            b'K' => pushed = take(1).map(|_| Some(leaf(0)))?,
-            b'M' => pushed = take(2).map(|_| Some(leaf(0)))?,
-            b'J' => pushed = take(4).map(|_| Some(leaf(0)))?,
-            b'G' => pushed = take(8).map(|_| Some(leaf(0)))?,
+            b'(' => return Ok(Some((Cost { mark: true, ..Cost::leaf(0) }, OBJECT))),
+            b't' => self.pop_to_mark()?,
+            b'Q' | 0x85 => self.pop(1)?,
+            0x86 | b'R' | b'b' | 0x81 | b'a' => self.pop(2)?,
+            0x87 | b's' => self.pop(3)?,
+            b'e' | b'u' => {
+                let mut parts = self.pop_to_mark()?;
+                parts.extend(self.pop(1)?);
+                parts
+            }
+            _ => {
+                let leaf = Cost::leaf(self.leaf(opcode)?);
+                return Ok(Some((leaf, leaf.bytes)));
+            }
+        };
+        Ok(Some((Cost::joined(&parts), OBJECT)))
+    }
+
+    /// Reads an object that the program spells out: the bytes that it takes beyond those of every object.
+    fn leaf(&mut self, opcode: u8) -> Result<usize> {
+        let length = match opcode {
+            b')' | b']' | b'}' | b'd' | b'N' | 0x88 | 0x89 => 0,
+            b'K' => 1,
+            b'M' => 2,
+            b'J' => 4,
+            b'G' => 8,
             0x8a => {
-                let n = take(1)?[0];
+                let n = self.number(1)?;
                 ensure!(n <= 8, "the pickle holds a number of {n} bytes");
-                take(usize::from(n))?;
-                pushed = Some(leaf(0));
+                n as usize
+            }
+            b'c' => {
+                let ends = self.rest.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
+                let second = ends.clone().nth(1).context("the pickle ends inside an object")?;
+                self.take(second + 1)?;
+                return Ok(second - 1);
             }
             b'X' => {
-                let n = u32::from_le_bytes(take(4)?.try_into()?) as usize;
-                take(n)?;
-                pushed = Some(leaf(n));
+                let n = self.number(4)? as usize;
+                self.take(n)?;
+                return Ok(n);
             }
-            b't' => pushed = Some(join(&to_mark(&mut stack)?)),
-            b'Q' | 0x85 => pushed = Some(join(&[pop(&mut stack)?])),
-            0x86 | b'R' | b'b' | 0x81 => pushed = Some(join(&[pop(&mut stack)?, pop(&mut stack)?])),
-            0x87 => pushed = Some(join(&[pop(&mut stack)?, pop(&mut stack)?, pop(&mut stack)?])),
-            b'a' | b's' | b'e' | b'u' => {
-                let mut parts = match opcode {
-                    b'a' => vec![pop(&mut stack)?],
-                    b's' => vec![pop(&mut stack)?, pop(&mut stack)?],
-                    _ => to_mark(&mut stack)?,
-                };
-                parts.push(pop(&mut stack)?);
-                pushed = Some(join(&parts));
-            }
-            b'.' => return Ok(()),
             other => bail!("the pickle uses the opcode {other:#04x}, which describes no tensor"),
+        };
+        self.take(length)?;
+        Ok(0)
+    }
+}
+
+/// Refuses a pickle whose objects would be too many or too deep for the memory that its length allows.
+///
+/// # Errors
+/// Also on an opcode or a length that the reader could not follow.
+fn affordable(program: &[u8]) -> Result<()> {
+    let most = program.len().saturating_mul(4 * OBJECT).saturating_add(1 << 16);
+    let mut meter = Meter { rest: program, stack: Vec::new(), memo: HashMap::new(), made: 0 };
+    loop {
+        let opcode = meter.take(1)?[0];
+        if opcode == b'.' {
+            return Ok(());
         }
-        if let Some(cost) = pushed {
-            // What was popped is part of what is pushed, or dropped: counting only the growth of copies and leaves is
-            // enough, and the leaves are what the program spells out.
-            made = made.saturating_add(match opcode {
-                b'h' | b'j' => cost.bytes,
-                b'c' | b'X' => cost.bytes,
-                _ => OBJECT,
-            });
+        if let Some((cost, new)) = meter.step(opcode)? {
+            meter.made = meter.made.saturating_add(new);
             ensure!(cost.depth <= DEEPEST, "the pickle nests objects more than {DEEPEST} deep");
-            stack.push(cost);
+            meter.stack.push(cost);
         }
         ensure!(
-            made <= most,
+            meter.made <= most,
             "the pickle of {} bytes describes more than {most} bytes of objects",
             program.len()
         );
@@ -165,70 +192,30 @@ fn affordable(program: &[u8]) -> Result<()> {
 /// Where a tensor's numbers are.
 struct Place {
     key: String,
-    kind: Kind,
+    dtype: DType,
     offset: usize,
     shape: Vec<usize>,
     stride: Vec<usize>,
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    I64,
-    I32,
-    U8,
+/// The dtype of the numbers in a storage of this class.
+fn dtype(class: &str) -> Option<DType> {
+    Some(match class {
+        "DoubleStorage" => DType::F64,
+        "FloatStorage" => DType::F32,
+        "HalfStorage" => DType::F16,
+        "BFloat16Storage" => DType::BF16,
+        "LongStorage" => DType::I64,
+        "IntStorage" => DType::I32,
+        "ByteStorage" | "BoolStorage" => DType::U8,
+        _ => return None,
+    })
 }
 
-impl Kind {
-    fn of(class: &str) -> Option<Self> {
-        Some(match class {
-            "DoubleStorage" => Self::F64,
-            "FloatStorage" => Self::F32,
-            "HalfStorage" => Self::F16,
-            "BFloat16Storage" => Self::Bf16,
-            "LongStorage" => Self::I64,
-            "IntStorage" => Self::I32,
-            "ByteStorage" | "BoolStorage" => Self::U8,
-            _ => return None,
-        })
-    }
-
-    fn size(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::U8 => 1,
-        }
-    }
-
-    fn value(self, b: &[u8]) -> f64 {
-        let word = |n: usize| b[..n].iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
-        match self {
-            Self::F64 => f64::from_bits(word(8)),
-            Self::F32 => f64::from(f32::from_bits(word(4) as u32)),
-            Self::F16 => half(word(2) as u16),
-            Self::Bf16 => f64::from(f32::from_bits((word(2) as u32) << 16)),
-            Self::I64 => word(8).cast_signed() as f64,
-            Self::I32 => f64::from((word(4) as u32).cast_signed()),
-            Self::U8 => f64::from(b[0]),
-        }
-    }
-}
-
-/// An IEEE half.
-fn half(bits: u16) -> f64 {
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
-    let sign = if bits >> 15 == 1 { -1. } else { 1. };
-    sign * match exponent {
-        0 => fraction * 2f64.powi(-24),
-        31 if fraction == 0. => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1024. + fraction) * 2f64.powi(exponent - 25),
-    }
+/// The numbers that bytes of a storage are.
+fn numbers_of(bytes: &[u8], dtype: DType) -> Result<Vec<f64>> {
+    let raw = Tensor::from_raw_buffer(bytes, dtype, &[bytes.len() / dtype.size_in_bytes()], &Device::Cpu)?;
+    Ok(raw.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 fn is_class(object: &Object, module: &str, class: &str) -> bool {
@@ -266,13 +253,13 @@ fn place(object: &Object, name: &str) -> Result<Option<Place>> {
     let [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] = storage.as_slice() else {
         return Err(odd());
     };
-    let kind = Kind::of(class_name)
+    let dtype = dtype(class_name)
         .with_context(|| format!("its tensor `{name}` is of the type {class_name}: save it as floats"))?;
     let (Some(offset), Some(shape), Some(stride)) = (number(offset), sizes(shape), sizes(stride)) else {
         return Err(odd());
     };
     ensure!(shape.len() == stride.len() && shape.len() <= 8, odd());
-    Ok(Some(Place { key: key.clone(), kind, offset, shape, stride }))
+    Ok(Some(Place { key: key.clone(), dtype, offset, shape, stride }))
 }
 
 /// The tensors of a dictionary, by name.
@@ -425,7 +412,7 @@ fn read(
     let (Some(count), Some(last)) = (count, last) else {
         bail!("its tensor `{name}` has an impossible shape")
     };
-    let size = place.kind.size();
+    let size = place.dtype.size_in_bytes();
     let held = file / size;
     ensure!(
         count <= held && last < held,
@@ -439,11 +426,11 @@ fn read(
     })?;
     let bytes = unpack(zip, &format!("{root}data/{}", place.key), file as u64)?;
     ensure!(last < bytes.len() / size, "its tensor `{name}` ends beyond its bytes");
-    let mut values = Vec::with_capacity(count);
+    let mut picked = Vec::with_capacity(count * size);
     let mut index = vec![0; place.shape.len()];
     for _ in 0..count {
         let at: usize = place.offset + index.iter().zip(&place.stride).map(|(i, s)| i * s).sum::<usize>();
-        values.push(place.kind.value(&bytes[at * size..]));
+        picked.extend_from_slice(&bytes[at * size..][..size]);
         for (i, &side) in index.iter_mut().zip(&place.shape).rev() {
             *i += 1;
             if *i < side {
@@ -452,7 +439,7 @@ fn read(
             *i = 0;
         }
     }
-    Ok(Array { shape: place.shape.clone(), values })
+    Ok(Array { shape: place.shape.clone(), values: numbers_of(&picked, place.dtype)? })
 }
 
 /// The distinct numbers between a prefix and the next dot of the names: `a.0.x`, `a.2.y` under `a.` are 0 and 2.
@@ -570,6 +557,7 @@ mod tests {
 
     #[test]
     fn halves_are_what_they_mean() {
+        let half = |bits: u16| numbers_of(&bits.to_le_bytes(), DType::F16).unwrap()[0];
         for (bits, value) in [
             (0x3c00, 1.),
             (0xc000, -2.),
@@ -580,7 +568,7 @@ mod tests {
             assert_eq!(half(bits), value);
         }
         assert!(half(0x7c00).is_infinite() && half(0x7e01).is_nan());
-        assert_eq!(Kind::Bf16.value(&[0x80, 0x3f]), 1.);
+        assert_eq!(numbers_of(&[0x80, 0x3f], DType::BF16).unwrap(), [1.]);
     }
 
     #[test]
