@@ -20,7 +20,7 @@ use candle_core::cuda::cudarc::cudnn::CudnnDataType;
 use candle_core::cuda::cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits};
 use candle_core::cuda::{CudaDType, CudaDevice, DeviceId, WrapErr};
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
-use plan::{Handle, Plan};
+use plan::{Dims, Handle, Pass, Plan};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -50,25 +50,6 @@ fn backward(x: &Tensor, w: &Tensor, gy: &Tensor, k: usize, last: bool) -> Result
     let (x, w, gy) = (x.contiguous()?, w.contiguous()?, gy.contiguous()?);
     let gx = gy.apply_op2_no_bwd(&w, &Op { pass: Pass::Input, k, last })?;
     Ok((gx, x.apply_op2_no_bwd(&gy, &Op { pass: Pass::Weight, k, last })?))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Dims {
-    b: usize,
-    c: usize,
-    o: usize,
-    h: usize,
-    w: usize,
-    k: usize,
-    /// Whether channels come last.
-    last: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Pass {
-    Forward,
-    Input,
-    Weight,
 }
 
 /// The device, the pass, its sizes, its type, whether f32 is rounded to TF32, and whether only deterministic algorithms run.

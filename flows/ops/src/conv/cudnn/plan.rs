@@ -8,12 +8,32 @@
 //! - **its scratch memory**: entries above [`MOST_SCRATCH`] are left out;
 //! - **its successors**: an algorithm that refuses to run, or whose scratch does not fit in memory, is followed by the next.
 
-use super::{Dims, Pass};
 use candle_core::cuda::cudarc::cudnn::result::{self, CudnnResult};
 use candle_core::cuda::cudarc::cudnn::sys;
 use candle_core::{DType, Result, bail};
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+
+/// A convolution's sizes: images, channels in and out, height, width and the kernel's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Dims {
+    pub(super) b: usize,
+    pub(super) c: usize,
+    pub(super) o: usize,
+    pub(super) h: usize,
+    pub(super) w: usize,
+    pub(super) k: usize,
+    /// Whether channels come last.
+    pub(super) last: bool,
+}
+
+/// Which of the three products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Pass {
+    Forward,
+    Input,
+    Weight,
+}
 
 /// Bytes of scratch memory that an algorithm may ask for.
 const MOST_SCRATCH: usize = 2 << 30;
