@@ -92,10 +92,10 @@ pub struct Which {
     pub split: Part,
 }
 
-/// Split of the data set.
+/// Images of a data set or from files.
 #[derive(Args)]
 pub struct Images {
-    /// Images: indices in the split, or PNG and JPEG files (default: the first ones).
+    /// Images: indices in the split, or files of pictures (default: the first ones).
     pub images: Vec<String>,
     #[command(flatten)]
     pub from: Which,
@@ -427,6 +427,15 @@ pub fn auroc(high: &[f64], low: &[f64]) -> f64 {
         0.5 * (less + low.partition_point(|l| *l <= v) as f64)
     };
     high.iter().map(|v| below(*v)).sum::<f64>() / (high.len() * low.len()) as f64
+}
+
+/// Refuses a temperature that no sample can have.
+///
+/// # Errors
+/// When it is negative or not finite.
+pub fn check_temperature(t: f64) -> Result<()> {
+    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
+    Ok(())
 }
 
 /// A number in three digits or so.

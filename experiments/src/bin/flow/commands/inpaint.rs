@@ -3,7 +3,7 @@
 use super::pictures::{Shown, two_digits};
 use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::{Stopped, stopped};
-use crate::session::{Picked, Session, doubles, mean, pooled};
+use crate::session::{Picked, Session, check_temperature, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
@@ -74,6 +74,7 @@ fn completion(
     tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
     let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
     let cond = picked.cond.as_ref();
+    check_temperature(args.temperature)?;
     let start = s.model.sample(picked.names.len(), args.temperature, seed, cond)?;
     let start = s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
     let o = Inpainting::new(args.steps as usize, (0., f64::from(1u32 << s.model.config().bits())));

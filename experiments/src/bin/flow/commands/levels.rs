@@ -3,7 +3,7 @@
 use super::pictures::{Shown, free_places};
 use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
-use crate::session::{Session, brief, doubles, mean, pooled};
+use crate::session::{Session, brief, check_temperature, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
@@ -30,7 +30,7 @@ pub struct LevelsArgs {
 pub fn run(args: &LevelsArgs) -> Result<()> {
     let (s, shape) = Session::sheet(&args.shown.grid, "levels")?;
     let t = args.temperature;
-    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
+    check_temperature(t)?;
     let picked = s.images(&args.shown.images, 5)?;
     check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {

@@ -2,7 +2,7 @@
 
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::{Sheet, check_size};
-use crate::session::{Grid, Session, Source, mean, pooled};
+use crate::session::{Grid, Session, Source, check_temperature, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
@@ -75,6 +75,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     let (n, of) = (args.n, data.train.len());
     let k = usize::from(args.k).min(of);
     pooled(|| {
+        check_temperature(args.temperature)?;
         let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
         let as_seen = |x: &Tensor| -> Result<Tensor> {

@@ -6,6 +6,7 @@ use crate::draw::samples;
 use crate::hub::{WEIGHTS, Weights};
 use crate::output::{self, PICTURE, PNG};
 use crate::saved::load_model;
+use crate::session::check_temperature;
 use anyhow::{Result, ensure};
 use clap::Args;
 use experiments::limits;
@@ -47,7 +48,7 @@ pub struct SampleArgs {
 pub fn run(args: &SampleArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
     let t = args.temperature;
-    ensure!(t >= 0. && t.is_finite(), "--temperature {t}: it must be 0 or more");
+    check_temperature(t)?;
     output::writable(&args.out, PNG, PICTURE)?;
     let device = args.compute.open()?;
     let model = load_model(&args.weights.locate()?.0, &device)?;
