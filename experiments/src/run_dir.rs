@@ -50,12 +50,18 @@ pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::metadata(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        _ => read_regular(path, if path.ends_with(CHECKPOINT) { LARGEST } else { TEXT }).map(Some),
+        _ => read_regular(path, most(path)).map(Some),
     }
 }
 
-/// A checkpoint's bytes, at most.
-const LARGEST: u64 = 1 << 40;
+/// Bytes that a file of a run can have: a checkpoint holds tensors, a log a line for every few updates.
+fn most(path: &Path) -> u64 {
+    match path {
+        p if p.ends_with(CHECKPOINT) => 1 << 40,
+        p if p.ends_with(METRICS) => 16 * TEXT,
+        _ => TEXT,
+    }
+}
 
 /// The paths of what a folder holds, in order.
 ///
@@ -150,7 +156,7 @@ pub fn read_metrics(out: &Path) -> Result<Option<Vec<Map<String, Value>>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let read = read_regular(&path, 16 * TEXT).and_then(|bytes| Ok(String::from_utf8(bytes)?));
+    let read = read_regular(&path, most(&path)).and_then(|bytes| Ok(String::from_utf8(bytes)?));
     let text = read
         .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
     // Of the error its line alone: the parser has seen one line, so that its own words would say it is the first.

@@ -133,7 +133,7 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
         let batches = FILES.iter().map(|file| {
             let path = place.join(file);
             ensure!(path.is_file(), "{} lacks {file}: unpack the official {ARCHIVE} again", place.display());
-            // One byte more than a batch has, so that a longer file is told by its length.
+            // One record more than a batch has, so that a file that is too long is told by its length.
             read_at_most(&path, ((records + 1) * RECORD) as u64)
         });
         return assemble(&batches.collect::<Result<Vec<_>>>()?, records, place);

@@ -71,8 +71,10 @@ fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut [BTreeSet<Str
 
 /// Decodes a picture and, with a size, crops and resizes it.
 fn decode(bytes: &[u8], size: Option<usize>, name: &str) -> Result<Picture> {
-    let image = picture::decode(bytes, name)?;
-    let image = size.map_or(Ok(image.clone()), |size| picture::fit(image, size))?;
+    let mut image = picture::decode(bytes, name)?;
+    if let Some(size) = size {
+        image = picture::fit(image, size)?;
+    }
     let grey = !image.color().has_color();
     let planar = picture::bytes(&image, grey);
     Ok(Picture { grey, height: image.height() as usize, width: image.width() as usize, planar })

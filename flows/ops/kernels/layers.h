@@ -303,7 +303,7 @@ KERNEL(NAME(channel_mix), NAME(Mix)) {
     }
 }
 
-// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p], in slices. Block for block of an element.
+// g_w[o, c] = sum_{b, p} g_y[b, o, p] x[b, c, p]; a block adds up one slice of one element.
 typedef struct {
     const R *x, *gy;
     double *partial;

@@ -29,7 +29,7 @@ fn rows(x: &Tensor) -> Result<(usize, usize)> {
     Ok((x.elem_count() / c.max(1), c))
 }
 
-/// The kernels are those of the activations' type.
+/// Launches the kernel `name` for activations of `dtype` on the device of `x`.
 fn run<A: Args>(x: &Tensor, name: &str, dtype: DType, blocks: usize, args: &A) -> Result<()> {
     launch(x.device(), name, Some(dtype), blocks, args)
 }
