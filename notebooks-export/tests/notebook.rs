@@ -253,7 +253,8 @@ fn a_second_notebook_uses_the_library() {
     }
     let flows = Path::new(CHECKOUT).join("flows").canonicalize().unwrap();
     assert!(
-        sources[0].contains(&format!(":dep flows = {{ path = \"{}\"", flows.display())),
+        sources[0]
+            .contains(&format!(":dep flows = {{ package = \"candle-flows\", path = \"{}\"", flows.display())),
         "{}",
         sources[0]
     );
