@@ -2,7 +2,7 @@
 //!
 //! Files form layers without a circle; a file uses items of lower layers only:
 //!
-//! 0. [`untrusted`]: reading files whose contents nobody has checked.
+//! 0. [`untrusted`]: reading files whose contents nobody has checked; [`suggest`]: what a name that does not exist was meant for.
 //! 1. [`data`]: data sets. Its types come first, then one reader a file, then the table of all of them.
 //! 2. [`recipe`]: the settings of an experiment; [`limits`]: whether this machine's memory can hold them.
 //! 3. [`batches`]: examples as a flow takes them; [`evaluate`]: bits/dim of a split; [`codecs`]: what PNG, WebP and a
@@ -23,6 +23,7 @@ pub mod limits;
 pub mod lock;
 pub mod recipe;
 pub mod run_dir;
+pub mod suggest;
 pub mod summary;
 #[cfg(test)]
 mod testing;

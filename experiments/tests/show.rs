@@ -222,6 +222,73 @@ fn labels_and_other_data_that_are_not_there_are_named() {
     }
 }
 
+/// Data that the weights were not trained on are used whole; those that they were trained on are not.
+#[test]
+fn data_that_are_only_looked_at_are_used_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = dir.path().join("photos");
+    std::fs::create_dir(&photos).unwrap();
+    for i in 0..20u32 {
+        let image = image::RgbImage::from_fn(40, 32, |x, y| image::Rgb([x as u8, y as u8, (i * 10) as u8]));
+        image.save(photos.join(format!("{i:02}.png"))).unwrap();
+    }
+    let weights = faces(dir.path());
+    let looked = |more: &[&str]| {
+        let args = ["eval", str_of(&weights), "--data-set", "folder", "--data", str_of(&photos), "--json"];
+        json(&[&args[..], &["--set", "data.size=32", "--set", "eval.codec_images=0"], more].concat())
+    };
+    let all = looked(&[]);
+    assert_eq!((&all["images"], &all["split"]), (&20.into(), &"all".into()), "{all}");
+    let test = looked(&["--split", "test"]);
+    assert!(test["images"].as_u64().unwrap() < 20 && test["split"] == "test", "{test}");
+    let own = json(&["eval", str_of(&weights), "--json", "--set", "eval.codec_images=0"]);
+    assert_eq!((&own["images"], &own["split"]), (&12.into(), &"test".into()), "{own}");
+    let own = json(&["eval", str_of(&weights), "--json", "--split", "all", "--set", "eval.codec_images=0"]);
+    assert_eq!(own["images"], 80, "{own}");
+
+    // A run on the folder itself: its test images, and photos given as files are cropped and resized as the run's own.
+    let sets = ["data.set=folder", "model.levels=1", "model.depth=1", "model.width=4", "train.updates=2"];
+    let sets =
+        [&sets[..], &["train.batch=4", "train.init_images=8", "eval.samples=0", "eval.codec_images=0"]];
+    let out = dir.path().join("mine");
+    let mut args =
+        vec!["train", "glow-cifar-small", "--out", str_of(&out), "--data", str_of(&photos), "--size", "32"];
+    sets.concat().iter().for_each(|set| args.extend(["--set", set]));
+    ok(&args);
+    let own = json(&["eval", str_of(&out), "--data", str_of(&photos), "--json"]);
+    assert_eq!(own["split"], "test", "{own}");
+    let (a, b) = (photos.join("00.png"), photos.join("01.png"));
+    ok(&["interpolate", str_of(&out), str_of(&a), str_of(&b), "--out", str_of(&dir.path().join("i.png"))]);
+    let refused =
+        error(&["layers", str_of(&weights), str_of(&a), "--out", str_of(&dir.path().join("l.png"))]);
+    assert!(refused.contains("32 × 40"), "{refused}");
+}
+
+/// Names that do not exist come with the one that was probably meant.
+#[test]
+fn similar_names_are_suggested() {
+    let dir = tempfile::tempdir().unwrap();
+    for (args, meant) in [
+        (&["explain", "glow-cifar10", "--settings"][..], "glow-cifar"),
+        (&["explain", "glow-cifar", "--settings", "--set", "train.learning_rate=1e-3"], "lr"),
+        (&["explain", "glow-cifar", "--settings", "--set", "lr=1e-3"], "train.lr"),
+        (&["explain", "glow-cifar", "--settings", "--set", "train.batch_size=3"], "batch"),
+        (&["explain", "glow-cifar", "--settings", "--set", "model.widht=3"], "width"),
+        (&["explain", "glow-cifar", "--settings", "--set", "data.set=cifar"], "cifar10"),
+        (&["sample", "me/faces"], "hf:me/faces"),
+    ] {
+        let said = error(args);
+        assert!(
+            said.contains(&format!("`{meant}`")) || said.contains(&format!(" {meant}")),
+            "{args:?}: {said}"
+        );
+    }
+    let weights = faces(dir.path());
+    let out = dir.path().join("a.png");
+    let said = error(&["attribute", str_of(&weights), "--label", "glases", "--out", str_of(&out)]);
+    assert!(said.contains("did you mean `glasses`?"), "{said}");
+}
+
 #[test]
 fn the_plane_has_a_density_and_no_images() {
     let dir = tempfile::tempdir().unwrap();

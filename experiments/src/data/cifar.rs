@@ -2,10 +2,11 @@
 //!
 //! A batch is 10 000 records of 3073 bytes with no header: one label, then 32 × 32 red, green and blue bytes,
 //! row by row. `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test
-//! set; the official `cifar-10-binary.tar.gz` holds all six.
+//! set; the official `cifar-10-binary.tar.gz` holds all six. The Python version in `cifar-10-batches-py` is read as the same
+//! records ([`cifar_py`](super::cifar_py)), so that it is the same data set, of the same revision.
 
 use super::set::{check_length, class};
-use super::{Dataset, Revision, Split, Values, read_at_most};
+use super::{Dataset, Revision, Split, Values, cifar_py, read_at_most};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 use std::path::Path;
@@ -30,8 +31,8 @@ pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 /// Records in each of the six batches.
 pub const RECORDS: usize = 10_000;
 
-const PIXELS: usize = 3 * 32 * 32;
-const RECORD: usize = 1 + PIXELS;
+pub(super) const PIXELS: usize = 3 * 32 * 32;
+pub(super) const RECORD: usize = 1 + PIXELS;
 
 /// Reads one batch of `records` records and appends it to `pixels` (planar) and `labels`.
 ///
@@ -141,9 +142,20 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
     if let Some(path) = places.iter().map(|place| place.join(ARCHIVE)).find(|path| path.is_file()) {
         return archive(&path);
     }
+    let python =
+        [dir.to_path_buf(), dir.join("cifar-10-batches-py"), dir.join("cifar10/cifar-10-batches-py")];
+    if let Some(place) = python.iter().find(|place| place.join("data_batch_1").is_file()) {
+        let batches = FILES.iter().map(|file| {
+            let path = place.join(file.trim_end_matches(".bin"));
+            // Beside the records are the names of files, some tens of bytes each.
+            let bytes = read_at_most(&path, ((records + 1) * (RECORD + 200)) as u64)?;
+            cifar_py::to_records(&bytes, records, &path.display().to_string())
+        });
+        return assemble(&batches.collect::<Result<Vec<_>>>()?, records, place);
+    }
     bail!(
-        "there is no CIFAR-10 in {}: put the files {} there or in its folder `cifar-10-batches-bin`, or the \
-         official {ARCHIVE}",
+        "there is no CIFAR-10 in {}: put the files {} there or in its folder `cifar-10-batches-bin`, the official {ARCHIVE}, or \
+         the folder `cifar-10-batches-py`",
         dir.display(),
         FILES.join(", ")
     )

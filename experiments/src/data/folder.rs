@@ -16,14 +16,14 @@
 //! ImageFolder has it, the folders are the classes.
 
 use super::picture::{self, Kind};
-use super::{Dataset, Revision, Split, Values, npy::MOST_CLASSES, read_file};
+use super::{Dataset, Parts, Revision, Split, Values, npy::MOST_CLASSES, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Folders in folders are followed this deep, which also ends loops of links.
+/// Folders in folders are followed this deep.
 const DEPTH: usize = 16;
 
 /// One decoded image: planar bytes of one channel where the file is grey, else of three.
@@ -41,9 +41,14 @@ struct Row {
 }
 
 /// Collects the paths of all pictures below `dir`, relative to the root and with `/` between their parts: those that are read,
-/// and those that are not.
-fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut [BTreeSet<String>; 2]) -> Result<()> {
-    ensure!(depth > 0, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
+/// and those that are not. `above` are the folders that `dir` lies in, without links, from the root on.
+fn list_images(dir: &Path, prefix: &str, above: &[PathBuf], found: &mut [BTreeSet<String>; 2]) -> Result<()> {
+    ensure!(above.len() < DEPTH, "{} is nested more than {DEPTH} folders deep: flatten it", dir.display());
+    let real = dir
+        .canonicalize()
+        .with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
+    ensure!(!above.contains(&real), "{} is a link to a folder that it lies in: remove it", dir.display());
+    let above = [above, &[real]].concat();
     let entries = std::fs::read_dir(dir)
         .with_context(|| format!("cannot list the folder {}: check its path", dir.display()))?;
     for entry in entries {
@@ -57,7 +62,7 @@ fn list_images(dir: &Path, prefix: &str, depth: usize, found: &mut [BTreeSet<Str
         }
         let relative = format!("{prefix}{name}");
         if entry.path().is_dir() {
-            list_images(&entry.path(), &format!("{relative}/"), depth - 1, found)?;
+            list_images(&entry.path(), &format!("{relative}/"), &above, found)?;
             continue;
         }
         match Kind::of(name) {
@@ -197,13 +202,6 @@ fn deal(dir: &Path, files: &[String]) -> Result<[Vec<usize>; 3]> {
         };
         parts[to].push(place);
     }
-    for (part, name) in [(&parts[0], "training"), (&parts[2], "test")] {
-        ensure!(
-            !part.is_empty(),
-            "{} has no {name} images: add images, or sort all of them into folders by part ({names})",
-            dir.display()
-        );
-    }
     Ok(parts)
 }
 
@@ -225,11 +223,11 @@ fn folder_classes(files: &[String]) -> Option<Labels> {
 ///
 /// # Errors
 /// When there are no images, one is unreadable, cut short or (without a size) of another height or width, `labels.csv`
-/// does not fit the files, or the training or the test part is empty; each error names the file.
+/// does not fit the files; each error names the file.
 pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     ensure!(size != Some(0), "images of side 0 cannot be made: ask for a size of at least 1");
     let mut found = [BTreeSet::new(), BTreeSet::new()];
-    list_images(dir, "", DEPTH, &mut found)?;
+    list_images(dir, "", &[], &mut found)?;
     let [files, not_read] = found;
     ensure!(!files.is_empty(), "there are no pictures in {}: put PNG or JPEG files there", dir.display());
     if let Some(one) = not_read.first() {
@@ -290,12 +288,14 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     let Labels { classes, attributes, .. } = labels.unwrap_or_default();
     let revision = revision.finish(&format!("{} image files", files.len()));
     let set = Dataset::new("folder", train, test, classes, revision);
-    Ok(Dataset { valid, attribute_names: attributes, ..set })
+    let parts = if has_parts(&files) { Parts::Named } else { Parts::Chosen };
+    Ok(Dataset { valid, attribute_names: attributes, parts, ..set })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Join, Request, load};
     use crate::testing::mutate;
     use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage};
     use std::io::Cursor;
@@ -417,8 +417,29 @@ mod tests {
                 std::fs::write(dir.path().join(format!("{part}/{i}.png")), png(&colour(4, 3, i))).unwrap();
             });
         }
-        let error = read_folder(dir.path(), None).unwrap_err().to_string();
-        assert!(error.contains("has no test images") && error.contains("test or testing"), "{error}");
+        let request =
+            Request { name: "folder".into(), dir: Some(dir.path().to_owned()), ..Request::default() };
+        let error = load(&request, None).unwrap_err().to_string();
+        assert!(error.contains("30 training and 0 test examples") && error.contains("`test`"), "{error}");
+        // Nothing is trained when all of them are only looked at.
+        let all = load(&Request { join: Join::Always, ..request.clone() }, None).unwrap();
+        assert_eq!((all.test.len(), all.valid, all.parts), (60, None, Parts::Joined));
+        assert!(load(&Request { join: Join::Unnamed, ..request }, None).is_err());
+    }
+
+    /// A folder without parts is used whole where nothing is trained on it, however small it is.
+    #[test]
+    fn a_folder_that_is_only_looked_at_is_used_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..3).for_each(|i| {
+            std::fs::write(dir.path().join(format!("{i}.png")), png(&colour(4, 3, i))).unwrap();
+        });
+        let request =
+            Request { name: "folder".into(), dir: Some(dir.path().to_owned()), ..Request::default() };
+        for (join, valid) in [(Join::Unnamed, None), (Join::Always, Some(5000))] {
+            let all = load(&Request { join, valid, ..request.clone() }, None).unwrap();
+            assert_eq!(all.test.len(), 3, "{join:?}");
+        }
     }
 
     /// As torchvision's ImageFolder: a folder for each class, in each part or in the set.

@@ -8,7 +8,7 @@
 //! | name | comes from | values |
 //! |---|---|---|
 //! | `mnist` | four idx files, plain or `.gz`, or the hub | (N, 1, 28, 28) bytes |
-//! | `cifar10` | the binary batches, their `.tar.gz`, or the hub | (N, 3, 32, 32) bytes |
+//! | `cifar10` | the binary or the Python batches, the binary `.tar.gz`, or the hub | (N, 3, 32, 32) bytes |
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
 //! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
 //! | `folder` | files of pictures ([`folder`]) | (N, C, H, W) bytes |
@@ -21,6 +21,7 @@
 //! which a new data set adds one row. Every property that depends on a set's name is a column there.
 
 pub mod cifar;
+mod cifar_py;
 pub mod faces;
 pub mod folder;
 pub mod hub;
@@ -34,9 +35,10 @@ pub mod sets;
 #[cfg(any(feature = "candle-datasets", test))]
 pub mod vision;
 
-pub use request::{Request, example_rng};
+pub use request::{Join, Request, example_rng};
 pub use set::{
-    Dataset, Entropy, LARGEST, Revision, Split, Values, file_name, gunzip, hex, read_at_most, read_file,
+    Dataset, Entropy, LARGEST, Parts, Revision, Split, Values, file_name, gunzip, hex, read_at_most,
+    read_file,
 };
 pub use sets::{KnownSet, Origin, SETS, known, load, names};
 
@@ -89,6 +91,7 @@ mod tests {
             classes: vec![],
             attribute_names: vec![],
             entropy: None,
+            parts: Parts::Named,
             revision: String::new(),
         };
         // More than there are: a tenth, here of 5, which is none, and of 40.
@@ -104,6 +107,10 @@ mod tests {
             (split().slice(0..3), split().slice(3..5))
         );
         assert!(set.carve_validation(1).is_err());
+        // All in one, in the order training, validation, test.
+        set.join();
+        assert_eq!(set.test, split().select(&[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]));
+        assert_eq!((set.valid, set.train.len(), set.parts), (None, 3, Parts::Joined));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
 use super::set::{check_length, class, planar, product};
-use super::{Dataset, LARGEST, Revision, Split, Values, read_file};
+use super::{Dataset, LARGEST, Parts, Revision, Split, Values, read_file};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -51,12 +51,63 @@ fn value<'a>(header: &'a str, key: &str, name: &str) -> Result<&'a str> {
         .trim())
 }
 
-/// Reads a `.npy` file (format versions 1 to 3) of C-ordered little-endian numbers.
+/// What the header of a `.npy` file says of its data.
+struct Header {
+    /// The byte at which the data begin.
+    start: usize,
+    /// Bytes of the whole file.
+    length: usize,
+    sides: Vec<usize>,
+    descr: String,
+    /// Whether the first index changes fastest (Fortran's order) and not the last one (C's).
+    fortran: bool,
+    read: fn(&[u8]) -> Numbers,
+}
+
+/// The numbers of a column-major array, row-major.
+fn row_major<T: Copy>(from: &[T], sides: &[usize]) -> Vec<T> {
+    let mut strides = vec![1; sides.len()];
+    for i in 1..sides.len() {
+        strides[i] = strides[i - 1] * sides[i - 1];
+    }
+    let mut at = vec![0; sides.len()];
+    let mut place = 0;
+    let mut to = Vec::with_capacity(from.len());
+    for _ in 0..from.len() {
+        to.push(from[place]);
+        for i in (0..sides.len()).rev() {
+            at[i] += 1;
+            place += strides[i];
+            if at[i] < sides[i] {
+                break;
+            }
+            place -= strides[i] * sides[i];
+            at[i] = 0;
+        }
+    }
+    to
+}
+
+/// Reads a `.npy` file (format versions 1 to 3) of little-endian numbers, in C's or in Fortran's order.
 ///
 /// # Errors
-/// When the magic string, the header, the type or the order is another one, and when the data are shorter or
-/// longer than the header announces.
+/// When the magic string, the header or the type is another one, and when the data are shorter or longer than the header
+/// announces.
 pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
+    let Header { start, length, sides, descr, fortran, read } = header(bytes, name)?;
+    let announced = format!("its header ({sides:?} of `{descr}`) announces");
+    check_length(name, bytes.len(), length as u128, announced, "save it again with numpy")?;
+    let numbers = match (read(&bytes[start..]), fortran) {
+        (numbers, false) => numbers,
+        (Numbers::Bytes(v), true) => Numbers::Bytes(row_major(&v, &sides)),
+        (Numbers::Reals(v), true) => Numbers::Reals(row_major(&v, &sides)),
+        (Numbers::Integers(v), true) => Numbers::Integers(row_major(&v, &sides)),
+    };
+    Ok(Array { sides, numbers })
+}
+
+/// Reads the header at the beginning of a `.npy` file, of which `bytes` may be the first part only.
+fn header(bytes: &[u8], name: &str) -> Result<Header> {
     ensure!(
         bytes.starts_with(b"\x93NUMPY"),
         "{name} does not begin with the npy magic string at byte 0: save it with numpy.save"
@@ -76,17 +127,18 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
     let Some(header) = header else {
         bail!("{name} ends at byte {} inside its header: save it again with numpy", bytes.len());
     };
-    let data = &bytes[8 + width + header.len()..];
-    let start = bytes.len() - data.len();
+    let start = 8 + width + header.len();
     let header = std::str::from_utf8(header).with_context(|| {
         format!("{name} has a header at byte 10 that is no text: save it again with numpy")
     })?;
 
     let descr = value(header, "descr", name)?;
     let descr = descr.split([',', '}']).next().unwrap_or_default().trim().trim_matches(['\'', '"']);
+    let order = value(header, "fortran_order", name)?;
+    let fortran = order.starts_with("True");
     ensure!(
-        value(header, "fortran_order", name)?.starts_with("False"),
-        "{name} is in Fortran order: save numpy.ascontiguousarray of it"
+        fortran || order.starts_with("False"),
+        "{name} has a `fortran_order` in its header at byte 10 that is not True or False: save it again with numpy"
     );
     let sides = value(header, "shape", name)?;
     let sides = sides
@@ -121,16 +173,17 @@ pub fn parse_npy(bytes: &[u8], name: &str) -> Result<Array> {
              labels as integers, all little-endian"
         ),
     };
-    let Some(expected) = product(&sides).and_then(|count| count.checked_mul(size)) else {
+    let length = product(&sides).and_then(|count| count.checked_mul(size)?.checked_add(start));
+    let Some(length) = length else {
         bail!(
             "{name} announces impossible sides {sides:?} in its header at byte 10: save it again with numpy"
         );
     };
-    let announced = format!("its header ({sides:?} of `{descr}`) announces");
-    let expected = start as u128 + expected as u128;
-    check_length(name, bytes.len(), expected, announced, "save it again with numpy")?;
-    Ok(Array { sides, numbers: read(data) })
+    Ok(Header { start, length, sides, descr: descr.to_owned(), fortran, read })
 }
+
+/// The largest header of an array in an archive; numpy's have some hundred bytes.
+const HEADER: u64 = 1 << 16;
 
 /// Reads every array of a `.npz` file, by name.
 ///
@@ -140,24 +193,32 @@ pub fn parse_npz(bytes: &[u8], name: &str) -> Result<BTreeMap<String, Array>> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes))
         .with_context(|| format!("{name} is no npz archive: save it with numpy.savez"))?;
     let mut arrays = BTreeMap::new();
-    // Shared by all entries: a small archive can stand for terabytes, and what is past the room reads as cut
-    // short.
-    let mut room = LARGEST;
+    // Shared by all entries: a small archive can stand for terabytes.
+    let mut left = LARGEST;
     for place in 0..archive.len() {
-        let entry = archive.by_index(place).with_context(|| {
+        let mut entry = archive.by_index(place).with_context(|| {
             format!("entry {place} of {name} cannot be read: save it again with numpy.savez")
         })?;
         let key = String::from_utf8_lossy(entry.name_raw()).into_owned();
         let Some(key) = key.strip_suffix(".npy").map(str::to_owned) else {
             bail!("{name} holds `{key}`, which is no array: save it with numpy.savez");
         };
+        let what = format!("the array `{key}` of {name}");
+        let damaged = || format!("{what} is damaged: save it again with numpy.savez");
+        // What unpacks to more than its header announces is not unpacked.
         let mut plain = Vec::new();
-        entry.take(room).read_to_end(&mut plain).with_context(|| {
-            format!("the array `{key}` of {name} is damaged: save it again with numpy.savez")
-        })?;
-        let array = parse_npy(&plain, &format!("the array `{key}` of {name}"))?;
-        room -= plain.len() as u64;
-        arrays.insert(key, array);
+        (&mut entry).take(HEADER).read_to_end(&mut plain).with_context(damaged)?;
+        let length = header(&plain, &what)?.length as u64;
+        ensure!(
+            length <= left,
+            "{what} announces {length} bytes, more than the {left} that an archive may still hold: save it as .npy"
+        );
+        left -= length;
+        entry
+            .take((length + 1).saturating_sub(plain.len() as u64))
+            .read_to_end(&mut plain)
+            .with_context(damaged)?;
+        arrays.insert(key, parse_npy(&plain, &what)?);
     }
     ensure!(!arrays.is_empty(), "{name} holds no array: save it with numpy.savez");
     Ok(arrays)
@@ -217,17 +278,17 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
 pub(crate) const MOST_CLASSES: u32 = 100_000;
 
 /// Splits the rows: of every ten, eight for training, then one for validation and one for test.
-fn deal(all: &Split, name: &str) -> Result<[Split; 3]> {
-    ensure!(all.len() >= 10, "{name} has {} examples, too few to deal out: give at least 10", all.len());
+fn deal(all: &Split) -> [Split; 3] {
     let part = |wanted: fn(usize) -> bool| {
         all.select(&(0..all.len()).filter(|i| wanted(i % 10)).collect::<Vec<_>>())
     };
-    Ok([part(|i| i < 8), part(|i| i == 8), part(|i| i == 9)])
+    [part(|i| i < 8), part(|i| i == 8), part(|i| i == 9)]
 }
 
 /// Makes a data set of named arrays.
 fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -> Result<Dataset> {
-    let (train, valid, test) = if arrays.contains_key("train") {
+    let parts = if arrays.contains_key("train") { Parts::Named } else { Parts::Chosen };
+    let (train, valid, test) = if parts == Parts::Named {
         let mut part = |key: &str| -> Result<Option<Split>> {
             let labels = arrays.remove(&format!("{key}_labels"));
             let array = arrays.remove(key);
@@ -243,7 +304,7 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
             .remove("x")
             .or_else(|| Some(arrays.pop_first()?.1))
             .with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
-        let [train, valid, test] = deal(&split(array, labels, name)?, name)?;
+        let [train, valid, test] = deal(&split(array, labels, name)?);
         (train, Some(valid), test)
     };
     if let Some(key) = arrays.keys().next() {
@@ -268,14 +329,13 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
     let labels = [Some(&train), valid.as_ref(), Some(&test)].into_iter().flatten();
     let most = labels.filter_map(|split| split.labels.as_ref()).flatten().max();
     let classes = 0..most.map_or(0, |most| most + 1);
-    Ok(Dataset { valid, ..Dataset::new("npy", train, test, classes, revision) })
+    Ok(Dataset { valid, parts, ..Dataset::new("npy", train, test, classes, revision) })
 }
 
 /// Reads a `.npy` or `.npz` file, or a folder of `.npy` files named as the arrays in a `.npz` file are.
 ///
 /// # Errors
-/// When a file is missing or damaged, the arrays do not fit together, or there are too few examples to deal
-/// out.
+/// When a file is missing or damaged, or the arrays do not fit together.
 pub fn read_path(path: &Path) -> Result<Dataset> {
     let (name, mut revision) = (path.display().to_string(), Revision::default());
     if path.is_dir() {
@@ -344,6 +404,21 @@ mod tests {
         assert_eq!(reals, Array { sides: vec![2, 1], numbers: Numbers::Reals(vec![1.5, -2.0]) });
         let labels = parse_npy(&npy("<i8", "2,", &[7_i64, -1].map(i64::to_le_bytes).concat()), "A").unwrap();
         assert_eq!(labels, Array { sides: vec![2], numbers: Numbers::Integers(vec![7, -1]) });
+        // Column by column, as a transposed array is saved, in two and in three sides.
+        let fortran = |sides: &str, data: &[u8]| {
+            let mut file = npy("|u1", sides, data);
+            let order = file.windows(5).position(|w| w == b"False").unwrap();
+            file[order..order + 5].copy_from_slice(b"True ");
+            file
+        };
+        for (sides, from, to) in [
+            ("2, 3", vec![0, 1, 2, 3, 4, 5], vec![0, 2, 4, 1, 3, 5]),
+            ("2, 2, 2", vec![0, 1, 2, 3, 4, 5, 6, 7], vec![0, 4, 2, 6, 1, 5, 3, 7]),
+            ("3,", vec![0, 1, 2], vec![0, 1, 2]),
+        ] {
+            let array = parse_npy(&fortran(sides, &from), "A").unwrap();
+            assert_eq!(array.numbers, Numbers::Bytes(to), "{sides}");
+        }
         assert!(message(&npy(">f4", "1, 1", &[0; 4])).contains("little-endian"));
         assert!(message(&npy("|O", "1, 1", &[0; 4])).contains("`|O`"));
     }
@@ -412,6 +487,20 @@ mod tests {
         assert!(read_path(dir.path()).unwrap_err().to_string().contains("no `test`"));
         std::fs::write(dir.path().join("test.npy"), rows(3)).unwrap();
         assert_eq!(read_path(dir.path()).unwrap().test.len(), 3);
+    }
+
+    /// An array that unpacks to more than its header announces is refused after that, whatever it unpacks to.
+    #[test]
+    fn what_an_archive_unpacks_to_is_bounded_by_its_headers() {
+        let mut long = npy("|u1", "2, 3", &[0; 6]);
+        long.resize(50_000_000, 0);
+        let packed = npz(&[("x", long)], zip::CompressionMethod::Deflated);
+        assert!(packed.len() < 100_000);
+        let error = parse_npz(&packed, "A").unwrap_err().to_string();
+        assert!(error.contains("extra bytes"), "{error}");
+        let claims = npz(&[("x", npy("|u1", "9000000000, 1", &[0; 6]))], zip::CompressionMethod::Stored);
+        let error = parse_npz(&claims, "A").unwrap_err().to_string();
+        assert!(error.contains("announces") && error.contains("save it as .npy"), "{error}");
     }
 
     #[test]

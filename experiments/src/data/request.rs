@@ -24,6 +24,20 @@ pub struct Request {
     pub test: Option<usize>,
     /// The seed of the drawn sets.
     pub seed: u64,
+    /// Whether all examples are put into the test split.
+    pub join: Join,
+}
+
+/// Whether all examples of a data set are put into its test split, [`Dataset::join`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Join {
+    /// They are not: training and test examples are told apart.
+    #[default]
+    Never,
+    /// They are where the data name no parts, and nothing was trained on them.
+    Unnamed,
+    /// They are.
+    Always,
 }
 
 impl Request {

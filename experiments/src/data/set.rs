@@ -158,6 +158,19 @@ impl Split {
         }
     }
 
+    /// Adds the examples of another split of the same kind behind those of this one. Labels and attributes stay only where both
+    /// have them.
+    fn append(&mut self, other: &Self) {
+        match (&mut self.values, &other.values) {
+            (Values::Pixels(v), Values::Pixels(more)) => v.extend_from_slice(more),
+            (Values::Reals(v), Values::Reals(more)) => v.extend_from_slice(more),
+            _ => unreachable!("readers give all splits one kind of values"),
+        }
+        self.labels = self.labels.take().zip(other.labels.as_ref()).map(|(a, b)| [&a[..], b].concat());
+        let attributes = self.attributes.take().zip(other.attributes.as_ref());
+        self.attributes = attributes.map(|(a, b)| [&a[..], b].concat());
+    }
+
     /// Shortens the split to its first `n` examples in place; a longer `n` changes nothing.
     pub fn truncate(&mut self, n: usize) {
         let dims = self.dims();
@@ -181,6 +194,17 @@ pub struct Entropy {
     pub upper: f64,
 }
 
+/// How the examples of a data set came to be training, validation and test examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// The data name the part of each example, or were drawn for it.
+    Named,
+    /// The reader chose, for the data name no parts.
+    Chosen,
+    /// All of them are in [`Dataset::test`]; see [`Dataset::join`].
+    Joined,
+}
+
 /// A data set in memory.
 #[derive(Clone, Debug)]
 pub struct Dataset {
@@ -198,6 +222,8 @@ pub struct Dataset {
     pub attribute_names: Vec<String>,
     /// The entropy, for the sets drawn here.
     pub entropy: Option<Entropy>,
+    /// How the examples came into their parts.
+    pub parts: Parts,
     /// Which bytes these are: the SHA-256 of the files, the hub's commit, or the generator's version and
     /// seed.
     pub revision: String,
@@ -221,8 +247,20 @@ impl Dataset {
             classes: classes.into_iter().map(|class| class.to_string()).collect(),
             attribute_names: vec![],
             entropy: None,
+            parts: Parts::Named,
             revision,
         }
+    }
+
+    /// Puts all examples into the test split: training, then validation, then test examples. The training split stays, for what is
+    /// fitted to it.
+    pub fn join(&mut self) {
+        let mut all = self.train.clone();
+        for split in self.valid.take().iter().chain([&self.test]) {
+            all.append(split);
+        }
+        self.test = all;
+        self.parts = Parts::Joined;
     }
 
     /// Moves the last `asked` training examples into a validation split of their own; where that would leave none, a tenth of them,

@@ -4,7 +4,8 @@
 //! set is one file for its reader and one row of [`SETS`].
 
 use super::hub::{self, CIFAR10, HubSet, MNIST};
-use super::{Dataset, Request, cifar, faces, folder, idx, npy, plane};
+use super::{Dataset, Join, Parts, Request, cifar, faces, folder, idx, npy, plane};
+use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, bail, ensure};
 use flows::hub::Observer;
 use std::path::Path;
@@ -93,17 +94,59 @@ pub fn known(name: &str) -> Option<&'static KnownSet> {
 /// the hub cannot be reached, or the sizes asked for leave a split empty.
 pub fn load(request: &Request, observer: Option<Arc<dyn Observer>>) -> Result<Dataset> {
     let name = &request.name;
-    let set =
-        known(name).with_context(|| format!("there is no data set `{name}`: choose one of {}", names()))?;
+    let set = known(name).with_context(|| {
+        let close = did_you_mean(name, SETS.iter().map(|set| set.name));
+        format!("there is no data set `{name}`: choose one of {}{close}", names())
+    })?;
     let mut data = match (&set.origin, &request.dir) {
-        (Origin::Drawn { draw, .. }, _) => return draw(request),
-        (Origin::Published { read, .. }, Some(dir)) => read(dir)?,
+        (Origin::Drawn { draw, .. }, _) => draw(request)?,
+        (Origin::Published { read, .. }, Some(dir)) => read(dir).map_err(|e| mistaken(set, dir, e))?,
         (Origin::Published { hub, .. }, None) => hub::load(hub, observer)?,
-        (Origin::Own(read), Some(path)) => read(path, request.size)?,
+        (Origin::Own(read), Some(path)) => read(path, request.size).map_err(|e| mistaken(set, path, e))?,
         (Origin::Own(_), None) => {
             bail!("`{name}` reads your own data: say where they are with --data DIR or FLOW_DATA")
         }
     };
+    let joined = match request.join {
+        Join::Never => false,
+        Join::Unnamed => data.parts == Parts::Chosen,
+        Join::Always => true,
+    };
+    match (&set.origin, joined) {
+        (_, true) => data.join(),
+        (Origin::Drawn { .. }, false) => {}
+        (_, false) => choose(&mut data, request)?,
+    }
+    ensure!(
+        (joined || !data.train.is_empty()) && !data.test.is_empty(),
+        "`{name}` has {} training and {} test examples left: give more of them, or say with names which are which (folders or \
+         arrays `train` and `test`)",
+        data.train.len(),
+        data.test.len()
+    );
+    Ok(data)
+}
+
+/// The error of reading `set` from a folder, or that it holds another, published set.
+fn mistaken(set: &KnownSet, dir: &Path, error: anyhow::Error) -> anyhow::Error {
+    let is_there = |other: &&KnownSet| match other.origin {
+        Origin::Published { read, .. } => other.name != set.name && read(dir).is_ok(),
+        _ => false,
+    };
+    match SETS.iter().find(is_there) {
+        Some(other) => error.context(format!(
+            "{} holds `{}`, and `{}` is asked for: give the folder of that set, or choose this one (`data.set` of a recipe, \
+             --data-set)",
+            dir.display(),
+            other.name,
+            set.name
+        )),
+        None => error,
+    }
+}
+
+/// Keeps as many examples of each part of a set that was read as are asked for.
+fn choose(data: &mut Dataset, request: &Request) -> Result<()> {
     match (&mut data.valid, request.valid) {
         (Some(_), Some(0)) => data.valid = None,
         (Some(valid), Some(n)) => valid.truncate(n),
@@ -117,19 +160,14 @@ pub fn load(request: &Request, observer: Option<Arc<dyn Observer>>) -> Result<Da
         let Some(asked) = asked else { continue };
         ensure!(
             asked <= split.len(),
-            "`data.{key}` = {asked} asks for more than the {} {key} examples of `{name}` (beside {aside} for validation): \
+            "`data.{key}` = {asked} asks for more than the {} {key} examples of `{}` (beside {aside} for validation): \
              lower it, or leave it out for all",
-            split.len()
+            split.len(),
+            request.name
         );
         split.truncate(asked);
     }
-    ensure!(
-        !data.train.is_empty() && !data.test.is_empty(),
-        "`{name}` has {} training and {} test examples left: ask for at least one of each",
-        data.train.len(),
-        data.test.len()
-    );
-    Ok(data)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ fn tensors(split: &Split) -> Result<(Tensor, Tensor)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{cifar, idx};
+    use crate::data::{Parts, cifar, idx};
     use std::path::Path;
 
     /// Every byte occurs, and no image equals its transpose.
@@ -186,6 +186,7 @@ mod tests {
             classes: (0..10).map(|class| class.to_string()).collect(),
             attribute_names: vec![],
             entropy: None,
+            parts: Parts::Named,
             revision: String::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::types::{Recipe, Schedule, Train};
 use crate::data;
+use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, ensure};
 use flows::ModelConfig;
 use flows::models::Preprocess;
@@ -26,9 +27,10 @@ impl Recipe {
         );
         ensure!(
             data::known(&data.set).is_some(),
-            "`data.set` = {:?}: choose one of {}",
+            "`data.set` = {:?}: choose one of {}{}",
             data.set,
-            data::names()
+            data::names(),
+            did_you_mean(&data.set, data::SETS.iter().map(|set| set.name))
         );
         for (key, n) in [
             ("data.train", data.train),

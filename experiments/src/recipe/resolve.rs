@@ -4,6 +4,7 @@
 //! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
 
 use super::types::Recipe;
+use crate::suggest::did_you_mean;
 use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::ModelConfig;
@@ -62,7 +63,10 @@ impl Resolved {
             return Self::parse(&stem, &text, sets).with_context(|| format!("recipe {name}"));
         }
         let text = builtin(name).with_context(|| {
-            format!("there is no recipe `{name}`: `flow list` names them all, a path to one of your own ends in .toml")
+            format!(
+                "there is no recipe `{name}`: `flow list` names them all, a path to one of your own ends in .toml{}",
+                did_you_mean(name, BUILTIN.iter().map(|(known, _)| known))
+            )
         })?;
         Self::parse(name, text, sets).with_context(|| format!("recipe {name}"))
     }
@@ -103,7 +107,9 @@ impl Resolved {
             }
         }
         table.entry("name").or_insert_with(|| Value::String(stem.into()));
-        let mut recipe: Recipe = serde_path_to_error::deserialize(Value::Table(table)).map_err(name_key)?;
+        let keys: Vec<String> = leaves(&table).map(|(key, _)| key).collect();
+        let read = serde_path_to_error::deserialize(Value::Table(table));
+        let mut recipe: Recipe = read.map_err(|error| name_key(error, &keys))?;
         recipe.source.extend(leaves(&source).map(|(key, value)| match value {
             Value::String(text) => (key, text),
             value => (key, value.to_string()),
@@ -235,7 +241,8 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
     let Some(name) = model.remove("preset") else { return Ok(None) };
     let Some((name, config)) = PRESETS.iter().find(|(n, _)| name.as_str() == Some(n)) else {
         let all: Vec<_> = PRESETS.iter().map(|(n, _)| *n).collect();
-        bail!("`model.preset` = {name} is none of {}", all.join(", "));
+        let close = did_you_mean(name.as_str().unwrap_or_default(), &all);
+        bail!("`model.preset` = {name} is none of {}{close}", all.join(", "));
     };
     for (key, value) in Table::try_from(config()).context("a preset is written as TOML")? {
         model.entry(key).or_insert(value);
@@ -251,11 +258,21 @@ fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     anyhow!("this is no TOML{place}: {message}")
 }
 
-/// The error of a strict read, with the key it is about.
-fn name_key(error: serde_path_to_error::Error<toml::de::Error>) -> anyhow::Error {
+/// The error of a strict read, with the key it is about and, where there is none of that name, the most similar one: of those
+/// that the message lists, or of the recipe's own `keys`, for it may stand in another table.
+fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String]) -> anyhow::Error {
     let path = error.path().to_string();
     let message = error.into_inner().message().trim().to_owned();
-    if path == "." { anyhow!("{message}") } else { anyhow!("`{path}`: {message}") }
+    let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
+    let close = match quoted.next().filter(|_| message.starts_with("unknown field")) {
+        Some(unknown) => {
+            let others = keys.iter().filter(|key| key.rsplit('.').next() != Some(&unknown)).cloned();
+            let elsewhere = keys.iter().filter(|key| **key != unknown && !path.ends_with(&unknown)).cloned();
+            did_you_mean(&unknown, quoted.chain(others).chain(elsewhere))
+        }
+        None => String::new(),
+    };
+    if path == "." { anyhow!("{message}{close}") } else { anyhow!("`{path}`: {message}{close}") }
 }
 
 impl Recipe {

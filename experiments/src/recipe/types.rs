@@ -1,6 +1,6 @@
 //! The settings of a recipe.
 
-use crate::data::Request;
+use crate::data::{Join, Request};
 use flows::ops::precision::Precision;
 use flows::optim::Rule;
 use flows::{Memory, ModelConfig};
@@ -207,6 +207,6 @@ impl Recipe {
     #[must_use]
     pub fn request(&self, dir: Option<PathBuf>) -> Request {
         let Data { set, train, validation, test, size, seed } = self.data.clone();
-        Request { name: set, dir, size, train, valid: Some(validation), test, seed }
+        Request { name: set, dir, size, train, valid: Some(validation), test, seed, join: Join::Never }
     }
 }

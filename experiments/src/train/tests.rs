@@ -3,7 +3,7 @@
 #[cfg(feature = "emulate")]
 use super::run::train_in_pool;
 use super::{Outcome, Progress, StoppedBy, train};
-use crate::data::{Dataset, Split, Values};
+use crate::data::{Dataset, Parts, Split, Values};
 use crate::evaluate::{EvalOptions, evaluate};
 use crate::recipe::{Data, Eval, LossUnit, Recipe, Schedule, Train};
 use crate::run_dir::{CHECKPOINT, METRICS};
@@ -74,6 +74,7 @@ fn data() -> Dataset {
         classes: vec![],
         attribute_names: vec![],
         entropy: None,
+        parts: Parts::Named,
         revision: "test".to_string(),
     }
 }

@@ -95,6 +95,8 @@ pub enum Part {
     Validation,
     /// The test images.
     Test,
+    /// All of them, those of training among them.
+    All,
 }
 
 impl Part {
@@ -105,9 +107,14 @@ impl Part {
             Self::Train => "train",
             Self::Validation => "validation",
             Self::Test => "test",
+            Self::All => "all",
         }
     }
 }
+
+/// What `--split` says where it is left out.
+pub const SPLIT_HELP: &str = "Split of the data set (default: test; all, where the data are your own, name no parts and are not \
+                              those that the weights were trained on)";
 
 /// A seed as it is given; a recipe is written as TOML, whose numbers end at 2^63 - 1.
 pub fn seed(text: &str) -> Result<u64, String> {

@@ -1,7 +1,7 @@
 //! Models of the Hugging Face hub as arguments: `hf:user/name@revision` wherever a command takes weights.
 
 use crate::progress;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use experiments::data::hub::sentence;
 use experiments::run_dir::COMPANIONS;
 use flows::hub::{Hub, Repository, Revision, Snapshot};
@@ -98,7 +98,15 @@ impl Weights {
     pub fn locate(&self) -> Result<(PathBuf, Option<String>)> {
         match &self.address {
             Some(address) => address.pull().map(|snapshot| (snapshot.folder, Some(snapshot.commit))),
-            None => Ok((PathBuf::from(&self.text), None)),
+            None => {
+                let folder = PathBuf::from(&self.text);
+                ensure!(
+                    folder.exists() || self.text.parse::<Address>().is_err(),
+                    "there is no folder {}: a model of the Hugging Face hub is {PREFIX}{0}",
+                    self.text
+                );
+                Ok((folder, None))
+            }
         }
     }
 }

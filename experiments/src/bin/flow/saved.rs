@@ -4,7 +4,7 @@ use crate::args::Part;
 use crate::progress::{Count, Stopped, Transfers, stopped};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use experiments::data::{self, Dataset, Request, Split};
+use experiments::data::{self, Dataset, Join, Parts, Request, Split};
 use experiments::evaluate::{EvalOptions, Evaluation, evaluate_until};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::RECIPE;
@@ -27,8 +27,8 @@ pub fn load(request: &Request) -> Result<Dataset> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>) -> Result<Dataset> {
-    let data = self::load(&recipe.request(dir))?;
+pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>, join: Join) -> Result<Dataset> {
+    let data = self::load(&Request { join, ..recipe.request(dir) })?;
     tracing::info!(
         "{}: {} training, {} validation, {} test examples, {} classes, {} attributes ({})",
         data.name,
@@ -42,19 +42,33 @@ pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>) -> Result<Dataset> {
     Ok(data)
 }
 
-/// A part of a data set.
+/// Which examples are put into one split for `--split`: all, where that is asked for; where nothing is, those of the user's own
+/// data that name no parts, unless the weights in this folder were trained on such data (`foreign`: on others).
+pub fn join(split: Option<Part>, set: &str, weights: &Path, foreign: bool) -> Join {
+    let own = || own_recipe(weights, &[]).is_ok_and(|recipe| recipe.data.set == set);
+    match split {
+        Some(Part::All) => Join::Always,
+        None if foreign || !own() => Join::Unnamed,
+        _ => Join::Never,
+    }
+}
+
+/// A part of a data set that was loaded with [`join`], and which one it is.
 ///
 /// # Errors
 /// When it has no validation images and they are asked for.
-pub fn part(data: &Dataset, part: Part) -> Result<&Split> {
-    Ok(match part {
+pub fn part(data: &Dataset, part: Option<Part>) -> Result<(&Split, Part)> {
+    let default = if data.parts == Parts::Joined { Part::All } else { Part::Test };
+    let part = part.unwrap_or(default);
+    let split = match part {
         Part::Train => &data.train,
-        Part::Test => &data.test,
+        Part::Test | Part::All => &data.test,
         Part::Validation => data
             .valid
             .as_ref()
             .with_context(|| format!("`{}` has no validation images: choose another --split", data.name))?,
-    })
+    };
+    Ok((split, part))
 }
 
 /// Evaluates a model on a split, with a bar.

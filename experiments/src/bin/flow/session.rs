@@ -5,7 +5,7 @@
 //! come from [`flows::latents`]. Both files are made under other names and put in their places together at the end, so
 //! that a command that fails or is interrupted leaves what was there.
 
-use crate::args::{Compute, DataArgs, Part, seed};
+use crate::args::{Compute, DataArgs, Part, SPLIT_HELP, seed};
 use crate::draw::draft::{self, Draft, numbers_of};
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::Cell;
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use experiments::batches::{Augment, Examples};
-use experiments::data::{self, Dataset, Split, Values, picture};
+use experiments::data::{self, Dataset, Request, Split, Values, picture};
 use experiments::limits::{self, Use};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::untrusted::read_regular;
@@ -87,9 +87,8 @@ pub struct Source {
 pub struct Which {
     #[command(flatten)]
     pub source: Source,
-    /// Split of the data set.
-    #[arg(long, value_enum, default_value = "test")]
-    pub split: Part,
+    #[arg(long, value_enum, help = SPLIT_HELP)]
+    pub split: Option<Part>,
 }
 
 /// Images of a data set or from files.
@@ -117,6 +116,8 @@ pub struct Named {
     pub name: String,
     /// Its examples.
     pub split: Split,
+    /// Which part they are.
+    pub part: Part,
 }
 
 /// A command at work: its model, and where it writes.
@@ -182,10 +183,11 @@ impl<'a> Session<'a> {
         Ok(recipe)
     }
 
-    /// The data that the arguments name, training images and all.
-    pub fn data(&self, source: &Source) -> Result<Dataset> {
-        let data =
-            saved::load(&self.recipe(source, source.data_set.as_deref())?.request(source.data.dir.clone()))?;
+    /// The data that the arguments name, training images and all; those of the user's own may be put into one split ([`saved::join`]).
+    pub fn data(&self, source: &Source, split: Option<Part>) -> Result<Dataset> {
+        let request = self.recipe(source, source.data_set.as_deref())?.request(source.data.dir.clone());
+        let join = saved::join(split, &request.name, &self.folder, false);
+        let data = saved::load(&Request { join, ..request })?;
         tracing::info!("{}: {}", data.name, data.revision);
         Ok(data)
     }
@@ -193,20 +195,28 @@ impl<'a> Session<'a> {
     /// A part of the data that the arguments name.
     pub fn part(&self, from: &Which) -> Result<Named> {
         let source = &from.source;
-        self.part_of(from, source.data_set.as_deref(), source.data.dir.clone())
+        self.part_of(from, source.data_set.as_deref(), source.data.dir.clone(), false)
     }
 
-    /// A part of the data set of this name (default: the recipe's own), from this folder.
-    pub fn part_of(&self, from: &Which, set: Option<&str>, dir: Option<PathBuf>) -> Result<Named> {
+    /// A part of the data set of this name (default: the recipe's own), from this folder; `foreign` says that the weights were not
+    /// trained on it, whatever its name.
+    pub fn part_of(
+        &self,
+        from: &Which,
+        set: Option<&str>,
+        dir: Option<PathBuf>,
+        foreign: bool,
+    ) -> Result<Named> {
         let mut request = self.recipe(&from.source, set)?.request(dir);
-        if from.split != Part::Train {
+        if !matches!(from.split, Some(Part::Train | Part::All)) {
             // Drawing or keeping more would be for nothing.
             request.train = Some(1);
         }
+        request.join = saved::join(from.split, &request.name, &self.folder, foreign);
         let data = saved::load(&request)?;
         tracing::info!("{}: {}", data.name, data.revision);
-        let split = saved::part(&data, from.split)?.clone();
-        Ok(Named { name: data.name, split })
+        let (split, part) = saved::part(&data, from.split)?;
+        Ok(Named { name: data.name.clone(), split: split.clone(), part })
     }
 
     /// The images that the arguments name, or else the first `n`; data are read only where they are needed.
@@ -222,6 +232,8 @@ impl<'a> Session<'a> {
     /// Images by their number in `part`, or by their file.
     pub fn pick(&self, specs: &[String], part: Option<&Named>) -> Result<Picked> {
         let shape = self.shape()?;
+        // Files are cropped and resized as the images that the model was trained on.
+        let size = saved::own_recipe(&self.folder, &[]).ok().and_then(|recipe| recipe.data.size);
         let mut pixels = Vec::new();
         let mut labels = Vec::new();
         // An image of the data has the same noise wherever it is asked for.
@@ -233,7 +245,7 @@ impl<'a> Session<'a> {
                     !self.draft.replaces(path),
                     "--out {spec} is one of the images: choose another name for the picture"
                 );
-                pixels.extend(read_image(path, shape)?);
+                pixels.extend(read_image(path, shape, size)?);
                 noise.push(i as u64);
                 continue;
             };
@@ -453,10 +465,18 @@ pub fn brief(v: f64) -> String {
 const LARGEST_PICTURE: u64 = 1 << 28;
 
 /// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
-pub fn read_image(path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>> {
+pub fn read_image(
+    path: &Path,
+    [channels, height, width]: [usize; 3],
+    size: Option<usize>,
+) -> Result<Vec<u8>> {
     let name = path.display();
     ensure!(path.is_file(), "there is no image {name}: give a number in the data, or the path of a picture");
     let image = picture::decode(&read_regular(path, LARGEST_PICTURE)?, &name.to_string())?;
+    let image = match size {
+        Some(size) => picture::fit(image, size)?,
+        None => image,
+    };
     ensure!(
         (image.height() as usize, image.width() as usize) == (height, width),
         "{name} is {} × {} pixels (height × width), the model takes {height} × {width}: resize it",
@@ -497,14 +517,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("grey.png");
         image::GrayImage::from_fn(3, 2, |x, y| image::Luma([(10 * y + x) as u8])).save(&path).unwrap();
-        let planar = read_image(&path, [3, 2, 3]).unwrap();
+        let planar = read_image(&path, [3, 2, 3], None).unwrap();
         assert_eq!(planar, [0, 1, 2, 10, 11, 12].repeat(3));
-        assert_eq!(read_image(&path, [1, 2, 3]).unwrap(), planar[..6]);
-        assert!(read_image(&path, [1, 3, 2]).unwrap_err().to_string().contains("2 × 3"));
+        assert_eq!(read_image(&path, [1, 2, 3], None).unwrap(), planar[..6]);
+        // Of the middle square, one row and column on each side.
+        assert_eq!(
+            read_image(&path, [1, 2, 2], Some(2)).unwrap(),
+            [planar[0], planar[1], planar[3], planar[4]]
+        );
+        assert!(read_image(&path, [1, 3, 2], None).unwrap_err().to_string().contains("2 × 3"));
         assert!(
-            read_image(&dir.path().join("none.png"), [1, 2, 3]).unwrap_err().to_string().contains("none.png")
+            read_image(&dir.path().join("none.png"), [1, 2, 3], None)
+                .unwrap_err()
+                .to_string()
+                .contains("none.png")
         );
         std::fs::write(&path, "text").unwrap();
-        assert!(read_image(&path, [1, 2, 3]).unwrap_err().to_string().contains("no readable"));
+        assert!(read_image(&path, [1, 2, 3], None).unwrap_err().to_string().contains("no readable"));
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
 use experiments::data::{Dataset, Split};
+use experiments::suggest::did_you_mean;
 use flows::latents;
 use serde_json::json;
 
@@ -55,7 +56,7 @@ fn has(data: &Dataset, split: &Split, label: &str) -> Result<Vec<bool>> {
         !all.is_empty(),
         "`{name}` has neither attributes nor classes: a folder's labels.csv can give them"
     );
-    bail!("`{name}` has no label `{label}`: choose one of {}", all.join(", "))
+    bail!("`{name}` has no label `{label}`: choose one of {}{}", all.join(", "), did_you_mean(label, &all))
 }
 
 /// The places of the examples that have the label, or of those that do not.
@@ -73,7 +74,7 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     let (s, shape) = Session::sheet(&args.shown.grid, "attribute")?;
     ensure!(args.fit > 0, "--fit 0: average the latents of at least one image");
     let from = &args.shown.images.from;
-    let data = s.data(&from.source)?;
+    let data = s.data(&from.source, from.split)?;
     s.fits(&data.train, &data.name)?;
     let train = data.train.take(args.fit);
     let flags = has(&data, &train, &args.label)?;
@@ -84,15 +85,16 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
         "of {n} training images {have} have `{label}`: a direction needs images with it and without it, raise --fit or choose \
          another label"
     );
-    let part = saved::part(&data, from.split)?.clone();
-    let held = part.take(MEASURED);
+    let (split, part) = saved::part(&data, from.split)?;
+    let split = split.clone();
+    let held = split.take(MEASURED);
     let held_flags = has(&data, &held, &args.label)?;
     // Three of each kind, so that both directions are seen.
     let first = |with: bool| side(&held_flags, with).into_iter().take(3);
     let first: Vec<String> = first(false).chain(first(true)).map(|i| i.to_string()).collect();
     let specs = if args.shown.images.images.is_empty() { &first } else { &args.shown.images.images };
     check_size(specs.len(), 1 + args.strengths.len(), shape, args.shown.grid.scale)?;
-    let picked = s.pick(specs, Some(&Named { name: data.name, split: part }))?;
+    let picked = s.pick(specs, Some(&Named { name: data.name, split, part }))?;
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));
         tracing::info!("averaging the latents of {} images", train.len());

@@ -116,9 +116,9 @@ impl<'a> Exam<'a> {
                 .part(&args.from)
                 .context("there are no data to examine on, --samples takes the model's own")?;
             s.fits(&part.split, &part.name)?;
-            ensure!(!part.split.is_empty(), "`{}` has no {} examples", part.name, args.from.split.name());
+            ensure!(!part.split.is_empty(), "`{}` has no {} examples", part.name, part.part.name());
             let (x, cond) = s.dequantise(&part.split.take(n))?;
-            (x, cond, format!("{} {}", part.name, args.from.split.name()))
+            (x, cond, format!("{} {}", part.name, part.part.name()))
         };
         let (weights, examples) = (s.base.weights.to_string(), x.dim(0)?);
         let lines = vec![format!("{weights} on {examples} {on}")];

@@ -1,10 +1,10 @@
 //! `flow eval`: bits/dim of saved weights on a part of a data set, and what stands beside it.
 
 use super::print;
-use crate::args::{Compute, DataArgs, Overrides, Part, seed};
+use crate::args::{Compute, DataArgs, Overrides, Part, SPLIT_HELP, seed};
 use crate::hub::{WEIGHTS, Weights};
 use crate::report::measured::{comparison, terms};
-use crate::saved::{baselines, load_data, load_model, own_recipe, part, score};
+use crate::saved::{baselines, join, load_data, load_model, own_recipe, part, score};
 use anyhow::{Result, ensure};
 use clap::Args;
 use experiments::limits::{self, Use};
@@ -26,9 +26,8 @@ pub struct EvalArgs {
     /// Data set to use instead of the recipe's.
     #[arg(long, value_name = "NAME")]
     data_set: Option<String>,
-    /// Split of the data set.
-    #[arg(long, value_enum, default_value = "test")]
-    split: Part,
+    #[arg(long, value_enum, help = SPLIT_HELP)]
+    split: Option<Part>,
     /// Number of images (default: all).
     #[arg(long)]
     images: Option<usize>,
@@ -81,18 +80,19 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     // The weights have their model with them.
     recipe.model = model.config().clone();
     limits::recipe(&recipe, Use::Evaluation, device.is_cpu())?;
-    let data = load_data(&recipe, args.data.dir.clone())?;
-    let split = part(&data, args.split)?;
+    let join = join(args.split, &recipe.data.set, &weights, false);
+    let data = load_data(&recipe, args.data.dir.clone(), join)?;
+    let (split, which) = part(&data, args.split)?;
     let seed = args.seed.unwrap_or(recipe.train.seed);
-    let what = format!("{} images", args.split.name());
+    let what = format!("{} images", which.name());
     let measured = score(&model, &recipe, split, &what, args.images, seed)?;
     let (codecs, gaussian) = baselines(&model, &recipe, &data, split, &measured, seed)?;
-    let mut object = summary::score_json(&recipe.name, args.split.name(), &measured);
+    let mut object = summary::score_json(&recipe.name, which.name(), &measured);
     let beside = Baselines { codecs, gaussian, ..Baselines::new(&recipe, &data) };
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.to_string().into());
     object.extend(commit.map(|commit| ("weights_commit".to_owned(), commit.into())));
-    let mut lines = vec![terms(&measured, args.split.name())];
+    let mut lines = vec![terms(&measured, which.name())];
     lines.extend(comparison(Some(&measured), &beside));
     print(args.json, Value::Object(object), lines.join("\n"))
 }

@@ -1,5 +1,6 @@
 //! `flow nearest`: samples beside the training images that are nearest to them.
 
+use crate::args::Part;
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::{Sheet, check_size};
 use crate::session::{Grid, Session, Source, check_temperature, mean, pooled};
@@ -70,7 +71,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
     check_size(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
-    let data = s.data(&args.source)?;
+    let data = s.data(&args.source, Some(Part::Train))?;
     s.fits(&data.train, &data.name)?;
     let (n, of) = (args.n, data.train.len());
     let k = usize::from(args.k).min(of);

@@ -57,7 +57,8 @@ fn other(s: &Session, args: &OodArgs, own: &Split) -> Result<Split> {
         }
         name => {
             let dir = args.against_data.clone().or_else(|| args.from.source.data.dir.clone());
-            let data = s.part_of(&args.from, Some(name), dir).with_context(|| {
+            let foreign = args.against_data.is_some();
+            let data = s.part_of(&args.from, Some(name), dir, foreign).with_context(|| {
                 format!("--against {name}: it is a data set, or `noise`, `constant` or `shuffled`")
             })?;
             let split = data.split.take(args.n);
@@ -101,7 +102,7 @@ pub fn run(args: &OodArgs) -> Result<()> {
         );
         let told = auroc(&b, &a);
         let names = [
-            format!("{name} {}, {mean_a:.2} bits/dim", args.from.split.name()),
+            format!("{name} {}, {mean_a:.2} bits/dim", data.part.name()),
             format!("{against}, {mean_b:.2} bits/dim"),
         ];
         draw(&s, &names, [&a, &b], told)?;
@@ -114,7 +115,7 @@ pub fn run(args: &OodArgs) -> Result<()> {
             ),
         ];
         let figures = json!({
-            "data": name, "split": args.from.split.name(), "against": against,
+            "data": name, "split": data.part.name(), "against": against,
             "bits_per_dim": mean_a, "against_bits_per_dim": mean_b, "auroc": told,
             "images": a.len(), "against_images": b.len(),
         });

@@ -13,7 +13,7 @@ use crate::saved::{baselines, load_data, score};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Args;
-use experiments::data::{Dataset, Split, known};
+use experiments::data::{Dataset, Join, Split, known};
 use experiments::limits::{self, Use};
 use experiments::lock::Lock;
 use experiments::recipe::{Recipe, Resolved};
@@ -69,7 +69,7 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
     train::check_precision(&resolved.recipe.train, &device)?;
     limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
     let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
-    let data = load_data(&resolved.recipe, args.data.dir.clone())?;
+    let data = load_data(&resolved.recipe, args.data.dir.clone(), Join::Never)?;
     fit_shape(&mut resolved.recipe, &data)?;
     let recipe = &resolved.recipe;
     limits::recipe(recipe, Use::Training, device.is_cpu())?;
