@@ -266,9 +266,9 @@ fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String])
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     let close = match quoted.next().filter(|_| message.starts_with("unknown field")) {
         Some(unknown) => {
-            let others = keys.iter().filter(|key| key.rsplit('.').next() != Some(&unknown)).cloned();
-            let elsewhere = keys.iter().filter(|key| **key != unknown && !path.ends_with(&unknown)).cloned();
-            did_you_mean(&unknown, quoted.chain(others).chain(elsewhere))
+            let itself = format!("{path}.{unknown}");
+            let others = keys.iter().filter(|key| **key != path && **key != itself).cloned();
+            did_you_mean(&unknown, quoted.chain(others))
         }
         None => String::new(),
     };
