@@ -63,7 +63,7 @@ class Model(nn.Module):
                     module.add_module(part, nn.Module())
                 module = module._modules[part]
             t = t.to(dtype) if t.is_floating_point() else t.long()
-            frozen = last in BUFFERS or not t.is_floating_point() or path[:1] == ["whiten"]
+            frozen = last in BUFFERS or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
         zeros = torch.zeros(1, *config["shape"], dtype=dtype)
@@ -162,7 +162,7 @@ class Model(nn.Module):
     def _preprocess(self):
         c = self.config
         n, kind = 2.0 ** c["bits"], c["preprocess"]["kind"]
-        scale = {"none": None, "unit": (1 / n, 0), "logit": (1 / n, 0), "centered": (1 / n, -0.5)}.get(kind, (2 / n, -1))
+        scale = {"none": None, "standardize": None, "unit": (1 / n, 0), "logit": (1 / n, 0), "centered": (1 / n, -0.5)}.get(kind, (2 / n, -1))
         steps = [] if scale is None else [affine(torch.tensor(scale[0]), scale[1])]
         if kind == "logit":
             a = c["preprocess"]["alpha"]
@@ -175,6 +175,9 @@ class Model(nn.Module):
             steps.append((logit, lambda z, y: (torch.sigmoid(z) - a) / slope))
         if c["model"] == "nice" and len(c["shape"]) > 1:
             steps.append((lambda x, y: (x.flatten(1), 0), lambda z, y: z.reshape(-1, *c["shape"])))
+        if kind == "standardize":
+            mean, std = self.get("standardize.mean"), self.get("standardize.std")
+            steps.append((lambda x, y: ((x - mean) / std, -std.log().sum()), lambda z, y: z * std + mean))
         if kind == "zca":
             w, inverse, mean, ld = (self.get(f"whiten.{k}") for k in ("weight", "inverse", "mean", "log_det"))
             steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))

@@ -80,6 +80,18 @@ pub fn evaluate(model: &Model, split: &Split, o: &EvalOptions) -> Result<Evaluat
 /// # Errors
 /// As [`evaluate`], but for the interruption.
 pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<Option<Evaluation>> {
+    Ok(evaluate_each(model, split, o)?.map(|(evaluation, _)| evaluation))
+}
+
+/// As [`evaluate_until`], with log p(x) of each example in nats, the mean over noise draws.
+///
+/// # Errors
+/// As [`evaluate_until`].
+pub fn evaluate_each(
+    model: &Model,
+    split: &Split,
+    o: &EvalOptions,
+) -> Result<Option<(Evaluation, Vec<f64>)>> {
     ensure!(o.batch > 0, "`batch` must be at least 1 to evaluate");
     ensure!(o.draws > 0, "`noise_draws` must be at least 1 to evaluate");
     let examples = Examples::new(split, model.config())?;
@@ -97,14 +109,14 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
             let host = examples.host((first..end).map(|i| (i, i as u64)), &noise, Augment::default());
             let batch = examples.batch(host, device)?;
             let ctx = Ctx::eval().with_context(batch.context());
-            let terms = model.terms(&batch.x, ctx)?;
+            let x = batch.x.to_dtype(model.params().dtype())?;
+            let terms = model.terms(&x, ctx)?;
             let to_host = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec1::<f64>();
             let (p, l) = (to_host(&terms.prior)?, to_host(&terms.log_det)?);
             for i in first..end {
                 let (p, l) = (p[i - first], l[i - first]);
                 if !(p + l).is_finite() {
-                    let layer =
-                        model.find_non_finite(&batch.x, ctx)?.unwrap_or_else(|| "the sum".to_string());
+                    let layer = model.find_non_finite(&x, ctx)?.unwrap_or_else(|| "the sum".to_string());
                     bail!(
                         "image {i} has log-likelihood {} (prior {p}, log-det {l}), first not finite in layer \
                          `{layer}`: no mean is reported over the others; train with a lower rate or clipping",
@@ -127,7 +139,8 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
     let squares: f64 = prior.iter().zip(&log_det).map(|(p, l)| (bits(p + l) - bits_per_dim).powi(2)).sum();
     let log_p = mean(&prior) + mean(&log_det);
     let config = model.config();
-    Ok(Some(Evaluation {
+    let each = prior.iter().zip(&log_det).map(|(p, l)| p + l).collect();
+    let evaluation = Evaluation {
         bits_per_dim,
         std_err: if n > 1 { (squares / (n - 1) as f64 / n as f64).sqrt() } else { 0. },
         log_likelihood: log_p - dims * config.preprocess().bin(config.bits()).ln(),
@@ -137,7 +150,8 @@ pub fn evaluate_until(model: &Model, split: &Split, o: &EvalOptions) -> Result<O
         bins: if pixels { 1 << config.bits() } else { 0 },
         noise_draws: if pixels { draws } else { 0 },
         images: n,
-    }))
+    };
+    Ok(Some((evaluation, each)))
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use crate::data;
 use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, ensure};
 use flows::ModelConfig;
-use flows::models::Preprocess;
 use flows::optim::Rule;
 
 impl Recipe {
@@ -84,8 +83,8 @@ impl Recipe {
             );
             let vectors = want.len() == 1;
             ensure!(
-                vectors == matches!(model.preprocess(), Preprocess::None {}),
-                "`model.preprocess`: `none` is for vectors and only for them, `{}` has examples of {want:?}",
+                vectors == model.preprocess().is_for_vectors(),
+                "`model.preprocess`: `none` and `standardize` are for vectors and only for them, `{}` has examples of {want:?}",
                 data.set
             );
         }

@@ -4,6 +4,7 @@
 //! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
 
 use super::types::Recipe;
+use crate::data::{Origin, known};
 use crate::suggest::did_you_mean;
 use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -98,6 +99,7 @@ impl Resolved {
             put(&mut table, key, value.clone()).with_context(|| format!("--set {key}"))?;
         }
         if set_name(&table) != trains_on {
+            standardize_own(&mut table, &sets);
             // The paper's number is about other images now, and so are the recipe's numbers of examples: all are taken.
             table.remove("paper");
             for count in
@@ -182,6 +184,22 @@ const OPTIONAL: &[&str] =
 
 fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
+}
+
+/// Standardizes vectors of the user's own, whose units are unknown, where the recipe was made for others that need it not and
+/// `--set` does not say how they are preprocessed.
+fn standardize_own(table: &mut Table, sets: &[(String, Value)]) {
+    let set = set_name(table);
+    let own = set.as_ref().and_then(Value::as_str).and_then(known);
+    let own = own.is_some_and(|set| matches!(set.origin, Origin::Own(..)));
+    let said = sets.iter().any(|(key, _)| key.starts_with("model.preprocess"));
+    let Some(Value::Table(preprocess)) = table.get_mut("model").and_then(|model| model.get_mut("preprocess"))
+    else {
+        return;
+    };
+    if own && !said && preprocess.get("kind").and_then(Value::as_str) == Some("none") {
+        preprocess.insert("kind".into(), "standardize".into());
+    }
 }
 
 /// `key=value` with a value in TOML; a bare word is a string, because a shell removes quotes.
@@ -340,6 +358,14 @@ mod tests {
         assert!(own.train.is_some() && own.test.is_some());
         let other = with("quickstart", &["data.set=folder"]).unwrap().recipe.data;
         assert_eq!((other.train, other.test), (None, None));
+        // Vectors whose units are unknown are standardized, unless another preprocessing is asked for.
+        for (sets, kind) in [
+            (&["data.set=npy"][..], Preprocess::Standardize {}),
+            (&["data.set=npy", "model.preprocess.kind=none"], Preprocess::None {}),
+            (&["data.set=rings"], Preprocess::None {}),
+        ] {
+            assert_eq!(with("moons", sets).unwrap().recipe.model.preprocess(), kind, "{sets:?}");
+        }
         let some = with("quickstart", &["data.set=folder", "data.train=30"]).unwrap().recipe.data;
         assert_eq!((some.train, some.test), (Some(30), None));
         let same = with("quickstart", &["data.set=faces"]).unwrap().recipe.data;

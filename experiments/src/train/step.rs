@@ -88,6 +88,11 @@ impl<'a> Step<'a> {
 
     /// Sets actnorm, running statistics and the moving average from the first `images` training images.
     pub(super) fn initialise(&mut self, images: usize) -> Result<()> {
+        if let Values::Reals(values) = &self.feed.examples.split().values {
+            let split = self.feed.examples.split();
+            let rows = Tensor::from_slice(values, (split.len(), split.dims()), &Device::Cpu)?;
+            self.model.standardize(&rows)?;
+        }
         let batch = self.feed.examples.batch(self.feed.initial(images), self.device)?;
         self.model.init(&batch.x, batch.context()).context("data-dependent initialisation failed")?;
         if let Some(name) = self.model.params().find_non_finite()? {

@@ -9,6 +9,7 @@ mod multiscale;
 mod permute;
 pub mod preprocess;
 mod reshape;
+mod standardize;
 
 pub use act_norm::ActNorm;
 pub use affine::{ChannelPrior, Diagonal};
@@ -20,3 +21,4 @@ pub(crate) use multiscale::split_levels;
 pub use permute::Permute;
 pub use preprocess::{Logit, LogitScale, Rescale, Whiten};
 pub use reshape::{Flatten, Squeeze};
+pub use standardize::Standardize;

@@ -2,6 +2,7 @@
 
 use super::config::ModelConfig;
 use super::file::{self, SaveOptions, Weights};
+use super::preprocess;
 use crate::bijections::split_levels;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory};
 use crate::flow::Flow;
@@ -64,6 +65,15 @@ impl Model {
     /// The parameters.
     pub fn params(&self) -> &ParamStore {
         &self.params
+    }
+
+    /// Fits the layer of [`Preprocess::Standardize`](super::Preprocess::Standardize) to rows (N, D), all those that the model will be
+    /// trained on; without that layer nothing happens.
+    ///
+    /// # Errors
+    /// As [`Standardize::fit`](crate::bijections::Standardize::fit).
+    pub fn standardize(&self, rows: &Tensor) -> Result<()> {
+        preprocess::standardize(&self.params, rows)
     }
 
     /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].

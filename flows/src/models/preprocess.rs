@@ -1,10 +1,26 @@
 //! The preprocessing that configs choose from: the first layers of every model.
 
-use crate::bijections::{Flatten, Logit, LogitScale, Rescale, Whiten};
+use crate::bijections::{Flatten, Logit, LogitScale, Rescale, Standardize, Whiten};
 use crate::core::Chain;
-use crate::params::ParamBuilder;
-use candle_core::{Result, bail};
+use crate::params::{ParamBuilder, ParamStore};
+use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
+
+/// The path of the layer that standardizes.
+const STANDARDIZE: &str = "standardize";
+
+/// Sets the layer of [`Preprocess::Standardize`], if `params` have one, from rows (N, D).
+pub(super) fn standardize(params: &ParamStore, rows: &Tensor) -> Result<()> {
+    let all = params.all();
+    let find = |name: &str| {
+        let key = format!("{STANDARDIZE}.{name}");
+        all.iter().find(|(name, _)| *name == key).map(|(_, param)| param.clone())
+    };
+    match (find("mean"), find("std")) {
+        (Some(mean), Some(std)) => Standardize::of(mean, std)?.fit(rows),
+        _ => Ok(()),
+    }
+}
 
 /// The map of x in [0, 2^bits) before the first coupling.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +28,8 @@ use serde::{Deserialize, Serialize};
 pub enum Preprocess {
     /// Nothing: x are vectors, not pixels.
     None {},
+    /// Mean 0 and variance 1 in each dimension, by the training data: x are vectors, not pixels.
+    Standardize {},
     /// x / 2^bits, in [0, 1] (NICE on MNIST).
     Unit {},
     /// 2 x / 2^bits - 1, in [-1, 1] (NICE's code on CIFAR-10).
@@ -39,10 +57,15 @@ impl Preprocess {
     pub fn bin(self, bits: u8) -> f64 {
         let n = f64::from(1u32 << bits);
         match self {
-            Preprocess::None {} => 1.,
+            Preprocess::None {} | Preprocess::Standardize {} => 1.,
             Preprocess::Symmetric {} | Preprocess::Zca { .. } => 2. / n,
             _ => 1. / n,
         }
+    }
+
+    /// Whether x are vectors of real numbers, not pixels.
+    pub fn is_for_vectors(self) -> bool {
+        matches!(self, Preprocess::None {} | Preprocess::Standardize {})
     }
 
     /// Appends the layers; `flatten` makes vectors of images.
@@ -59,7 +82,7 @@ impl Preprocess {
         }
         let n = f64::from(1u32 << bits);
         let rescale = match self {
-            Preprocess::None {} => None,
+            Preprocess::None {} | Preprocess::Standardize {} => None,
             Preprocess::Unit {} | Preprocess::Logit { .. } => Some((1. / n, 0.)),
             Preprocess::Symmetric {} | Preprocess::Zca { .. } => Some((2. / n, -1.)),
             Preprocess::Centered {} => Some((1. / n, -0.5)),
@@ -72,6 +95,12 @@ impl Preprocess {
         }
         if flatten {
             chain.push("flatten", Flatten::new(shape));
+        }
+        if self == (Preprocess::Standardize {}) {
+            if shape.len() > 1 {
+                bail!("`standardize` works on vectors, not on examples of shape {shape:?}");
+            }
+            chain.push(STANDARDIZE, Standardize::new(shape.iter().product(), &vb.pp(STANDARDIZE))?);
         }
         if let Preprocess::Zca { epsilon } = self {
             if !flatten && shape.len() > 1 {

@@ -59,6 +59,10 @@ twins! {
         Ok(check("nice_zca")?)
     }
 
+    fn nice_on_standardized_vectors() {
+        Ok(check("nice_standardize")?)
+    }
+
     fn realnvp() {
         Ok(check("realnvp")?)
     }

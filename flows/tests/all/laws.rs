@@ -132,6 +132,15 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             }),
             gaussian(&[3, 6]),
         ),
+        (
+            "standardisation",
+            layer(|vb| {
+                let s = Standardize::new(6, vb)?;
+                s.fit(&gaussian(&[40, 6]).affine(3., -7.)?)?;
+                Ok(s)
+            }),
+            gaussian(&[3, 6]),
+        ),
         ("coupling, additive, vectors", layer(|vb| mlp_coupling(vb, 5, false, Additive)), gaussian(&[3, 5])),
         (
             "coupling, exp, swapped, odd size",
@@ -298,6 +307,16 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 ..small_nice()
             }),
         ),
+        (
+            "NICE, affine, standardized vectors",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![3],
+                law: nice::Law::Affine,
+                preprocess: Preprocess::Standardize {},
+                prior: Prior::Gaussian,
+                ..small_nice()
+            }),
+        ),
         ("RealNVP, code", ModelConfig::RealNvp(small_realnvp())),
         (
             "RealNVP, paper, three channels",
@@ -354,7 +373,7 @@ pub(crate) fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
     let mut shape = vec![batch];
     shape.extend(config.shape());
     match config.preprocess() {
-        Preprocess::None {} => Ok(gaussian(&shape)),
+        Preprocess::None {} | Preprocess::Standardize {} => Ok(gaussian(&shape)),
         _ => unit(&shape) * 256.,
     }
 }

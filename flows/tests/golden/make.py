@@ -44,6 +44,11 @@ CONFIGS = {
         "model": "nice", "shape": [1, 3, 3], "bits": 8, "preprocess": {"kind": "zca", "epsilon": 1e-4},
         "order": "reverse", "hidden": [[8, 8], [], [10]], "law": "affine", "init": 0.01, "prior": "gaussian",
     },
+    # Vectors in units of their own.
+    "nice_standardize": {
+        "model": "nice", "shape": [5], "bits": 8, "preprocess": {"kind": "standardize"},
+        "order": "even_odd", "hidden": [[8], [8]], "law": "affine", "init": 0.01, "prior": "gaussian",
+    },
     # The released code's conventions.
     "realnvp": {
         "model": "realnvp", "shape": [2, 8, 8], "bits": 8,
@@ -427,7 +432,7 @@ def preprocessing(get, c):
     n, p = 2.0 ** c["bits"], c["preprocess"]
     d = math.prod(c["shape"])
     kind = p["kind"]
-    if kind == "none":
+    if kind in ("none", "standardize"):
         layers = []
     elif kind == "unit":
         layers = [Scale(1 / n)]
@@ -439,6 +444,10 @@ def preprocessing(get, c):
         layers = [Scale(2 / n, -1.0)]
     if c["model"] == "nice" and len(c["shape"]) > 1:
         layers.append(Reshape(c["shape"]))
+    if kind == "standardize":
+        mean = get.buffer("standardize.mean", [d], lambda n: 0.2 * bell(n, d))
+        std = get.buffer("standardize.std", [d], lambda n: np.exp(0.2 * bell(n, d)))
+        layers += [Scale(1.0, -mean), Scale(1.0 / std)]
     if kind == "zca":
         # A^2 + 1/2 for a symmetric A. Its inverse and log-det, which the library keeps beside it, are not used here.
         def positive(name):
@@ -582,7 +591,7 @@ def evaluate(folder):
     assert not reader.tensors, f"left over: {sorted(reader.tensors)}"
     b, shape = 3, c["shape"]
     d = math.prod(shape)
-    if c["preprocess"]["kind"] == "none":
+    if c["preprocess"]["kind"] in ("none", "standardize"):
         x = bell("x", b * d)
     else:
         x = 2.0 ** c["bits"] * even("x", b * d)

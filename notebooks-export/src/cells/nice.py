@@ -14,6 +14,9 @@ def coupling(x, path, layers, swap):  # one half stays, the other becomes x exp(
 def log_prob(x):
     x, log_det = preprocess(x)
     x = x.flatten(1)
+    if config["preprocess"]["kind"] == "standardize":
+        x = (x - weights["standardize.mean"]) / weights["standardize.std"]
+        log_det = log_det - weights["standardize.std"].log().sum()
     if config["preprocess"]["kind"] == "zca":
         x = (x - weights["whiten.mean"]) @ weights["whiten.weight"]
         log_det = log_det + weights["whiten.log_det"].sum()

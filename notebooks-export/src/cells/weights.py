@@ -8,7 +8,7 @@ weights = {k: v.double() for file in Path().glob("model*.safetensors") for k, v 
 
 def preprocess(x):  # from [0, 2^bits) to what the flow proper sees, with log |det|
     how, n = config["preprocess"], 2.0 ** config["bits"]
-    a, b = {"none": (n, 0), "unit": (1, 0), "logit": (1, 0), "centered": (1, -0.5)}.get(how["kind"], (2, -1))
+    a, b = {"none": (n, 0), "standardize": (n, 0), "unit": (1, 0), "logit": (1, 0), "centered": (1, -0.5)}.get(how["kind"], (2, -1))
     x, log_det = a / n * x + b, x[0].numel() * float(np.log(a / n))
     if how["kind"] == "logit":
         slope = 1 - how["alpha"] * {"paper": 1, "code": 2}[how["scale"]]

@@ -40,7 +40,11 @@ enum Command {
     /// Prints bits/dim with its standard error, its terms, and the baselines: entropy, Gaussian, PNG, WebP, the paper.
     Eval(eval::EvalArgs),
     /// Draw samples from saved weights.
+    ///
+    /// Writes one picture, a folder of pictures, or an array.
     Sample(sample::SampleArgs),
+    /// Encode a data set: latents and log-likelihoods as arrays.
+    Encode(encode::EncodeArgs),
     /// Interpolate between two images.
     ///
     /// Draws latents on a line and on an arc between two images, decoded, and a blend of the pixels for comparison.
@@ -174,6 +178,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Train(args) => reproduce::run(&args, false),
         Command::Eval(args) => eval::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Encode(args) => encode::run(&args),
         Command::Interpolate(args) => interpolate::run(&args),
         Command::Attribute(args) => attribute::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),

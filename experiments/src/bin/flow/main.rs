@@ -3,12 +3,13 @@
 //! Files form layers without a circle; a file uses items of lower layers only:
 //!
 //! 1. `output`, `progress`: standard output, standard error, Ctrl-C.
-//! 2. `hub`, `args`, `files`: types of arguments that commands share.
+//! 2. `hub`, `args`, `files`, `arrays`: types of arguments that commands share.
 //! 3. `saved`, `draw`, `report`, `card`, `import`, `session`: the work that commands share.
 //! 4. `commands`: one file a command, with its arguments, its work and its output. No command uses another.
 //! 5. `cli`: the only file that knows all commands.
 
 mod args;
+mod arrays;
 mod card;
 mod cli;
 mod commands;

@@ -5,7 +5,7 @@ use crate::progress::{Count, Stopped, Transfers, stopped};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use experiments::data::{self, Dataset, Join, Parts, Request, Split};
-use experiments::evaluate::{EvalOptions, Evaluation, evaluate_until};
+use experiments::evaluate::{EvalOptions, Evaluation, evaluate_each};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::RECIPE;
 use experiments::summary::{Codecs, Gaussian};
@@ -74,7 +74,7 @@ pub fn part(data: &Dataset, part: Option<Part>) -> Result<(&Split, Part)> {
 /// Evaluates a model on a split, with a bar.
 ///
 /// # Errors
-/// As [`evaluate_until`], and [`Stopped`] when Ctrl-C ended it.
+/// As [`evaluate_each`], and [`Stopped`] when Ctrl-C ended it.
 pub fn score(
     model: &Model,
     recipe: &Recipe,
@@ -83,6 +83,21 @@ pub fn score(
     limit: Option<usize>,
     seed: u64,
 ) -> Result<Evaluation> {
+    Ok(score_each(model, recipe, split, what, limit, seed)?.0)
+}
+
+/// As [`score`], with log p(x) of each example in nats.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_each(
+    model: &Model,
+    recipe: &Recipe,
+    split: &Split,
+    what: &str,
+    limit: Option<usize>,
+    seed: u64,
+) -> Result<(Evaluation, Vec<f64>)> {
     // On a thread of the pool, as training: small tensors would cost more to hand over than to compute.
     rayon::scope(|_| {
         let count = Count::new(what);
@@ -94,7 +109,7 @@ pub fn score(
             limit,
             progress: Some(&go_on),
         };
-        evaluate_until(model, split, &options)
+        evaluate_each(model, split, &options)
     })
     .with_context(|| format!("the evaluation of the {what} failed"))?
     .ok_or_else(|| Stopped.into())

@@ -2,15 +2,18 @@
 
 use super::print;
 use crate::args::{Compute, DataArgs, Overrides, Part, SPLIT_HELP, seed};
+use crate::arrays;
 use crate::hub::{WEIGHTS, Weights};
 use crate::report::measured::{comparison, terms};
-use crate::saved::{baselines, join, load_data, load_model, own_recipe, part, score};
+use crate::saved::{baselines, join, load_data, load_model, own_recipe, part, score_each};
 use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
 use clap::Args;
 use experiments::limits::{self, Use};
 use experiments::recipe::Resolved;
 use experiments::summary::{self, Baselines};
 use serde_json::Value;
+use std::path::PathBuf;
 
 /// `eval`.
 #[derive(Args)]
@@ -38,6 +41,9 @@ pub struct EvalArgs {
     /// Seed of the dequantization noise (default: the seed of the run).
     #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
+    /// Write log p(x) of each example, in nats, to this file (.csv, .npy, .npz or .safetensors).
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
@@ -70,6 +76,7 @@ impl EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<()> {
     let sets = args.sets()?;
     ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
+    args.out.as_deref().map_or(Ok(()), |out| arrays::writable(out).map(drop))?;
     let device = args.compute.open()?;
     let (weights, commit) = args.weights.locate()?;
     let model = load_model(&weights, &device)?;
@@ -85,7 +92,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let (split, which) = part(&data, args.split)?;
     let seed = args.seed.unwrap_or(recipe.train.seed);
     let what = format!("{} images", which.name());
-    let measured = score(&model, &recipe, split, &what, args.images, seed)?;
+    let (measured, each) = score_each(&model, &recipe, split, &what, args.images, seed)?;
+    if let Some(out) = &args.out {
+        let n = each.len();
+        arrays::write(out, &[("log_prob", Tensor::from_vec(each, n, &Device::Cpu)?)])?;
+    }
     let (codecs, gaussian) = baselines(&model, &recipe, &data, split, &measured, seed)?;
     let mut object = summary::score_json(&recipe.name, which.name(), &measured);
     let beside = Baselines { codecs, gaussian, ..Baselines::new(&recipe, &data) };

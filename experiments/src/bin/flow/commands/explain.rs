@@ -21,7 +21,6 @@ use experiments::limits;
 use experiments::recipe::{Recipe, Resolved};
 use experiments::train;
 use flows::Model;
-use flows::models::Preprocess;
 use flows::optim::{UpdateSettings, Updater};
 use flows::params::rng_for;
 use rand::Rng;
@@ -163,9 +162,10 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     let n = full.max(recipe.eval.batch.min(64));
     let dims: usize = shape.iter().product();
     let mut rng = rng_for(0, "explain");
-    let values = match recipe.model.preprocess() {
-        Preprocess::None {} => Values::Reals((0..n * dims).map(|_| rng.random_range(-1. ..1.)).collect()),
-        _ => Values::Pixels((0..n * dims).map(|_| rng.random()).collect()),
+    let values = if recipe.model.preprocess().is_for_vectors() {
+        Values::Reals((0..n * dims).map(|_| rng.random_range(-1. ..1.)).collect())
+    } else {
+        Values::Pixels((0..n * dims).map(|_| rng.random()).collect())
     };
     let labels = model.config().classes().map(|classes| (0..n).map(|i| (i % classes) as u32).collect());
     let split = Split::new(shape, values, labels, None)?;

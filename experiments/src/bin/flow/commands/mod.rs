@@ -4,6 +4,7 @@ pub mod attribute;
 pub mod card;
 pub mod density;
 pub mod doctor;
+pub mod encode;
 pub mod eval;
 pub mod explain;
 pub mod export;

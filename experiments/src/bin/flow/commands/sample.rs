@@ -1,17 +1,18 @@
-//! `flow sample`: a picture of samples.
+//! `flow sample`: samples as a picture, as a folder of pictures, or as an array.
 
 use super::print;
 use crate::args::{Compute, seed};
+use crate::arrays::{self, Format};
 use crate::draw::samples;
 use crate::hub::{WEIGHTS, Weights};
 use crate::output::{self, PICTURE, PNG};
-use crate::saved::load_model;
+use crate::saved::{labels, load_model};
 use crate::session::check_temperature;
 use anyhow::{Result, ensure};
 use clap::Args;
 use experiments::limits;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `sample`.
 #[derive(Args)]
@@ -28,9 +29,10 @@ pub struct SampleArgs {
     /// Temperature: factor of the latents.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
-    /// Output file (.png).
-    #[arg(long, value_name = "FILE", default_value = "samples.png")]
-    out: PathBuf,
+    /// Output: a picture (.png), an array (.npy, .npz, .safetensors or .csv), or a new or empty folder for one picture a sample
+    /// (default: samples.png, or samples.npy for vectors).
+    #[arg(long, value_name = "FILE|DIR")]
+    out: Option<PathBuf>,
     /// Seed of the samples.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = seed)]
     seed: u64,
@@ -41,6 +43,31 @@ pub struct SampleArgs {
     json: bool,
 }
 
+/// What an output is.
+enum Kind {
+    Picture,
+    Array,
+    Folder,
+}
+
+/// The kind of `out`, by its name, where it can be written.
+fn kind(out: &Path) -> Result<Kind> {
+    if Format::of(out).is_some() {
+        return arrays::writable(out).map(|_| Kind::Array);
+    }
+    if out.extension().is_some() && !out.is_dir() {
+        return output::writable(out, PNG, PICTURE).map(|()| Kind::Picture);
+    }
+    let name = out.display();
+    let full = out.is_dir() && std::fs::read_dir(out)?.next().is_some();
+    ensure!(!full, "--out {name} is a folder that holds files: name a new one, or a file in it");
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {name} is a file: name a folder, or a file that ends in .{PNG}"
+    );
+    Ok(Kind::Folder)
+}
+
 /// Draws samples from saved weights.
 ///
 /// # Errors
@@ -49,13 +76,34 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
     let t = args.temperature;
     check_temperature(t)?;
-    output::writable(&args.out, PNG, PICTURE)?;
+    if let Some(out) = &args.out {
+        kind(out)?;
+    }
     let device = args.compute.open()?;
     let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
-    let drawn = samples::picture(&model, args.n, args.temperature, args.seed, args.class, None, &args.out)?;
-    ensure!(drawn, "samples of shape {:?} cannot be drawn", model.config().shape());
-    let file = args.out.display().to_string();
+    let drawn = matches!(model.config().shape(), [1 | 3, _, _] | [2]);
+    let default = || PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
+    let out = args.out.clone().unwrap_or_else(default);
+    let (n, seed) = (args.n, args.seed);
+    match kind(&out)? {
+        Kind::Picture => {
+            ensure!(
+                drawn,
+                "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
+                model.config().shape()
+            );
+            samples::picture(&model, n, t, seed, args.class, None, &out)?;
+        }
+        Kind::Array => {
+            let labels = labels(&model, n, args.class)?;
+            let mut tensors = vec![("samples", model.sample(n, t, seed, labels.as_ref())?)];
+            tensors.extend(labels.map(|labels| ("labels", labels)));
+            arrays::write(&out, &tensors)?;
+        }
+        Kind::Folder => samples::folder(&model, n, t, seed, args.class, &out)?,
+    }
+    let file = out.display().to_string();
     let object = json!({
         "weights": args.weights.to_string(), "file": file, "images": args.n, "temperature": args.temperature,
         "seed": args.seed, "class": args.class,

@@ -2,7 +2,7 @@
 
 use super::plots;
 use crate::saved::labels;
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor};
 use experiments::data::{Split, Values};
 use flows::Model;
@@ -16,6 +16,41 @@ const RASTER: usize = 160;
 pub fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
     let levels = f32::from(2u16.pow(bits.into()) - 1);
     values.iter().map(|v| (v.floor().clamp(0., levels) * 255. / levels).round() as u8).collect()
+}
+
+/// Draws `n` samples of a model of images and writes a picture of each into a folder: 00000.png, 00001.png, ...
+pub fn folder(
+    model: &Model,
+    n: usize,
+    temperature: f64,
+    seed: u64,
+    class: Option<u32>,
+    dir: &Path,
+) -> Result<()> {
+    let [channels @ (1 | 3), height, width] = *model.config().shape() else {
+        bail!(
+            "samples of shape {:?} have no pictures: write them as an array, --out samples.npy",
+            model.config().shape()
+        )
+    };
+    let cond = labels(model, n, class)?;
+    let samples = model.sample(n, temperature, seed, cond.as_ref())?.to_dtype(DType::F32)?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    for i in 0..n {
+        let bytes = to_bytes(&samples.get(i)?.flatten_all()?.to_vec1()?, model.config().bits());
+        plots::write_png(
+            &dir.join(format!("{i:05}.png")),
+            &interleaved(&bytes, channels),
+            (width as u32, height as u32),
+        )?;
+    }
+    Ok(())
+}
+
+/// Planar bytes as RGB, a grey channel three times.
+fn interleaved(planar: &[u8], channels: usize) -> Vec<u8> {
+    let area = planar.len() / channels;
+    (0..area).flat_map(|i| [0, 1, 2].map(|c| planar[i + area * (c % channels)])).collect()
 }
 
 /// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Data
@@ -53,7 +88,8 @@ pub fn picture(
             };
             let window = plots::Window::about(data.unwrap_or(samples));
             let raster: Vec<f32> = window.raster(RASTER).as_flattened().iter().map(|v| *v as f32).collect();
-            let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), model.params().device())?;
+            let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), model.params().device())?
+                .to_dtype(model.params().dtype())?;
             let density = model.log_prob(&raster, None)?.exp()?.to_dtype(DType::F64)?.to_vec1()?;
             plots::plane(path, &window, data, samples, &density, RASTER)?;
         }
