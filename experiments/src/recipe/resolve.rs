@@ -172,7 +172,7 @@ const CONVENTIONS: &[&str] = &[
 
 /// Settings that may be absent, so that a source can say why they are.
 const OPTIONAL: &[&str] =
-    &["train.clip_norm", "train.ema", "train.patience", "train.epochs", "train.updates"];
+    &["train.clip_norm", "train.ema", "train.lower", "train.patience", "train.epochs", "train.updates"];
 
 fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
@@ -255,7 +255,8 @@ fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
 fn name_key(error: serde_path_to_error::Error<toml::de::Error>) -> anyhow::Error {
     let path = error.path().to_string();
     let message = error.into_inner().message().trim().to_owned();
-    if path == "." { anyhow!("{message}") } else { anyhow!("`{path}`: {message}") }
+    let remedy = if message.starts_with("missing field") { ", give it a value" } else { "" };
+    if path == "." { anyhow!("{message}{remedy}") } else { anyhow!("`{path}`: {message}{remedy}") }
 }
 
 impl Recipe {

@@ -33,6 +33,7 @@ pub(super) fn recipe() -> Recipe {
             optimizer: Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 },
             lr: 1e-3,
             schedule: Schedule::Cosine { end: 0.1 },
+            lower: None,
             warmup_images: 30,
             clip_norm: Some(1.),
             loss: LossUnit::BitsPerDim,
