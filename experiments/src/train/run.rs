@@ -351,8 +351,9 @@ impl<'a> Run<'a> {
                 evaluation.map(|e| Ok((Some(e.bits_per_dim), run.reconstruction_error()?))).transpose()
             })
         });
-        let measured = measured
-            .with_context(|| format!("the validation after update {update} failed; {}", self.kept()))?;
+        let measured = measured.with_context(|| {
+            format!("the validation after update {update} failed; {}: {}", self.kept(), self.remedy())
+        })?;
         let Some((bits, error)) = measured else { return Ok(false) };
         let position = &mut self.position;
         position.validated = Some(update);
@@ -447,11 +448,10 @@ impl<'a> Run<'a> {
         let place = self.step.find_non_finite(update, loss);
         let place = place.unwrap_or_else(|e| format!("an unknown place ({e})"));
         anyhow!(
-            "{what} of update {} is not finite, first in {place}; the update was not made and {}: {}train anew in another \
-             --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller `train.clip_norm`",
+            "{what} of update {} is not finite, first in {place}; the update was not made and {}: {}",
             update + 1,
             self.kept(),
-            self.lower_rate()
+            self.remedy()
         )
     }
 
@@ -470,14 +470,18 @@ impl<'a> Run<'a> {
         last + &best.unwrap_or_default() + &kept.unwrap_or_default()
     }
 
-    /// The part of an error that says how a run goes on from its best checkpoint.
-    fn lower_rate(&self) -> String {
+    /// What to do about a divergence: go on from the best checkpoint at a lower rate, or begin anew.
+    fn remedy(&self) -> String {
         let begun = self.recipe.train.lower;
         let kept = self.position.kept.filter(|kept| begun.is_none_or(|lower| kept.update <= lower.after));
-        let Some(Measured { update, .. }) = kept else { return String::new() };
-        format!(
-            "give `--set train.lower.after={update} --set train.lower.factor=0.1` to go on from update {update} with a tenth \
-             of the rate, or "
-        )
+        let back = kept.map(|Measured { update, .. }| {
+            format!(
+                "give `--set train.lower.after={update} --set train.lower.factor=0.1` to go on from update {update} with a \
+                 tenth of the rate, or "
+            )
+        });
+        back.unwrap_or_default()
+            + "train anew in another --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller \
+               `train.clip_norm`"
     }
 }
