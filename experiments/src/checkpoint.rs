@@ -9,7 +9,7 @@
 use crate::data::Dataset;
 use crate::events::Events;
 use crate::recipe::Recipe;
-use crate::run_dir::{self, CHECKPOINT, METRICS};
+use crate::run_dir::{self, BEST, CHECKPOINT, METRICS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Tensor;
 use flows::ParamStore;
@@ -25,9 +25,13 @@ use std::path::{Path, PathBuf};
 const FORMAT: u32 = 1;
 const KEY: &str = "flow";
 
-/// Settings that may change when a run is resumed: how long it goes on, and how often it writes.
+/// Settings that may change when a run is resumed: how long it goes on (see [`Settings::may_change`]), and how often it
+/// writes.
 const FREE: [&str; 5] =
     ["train.updates", "train.epochs", "train.minutes", "train.checkpoint_every", "train.log_every"];
+
+/// Settings that no update before `train.lower.after` depends on.
+const LOWER: [&str; 2] = ["train.lower.after", "train.lower.factor"];
 
 /// A measured bits/dim.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +94,12 @@ pub struct Position {
     /// The layers that are stored although the recipe reconstructs.
     #[serde(default)]
     pub stored: BTreeSet<String>,
+    /// The updates after which the run ended: more than one where it was extended. Earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<u64>,
+    /// What [`BEST`](run_dir::BEST) holds: the update of the best validation, or without one of the best training bits/dim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Measured>,
 }
 
 /// Every bit of an f64 as text: a decimal that is read back may differ in the last place, and a resumed run must not.
@@ -119,15 +129,62 @@ impl Settings {
         flatten("data", serde_json::to_value(&recipe.data)?, &mut all);
         flatten("model", serde_json::to_value(&recipe.model)?, &mut all);
         flatten("train", serde_json::to_value(&recipe.train)?, &mut all);
-        FREE.iter().for_each(|key| _ = all.remove(*key));
         all.insert("data.revision".to_string(), data.revision.clone());
         Ok(Self(all))
     }
 
+    /// These settings with those of [`FREE`], which earlier versions left out, from the recipe of the run's folder.
+    fn completed(mut self, out: &Path) -> Result<Self> {
+        if !self.knows_length()
+            && let Ok(Some(recipe)) = run_dir::read_recipe(out)
+        {
+            let mut all = BTreeMap::new();
+            flatten("train", serde_json::to_value(&recipe.train)?, &mut all);
+            self.0.extend(all.into_iter().filter(|(key, _)| FREE.contains(&key.as_str())));
+        }
+        Ok(self)
+    }
+
+    /// Whether [`FREE`] is among these settings.
+    fn knows_length(&self) -> bool {
+        self.0.contains_key("train.log_every")
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.0.get(key)?.parse().ok()
+    }
+
+    /// Whether `key` may have another value than a run was begun with that now stands at `position`: no update so far may
+    /// depend on it, and the run may not be longer already than it asks for.
+    fn may_change(&self, begun: &Self, key: &str, position: &Position) -> bool {
+        match key {
+            // A cosine falls to its end over the whole run.
+            "train.updates" | "train.epochs" => {
+                let cosine = self.0.get("train.schedule.kind").is_some_and(|kind| kind == "\"cosine\"");
+                !(cosine && begun.knows_length())
+            }
+            "train.minutes" => {
+                let (now, then) = (self.number(key), begun.number(key));
+                let shorter = now.is_some_and(|now| then.is_none_or(|then| now < then));
+                !(shorter && now.is_some_and(|now| position.wall_seconds >= 60. * now))
+            }
+            key if LOWER.contains(&key) => {
+                let after = [self, begun].into_iter().filter_map(|s| s.number(LOWER[0]));
+                after.fold(f64::INFINITY, f64::min) >= position.update as f64
+            }
+            key => FREE.contains(&key),
+        }
+    }
+
+    /// The first key that may not differ from what the run was begun with, and does.
+    fn conflict<'a>(&'a self, begun: &'a Self, position: &Position) -> Option<&'a String> {
+        let mut keys = begun.0.keys().chain(self.0.keys());
+        keys.find(|key| self.0.get(*key) != begun.0.get(*key) && !self.may_change(begun, key, position))
+    }
+
     /// Errors with the first key that differs from what the run was begun with.
-    fn check(&self, begun: &Self, path: &Path) -> Result<()> {
-        let keys = begun.0.keys().chain(self.0.keys());
-        let Some(key) = keys.into_iter().find(|k| self.0.get(*k) != begun.0.get(*k)) else { return Ok(()) };
+    fn check(&self, begun: &Self, position: &Position, path: &Path) -> Result<()> {
+        let Some(key) = self.conflict(begun, position) else { return Ok(()) };
         let text = |s: &Self| s.0.get(key).map_or("absent".to_string(), Clone::clone);
         if key == "data.revision" {
             let set = self.0.get("data.set").map_or("", String::as_str);
@@ -139,8 +196,13 @@ impl Settings {
                 text(self)
             );
         }
+        let why = match key.as_str() {
+            "train.updates" | "train.epochs" => ", and the cosine of `train.schedule` depends on it",
+            key if LOWER.contains(&key) => ", and its updates so far depend on it",
+            _ => "",
+        };
         bail!(
-            "`{key}` is {} now, but the run in {} was begun with {}: use that value, or another --out",
+            "`{key}` is {} now, but the run in {} was begun with {}{why}: use that value, or another --out",
             text(self),
             path.display(),
             text(begun)
@@ -218,24 +280,29 @@ pub fn save(
     write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
 }
 
-/// Takes up the checkpoint of a run, or `None` where there is none.
+/// Keeps the checkpoint that was just saved beside those to come, as the one to go back to when training diverges.
 ///
 /// # Errors
-/// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
-pub fn load(
-    out: &Path,
-    settings: &Settings,
-    params: &ParamStore,
-    updater: &mut Updater,
-) -> Result<Option<Position>> {
-    let path = out.join(CHECKPOINT);
-    let Some(bytes) = run_dir::read(&path)? else { return Ok(None) };
-    let damaged = |what: &dyn std::fmt::Display| {
-        anyhow!(
-            "{} is damaged ({what}): delete it to begin the run again, or use another --out",
-            path.display()
-        )
-    };
+/// When the folder cannot be written.
+pub fn keep(out: &Path) -> Result<()> {
+    let (from, to) = (out.join(CHECKPOINT), out.join(BEST));
+    let tmp = out.join(format!("{BEST}.tmp{}", std::process::id()));
+    // A second name of the same file: the next checkpoint is another file. Some file systems have no such names.
+    let link = || fs::hard_link(&from, &tmp).or_else(|_| fs::copy(&from, &tmp).map(drop));
+    let kept = link().and_then(|()| fs::rename(&tmp, &to));
+    // A rename between two names of one file leaves both.
+    let _ = fs::remove_file(&tmp);
+    kept.with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn damaged(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("{} is damaged ({what}): delete it to begin the run again, or use another --out", path.display())
+}
+
+/// A checkpoint's bytes and header, or `None` where there is none; its checksums are right.
+fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
+    let Some(bytes) = run_dir::read(path)? else { return Ok(None) };
+    let damaged = |what: &dyn std::fmt::Display| damaged(path, what);
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
@@ -252,7 +319,31 @@ pub fn load(
     views.values().for_each(|v| crc.update(v.data()));
     let rest = header.rest_crc32.is_none_or(|rest| header.rest().is_ok_and(|found| found == rest));
     ensure!(crc.sum() == header.crc32 && rest, damaged(&"its checksum is wrong"));
-    settings.check(&header.settings, &path)?;
+    Ok(Some((bytes, header)))
+}
+
+/// Takes up the checkpoint of a run, or `None` where there is none. Where the settings lower the rate from an update on
+/// that the checkpoint is past, that is [`BEST`](run_dir::BEST).
+///
+/// # Errors
+/// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
+pub fn load(
+    out: &Path,
+    settings: &Settings,
+    params: &ParamStore,
+    updater: &mut Updater,
+) -> Result<Option<Position>> {
+    let mut path = out.join(CHECKPOINT);
+    let Some((mut bytes, mut header)) = read(&path)? else { return Ok(None) };
+    let conflict = settings.conflict(&header.settings, &header.position);
+    if conflict.is_some_and(|key| LOWER.contains(&key.as_str()))
+        && let Some(best) = read(&out.join(BEST))?
+    {
+        (path, (bytes, header)) = (out.join(BEST), best);
+    }
+    let begun = header.settings.completed(out)?;
+    settings.check(&begun, &header.position, &path)?;
+    let damaged = |what: &dyn std::fmt::Display| damaged(&path, what);
     let all = candle_core::safetensors::load_buffer(&bytes, params.device()).map_err(|e| damaged(&e))?;
     let under = |part: &str| -> BTreeMap<String, Tensor> {
         all.iter().filter_map(|(name, t)| Some((name.strip_prefix(part)?.to_owned(), t.clone()))).collect()
@@ -298,7 +389,8 @@ impl Metrics {
             .with_context(|| format!("cannot read {}", path.display()))?;
         let update = position.update;
         let is_past = |l: &&str| {
-            let line = l.ends_with('\n').then(|| serde_json::from_str::<Line>(l));
+            let line =
+                (l.ends_with('\n') && l.len() <= run_dir::LINE).then(|| serde_json::from_str::<Line>(l));
             line.is_some_and(|line| line.is_ok_and(|line| update > 0 && line.update <= update))
         };
         let most = position.log_lines.map_or(usize::MAX, |lines| lines as usize);

@@ -119,7 +119,8 @@ pub fn evaluate_each(
                     let layer = model.find_non_finite(&x, ctx)?.unwrap_or_else(|| "the sum".to_string());
                     bail!(
                         "image {i} has log-likelihood {} (prior {p}, log-det {l}), first not finite in layer \
-                         `{layer}`: no mean is reported over the others; train with a lower rate or clipping",
+                         `{layer}`: no mean is reported over the others; `flow doctor` says whether the weights are \
+                         broken or this image is far from what they were trained on",
                         p + l
                     );
                 }

@@ -2,6 +2,7 @@
 //!
 //! The lock is the system's, on the folder itself: it leaves no file behind and ends with the process, however that ends.
 
+use crate::run_dir::remove_leftovers;
 use anyhow::{Context, Result, bail};
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -12,12 +13,16 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the folder, which must exist.
+    /// Takes the folder, which must exist, and removes what a killed process left half-written in it.
     ///
     /// # Errors
     /// When another run has it, or it cannot be opened.
     pub fn take(out: &Path) -> Result<Self> {
-        Self::hold(out, File::try_lock, "give another --out")
+        let (lock, held) = Self::hold(out, File::try_lock)?;
+        if held {
+            remove_leftovers(out)?;
+        }
+        Ok(lock)
     }
 
     /// As [`Lock::take`], beside others that only read.
@@ -25,23 +30,25 @@ impl Lock {
     /// # Errors
     /// When a run has it, or it cannot be opened.
     pub fn share(out: &Path) -> Result<Self> {
-        Self::hold(out, File::try_lock_shared, "name another folder")
+        Ok(Self::hold(out, File::try_lock_shared)?.0)
     }
 
-    fn hold(out: &Path, lock: fn(&File) -> Result<(), TryLockError>, remedy: &str) -> Result<Self> {
+    /// The lock, and whether the file system has locks at all.
+    fn hold(out: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<(Self, bool)> {
         let folder =
             File::open(out).with_context(|| format!("cannot open the run's folder {}", out.display()))?;
-        match lock(&folder) {
+        let held = lock(&folder);
+        match &held {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                bail!("another run is at work in {}: wait for its end, or {remedy}", out.display())
+                bail!("another run is at work in {}: wait for its end, or name another folder", out.display())
             }
             // Some network file systems have no locks: no reason not to work there.
             Err(TryLockError::Error(e)) => {
                 tracing::warn!("{} cannot be locked ({e}): start no second run there", out.display());
             }
         }
-        Ok(Self { _folder: folder })
+        Ok((Self { _folder: folder }, held.is_ok()))
     }
 }
 
@@ -54,8 +61,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::take(dir.path()).unwrap();
         assert!(Lock::take(dir.path()).is_err());
+        let leftover = dir.path().join("README.md.tmp1");
+        std::fs::write(&leftover, "").unwrap();
+        assert!(Lock::take(dir.path()).is_err());
+        assert!(leftover.exists(), "it may be a file that the other one is writing");
         drop(first);
         assert!(Lock::take(dir.path()).is_ok());
+        assert!(!leftover.exists());
         let readers = [Lock::share(dir.path()).unwrap(), Lock::share(dir.path()).unwrap()];
         assert!(Lock::take(dir.path()).is_err());
         drop(readers);

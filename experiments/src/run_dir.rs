@@ -5,16 +5,18 @@
 //! | config.json, model.safetensors | the model of the best validation ([`flows::models::file`]) |
 //! | [`RECIPE`] | every setting, resolved ([`crate::recipe`]) |
 //! | [`METRICS`] | the log, one JSON object a line; the same for TensorBoard in [`crate::events`] |
+//! | [`BEST`] | that of the best update so far, from which a lower rate can go on |
 //! | [`CHECKPOINT`] | the state that the next update depends on ([`crate::checkpoint`]) |
 //! | [`SAMPLES`], [`CURVE`] | pictures, drawn when training has ended |
 //! | [`SUMMARY`] | the result ([`crate::summary`]); where it is, the run has ended |
 //! | [`CARD`] | the model card |
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
 
+use crate::data::file_name;
 use crate::recipe::{Recipe, Resolved};
 use crate::untrusted::{TEXT, read_regular};
-use anyhow::{Context, Result, anyhow};
-use flows::models::{INDEX, WEIGHTS, write_atomic};
+use anyhow::{Context, Result, anyhow, ensure};
+use flows::models::{INDEX, WEIGHTS, file::CONFIG, write_atomic};
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ pub const SUMMARY: &str = "summary.json";
 pub const METRICS: &str = "metrics.jsonl";
 /// The state of an unfinished run.
 pub const CHECKPOINT: &str = "checkpoint.safetensors";
+/// The state at the best update of an unfinished run.
+pub const BEST: &str = "checkpoint.best.safetensors";
 /// The picture of samples.
 pub const SAMPLES: &str = "samples.png";
 /// The picture of the learning curves.
@@ -43,6 +47,9 @@ pub const EVENTS: (&str, &str) = ("events.out.tfevents.", ".flow");
 /// The files that accompany the model wherever it is copied or published.
 pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
 
+/// Bytes of a line of the log, at most.
+pub const LINE: usize = 1 << 16;
+
 /// The bytes of a file, or `None` where there is none.
 ///
 /// # Errors
@@ -57,7 +64,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Bytes that a file of a run can have: a checkpoint holds tensors, a log a line for every few updates.
 fn most(path: &Path) -> u64 {
     match path {
-        p if p.ends_with(CHECKPOINT) => 1 << 40,
+        p if p.ends_with(CHECKPOINT) || p.ends_with(BEST) => 1 << 40,
         p if p.ends_with(METRICS) => 16 * TEXT,
         _ => TEXT,
     }
@@ -116,16 +123,33 @@ pub fn resolve(dir: &Path) -> Result<Option<Resolved>> {
     Resolved::parse("", &text, &[]).with_context(|| damaged(&path)).map(Some)
 }
 
-/// Removes what a killed process left half-written under a temporary name.
+/// Whether a name is that of a file of this toolkit while it is written: `NAME.tmp123` ([`write_atomic`]) or, for a picture,
+/// `.NAME.123`.
+#[must_use]
+pub fn is_half_written(name: &str) -> bool {
+    const NAMES: [&str; 7] = [CONFIG, RECIPE, SUMMARY, METRICS, SAMPLES, CURVE, CARD];
+    let Some((whole, end)) = name.rsplit_once('.') else { return false };
+    let (whole, number) = match (end.strip_prefix("tmp"), whole.strip_prefix('.')) {
+        (Some(number), _) => (whole, number),
+        (None, Some(whole)) => (whole, end),
+        (None, None) => return false,
+    };
+    let weights = whole.starts_with("model") || whole.starts_with("checkpoint.");
+    let ours = NAMES.contains(&whole)
+        || [INDEX, REPORT, "index.json"].contains(&whole)
+        || whole.starts_with(EVENTS.0) && whole.ends_with(EVENTS.1)
+        || weights && whole.ends_with(".safetensors");
+    ours && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Removes what a killed process left half-written under a temporary name. Only for the folder's one writer, see
+/// [`crate::lock`]: another one may be writing such a file.
 ///
 /// # Errors
 /// When the folder cannot be listed or written.
 pub fn remove_leftovers(out: &Path) -> Result<()> {
-    for path in list(out)? {
-        let number = path.extension().and_then(|e| e.to_str()).and_then(|e| e.strip_prefix("tmp"));
-        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-        }
+    for path in list(out)?.into_iter().filter(|path| is_half_written(&file_name(path)) && !path.is_dir()) {
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
 }
@@ -133,10 +157,11 @@ pub fn remove_leftovers(out: &Path) -> Result<()> {
 /// The lines of a log. A last line that was cut short, as a killed run leaves it, is left out.
 ///
 /// # Errors
-/// When another line is no JSON object; the message is its number, `line 7`.
+/// When another line is no JSON object, or longer than [`LINE`] bytes; the message is its number, `line 7`.
 pub fn parse_log(text: &str) -> Result<Vec<Map<String, Value>>> {
     let mut lines = Vec::new();
     for (i, line) in text.split_inclusive('\n').enumerate() {
+        ensure!(line.len() <= LINE, "line {}", i + 1);
         match serde_json::from_str(line) {
             Ok(object) => lines.push(object),
             Err(_) if !line.ends_with('\n') => {}
@@ -183,13 +208,30 @@ mod tests {
     #[test]
     fn only_half_written_files_are_removed() -> Result<()> {
         let out = tempfile::tempdir()?;
-        let names = ["a.safetensors.tmp12", "b.tmp", "c.tmp1x", "model.safetensors"];
-        for name in names {
+        let ours = [
+            "model.safetensors.tmp12",
+            "model-00001-of-00002.safetensors.tmp1",
+            "checkpoint.best.safetensors.tmp1",
+            "events.out.tfevents.0000000001.flow.tmp3",
+            "README.md.tmp12",
+            "index.json.tmp7",
+            ".samples.png.12",
+        ];
+        let theirs = [
+            "b.tmp",
+            "README.md.tmp1x",
+            "README.md.tmp",
+            "notes.txt.tmp12",
+            ".notes.12",
+            "model.safetensors",
+        ];
+        let names = [&ours[..], &theirs].concat();
+        for name in &names {
             fs::write(out.path().join(name), b"")?;
         }
         remove_leftovers(out.path())?;
-        let left: Vec<bool> = names.iter().map(|n| out.path().join(n).exists()).collect();
-        assert_eq!(left, [false, true, true, true]);
+        let left: Vec<&str> = names.into_iter().filter(|n| out.path().join(n).exists()).collect();
+        assert_eq!(left, theirs);
         Ok(())
     }
 }

@@ -153,6 +153,9 @@ pub struct Training {
     pub stopped: String,
     /// The update whose weights were kept.
     pub best_update: Option<u64>,
+    /// The updates after which the run had ended before it was extended; a run without them was made in one go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extended: Vec<u64>,
 }
 
 /// summary.json. Of one that was written elsewhere the recipe and the data are enough; whatever else it lacks is not recorded.
@@ -298,6 +301,7 @@ impl Summary {
             ("validation_bits_per_dim", self.validation.as_ref().map(|e| json!(e.bits_per_dim))),
             ("parameters", Some(json!(self.parameters))),
             ("updates", training.map(|t| json!(t.updates))),
+            ("extended", training.filter(|t| !t.extended.is_empty()).map(|t| json!(t.extended))),
             ("images_seen", training.map(|t| json!(t.images_seen))),
             ("images_per_second", training.map(|t| json!(t.images_per_second))),
             ("wall_seconds", training.map(|t| json!(t.wall_seconds))),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// Bytes of a recipe, a summary or another text of a run, at most.
@@ -25,7 +25,14 @@ pub fn read_regular(path: &Path, most: u64) -> Result<Vec<u8>> {
     ensure!(meta.len() <= most, too_long());
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
-    read.with_context(|| format!("cannot read {name}: check its permissions"))?;
+    read.map_err(|e| {
+        let remedy = match e.kind() {
+            ErrorKind::PermissionDenied => "check its permissions",
+            ErrorKind::OutOfMemory => "free some memory, or take a machine with more",
+            _ => "copy it to another disk and try again",
+        };
+        anyhow::Error::new(e).context(format!("cannot read {name}: {remedy}"))
+    })?;
     ensure!(bytes.len() as u64 <= most, too_long());
     Ok(bytes)
 }

@@ -20,6 +20,7 @@ fn tiny<'a>(command: &'a str, out: &'a str) -> Vec<&'a str> {
         "data.validation=50",
         "data.test=200",
         "eval.samples=50",
+        "train.schedule={kind=\"constant\"}",
     ] {
         args.extend(["--set", set]);
     }
@@ -167,7 +168,15 @@ fn a_run_leaves_its_folder_and_is_not_repeated() {
     assert!(other.contains("train.lr"), "{other}");
     let longer =
         json(&[&tiny("reproduce", str_of(&out))[..], &["--set", "train.updates=40", "--json"]].concat());
-    assert_eq!(longer["updates"], 40);
+    assert_eq!((&longer["updates"], &longer["extended"]), (&40.into(), &serde_json::json!([30])));
+    assert!(
+        std::fs::read_to_string(out.join("README.md")).unwrap().contains("ended after 30 and was extended")
+    );
+    // Fewer would be written beside what was done with more.
+    let before = files.map(written);
+    let shorter = error(&tiny("reproduce", str_of(&out)));
+    assert!(shorter.contains("has made 40 updates, and `train.updates` asks for 30"), "{shorter}");
+    assert_eq!(files.map(written), before);
 
     std::fs::write(dir.path().join("notes.txt"), "a file beside the runs").unwrap();
     let table = json(&["table", str_of(dir.path()), "--format", "json"]);
@@ -190,6 +199,136 @@ fn a_run_leaves_its_folder_and_is_not_repeated() {
     assert!(
         error(&["sample", str_of(&out), "--class", "1", "--out", str_of(&picture)]).contains("no classes")
     );
+}
+
+/// Vectors of the user's own, one after the other from a first value on.
+fn vectors(path: &Path, first: u8) {
+    let mut file =
+        b"\x93NUMPY\x01\0\x76\0{'descr': '<f8', 'fortran_order': False, 'shape': (400, 2), }".to_vec();
+    file.resize(127, b' ');
+    file.push(b'\n');
+    file.extend((0..800_u32).flat_map(|i| f64::from((i * 37 + u32::from(first)) % 101).to_le_bytes()));
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_finished_run_is_not_told_of_other_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (a, b, same, out) = (at("a.npy"), at("b.npy"), at("same.npy"), at("run"));
+    vectors(&a, 0);
+    vectors(&b, 1);
+    vectors(&same, 0);
+    let ask = |data: Option<&Path>| {
+        let mut args = vec!["reproduce", "moons", "--out", str_of(&out), "--json"];
+        for set in ["data.set=npy", "data.validation=20", "train.updates=5", "train.batch=32"] {
+            args.extend(["--set", set]);
+        }
+        data.iter().for_each(|data| args.extend(["--data", str_of(data)]));
+        flow(&args)
+    };
+    let said = |data: Option<&Path>| text(&ask(data).stderr);
+    let first = ask(Some(&a));
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert_eq!(ask(Some(&a)).stdout, first.stdout, "the result of these data");
+    let other = said(Some(&b));
+    assert!(other.contains("error: ") && other.contains("data.revision"), "{other}");
+    assert!(said(Some(&at("missing.npy"))).contains("missing.npy"));
+    assert!(said(None).contains("--data"), "data without a name are asked for");
+    assert_eq!(ask(Some(&a)).stdout, first.stdout, "nothing was lost");
+    // A generator of another version draws other points.
+    let drawn = at("drawn");
+    let drawn = str_of(&drawn);
+    ok(&tiny("train", drawn));
+    let path = Path::new(drawn).join("summary.json");
+    let summary = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, summary.replace("generator version ", "generator version 9")).unwrap();
+    let written = path.metadata().unwrap().modified().unwrap();
+    ok(&tiny("train", drawn));
+    assert_ne!(path.metadata().unwrap().modified().unwrap(), written, "it was evaluated again");
+}
+
+/// What is killed while it writes leaves a file; the next one that has the folder for itself removes it.
+#[test]
+fn half_written_files_do_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, out, weights) = (dir.path().join("w/run"), dir.path().join("out"), dir.path().join("w"));
+    ok(&tiny("train", str_of(&run)));
+    let leftovers = |of: &Path| {
+        let all = ["README.md.tmp4194301", "model.safetensors.tmp4194301", ".samples.png.4194301"];
+        all.map(|name| of.join(name))
+    };
+    let left = |of: &Path, args: &[&str]| {
+        leftovers(of).iter().for_each(|path| std::fs::write(path, "half").unwrap());
+        // Nobody's file is removed from under it.
+        let other = File::open(of).unwrap();
+        other.try_lock().unwrap();
+        assert!(error(args).contains("is at work"), "{args:?}");
+        assert!(leftovers(of).iter().all(|path| path.exists()), "{args:?}");
+        drop(other);
+        ok(args);
+        assert!(leftovers(of).iter().all(|path| !path.exists()), "{args:?}");
+    };
+    left(&run, &tiny("train", str_of(&run)));
+    left(&run, &["card", str_of(&run)]);
+    let write = ["weights", "--dir", str_of(&weights), "--write"];
+    left(&run, &write);
+    std::fs::write(weights.join("index.json.tmp4194301"), "half").unwrap();
+    ok(&write);
+    assert!(!weights.join("index.json.tmp4194301").exists());
+    ok(&["weights", "--dir", str_of(&weights), "--check"]);
+    let export = ["export", str_of(&run), "--out", str_of(&out)];
+    ok(&export);
+    left(&out, &export);
+}
+
+/// A pipe has no end to wait for, a device none at all, and a line of the log no use for megabytes.
+#[cfg(unix)]
+#[test]
+fn what_stands_in_the_place_of_a_runs_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, out, weights) = (dir.path().join("w/run"), dir.path().join("out"), dir.path().join("w"));
+    ok(&tiny("train", str_of(&run)));
+    ok(&["weights", "--dir", str_of(&weights), "--write"]);
+    let more = [&tiny("train", str_of(&run))[..], &["--set", "train.updates=31"]].concat();
+    let (export, table) = (["export", str_of(&run), "--out", str_of(&out)], ["table", str_of(&run)]);
+    let check = ["weights", "--dir", str_of(&weights), "--check"];
+    let cases: [(&str, &[&[&str]]); 6] = [
+        ("run/summary.json", &[&more, &export, &table, &check]),
+        ("run/metrics.jsonl", &[&export, &check]),
+        ("run/recipe.toml", &[&export, &check]),
+        ("run/checkpoint.safetensors", &[&more, &check]),
+        ("index.json", &[&check]),
+        // Last: it has taken the checkpoint up when it comes to the log.
+        ("run/metrics.jsonl", &[&more]),
+    ];
+    for (name, commands) in cases {
+        let path = weights.join(name);
+        let good = std::fs::read(&path).unwrap();
+        for kind in ["pipe", "device", "folder"] {
+            std::fs::remove_file(&path).unwrap();
+            match kind {
+                "pipe" => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
+                "device" => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+                _ => std::fs::create_dir(&path).unwrap(),
+            }
+            for command in commands {
+                let said = error(command);
+                assert!(said.contains("no regular file"), "{kind} as {name}, {command:?}: {said}");
+            }
+            match kind {
+                "folder" => std::fs::remove_dir(&path).unwrap(),
+                _ => std::fs::remove_file(&path).unwrap(),
+            }
+            std::fs::write(&path, &good).unwrap();
+        }
+    }
+    let log = run.join("metrics.jsonl");
+    let good = std::fs::read_to_string(&log).unwrap();
+    std::fs::write(&log, format!("{good}{{\"update\": {}1}}\n", " ".repeat(1 << 20))).unwrap();
+    let report = dir.path().join("report.html");
+    let said = error(&["report", str_of(&run), "--out", str_of(&report)]);
+    assert!(said.contains("metrics.jsonl is damaged in line"), "{said}");
 }
 
 #[test]

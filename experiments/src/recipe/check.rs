@@ -147,6 +147,13 @@ impl Train {
         if let Some(decay) = self.ema {
             ensure!(decay > 0. && decay < 1., "`train.ema` = {decay}: a decay is between 0 and 1");
         }
+        if let Some(lower) = self.lower {
+            let factor = lower.factor;
+            ensure!(
+                factor > 0. && factor <= 1.,
+                "`train.lower.factor` = {factor}: it must be above 0 and at most 1"
+            );
+        }
         let (shares, eps) = match self.optimizer {
             Rule::Adam { b1, b2, eps } | Rule::Adamax { b1, b2, eps, .. } => ([("b1", b1), ("b2", b2)], eps),
             Rule::RmsProp { rho, momentum, eps } => ([("rho", rho), ("momentum", momentum)], eps),

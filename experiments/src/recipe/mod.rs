@@ -8,4 +8,4 @@ mod resolve;
 mod types;
 
 pub use resolve::{BUILTIN, Resolved, builtin};
-pub use types::{Data, Eval, LossUnit, Paper, Recipe, Schedule, Train};
+pub use types::{Data, Eval, LossUnit, Lower, Paper, Recipe, Schedule, Train};

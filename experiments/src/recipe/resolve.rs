@@ -180,7 +180,7 @@ const CONVENTIONS: &[&str] = &[
 
 /// Settings that may be absent, so that a source can say why they are.
 const OPTIONAL: &[&str] =
-    &["train.clip_norm", "train.ema", "train.patience", "train.epochs", "train.updates"];
+    &["train.clip_norm", "train.ema", "train.lower", "train.patience", "train.epochs", "train.updates"];
 
 fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
@@ -288,6 +288,7 @@ fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String])
             let others = keys.iter().filter(|key| **key != path && **key != itself).cloned();
             did_you_mean(&unknown, quoted.chain(others))
         }
+        None if message.starts_with("missing field") => ", give it a value".to_owned(),
         None => String::new(),
     };
     if path == "." { anyhow!("{message}{close}") } else { anyhow!("`{path}`: {message}{close}") }

@@ -71,6 +71,8 @@ pub struct Train {
     /// How it changes.
     #[serde(default)]
     pub schedule: Schedule,
+    /// Multiply the rate by a factor from an update on. A run that diverged goes on with it from its best checkpoint.
+    pub lower: Option<Lower>,
     /// Images over which the rate rises linearly from 0.
     #[serde(default)]
     pub warmup_images: u64,
@@ -165,6 +167,16 @@ pub enum Schedule {
         /// The last rate as a share of the first.
         end: f64,
     },
+}
+
+/// A learning rate that is lower from an update on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lower {
+    /// Updates made at the full rate.
+    pub after: u64,
+    /// What the rate is multiplied by from then on.
+    pub factor: f64,
 }
 
 /// Evaluation.

@@ -47,6 +47,8 @@ pub struct Outcome {
     pub best_validation: Option<(u64, f64)>,
     /// Mean training bits/dim over the last window of the log.
     pub train_bits_per_dim: Option<f64>,
+    /// The updates after which it had ended before it was extended.
+    pub extended: Vec<u64>,
     /// Why it ended.
     pub stopped_by: StoppedBy,
     /// Whether it ended; an interrupted run did not.

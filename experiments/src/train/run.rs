@@ -9,8 +9,8 @@ use crate::checkpoint::{self, Measured, Metrics, Position, Settings, Window};
 use crate::data::{Dataset, Split};
 use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::recipe::Recipe;
-use crate::run_dir::{self, CHECKPOINT};
-use anyhow::{Context as _, Result, anyhow, ensure};
+use crate::run_dir::{self, BEST, CHECKPOINT};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use candle_core::Device;
 use flows::ops::precision::{self, Precision};
 use flows::params::rng_for;
@@ -118,11 +118,15 @@ impl<'a> Run<'a> {
         let step = &mut self.step;
         match checkpoint::load(self.out, &self.settings, step.model.params(), &mut step.updater)? {
             Some(position) => {
-                self.progress.message(&format!("resumed after update {}", position.update));
                 self.checkpointed = Some(position.update);
                 self.position = position;
+                self.check_length()?;
+                self.progress.message(&format!("resumed after update {}", self.position.update));
                 if self.position.saved == Some(self.position.update) {
                     self.save_model()?;
+                }
+                if self.position.kept.is_some_and(|kept| kept.update == self.position.update) {
+                    checkpoint::keep(self.out)?;
                 }
             }
             None => {
@@ -140,6 +144,20 @@ impl<'a> Run<'a> {
         self.first_update = self.position.update;
         self.metrics = Some(Metrics::open(self.out, &self.position)?);
         self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
+        Ok(())
+    }
+
+    /// Refuses a run that is longer already than it is asked to be: what would be written of it is not what was done.
+    fn check_length(&self) -> Result<()> {
+        let made = self.position.update;
+        if let Some((planned, by)) = self.plan.filter(|(planned, _)| *planned < made) {
+            let key = if by == StoppedBy::Epochs { "train.epochs" } else { "train.updates" };
+            bail!(
+                "the run in {} has made {made} updates, and `{key}` asks for {planned} now: ask for {made} or more, or \
+                 name another --out for the shorter run",
+                self.out.display()
+            );
+        }
         Ok(())
     }
 
@@ -161,6 +179,10 @@ impl<'a> Run<'a> {
                     return Ok(self.outcome(StoppedBy::Interrupt));
                 }
                 continue;
+            }
+            if done.is_some() && self.position.ends.last() != Some(&update) {
+                self.position.ends.push(update);
+                self.checkpointed = None;
             }
             if saves && self.checkpointed != Some(update) {
                 self.checkpoint()?;
@@ -329,8 +351,9 @@ impl<'a> Run<'a> {
                 evaluation.map(|e| Ok((Some(e.bits_per_dim), run.reconstruction_error()?))).transpose()
             })
         });
-        let measured = measured
-            .with_context(|| format!("the validation after update {update} failed; {}", self.kept()))?;
+        let measured = measured.with_context(|| {
+            format!("the validation after update {update} failed; {}: {}", self.kept(), self.remedy())
+        })?;
         let Some((bits, error)) = measured else { return Ok(false) };
         let position = &mut self.position;
         position.validated = Some(update);
@@ -343,6 +366,10 @@ impl<'a> Run<'a> {
             position.worse += 1;
         }
         let best = position.best.map(|b| b.bits_per_dim);
+        let measure = bits.or(position.last_window.map(|window| window.bits_per_dim));
+        let keeps =
+            measure.filter(|&m| m.is_finite() && position.kept.is_none_or(|kept| m < kept.bits_per_dim));
+        position.kept = keeps.map(|bits_per_dim| Measured { update, bits_per_dim }).or(position.kept);
         self.log(ValidationLine {
             validation_bits_per_dim: bits,
             best_validation_bits_per_dim: best,
@@ -351,6 +378,9 @@ impl<'a> Run<'a> {
         self.checkpoint()?;
         if better {
             self.save_model()?;
+        }
+        if keeps.is_some() {
+            checkpoint::keep(self.out)?;
         }
         if let (Some(bits), Some(best)) = (bits, best) {
             self.progress.validation(update, bits, best);
@@ -405,6 +435,7 @@ impl<'a> Run<'a> {
             images_per_second: if p.update > 0 { self.images_seen() as f64 / p.train_seconds } else { 0. },
             wall_seconds: self.wall_seconds(),
             best_validation: p.best.map(|b| (b.update, b.bits_per_dim)),
+            extended: p.ends.iter().copied().filter(|&end| end < p.update).collect(),
             train_bits_per_dim: p.last_window.map(|m| m.bits_per_dim).or(open),
             stopped_by,
             finished: stopped_by != StoppedBy::Interrupt,
@@ -417,17 +448,40 @@ impl<'a> Run<'a> {
         let place = self.step.find_non_finite(update, loss);
         let place = place.unwrap_or_else(|e| format!("an unknown place ({e})"));
         anyhow!(
-            "{what} of update {} is not finite, first in {place}; the update was not made and {}: train anew in another \
-             --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller `train.clip_norm`",
+            "{what} of update {} is not finite, first in {place}; the update was not made and {}: {}",
             update + 1,
-            self.kept()
+            self.kept(),
+            self.remedy()
         )
     }
 
-    /// The part of an error that says which checkpoint is kept.
+    /// The part of an error that says which checkpoints are kept, and where the best model is.
     fn kept(&self) -> String {
         let Some(update) = self.checkpointed else { return "there is no checkpoint yet".to_string() };
         let path = self.out.join(CHECKPOINT);
-        format!("the last good checkpoint, of update {update}, is kept in {}", path.display())
+        let last = format!("the last checkpoint, of update {update}, is kept in {}", path.display());
+        let best = self.position.best.map(|best| {
+            let Measured { update, bits_per_dim } = best;
+            let out = self.out.display();
+            format!("; the best model, of update {update} with {bits_per_dim:.4} bits/dim, is in {out}")
+        });
+        let kept =
+            self.position.kept.map(|kept| format!(", and the state at update {} in {BEST}", kept.update));
+        last + &best.unwrap_or_default() + &kept.unwrap_or_default()
+    }
+
+    /// What to do about a divergence: go on from the best checkpoint at a lower rate, or begin anew.
+    fn remedy(&self) -> String {
+        let begun = self.recipe.train.lower;
+        let kept = self.position.kept.filter(|kept| begun.is_none_or(|lower| kept.update <= lower.after));
+        let back = kept.map(|Measured { update, .. }| {
+            format!(
+                "give `--set train.lower.after={update} --set train.lower.factor=0.1` to go on from update {update} with a \
+                 tenth of the rate, or "
+            )
+        });
+        back.unwrap_or_default()
+            + "train anew in another --out with a lower `train.lr`, a longer `train.warmup_images` or a smaller \
+               `train.clip_norm`"
     }
 }

@@ -21,7 +21,8 @@ pub(super) fn rate(t: &Train, update: u64, total: Option<u64>) -> f64 {
     };
     // The images of the present batch count as seen, so that the first update has a rate above zero.
     let seen = (update + 1) as f64 * t.batch as f64;
-    if t.warmup_images == 0 { lr } else { lr * (seen / t.warmup_images as f64).min(1.) }
+    let lr = if t.warmup_images == 0 { lr } else { lr * (seen / t.warmup_images as f64).min(1.) };
+    t.lower.filter(|lower| update >= lower.after).map_or(lr, |lower| lr * lower.factor)
 }
 
 /// The planned number of updates, and which setting it comes from.
@@ -60,6 +61,7 @@ pub(super) fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Lower;
     use crate::train::tests::recipe;
 
     #[test]
@@ -80,6 +82,9 @@ mod tests {
         t.warmup_images = 28;
         let ramp: Vec<f64> = (0..5).map(|u| rate(&t, u, None) / 1e-3).collect();
         assert_eq!(ramp, [0.25, 0.5, 0.75, 1., 1.]);
+        t.lower = Some(Lower { after: 2, factor: 0.5 });
+        let ramp: Vec<f64> = (0..5).map(|u| rate(&t, u, None) / 1e-3).collect();
+        assert_eq!(ramp, [0.25, 0.5, 0.375, 0.5, 0.5]);
     }
 
     #[test]

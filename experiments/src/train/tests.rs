@@ -5,7 +5,7 @@ use super::run::train_in_pool;
 use super::{Outcome, Progress, StoppedBy, train};
 use crate::data::{Dataset, Parts, Split, Values};
 use crate::evaluate::{EvalOptions, evaluate};
-use crate::recipe::{Data, Eval, LossUnit, Recipe, Schedule, Train};
+use crate::recipe::{Data, Eval, LossUnit, Lower, Recipe, Schedule, Train};
 use crate::run_dir::{CHECKPOINT, METRICS};
 use anyhow::Result;
 use candle_core::Device;
@@ -33,6 +33,7 @@ pub(super) fn recipe() -> Recipe {
             optimizer: Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 },
             lr: 1e-3,
             schedule: Schedule::Cosine { end: 0.1 },
+            lower: None,
             warmup_images: 30,
             clip_norm: Some(1.),
             loss: LossUnit::BitsPerDim,
@@ -225,6 +226,81 @@ fn another_recipe_does_not_resume_and_more_updates_do() -> Result<()> {
     let stop = AtomicBool::new(false);
     let err = train(&r, &other, &Device::Cpu, out.path(), &mut Show::default(), &stop).unwrap_err();
     assert!(err.to_string().contains("data.revision"), "{err}");
+    Ok(())
+}
+
+/// A cosine falls over the whole run: with another length the updates that were made had other rates.
+#[test]
+fn a_run_is_extended_where_its_schedule_allows_and_never_shortened() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let mut r = recipe();
+    r.train.updates = Some(6);
+    assert!(run(&r, out.path())?.extended.is_empty());
+    let checkpoint = fs::read(out.path().join(CHECKPOINT))?;
+    r.train.updates = Some(12);
+    let err = run(&r, out.path()).unwrap_err().to_string();
+    assert!(err.contains("`train.updates` is 12 now") && err.contains("cosine"), "{err}");
+    (r.train.updates, r.train.epochs) = (Some(6), Some(1.));
+    let err = run(&r, out.path()).unwrap_err().to_string();
+    assert!(err.contains("`train.epochs` is 1.0 now") && err.contains("cosine"), "{err}");
+    assert_eq!(fs::read(out.path().join(CHECKPOINT))?, checkpoint);
+
+    for schedule in [Schedule::Constant, Schedule::Divide { factor: 1.1, min: 1e-5 }] {
+        let out = tempfile::tempdir()?;
+        (r.train.schedule, r.train.epochs) = (schedule, None);
+        let lengths = [(6, vec![]), (9, vec![6]), (12, vec![6, 9]), (12, vec![6, 9])];
+        for (updates, extended) in lengths {
+            r.train.updates = Some(updates);
+            let outcome = run(&r, out.path())?;
+            assert_eq!((outcome.updates, outcome.extended), (updates, extended));
+        }
+        r.train.updates = Some(11);
+        let err = run(&r, out.path()).unwrap_err().to_string();
+        assert!(err.contains("has made 12 updates, and `train.updates` asks for 11"), "{err}");
+        (r.train.updates, r.train.epochs) = (Some(12), Some(1.));
+        let err = run(&r, out.path()).unwrap_err().to_string();
+        assert!(err.contains("has made 12 updates, and `train.epochs` asks for 6"), "{err}");
+        (r.train.epochs, r.train.minutes) = (None, Some(1e-9));
+        let err = run(&r, out.path()).unwrap_err().to_string();
+        assert!(err.contains("`train.minutes` is"), "{err}");
+        r.train.minutes = None;
+    }
+    Ok(())
+}
+
+/// A run whose training goes bad long before a number is not finite has a checkpoint of before that, and a lower rate
+/// goes on from it as if it had been lowered there.
+#[test]
+fn a_lower_rate_goes_on_from_the_best_checkpoint() -> Result<()> {
+    for validated in [true, false] {
+        let set = if validated { data() } else { Dataset { valid: None, ..data() } };
+        let never = AtomicBool::new(false);
+        let go = |r: &Recipe, out: &Path| train(r, &set, &Device::Cpu, out, &mut Show::default(), &never);
+        let (out, straight) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let mut r = recipe();
+        r.train.schedule = Schedule::Divide { factor: 0.2, min: 0. };
+        (r.train.validate_every, r.train.checkpoint_every, r.train.lr) = (1, 1, 1e-6);
+        (r.train.log_every, r.train.warmup_images, r.train.updates) = (1, 0, Some(40));
+        let err = go(&r, out.path()).unwrap_err().to_string();
+        assert!(err.contains("is kept in"), "{err}");
+        let word = |text: &str, after: &str| -> u64 {
+            let rest = text.split(after).nth(1).unwrap_or_else(|| panic!("{after}: {text}"));
+            rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        let (last, best) = (word(&err, "checkpoint, of update "), word(&err, "train.lower.after="));
+        assert!(best < last, "{err}");
+        assert_eq!(err.contains(&format!("the best model, of update {best} with ")), validated, "{err}");
+        // A divergence before it is another run.
+        r.train.updates = Some(last + 2);
+        r.train.lower = Some(Lower { after: best - 1, factor: 1e-20 });
+        let refused = go(&r, out.path()).unwrap_err().to_string();
+        assert!(refused.contains("train.lower") && refused.contains("depend on it"), "{refused}");
+        r.train.lower = Some(Lower { after: best, factor: 1e-20 });
+        assert_eq!(go(&r, out.path())?.updates, last + 2);
+        go(&r, straight.path())?;
+        same(straight.path(), out.path());
+        assert_eq!(updates_in(out.path()), updates_in(straight.path()));
+    }
     Ok(())
 }
 

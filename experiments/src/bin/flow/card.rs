@@ -11,7 +11,7 @@ use candle_core::DType;
 use experiments::data::{Origin, known};
 use experiments::evaluate::Evaluation;
 use experiments::run_dir::{CARD, RECIPE, SAMPLES};
-use experiments::summary::{Baselines, Summary};
+use experiments::summary::{Baselines, Summary, Training};
 use flows::ModelConfig;
 use flows::models::file::{Stored, stored};
 use flows::models::write_atomic;
@@ -175,6 +175,21 @@ fn beside(summary: &Summary) -> Vec<String> {
     [entropy, paper, codecs, gaussian].into_iter().flatten().collect()
 }
 
+/// The number of updates, and where the run had ended before it was extended.
+fn updates(trained: &Training) -> String {
+    match trained.extended.as_slice() {
+        [] => trained.updates.to_string(),
+        ends => {
+            let ends: Vec<String> = ends.iter().map(u64::to_string).collect();
+            format!(
+                "{}, in a run that had ended after {} and was extended",
+                trained.updates,
+                ends.join(" and ")
+            )
+        }
+    }
+}
+
 /// How it was made, in rows of a table.
 fn training(dir: &Path, summary: &Summary) -> Vec<(&'static str, String)> {
     let changed = match summary.changed.as_deref() {
@@ -205,7 +220,7 @@ fn training(dir: &Path, summary: &Summary) -> Vec<(&'static str, String)> {
         ("seed", told(summary.seed)),
         ("data", format!("{}: {}", summary.data, told(counts))),
         ("the data's revision", told(Some(&summary.data_revision))),
-        ("updates", told(trained.map(|t| t.updates))),
+        ("updates", told(trained.map(updates))),
         ("images seen", told(trained.map(|t| t.images_seen))),
         ("images a second", told(trained.map(|t| format!("{:.1}", t.images_per_second)))),
         ("time", told(trained.map(|t| format!("{:.0} s", t.wall_seconds)))),

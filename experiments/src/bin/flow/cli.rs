@@ -158,7 +158,16 @@ fn sentence(error: &anyhow::Error) -> String {
             text = if text.is_empty() { cause.to_owned() } else { format!("{text}: {cause}") };
         }
     }
-    text
+    // What the system says names no remedy.
+    let remedy = [
+        ("No space left on device", "free some of the disk, or name a folder on another one"),
+        ("Disk quota exceeded", "free some of the disk, or name a folder on another one"),
+        ("Read-only file system", "name a folder that can be written"),
+    ];
+    match remedy.iter().find(|(cause, _)| text.contains(cause)) {
+        Some((_, remedy)) => format!("{text}: {remedy}"),
+        None => text,
+    }
 }
 
 fn catch_signals() -> Result<()> {
@@ -222,5 +231,7 @@ mod tests {
             "shapes differ\n   0: some::function\n             at src/some.rs:1:2\n  11: main"
         );
         assert_eq!(sentence(&traced), "shapes differ");
+        let full = std::io::Error::from_raw_os_error(28);
+        assert!(sentence(&anyhow::Error::new(full).context("cannot write x")).ends_with("on another one"));
     }
 }

@@ -3,6 +3,7 @@
 use crate::output;
 use anyhow::{Context, Result, ensure};
 use candle_core::DType;
+use experiments::lock::Lock;
 use experiments::run_dir::CHECKPOINT;
 use flows::SaveOptions;
 use flows::models::file;
@@ -91,6 +92,16 @@ pub fn free(out: &Path) -> Result<()> {
         out.display()
     );
     Ok(())
+}
+
+/// Makes the folder and takes it for this process, which may then remove what a killed one left half-written.
+///
+/// # Errors
+/// When another process is at work in it, or it cannot be made.
+pub fn take(out: &Path) -> Result<Lock> {
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("--out {}: the folder cannot be made", out.display()))?;
+    Lock::take(out)
 }
 
 /// What was written, for people or as JSON.

@@ -3,9 +3,10 @@
 use crate::files::{self, FileArgs};
 use crate::hub::{WEIGHTS, Weights};
 use crate::{card, saved};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::Device;
-use experiments::run_dir::COMPANIONS;
+use experiments::run_dir::{self, COMPANIONS};
+use flows::models::write_atomic;
 use std::path::PathBuf;
 
 /// `export`.
@@ -34,12 +35,11 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
     files::free(&args.out)?;
     let model = saved::load_model(&weights, &Device::Cpu)?;
+    let _lock = files::take(&args.out)?;
     model.save(&args.out, &args.file.options())?;
     for name in COMPANIONS {
-        let (from, to) = (weights.join(name), args.out.join(name));
-        if from.exists() {
-            let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
-            std::fs::copy(&from, &to).with_context(cannot)?;
+        if let Some(bytes) = run_dir::read(&weights.join(name))? {
+            write_atomic(&args.out.join(name), &bytes)?;
         }
     }
     card::write(&args.out)?;

@@ -9,11 +9,11 @@ use crate::draw::{plots, samples};
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
 use crate::report::table;
-use crate::saved::{baselines, load_data, score};
+use crate::saved::{baselines, load, load_data, score};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Args;
-use experiments::data::{Dataset, Join, Split, known};
+use experiments::data::{Dataset, Join, Origin, Request, Split, known};
 use experiments::limits::{self, Use};
 use experiments::lock::Lock;
 use experiments::recipe::{Recipe, Resolved};
@@ -57,7 +57,11 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
         out.is_dir() || !out.exists(),
         "--out {name} is a file: name a folder, which is made if it is not there"
     );
-    if let Some(summary) = finished(&resolved.recipe, &out, test)? {
+    // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
+    let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
+    if let Some(summary) = finished(&resolved.recipe, &out, test)?
+        && is_of(&summary, &resolved.recipe, args.data.dir.as_deref())?
+    {
         tracing::info!("{name} holds this run's result already");
         // Of a run that ended before there were cards, or was killed before it wrote its own.
         if !out.join(CARD).exists() {
@@ -65,10 +69,8 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
         }
         return print_result(&summary, &out, args.json);
     }
-    // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
     train::check_precision(&resolved.recipe.train, &device)?;
     limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
-    let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
     let data = load_data(&resolved.recipe, args.data.dir.clone(), Join::Never)?;
     fit_shape(&mut resolved.recipe, &data)?;
     let recipe = &resolved.recipe;
@@ -124,6 +126,7 @@ fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Re
         wall_seconds: outcome.wall_seconds,
         stopped: stopped.as_str().unwrap_or_default().to_owned(),
         best_update: outcome.best_validation.map(|(update, _)| update),
+        extended: outcome.extended,
     })
 }
 
@@ -174,6 +177,20 @@ fn finished(recipe: &Recipe, out: &Path, test: bool) -> Result<Option<Summary>> 
     }
     let same = recipe.fingerprint()? == begun.fingerprint()?;
     Ok(Some(summary).filter(|s| same && (s.test.is_some() || !test)))
+}
+
+/// Whether a result is of the data that are asked for now: where they are not, going on with the run says so.
+///
+/// Published data without a folder are those of their name, and are not brought again to see it.
+fn is_of(summary: &Summary, recipe: &Recipe, dir: Option<&Path>) -> Result<bool> {
+    let request = recipe.request(dir.map(Path::to_owned));
+    let request = match known(&recipe.data.set).map(|set| &set.origin) {
+        Some(Origin::Published { .. }) if dir.is_none() => return Ok(true),
+        // How many are drawn is a setting, and which ones the same for any number of them.
+        Some(Origin::Drawn { .. }) => Request { train: Some(1), valid: Some(0), test: Some(1), ..request },
+        _ => request,
+    };
+    Ok(load(&request)?.revision == summary.data_revision)
 }
 
 /// Whether the examples of a data set have whatever shape the user's files have.

@@ -9,7 +9,10 @@ use crate::{card, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use experiments::data::{file_name, hex};
+use experiments::lock::Lock;
+use experiments::run_dir::is_half_written;
 use experiments::summary::Summary;
+use experiments::untrusted::{TEXT, read_regular};
 use flows::models::{file, write_atomic};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -72,6 +75,8 @@ struct Sum {
 
 /// The hash and size of a file.
 fn sum(path: &Path) -> Result<Sum> {
+    // A pipe would be waited for, and a device has no end.
+    ensure!(path.is_file(), "{} is no regular file: fetch it again", path.display());
     let mut hash = Sha256::new();
     let bytes = std::fs::File::open(path)
         .and_then(|mut file| std::io::copy(&mut file, &mut hash))
@@ -84,7 +89,9 @@ fn files(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for path in paths(dir)? {
         ensure!(path.is_file(), "{}: a model's folder holds files only, move it away", path.display());
-        names.push(file_name(&path));
+        let name = file_name(&path);
+        ensure!(!is_half_written(&name), "{} was not written to its end: remove it", path.display());
+        names.push(name);
     }
     names.sort();
     Ok(names)
@@ -122,7 +129,7 @@ fn entry(dir: &Path) -> Result<Entry> {
 fn read(dir: &Path) -> Result<Index> {
     let path = dir.join(INDEX);
     let file = path.display();
-    let text = std::fs::read(&path).with_context(|| {
+    let text = read_regular(&path, TEXT).with_context(|| {
         format!("{file} cannot be read: name the folder with --dir, or write its index with `flow weights --write`")
     })?;
     let Index { format, models } = serde_json::from_slice(&text)
@@ -142,8 +149,11 @@ fn read(dir: &Path) -> Result<Index> {
 /// Writes cards and index.
 fn write(dir: &Path) -> Result<Index> {
     let mut models = BTreeMap::new();
+    ensure!(dir.is_dir(), "{} is no folder: name it with --dir", dir.display());
+    let _lock = Lock::take(dir)?;
     for path in paths(dir)? {
         if path.join(file::CONFIG).exists() {
+            let _lock = Lock::take(&path)?;
             card::write(&path)?;
             models.insert(file_name(&path), self::entry(&path)?);
         }
