@@ -6,6 +6,7 @@ use crate::{card, saved};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use experiments::run_dir::COMPANIONS;
+use experiments::summary::Summary;
 use std::path::PathBuf;
 
 /// `export`.
@@ -24,7 +25,7 @@ pub struct ExportArgs {
     json: bool,
 }
 
-/// Writes saved weights into another folder.
+/// Writes saved weights into another folder. Figures that were measured before the weights were rounded stay behind.
 ///
 /// # Errors
 /// When there are no weights, a number does not fit the dtype, or the folder cannot be written.
@@ -34,12 +35,27 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
     files::free(&args.out)?;
     let model = saved::load_model(&weights, &Device::Cpu)?;
+    args.file.advise();
     model.save(&args.out, &args.file.options())?;
     for name in COMPANIONS {
         let (from, to) = (weights.join(name), args.out.join(name));
+        let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
         if from.exists() {
-            let cannot = || format!("cannot copy {} to {}", from.display(), to.display());
             std::fs::copy(&from, &to).with_context(cannot)?;
+        } else if to.exists() {
+            // Of an earlier export: it says nothing of these weights.
+            std::fs::remove_file(&to).with_context(cannot)?;
+        }
+    }
+    if let (Some(before), Some(after)) = (Summary::read(&weights)?, Summary::read(&args.out)?) {
+        after.write(&args.out)?;
+        if before.score().is_some() && after.score().is_none() {
+            tracing::info!(
+                "the figures of {} are those of weights that were not rounded, and stay there: `flow card --measure {}` \
+                 measures these",
+                args.weights,
+                args.out.display()
+            );
         }
     }
     card::write(&args.out)?;
