@@ -327,6 +327,26 @@ fn branches_tags_and_private_ones() {
 }
 
 #[test]
+fn a_home_folder_is_not_published() {
+    let hub = TestHub::start();
+    let user = User::new(&hub);
+    let run = tempfile::tempdir().unwrap();
+    for file in FILES {
+        std::fs::copy(RUN.path().join(file), run.path().join(file)).unwrap();
+    }
+    let summary = std::fs::read_to_string(run.path().join("summary.json")).unwrap();
+    // As an earlier version wrote it of a file of points.
+    let old = summary.replace("moons generator", "/home/ann/f.npy, sha256 moons generator");
+    assert_ne!(old, summary);
+    std::fs::write(run.path().join("summary.json"), old).unwrap();
+    let push = ["push", path(run.path()), ID, "--dry-run"];
+    let output = user.command(&push).env("HOME", "/home/ann").output().unwrap();
+    assert!(sentence(&push, &output).contains("summary.json holds the path of your home folder"));
+    // What this version writes names no folder.
+    assert!(!summary.contains(path(RUN.path())) && !summary.contains("/tmp"), "{summary}");
+}
+
+#[test]
 fn a_dry_run_sends_nothing() {
     let hub = TestHub::start();
     let user = User { token: None, ..User::new(&hub) };
