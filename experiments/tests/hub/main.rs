@@ -910,6 +910,7 @@ print(info.oid)
     let reader = User { token: Some(READER), ..User::new(&hub) };
     assert_eq!(reader.json(&["pull", "hf:user/moons"])["commit"], commit.as_str());
     reader.same_bits();
-    // What they have pushed is what we would push.
-    assert_eq!(user.push()["uploaded"], 0);
+    // What they have pushed is what we would push, but for the file that reads it in Python.
+    assert_eq!(user.push()["uploaded"], 1);
+    assert!(hub.files(ID, "main").contains(&"flows_torch.py".to_owned()));
 }
