@@ -187,6 +187,12 @@ impl Settings {
         let Some(key) = self.conflict(begun, position) else { return Ok(()) };
         let text = |s: &Self| s.0.get(key).map_or("absent".to_string(), Clone::clone);
         if key == "data.revision" {
+            let (of_file, folder) = ("sha256 ", path.parent().unwrap_or(path).display());
+            ensure!(
+                text(begun).starts_with(of_file) || !text(self).starts_with(of_file),
+                "the run in {folder} was begun by an earlier version, in which the data's revision depended on their path: it \
+                 cannot be resumed, choose another --out"
+            );
             let set = self.0.get("data.set").map_or("", String::as_str);
             bail!(
                 "`data.revision` differs: the data of `data.set` = {set} are not those that the run in {} was begun with \

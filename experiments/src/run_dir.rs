@@ -10,6 +10,7 @@
 //! | [`SAMPLES`], [`CURVE`] | pictures, drawn when training has ended |
 //! | [`SUMMARY`] | the result ([`crate::summary`]); where it is, the run has ended |
 //! | [`CARD`] | the model card |
+//! | [`LICENSE`] | one line: the identifier of the weights' licence, where their owner has given one |
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
 
 use crate::data::file_name;
@@ -37,6 +38,8 @@ pub const SAMPLES: &str = "samples.png";
 pub const CURVE: &str = "curve.png";
 /// The model card.
 pub const CARD: &str = "README.md";
+/// The identifier of the weights' licence.
+pub const LICENSE: &str = "license.txt";
 /// The folder of further pictures.
 pub const PICTURES: &str = "pictures";
 /// The report.
@@ -45,7 +48,7 @@ pub const REPORT: &str = "report.html";
 pub const EVENTS: (&str, &str) = ("events.out.tfevents.", ".flow");
 
 /// The files that accompany the model wherever it is copied or published.
-pub const COMPANIONS: [&str; 5] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE];
+pub const COMPANIONS: [&str; 6] = [RECIPE, SUMMARY, METRICS, SAMPLES, CURVE, LICENSE];
 
 /// Bytes of a line of the log, at most.
 pub const LINE: usize = 1 << 16;

@@ -4,8 +4,8 @@
 //! a point, stands beside them.
 //!
 //! The commit is the one that the binary was built from (see build.rs; `-dirty` where sources differed from it, `unknown`
-//! outside a git checkout). Of the command line, absolute paths keep their last component only: a summary is meant to be
-//! published, and other machines have other folders.
+//! outside a git checkout). Of a path in the command line its last component is kept: a summary is meant to be published, the
+//! folders are those of one machine, and their names may be a person's.
 
 use crate::data::Dataset;
 use crate::evaluate::Evaluation;
@@ -13,7 +13,7 @@ use crate::recipe::{Paper, Recipe};
 use crate::run_dir::{self, SUMMARY, read_recipe};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use flows::models::write_atomic;
+use flows::models::{file::stored, write_atomic};
 use flows::ops::cuda::gpu_name;
 use flows::ops::precision::Precision;
 use serde::{Deserialize, Serialize};
@@ -192,6 +192,9 @@ pub struct Summary {
     /// The bits/dim in the precision in which training multiplied, where that was not full precision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounded: Option<Rounded>,
+    /// The dtype of the weights' file that the figures were measured of, where it is shorter than f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<String>,
     /// What stands beside the number.
     #[serde(flatten)]
     pub beside: Baselines,
@@ -248,6 +251,7 @@ impl Summary {
             validation: None,
             test: None,
             rounded: None,
+            measured: None,
             beside: Baselines::new(recipe, data),
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -268,7 +272,19 @@ impl Summary {
         if let Some(recipe) = read_recipe(dir)? {
             summary.changed = Some(recipe.changed()?);
         }
+        // Figures beside a file are the file's: those of weights before they were rounded to it are left out.
+        if let Some(dtype) = short_dtype(dir)
+            && summary.measured.as_deref() != Some(dtype)
+        {
+            summary.forget_figures();
+        }
         Ok(Some(summary))
+    }
+
+    /// Leaves out what was measured of the weights.
+    fn forget_figures(&mut self) {
+        (self.train, self.validation, self.test, self.rounded) = (None, None, None, None);
+        self.beside.codecs = None;
     }
 
     /// Writes the summary into a run's folder.
@@ -314,6 +330,14 @@ impl Summary {
     }
 }
 
+/// The dtype of a folder's weights where it is shorter than f32, so that whatever was measured before they were stored is of
+/// other weights; `None`, too, where there are none that can be read.
+#[must_use]
+pub fn short_dtype(dir: &Path) -> Option<&'static str> {
+    let dtype = stored(dir).ok()?.dtype;
+    (dtype.size_in_bytes() < 4).then(|| dtype.as_str())
+}
+
 /// The part of the `--json` object that one evaluation fills.
 #[must_use]
 pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, Value> {
@@ -324,17 +348,39 @@ pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, 
 
 /// The command line, see the module's documentation.
 fn command() -> String {
-    let shorten = |arg: String| -> String {
-        let (option, value) = match arg.split_once('=') {
-            Some((option, value)) if option.starts_with('-') => (format!("{option}="), value),
-            _ => (String::new(), arg.as_str()),
-        };
-        let path = Path::new(value);
-        match path.file_name() {
-            Some(name) if path.is_absolute() => format!("{option}{}", name.to_string_lossy()),
-            _ => arg,
-        }
-    };
-    let args = std::env::args_os().skip(1).map(|arg| shorten(arg.to_string_lossy().into_owned()));
+    let args = std::env::args_os().skip(1).map(|arg| without_folders(&arg.to_string_lossy()));
     std::iter::once("flow".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+/// An argument, or the value of `--option=value` and `key=value`, with its last component in the place of a path.
+fn without_folders(arg: &str) -> String {
+    let (key, value) = arg.split_at(arg.find('=').map_or(0, |at| at + 1));
+    // The name of a repository of the hub is no path.
+    if value.starts_with("hf:") {
+        return arg.to_owned();
+    }
+    let last = value.trim_end_matches(std::path::is_separator).rsplit(std::path::is_separator).next();
+    format!("{key}{}", last.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_names_no_folder() {
+        for (arg, kept) in [
+            ("/home/ann/faces/", "faces"),
+            ("--data=/home/ann/f.npy", "--data=f.npy"),
+            ("../ann/run", "run"),
+            ("home/ann/f.npy", "f.npy"),
+            ("about=/home/ann", "about=ann"),
+            ("/", ""),
+            ("--json", "--json"),
+            ("train.schedule={kind='cosine',end=0.02}", "train.schedule={kind='cosine',end=0.02}"),
+            ("hf:user/name@v1", "hf:user/name@v1"),
+        ] {
+            assert_eq!(without_folders(arg), kept, "{arg}");
+        }
+    }
 }

@@ -621,7 +621,17 @@ fn exported_weights_are_the_same_model() {
     assert!(half["bytes"].as_u64().unwrap() < whole["bytes"].as_u64().unwrap() * 3 / 5, "{half}");
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.contains("rounded to bf16") && card.contains("The weights are bf16"), "{card}");
-    assert!(out.join("summary.json").exists() && out.join("recipe.toml").exists());
+    assert!(out.join("recipe.toml").exists());
+    // Figures beside a file are the file's: none until it is measured, and its own from then on.
+    let summary =
+        || -> Value { serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap() };
+    assert!(summary()["test"].is_null() && summary()["train"].is_null(), "{}", summary());
+    ok(&["card", str_of(&out), "--measure", "--license", "mit"]);
+    let rounded = json(&["eval", str_of(&out), "--json"])["bits_per_dim"].clone();
+    assert_ne!(rounded, before["bits_per_dim"]);
+    assert_eq!((&summary()["test"]["bits_per_dim"], &summary()["measured"]), (&rounded, &"bf16".into()));
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("license: \"mit\"") && !card.contains("not recorded: "), "{card}");
 
     assert!(
         error(&["export", str_of(&run), "--out", str_of(&run)]).contains("is the folder that is exported")

@@ -14,6 +14,9 @@
 //! `file,label,NAME…`, then one row per image with its path from the folder, its class (a number or a name)
 //! and its attributes (0 to 255). Without it, where every image (of each part) lies in a folder of its class, as torchvision's
 //! ImageFolder has it, the folders are the classes.
+//!
+//! **Revision.** The SHA-256 over each file's path in the folder and the SHA-256 of its bytes, in the order of the paths, then
+//! over `labels.csv`: the same wherever the folder lies.
 
 use super::picture::{self, Kind};
 use super::{Dataset, Parts, Revision, Split, Values, npy::MOST_CLASSES, read_file};

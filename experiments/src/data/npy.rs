@@ -11,11 +11,15 @@
 //! and so on, names its splits; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
 //! with one array, or `x` and perhaps `labels`, is split like a `.npy` file.
 //!
+//! **Revision.** Of one file it is the file's SHA-256, as `sha256sum` prints it; of a folder the SHA-256 over the names of the
+//! arrays and their bytes. Where the files lie is no part of it.
+//!
 //! The header is read here and not by `candle_core::Tensor::read_npy`, which allocates whatever size a header
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
-use super::set::{check_length, class, planar, product};
+use super::set::{check_length, class, file_revision, planar, product, unpack};
 use super::{Dataset, LARGEST, Parts, Revision, Split, Values, read_file};
+use crate::untrusted::read_regular;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -337,8 +341,9 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
 /// # Errors
 /// When a file is missing or damaged, or the arrays do not fit together.
 pub fn read_path(path: &Path) -> Result<Dataset> {
-    let (name, mut revision) = (path.display().to_string(), Revision::default());
+    let name = path.display().to_string();
     if path.is_dir() {
+        let mut revision = Revision::default();
         let mut arrays = BTreeMap::new();
         for key in ["train", "train_labels", "valid", "valid_labels", "test", "test_labels"] {
             let file = path.join(format!("{key}.npy"));
@@ -354,14 +359,15 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
         );
         return assemble(arrays, &name, revision.finish("npy files"));
     }
-    let bytes = read_file(path)?;
-    revision.add(&name, &bytes);
+    let bytes = read_regular(path, LARGEST)?;
+    let revision = file_revision(&bytes);
+    let bytes = unpack(bytes, &name, LARGEST)?;
     let arrays = if bytes.starts_with(b"PK") {
         parse_npz(&bytes, &name)?
     } else {
         BTreeMap::from([("x".to_owned(), parse_npy(&bytes, &name)?)])
     };
-    assemble(arrays, &name, revision.finish(&name))
+    assemble(arrays, &name, revision)
 }
 
 #[cfg(test)]
@@ -369,6 +375,34 @@ mod tests {
     use super::*;
     use crate::testing::mutate;
     use std::io::Write;
+
+    #[test]
+    fn a_revision_is_the_files_own_hash_wherever_it_lies() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = npy("|u1", "20, 2, 2", &(0..80).collect::<Vec<u8>>());
+        std::fs::write(here.path().join("a.npy"), &file).unwrap();
+        std::fs::write(there.path().join("other.npy"), &file).unwrap();
+        // `sha256sum a.npy`
+        let want = "sha256 5d5a1812c20bc0b1a350f4f16efc7bffc584dcb69a078b198bad0f1d9a16ce9e";
+        assert_eq!(read_path(&here.path().join("a.npy")).unwrap().revision, want);
+        assert_eq!(read_path(&here.path().join(".").join("a.npy")).unwrap().revision, want);
+        assert_eq!(read_path(&there.path().join("other.npy")).unwrap().revision, want);
+        // Of a packed file it is the hash of the packed bytes.
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&file).unwrap();
+        let packed = packed.finish().unwrap();
+        std::fs::write(there.path().join("packed.npy"), &packed).unwrap();
+        let set = read_path(&there.path().join("packed.npy")).unwrap();
+        assert_eq!((set.revision, set.train.len()), (file_revision(&packed), 16));
+        // A folder of arrays is the same elsewhere, too.
+        for folder in [&here, &there] {
+            for part in ["train.npy", "test.npy"] {
+                std::fs::write(folder.path().join(part), &file).unwrap();
+            }
+        }
+        let of = |folder: &tempfile::TempDir| read_path(folder.path()).unwrap().revision;
+        assert_eq!(of(&here), of(&there));
+    }
 
     fn npy(descr: &str, sides: &str, data: &[u8]) -> Vec<u8> {
         let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sides}), }}");

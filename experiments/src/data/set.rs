@@ -224,8 +224,8 @@ pub struct Dataset {
     pub entropy: Option<Entropy>,
     /// How the examples came into their parts.
     pub parts: Parts,
-    /// Which bytes these are: the SHA-256 of the files, the hub's commit, or the generator's version and
-    /// seed.
+    /// Which bytes these are, wherever they lie: the SHA-256 of the file, or of the files and their names in their folder; the
+    /// hub's commit; or the generator's version and seed.
     pub revision: String,
 }
 
@@ -310,12 +310,15 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// When it is no regular file, cannot be read, is damaged gzip, or is larger.
 pub fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let bytes = read_regular(path, most)?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        gunzip(&bytes, &path.display().to_string(), most)
-    } else {
-        Ok(bytes)
-    }
+    unpack(read_regular(path, most)?, &path.display().to_string(), most)
+}
+
+/// Unpacks the bytes of a file where the first of them say gzip, to at most `most` bytes.
+///
+/// # Errors
+/// As [`gunzip`].
+pub(super) fn unpack(bytes: Vec<u8>, name: &str, most: u64) -> Result<Vec<u8>> {
+    if bytes.starts_with(&[0x1f, 0x8b]) { gunzip(&bytes, name, most) } else { Ok(bytes) }
 }
 
 /// Unpacks gzip, stopping at `most` bytes: a few packed kilobytes can stand for gigabytes.
@@ -370,12 +373,13 @@ pub(super) fn planar(interleaved: &[u8], channels: usize) -> Vec<u8> {
     (0..channels).flat_map(|c| interleaved[c..].iter().copied().step_by(channels)).collect()
 }
 
-/// Collects the SHA-256 over the files a set was read from, in the order they were read.
+/// Collects the SHA-256 over the files a set was read from, in the order they were read. Their folder is no part of it; a set of
+/// one file has the SHA-256 of that file instead ([`file_revision`]).
 #[derive(Default)]
 pub struct Revision(Sha256);
 
 impl Revision {
-    /// Adds one file: its name and length too, so that no two lists of files collide.
+    /// Adds one file: its name in the set's folder and its length too, so that no two lists of files collide.
     pub fn add(&mut self, name: &str, bytes: &[u8]) {
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name.as_bytes());
@@ -387,6 +391,12 @@ impl Revision {
     pub fn finish(self, what: &str) -> String {
         format!("{what}, sha256 {}", hex(&self.0.finalize()))
     }
+}
+
+/// The revision of a set that is one file: the SHA-256 of its bytes on the disk, as `sha256sum` prints it.
+#[must_use]
+pub fn file_revision(bytes: &[u8]) -> String {
+    format!("sha256 {}", hex(&Sha256::digest(bytes)))
 }
 
 /// Bytes in hexadecimal.

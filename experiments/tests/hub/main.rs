@@ -51,7 +51,20 @@ static RUN: LazyLock<TempDir> = LazyLock::new(|| {
     dir
 });
 
-/// What of the run goes up.
+/// What goes up: the run's files, and the file that reads the weights in Python.
+const PUSHED: [&str; 9] = [
+    "README.md",
+    "config.json",
+    "curve.png",
+    "flows_torch.py",
+    "metrics.jsonl",
+    "model.safetensors",
+    "recipe.toml",
+    "samples.png",
+    "summary.json",
+];
+
+/// What of the run goes up, and comes down again.
 const FILES: [&str; 8] = [
     "README.md",
     "config.json",
@@ -190,8 +203,8 @@ fn there_and_back_again() {
     let hub = TestHub::start();
     let user = User::new(&hub);
     let pushed = user.push();
-    assert_eq!(pushed["uploaded"], FILES.len());
-    assert_eq!(hub.files(ID, "main"), [&[".gitattributes"], &FILES[..]].concat());
+    assert_eq!(pushed["uploaded"], PUSHED.len());
+    assert_eq!(hub.files(ID, "main"), [&[".gitattributes"], &PUSHED[..]].concat());
     assert_eq!(hub.private(ID), Some(false));
     assert_eq!(hub.commits(ID), 2, "one commit has everything");
     assert_eq!(pushed["commit"].as_str(), hub.commit(ID, "main").as_deref());
@@ -314,6 +327,26 @@ fn branches_tags_and_private_ones() {
 }
 
 #[test]
+fn a_home_folder_is_not_published() {
+    let hub = TestHub::start();
+    let user = User::new(&hub);
+    let run = tempfile::tempdir().unwrap();
+    for file in FILES {
+        std::fs::copy(RUN.path().join(file), run.path().join(file)).unwrap();
+    }
+    let summary = std::fs::read_to_string(run.path().join("summary.json")).unwrap();
+    // As an earlier version wrote it of a file of points.
+    let old = summary.replace("moons generator", "/home/ann/f.npy, sha256 moons generator");
+    assert_ne!(old, summary);
+    std::fs::write(run.path().join("summary.json"), old).unwrap();
+    let push = ["push", path(run.path()), ID, "--dry-run"];
+    let output = user.command(&push).env("HOME", "/home/ann").output().unwrap();
+    assert!(sentence(&push, &output).contains("summary.json holds the path of your home folder"));
+    // What this version writes names no folder.
+    assert!(!summary.contains(path(RUN.path())) && !summary.contains("/tmp"), "{summary}");
+}
+
+#[test]
 fn a_dry_run_sends_nothing() {
     let hub = TestHub::start();
     let user = User { token: None, ..User::new(&hub) };
@@ -321,10 +354,14 @@ fn a_dry_run_sends_nothing() {
     let listed = user.json(&dry);
     let names: Vec<&str> =
         listed["files"].as_array().unwrap().iter().map(|f| f["file"].as_str().unwrap()).collect();
-    assert_eq!(names, FILES);
+    assert_eq!(names, PUSHED);
     let people = user.ok(&dry);
     for file in listed["files"].as_array().unwrap() {
-        let meta = RUN.path().join(file["file"].as_str().unwrap()).metadata().unwrap();
+        let folder = match file["file"] == "flows_torch.py" {
+            true => Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/python")),
+            false => RUN.path(),
+        };
+        let meta = folder.join(file["file"].as_str().unwrap()).metadata().unwrap();
         assert_eq!(file["bytes"], meta.len());
         assert!(people.contains(file["sha256"].as_str().unwrap()));
     }
@@ -598,7 +635,7 @@ fn a_killed_pull_or_push_is_made_good_by_the_next() {
     hub.wait_for("POST /commit/");
     kill(child);
     assert_eq!(hub.files(ID, "main"), [".gitattributes"]);
-    assert_eq!(user.push()["uploaded"], FILES.len());
+    assert_eq!(user.push()["uploaded"], PUSHED.len());
     assert_eq!(hub.commits(ID), 2);
 
     // With half of a small file here, and while the storage sends a large one.
@@ -664,7 +701,7 @@ fn shards_replace_one_file_and_one_file_replaces_shards() {
     assert!(!files.contains(&"model.safetensors".to_owned()), "{files:?}");
     User::new(&hub).same_bits();
     user.push();
-    assert_eq!(hub.files(ID, "main"), [&[".gitattributes"], &FILES[..]].concat());
+    assert_eq!(hub.files(ID, "main"), [&[".gitattributes"], &PUSHED[..]].concat());
     User::new(&hub).same_bits();
 }
 
@@ -873,6 +910,7 @@ print(info.oid)
     let reader = User { token: Some(READER), ..User::new(&hub) };
     assert_eq!(reader.json(&["pull", "hf:user/moons"])["commit"], commit.as_str());
     reader.same_bits();
-    // What they have pushed is what we would push.
-    assert_eq!(user.push()["uploaded"], 0);
+    // What they have pushed is what we would push, but for the file that reads it in Python.
+    assert_eq!(user.push()["uploaded"], 1);
+    assert!(hub.files(ID, "main").contains(&"flows_torch.py".to_owned()));
 }

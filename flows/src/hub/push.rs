@@ -24,9 +24,9 @@ pub struct PushOptions {
     pub message: Option<String>,
     /// Files to publish beside config, weights and card, where the folder has them.
     pub also: Vec<String>,
-    /// The text to publish as the card, README.md, instead of the folder's: a card may name its repository, and the folder
-    /// is not changed by being published.
-    pub card: Option<String>,
+    /// Names and texts of files to publish beside those of the folder, or in their place: a card may name its repository, and
+    /// the folder is not changed by being published.
+    pub texts: Vec<(String, String)>,
 }
 
 /// A file that is to be published.
@@ -69,14 +69,17 @@ pub struct Pushed {
 }
 
 /// The files of a model's folder that would be published, with their hashes: config.json, the weights (with their index, where
-/// they are sharded), README.md (or `card` in its place), and those of `also` that are there. Nothing else, whatever the folder
-/// holds.
+/// they are sharded), README.md, those of `also` that are there, and `texts`, each in the place of the folder's file of its name. Nothing else,
+/// whatever the folder holds.
 ///
 /// # Errors
 /// When the folder holds no model, or a file cannot be read.
-pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushFile>> {
-    if let Some(name) =
-        also.iter().find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
+pub fn plan(dir: &Path, also: &[String], texts: &[(String, String)]) -> Result<Vec<PushFile>> {
+    let written = texts.iter().map(|(name, _)| name);
+    if let Some(name) = also
+        .iter()
+        .chain(written)
+        .find(|name| name.starts_with('.') || Path::new(name).components().count() != 1)
     {
         bail!("`{name}` is no file that is published: name files of the folder itself, none of them hidden");
     }
@@ -85,13 +88,15 @@ pub fn plan(dir: &Path, also: &[String], card: Option<&str>) -> Result<Vec<PushF
     let optional = [INDEX, CARD].into_iter().chain(also.iter().map(String::as_str));
     let mut found: Vec<String> = optional.filter(|name| dir.join(name).exists()).map(str::to_owned).collect();
     names.append(&mut found);
-    names.extend(card.map(|_| CARD.to_owned()));
+    names.extend(texts.iter().map(|(name, _)| name.clone()));
     names.sort();
     names.dedup();
     let file = |name: String| {
         let path = dir.join(&name);
-        let (hashes, content) = match card.filter(|_| name == CARD) {
-            Some(text) => (Hashes::read(text.as_bytes(), text.len() as u64), Content::Text(text.to_owned())),
+        let (hashes, content) = match texts.iter().find(|(written, _)| *written == name) {
+            Some((_, text)) => {
+                (Hashes::read(text.as_bytes(), text.len() as u64), Content::Text(text.to_owned()))
+            }
             None => (Hashes::of(&path), Content::File(path.clone())),
         };
         match hashes {
@@ -114,7 +119,7 @@ impl Hub {
     /// Without a token, when it may not write, when the hub cannot be reached, and when the branch is changed meanwhile. Nothing
     /// is published then, except where the message says so.
     pub fn push(&self, dir: &Path, repository: &Repository, options: &PushOptions) -> Result<Pushed> {
-        let files = plan(dir, &options.also, options.card.as_deref())?;
+        let files = plan(dir, &options.also, &options.texts)?;
         if self.settings.offline {
             bail!("HF_HUB_OFFLINE forbids to push: unset it");
         }
@@ -283,7 +288,7 @@ mod tests {
 
     fn names(dir: &Path, also: &[&str]) -> Result<Vec<String>> {
         let also: Vec<String> = also.iter().map(|&name| name.to_owned()).collect();
-        Ok(plan(dir, &also, None)?.into_iter().map(|file| file.name).collect())
+        Ok(plan(dir, &also, &[])?.into_iter().map(|file| file.name).collect())
     }
 
     #[test]
@@ -314,7 +319,7 @@ mod tests {
         assert!(names(dir.path(), &[]).unwrap_err().to_string().contains("is no shard's name"));
         // A card of one's own takes the place of the folder's.
         let bare = folder(&["config.json", "model.safetensors"]);
-        let files = plan(bare.path(), &[], Some("# A card\n")).unwrap();
+        let files = plan(bare.path(), &[], &[(CARD.to_owned(), "# A card\n".to_owned())]).unwrap();
         let card = files.iter().find(|file| file.name == CARD).unwrap();
         // `printf '# A card\n' | sha256sum`
         assert_eq!((files.len(), card.bytes()), (3, 9));
@@ -327,7 +332,7 @@ mod tests {
     #[test]
     fn a_commit_has_what_changed_and_drops_older_weights() {
         let dir = folder(&["config.json", "model.safetensors"]);
-        let files = plan(dir.path(), &[], None).unwrap();
+        let files = plan(dir.path(), &[], &[]).unwrap();
         let listed = |name: &str, object: &str| Listed {
             name: name.to_owned(),
             bytes: name.len() as u64,

@@ -21,6 +21,7 @@ pub use file::{CONFIG, INDEX, SaveOptions, WEIGHTS, write_atomic};
 #[cfg(feature = "hub")]
 pub(crate) use file::{hex, is_weights};
 pub use glow::GlowConfig;
+pub use law::Law;
 pub use model::{Model, load};
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;

@@ -5,17 +5,17 @@
 //!
 //! The front matter is YAML by way of JSON, of which YAML is a superset: a text from a file cannot break out of its quotes.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use askama::Template;
-use candle_core::DType;
 use experiments::data::{Origin, known};
 use experiments::evaluate::Evaluation;
-use experiments::run_dir::{CARD, RECIPE, SAMPLES};
+use experiments::run_dir::{self, CARD, LICENSE, RECIPE, SAMPLES};
 use experiments::summary::{Baselines, Summary, Training};
 use flows::ModelConfig;
 use flows::models::file::{Stored, stored};
-use flows::models::write_atomic;
+use flows::models::{Law, write_atomic};
 use serde_json::{Value, json};
+use std::f64::consts::LN_2;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -38,6 +38,13 @@ struct Kind {
 
 fn kind(config: &ModelConfig) -> Kind {
     match config {
+        ModelConfig::Nice(config) if config.law == Law::Affine => Kind {
+            name: "flow of affine couplings",
+            tag: "affine-coupling",
+            paper: "Density estimation using Real NVP",
+            arxiv: "1605.08803",
+            how: "affine couplings between fully connected networks, then a learned scale for each dimension",
+        },
         ModelConfig::Nice(_) => Kind {
             name: "NICE",
             tag: "nice",
@@ -99,16 +106,78 @@ fn told(value: Option<impl ToString>) -> String {
     value.map(|v| v.to_string()).filter(|text| !text.is_empty()).unwrap_or_else(|| NOTHING.to_owned())
 }
 
+/// A licence as people name it: one identifier, or several with OR, AND or WITH between them.
+///
+/// # Errors
+/// When it is neither.
+pub fn license(text: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " -.+()".contains(c);
+    ensure!(
+        text.trim() == text && (1..=100).contains(&text.len()) && text.chars().all(plain),
+        "a licence is an identifier such as mit or apache-2.0, or an expression such as `MIT OR Apache-2.0`"
+    );
+    Ok(text.to_owned())
+}
+
+/// The licence that a folder's file gives. Where there is none nothing is claimed.
+fn given_license(dir: &Path) -> Result<Option<String>> {
+    let path = dir.join(LICENSE);
+    let Some(bytes) = run_dir::read(&path)? else { return Ok(None) };
+    match license(String::from_utf8_lossy(&bytes).trim()) {
+        Ok(license) => Ok(Some(license)),
+        Err(error) => {
+            tracing::warn!("{} names no licence, so the card gives none: {error}", path.display());
+            Ok(None)
+        }
+    }
+}
+
+/// The front matter's lines about the licence. The hub has names for single licences; what is none of them is `other`, with a
+/// name of its own.
+fn license_lines(license: &str) -> Vec<(&'static str, Value)> {
+    let id = license.to_ascii_lowercase();
+    match id.contains([' ', '(']) {
+        false => vec![("license", json!(id))],
+        true => {
+            let name: String = id.chars().map(|c| if c == ' ' { '-' } else { c }).collect();
+            vec![("license", json!("other")), ("license_name", json!(name))]
+        }
+    }
+}
+
+/// The figure of an evaluation that a kind of data is measured by: its key, its name and its digits.
+struct Figure {
+    key: &'static str,
+    name: &'static str,
+    value: f64,
+    std_err: f64,
+}
+
+/// Bits/dim for images; for vectors, whose densities have no bins, the mean log-likelihood in nats.
+fn figure(score: &Evaluation, dims: usize) -> Figure {
+    match score.nats {
+        None => Figure {
+            key: "bits_per_dim",
+            name: "bits/dim",
+            value: score.bits_per_dim,
+            std_err: score.std_err,
+        },
+        Some(nats) => Figure {
+            key: "log_likelihood",
+            name: "nats of log-likelihood",
+            value: -nats,
+            std_err: score.std_err * dims as f64 * LN_2,
+        },
+    }
+}
+
 /// Front matter.
-fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
+fn front(name: &str, stored: &Stored, summary: Option<&Summary>, license: Option<&str>) -> String {
     let kind = kind(&stored.config);
     let images = stored.config.shape().len() == 3;
     let task = if images { "unconditional-image-generation" } else { "density-estimation" };
-    let mut lines = vec![
-        // The hub takes one licence; the card's end has the choice.
-        ("license", json!(env!("CARGO_PKG_LICENSE").split(" OR ").next().unwrap_or_default().to_lowercase())),
-        ("library_name", json!("candle")),
-    ];
+    let mut lines = license.map(license_lines).unwrap_or_default();
+    lines.push(("library_name", json!("candle")));
     if images {
         lines.push(("pipeline_tag", json!(task)));
     }
@@ -123,6 +192,13 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
         && let Some((split, score)) = summary.score()
     {
         let set = &summary.data;
+        let figure = figure(score, stored.config.shape().iter().product());
+        let args = match images {
+            true => {
+                json!({ "std_err": figure.std_err, "images": score.images, "noise_draws": score.noise_draws })
+            }
+            false => json!({ "std_err": figure.std_err, "examples": score.images }),
+        };
         let result = json!({
             "task": { "type": task, "name": "density estimation" },
             "dataset": {
@@ -132,14 +208,10 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
                 "revision": told(Some(&summary.data_revision)),
             },
             "metrics": [{
-                "type": "bits_per_dim",
-                "name": "bits/dim",
-                "value": score.bits_per_dim,
-                "args": {
-                    "std_err": score.std_err,
-                    "images": score.images,
-                    "noise_draws": score.noise_draws,
-                },
+                "type": figure.key,
+                "name": figure.name,
+                "value": figure.value,
+                "args": args,
             }],
         });
         lines.push(("model-index", json!([{ "name": name, "results": [result] }])));
@@ -157,10 +229,13 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>) -> String {
     text + "---\n"
 }
 
-/// What stands beside the bits/dim that were measured, a line each.
-fn beside(summary: &Summary) -> Vec<String> {
+/// What stands beside the figures that were measured, a line each, in the unit of the figures: entropies of vectors, which a
+/// summary has in bits/dim, in nats.
+fn beside(summary: &Summary, shape: &[usize]) -> Vec<String> {
     let Baselines { entropy_lower, entropy_upper, codecs, gaussian, paper } = &summary.beside;
+    let unit = if shape.len() == 3 { 1. } else { shape.iter().product::<usize>() as f64 * LN_2 };
     let entropy = entropy_lower.zip(*entropy_upper).map(|(lower, upper)| {
+        let (lower, upper) = (lower * unit, upper * unit);
         let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
         format!("the data's entropy, which is known: {range}")
     });
@@ -191,7 +266,7 @@ fn updates(trained: &Training) -> String {
 }
 
 /// How it was made, in rows of a table.
-fn training(dir: &Path, summary: &Summary) -> Vec<(&'static str, String)> {
+fn training(dir: &Path, summary: &Summary, images: bool) -> Vec<(&'static str, String)> {
     let changed = match summary.changed.as_deref() {
         Some([]) => String::new(),
         Some(changed) => {
@@ -221,8 +296,11 @@ fn training(dir: &Path, summary: &Summary) -> Vec<(&'static str, String)> {
         ("data", format!("{}: {}", summary.data, told(counts))),
         ("the data's revision", told(Some(&summary.data_revision))),
         ("updates", told(trained.map(updates))),
-        ("images seen", told(trained.map(|t| t.images_seen))),
-        ("images a second", told(trained.map(|t| format!("{:.1}", t.images_per_second)))),
+        (if images { "images seen" } else { "examples seen" }, told(trained.map(|t| t.images_seen))),
+        (
+            if images { "images a second" } else { "examples a second" },
+            told(trained.map(|t| format!("{:.1}", t.images_per_second))),
+        ),
         ("time", told(trained.map(|t| format!("{:.0} s", t.wall_seconds)))),
         ("stopped by", told(trained.map(|t| &t.stopped))),
         ("the update that was kept", told(trained.and_then(|t| t.best_update))),
@@ -242,7 +320,10 @@ struct Card<'a> {
     kind: Kind,
     summary: Option<&'a Summary>,
     score: Option<(&'static str, &'a Evaluation)>,
-    rounded: bool,
+    /// Whether the weights are shorter than f32, and figures without the file's own mark are therefore left out.
+    short: bool,
+    license: Option<String>,
+    total: usize,
     samples: bool,
     splits: Vec<(&'static str, Option<&'a Evaluation>)>,
     beside: Vec<String>,
@@ -275,27 +356,33 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
     let place = repository.unwrap_or(&folder);
     let name = place.rsplit('/').next().unwrap_or(place);
     let config = serde_json::to_value(&stored.config)?;
-    let settings = config.as_object().into_iter().flatten().filter(|(key, _)| *key != "model");
+    // A vector has no pixels whose bits would count.
+    let vector = stored.config.shape().len() != 3;
+    let unused = |key: &str| key == "model" || (vector && key == "bits");
+    let settings = config.as_object().into_iter().flatten().filter(|(key, _)| !unused(key));
+    let license = given_license(dir)?;
     let (shape, bits, classes) = (stored.config.shape(), stored.config.bits(), stored.config.classes());
     let splits = summary.map(|s| {
         vec![("test", s.test.as_ref()), ("validation", s.validation.as_ref()), ("train", s.train.as_ref())]
     });
     let card = Card {
-        front: front(name, &stored, summary),
+        front: front(name, &stored, summary, license.as_deref()),
         name,
         kind: kind(&stored.config),
         summary,
         score: summary.and_then(Summary::score),
-        rounded: matches!(stored.dtype, DType::F16 | DType::BF16),
+        short: stored.dtype.size_in_bytes() < 4,
+        license,
+        total: shape.iter().product(),
         samples: dir.join(SAMPLES).exists(),
         splits: splits.unwrap_or_default(),
-        beside: summary.map(beside).unwrap_or_default(),
+        beside: summary.map(|s| beside(s, shape)).unwrap_or_default(),
         settings: settings.map(|(key, value)| (code(key), cell(&plain(value)))).collect(),
         bits,
         levels: (shape.len() == 3).then(|| 1 << bits),
         dtype: stored.dtype.as_str(),
         megabytes: stored.bytes as f64 / 1e6,
-        rows: summary.map(|s| training(dir, s)).unwrap_or_default(),
+        rows: summary.map(|s| training(dir, s, shape.len() == 3)).unwrap_or_default(),
         place,
         hub: repository.is_some(),
         dims: shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
@@ -318,7 +405,7 @@ pub fn is_generated(dir: &Path, text: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{DType, Device};
     use experiments::run_dir::SUMMARY;
     use flows::models::GlowConfig;
     use flows::{Model, SaveOptions};
@@ -378,17 +465,72 @@ mod tests {
         let summary = json!({"recipe": "a|b", "data": "faces", "test": {"bits_per_dim": 4.5, "std_err": 0.25, "images": 7}});
         std::fs::write(dir.path().join(SUMMARY), summary.to_string()).unwrap();
         let card = render(dir.path(), None).unwrap();
-        for said in [
-            "4.5000 ± 0.2500 bits/dim",
-            "on 7 test examples",
-            "rounded to bf16",
-            "a\\|b",
-            "| commit | not recorded |",
-        ] {
+        for said in
+            ["were measured before the weights were rounded to bf16", "a\\|b", "| commit | not recorded |"]
+        {
+            assert!(card.contains(said), "{said}: {card}");
+        }
+        assert!(!card.contains("4.5000") && !card.contains("model-index"), "{card}");
+        // The same figures of the file as it is.
+        let mut of_file = summary;
+        of_file["measured"] = "bf16".into();
+        std::fs::write(dir.path().join(SUMMARY), of_file.to_string()).unwrap();
+        let card = render(dir.path(), None).unwrap();
+        for said in ["4.5000 ± 0.2500 bits/dim", "on 7 test examples", "\"value\":4.5"] {
             assert!(card.contains(said), "{said}: {card}");
         }
         std::fs::write(dir.path().join(SUMMARY), "{").unwrap();
         assert!(render(dir.path(), None).unwrap_err().to_string().contains(SUMMARY));
+    }
+
+    #[test]
+    fn a_licence_is_given_or_absent() {
+        let dir = bare(DType::F32);
+        let card = || render(dir.path(), None).unwrap();
+        assert!(!card().contains("license:") && card().contains("Licence: not given."));
+        for (license, front) in [
+            ("Apache-2.0", "license: \"apache-2.0\"\n"),
+            ("MIT OR Apache-2.0", "license: \"other\"\nlicense_name: \"mit-or-apache-2.0\"\n"),
+        ] {
+            std::fs::write(dir.path().join(LICENSE), format!("{license}\n")).unwrap();
+            let card = card();
+            assert!(card.contains(front) && card.contains(&format!("Licence: {license}.")), "{card}");
+        }
+        // A licence's whole text, as others name their file, is no identifier.
+        std::fs::write(dir.path().join(LICENSE), "Permission is hereby granted,\nfree of charge: to any")
+            .unwrap();
+        assert!(card().contains("Licence: not given."));
+        assert!(license("x\ny: z").is_err() && license("").is_err() && license("mit").is_ok());
+    }
+
+    #[test]
+    fn a_card_of_vectors_speaks_of_vectors() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = flows::models::NiceConfig {
+            shape: vec![8],
+            hidden: vec![vec![4]; 2],
+            law: Law::Affine,
+            ..flows::models::NiceConfig::mnist_paper()
+        };
+        let model = Model::new(ModelConfig::Nice(config), 0, DType::F32, &Device::Cpu).unwrap();
+        model.save(dir.path(), &SaveOptions::default()).unwrap();
+        let test = json!({"bits_per_dim": 2.0, "std_err": 0.25, "images": 7, "nats": 16.0 * LN_2});
+        let summary =
+            json!({"recipe": "r", "data": "npy", "test": test, "entropy_lower": 1.0, "entropy_upper": 1.0});
+        std::fs::write(dir.path().join(SUMMARY), summary.to_string()).unwrap();
+        let card = render(dir.path(), None).unwrap();
+        for said in [
+            "A flow of affine couplings of npy: **-11.0904 ± 1.3863 nats of log-likelihood**",
+            "| test | 7 | -11.0904 | 1.3863 | 2.0000 |",
+            "the data's entropy, which is known: 5.5452",
+            "\"type\":\"log_likelihood\"",
+            "Inputs are vectors of 8 real numbers",
+        ] {
+            assert!(card.contains(said), "{said}: {card}");
+        }
+        for not in ["NICE", "image", "integer", "noise", "pixel", "`bits`"] {
+            assert!(!card.contains(not), "{not}: {card}");
+        }
     }
 
     /// The library that the hub's own tools read cards with.
@@ -413,7 +555,12 @@ mod tests {
             assert!(output.status.success(), "{stderr}");
             let said: Value = serde_json::from_slice(&output.stdout).unwrap();
             println!("{}: {said}", dir.display());
-            assert_eq!(said[0]["license"], "mit");
+            let licensed = dir.join(LICENSE).exists();
+            assert_eq!(said[0]["license"], if licensed { json!("other") } else { Value::Null });
+            assert_eq!(
+                said[0]["license_name"],
+                if licensed { json!("mit-or-apache-2.0") } else { Value::Null }
+            );
             assert_eq!(said[0]["library_name"], "candle");
             assert_eq!(said[0]["pipeline_tag"], "unconditional-image-generation");
             assert!(

@@ -15,9 +15,9 @@ use std::path::Path;
 pub enum Stored {
     /// 4 bytes: what training computes in.
     F32,
-    /// 2 bytes, 11 significant bits, up to 65504.
+    /// 2 bytes, 11 significant bits, up to 65504: costs a small Glow 0.0002 bits/dim; the better one to publish.
     F16,
-    /// 2 bytes, 8 significant bits, the range of f32.
+    /// 2 bytes, 8 significant bits, the range of f32: costs a small Glow 0.034 bits/dim; for weights past 65504.
     Bf16,
 }
 
@@ -43,6 +43,16 @@ pub struct FileArgs {
 }
 
 impl FileArgs {
+    /// Says which of the short dtypes costs less.
+    pub fn advise(&self) {
+        if self.dtype == Stored::Bf16 {
+            tracing::warn!(
+                "bf16 costs a small Glow 0.034 bits/dim and f16 0.0002, in the same bytes: prefer --dtype f16, which refuses \
+                 weights past 65504"
+            );
+        }
+    }
+
     /// As the library takes them.
     #[must_use]
     pub fn options(&self) -> SaveOptions {

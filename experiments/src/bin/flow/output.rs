@@ -1,6 +1,10 @@
 //! Standard output, for results: `println!` would panic where it is closed or full.
+//!
+//! Whatever is printed may hold texts of files that somebody else wrote. Control characters in them would command the
+//! terminal, so all that is printed goes through [`shown`].
 
 use anyhow::{Context, Result, anyhow, ensure};
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
@@ -27,7 +31,7 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
 /// As [`fn@line`], without a line end of its own.
 pub fn raw(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(shown(text).as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
         Err(e) => Err(e).context("the result cannot be written to standard output: is the disk full?"),
@@ -36,7 +40,21 @@ pub fn raw(text: &str) -> Result<()> {
 
 /// Writes a line to standard error; a closed one is no error.
 pub fn tell(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", shown(&text.to_string()));
+}
+
+/// A text as a terminal may have it: control characters but tabs and line ends, and those that reverse the direction of
+/// writing, stand as `\u001b` and the like. JSON means the same by it.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    let bad = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(bad) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if bad(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// The ending of pictures, for [`writable`], and why.
@@ -69,4 +87,21 @@ pub fn writable(out: &Path, ending: &str, what: &str) -> Result<()> {
             e.kind()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_control_character_reaches_a_terminal() {
+        assert_eq!(shown("a\tb\nµ ± 🙂"), "a\tb\nµ ± 🙂");
+        assert_eq!(
+            shown("\x1b[31m\x07\r\u{9b}\u{7f}\u{202e}x"),
+            "\\u001b[31m\\u0007\\u000d\\u009b\\u007f\\u202ex"
+        );
+        // What JSON does not escape itself is the same text to a reader of JSON.
+        let json = serde_json::json!({ "name": "\u{9b}x\u{7f}" });
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown(&json.to_string())).unwrap(), json);
+    }
 }

@@ -76,7 +76,7 @@ impl Count {
         let bar = BARS.add(total.map_or_else(ProgressBar::no_length, ProgressBar::new));
         let style = ProgressStyle::with_template(template).expect("the templates are constants");
         bar.set_style(style.progress_chars("━╸ "));
-        bar.set_prefix(what.to_owned());
+        bar.set_prefix(crate::output::shown(what).into_owned());
         Self { what: what.to_owned(), bar, spoke: Cell::new(Instant::now()) }
     }
 

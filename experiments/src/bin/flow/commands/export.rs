@@ -3,9 +3,10 @@
 use crate::files::{self, FileArgs};
 use crate::hub::{WEIGHTS, Weights};
 use crate::{card, saved};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use experiments::run_dir::{self, COMPANIONS};
+use experiments::summary::Summary;
 use flows::models::write_atomic;
 use std::path::PathBuf;
 
@@ -25,7 +26,7 @@ pub struct ExportArgs {
     json: bool,
 }
 
-/// Writes saved weights into another folder.
+/// Writes saved weights into another folder. Figures that were measured before the weights were rounded stay behind.
 ///
 /// # Errors
 /// When there are no weights, a number does not fit the dtype, or the folder cannot be written.
@@ -35,11 +36,29 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
     files::free(&args.out)?;
     let model = saved::load_model(&weights, &Device::Cpu)?;
+    args.file.advise();
     let _lock = files::take(&args.out)?;
     model.save(&args.out, &args.file.options())?;
     for name in COMPANIONS {
-        if let Some(bytes) = run_dir::read(&weights.join(name))? {
-            write_atomic(&args.out.join(name), &bytes)?;
+        let to = args.out.join(name);
+        match run_dir::read(&weights.join(name))? {
+            Some(bytes) => write_atomic(&to, &bytes)?,
+            // Of an earlier export: it says nothing of these weights.
+            None if to.exists() => {
+                std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?
+            }
+            None => {}
+        }
+    }
+    if let (Some(before), Some(after)) = (Summary::read(&weights)?, Summary::read(&args.out)?) {
+        after.write(&args.out)?;
+        if before.score().is_some() && after.score().is_none() {
+            tracing::info!(
+                "the figures of {} are those of weights that were not rounded, and stay there: `flow card --measure {}` \
+                 measures these",
+                args.weights,
+                args.out.display()
+            );
         }
     }
     card::write(&args.out)?;

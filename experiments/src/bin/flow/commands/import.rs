@@ -56,6 +56,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let name = args.file.display().to_string();
     let model = convert(&bytes, &name, args.from, &Options { size, bits, pixels, reversed })
         .with_context(|| format!("{name} cannot be imported"))?;
+    args.weights.advise();
     let _lock = files::take(&args.out)?;
     model.save(&args.out, &args.weights.options())?;
     card::write(&args.out)?;

@@ -46,10 +46,10 @@ pub fn run(args: &PullArgs) -> Result<()> {
 
 /// Puts a snapshot's files into the folder `out`, which appears at once with all of them.
 fn place(snapshot: &Path, out: &Path) -> Result<()> {
-    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), None).map_err(why)?;
+    let files = hub::plan(snapshot, &COMPANIONS.map(str::to_owned), &[]).map_err(why)?;
     let cannot = || format!("--out {}: the folder cannot be made", out.display());
     if out.exists() && std::fs::read_dir(out).with_context(cannot)?.next().is_some() {
-        let there = hub::plan(out, &COMPANIONS.map(str::to_owned), None).unwrap_or_default();
+        let there = hub::plan(out, &COMPANIONS.map(str::to_owned), &[]).unwrap_or_default();
         let is =
             |file: &PushFile, other: &PushFile| file.name == other.name && file.sha256() == other.sha256();
         let same = files.iter().all(|file| there.iter().any(|other| is(file, other)));

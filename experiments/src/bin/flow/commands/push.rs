@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Args;
 use experiments::lock::Lock;
-use experiments::run_dir::{CARD, COMPANIONS};
+use experiments::run_dir::{self, CARD, COMPANIONS, LICENSE, METRICS, RECIPE, SUMMARY};
 use flows::hub::{self, PushOptions, Repository, Revision};
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -68,9 +68,16 @@ pub fn run(args: &PushArgs) -> Result<()> {
         tag: args.tag.clone(),
         message: None,
         also: COMPANIONS.map(str::to_owned).to_vec(),
-        card: card(run, repository)?,
+        texts: texts(run, repository)?,
     };
-    let files = hub::plan(run, &options.also, options.card.as_deref()).map_err(why)?;
+    if !run.join(LICENSE).exists() {
+        tracing::warn!(
+            "no licence is given for {0}: `flow card --license ID {0}` records one",
+            run.display()
+        );
+    }
+    private(run)?;
+    let files = hub::plan(run, &options.also, &options.texts).map_err(why)?;
     let entry = |f: &hub::PushFile| json!({ "file": f.name, "bytes": f.bytes(), "sha256": f.sha256() });
     let listed: Vec<_> = files.iter().map(entry).collect();
     if args.dry_run {
@@ -92,6 +99,31 @@ pub fn run(args: &PushArgs) -> Result<()> {
     });
     let text = format!("{url}: commit {commit}, {uploaded} of {} files new or changed", files.len());
     print(args.json, object, text)
+}
+
+/// Refuses texts that name this user's folder, as runs of earlier versions could hold.
+fn private(run: &Path) -> Result<()> {
+    let Some(home) = std::env::home_dir().filter(|home| home.components().count() > 1) else { return Ok(()) };
+    for name in [CARD, RECIPE, SUMMARY, METRICS] {
+        let text = run_dir::read(&run.join(name))?.unwrap_or_default();
+        ensure!(
+            !String::from_utf8_lossy(&text).contains(&*home.to_string_lossy()),
+            "{} holds the path of your home folder, {}, which everybody would read: put another text in its place",
+            run.join(name).display(),
+            home.display()
+        );
+    }
+    Ok(())
+}
+
+/// The file that reads the weights in Python.
+const PYTHON: (&str, &str) = ("flows_torch.py", include_str!("../../../../../docs/python/flows_torch.py"));
+
+/// What is published beside the folder's own files: the card, and the file that reads the weights in Python.
+fn texts(run: &Path, repository: &Repository) -> Result<Vec<(String, String)>> {
+    let python = (PYTHON.0.to_owned(), PYTHON.1.to_owned());
+    let card = card(run, repository)?.map(|text| (CARD.to_owned(), text));
+    Ok(card.into_iter().chain([python]).collect())
 }
 
 /// The model card to publish: made anew with the repository's name in it, unless the folder has one that a person has

@@ -5,7 +5,7 @@
 use super::print;
 use crate::args::{Compute, DataArgs, RecipeArgs};
 use crate::card;
-use crate::draw::{plots, samples};
+use crate::draw::{curve, samples};
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
 use crate::report::table;
@@ -95,7 +95,7 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
     })?;
     let (path, n, temperature) = (out.join(SAMPLES), recipe.eval.samples, recipe.eval.temperature);
     samples::picture(&model, n, temperature, recipe.train.seed, None, Some(&data.train), &path)?;
-    curve(&result, &out)?;
+    curve::draw(&result, &out)?;
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
     let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
@@ -209,28 +209,6 @@ fn fit_shape(recipe: &mut Recipe, data: &Dataset) -> Result<()> {
         recipe.model.set_shape(&data.train.shape)?;
     }
     Ok(())
-}
-
-/// Draws curve.png from the run's log.
-fn curve(summary: &Summary, out: &Path) -> Result<()> {
-    let log = run_dir::read_metrics(out)?.unwrap_or_default();
-    let train = run_dir::column(&log, "train_bits_per_dim");
-    let validation = run_dir::column(&log, "validation_bits_per_dim");
-    if train.is_empty() && validation.is_empty() {
-        tracing::warn!("the run is too short for a curve");
-        return Ok(());
-    }
-    let paper = summary.beside.paper.as_ref().map(|paper| paper.bits_per_dim);
-    let mut lines: Vec<_> = paper.map(|bits| (format!("paper, {bits}"), bits)).into_iter().collect();
-    match (summary.beside.entropy_lower, summary.beside.entropy_upper) {
-        (Some(lower), Some(upper)) if upper > lower => {
-            lines.push((format!("entropy at most {upper:.3}"), upper));
-            lines.push((format!("entropy at least {lower:.3}"), lower));
-        }
-        (Some(entropy), _) => lines.push((format!("entropy {entropy:.3}"), entropy)),
-        _ => {}
-    }
-    plots::curve(&out.join(CURVE), &summary.recipe, "bits/dim", &train, &validation, &lines)
 }
 
 /// Prints the result of a run.

@@ -4,6 +4,7 @@
 //! is computed from the folders (`flow weights --write`), and `flow weights --check` holds the folders to it: every file,
 //! no other file, and a model that loads.
 
+use crate::draw::curve;
 use crate::saved::load_model;
 use crate::{card, output};
 use anyhow::{Context, Result, bail, ensure};
@@ -34,7 +35,7 @@ pub struct WeightsArgs {
     /// Verify the hash of every file and load the models.
     #[arg(long)]
     check: bool,
-    /// Rewrite the model cards and the index from the folders.
+    /// Rewrite the learning curves, the model cards and the index from the folders.
     #[arg(long, conflicts_with_all = ["check", "names"])]
     write: bool,
     /// Print the models as one JSON object on the last line.
@@ -146,7 +147,7 @@ fn read(dir: &Path) -> Result<Index> {
     Ok(Index { format, models })
 }
 
-/// Writes cards and index.
+/// Writes learning curves, cards and index.
 fn write(dir: &Path) -> Result<Index> {
     let mut models = BTreeMap::new();
     ensure!(dir.is_dir(), "{} is no folder: name it with --dir", dir.display());
@@ -154,6 +155,9 @@ fn write(dir: &Path) -> Result<Index> {
     for path in paths(dir)? {
         if path.join(file::CONFIG).exists() {
             let _lock = Lock::take(&path)?;
+            if let Some(summary) = Summary::read(&path)? {
+                curve::draw(&summary, &path)?;
+            }
             card::write(&path)?;
             models.insert(file_name(&path), self::entry(&path)?);
         }

@@ -1,5 +1,6 @@
 //! Pictures.
 
+pub mod curve;
 pub mod draft;
 pub mod plots;
 pub mod samples;

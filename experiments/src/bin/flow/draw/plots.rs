@@ -117,10 +117,36 @@ pub fn fine((width, height): (u32, u32), draw: impl FnOnce(&Area) -> Result<()>)
 /// One line of a learning curve: (updates, value).
 pub type Points = Vec<(f64, f64)>;
 
+/// The pieces of a line that lie between `low` and `high`, each up to the point where it leaves them.
+pub fn within(points: &[(f64, f64)], low: f64, high: f64) -> Vec<Points> {
+    let inside = |v: f64| (low..=high).contains(&v);
+    let mut pieces: Vec<Points> = vec![];
+    for (i, &(u, v)) in points.iter().enumerate() {
+        let before = i.checked_sub(1).map(|j| points[j]).filter(|p| p.1.is_finite() && v.is_finite());
+        // Where the segment from the point before crosses a bound.
+        let crossing = |from: f64| {
+            let ((u0, v0), bound) = (before?, if from > high { high } else { low });
+            Some((u0 + (bound - v0) / (v - v0) * (u - u0), bound))
+        };
+        match (before.map(|p| p.1), inside(v)) {
+            (Some(v0), true) if inside(v0) => {
+                pieces.last_mut().expect("it has the point before").push((u, v))
+            }
+            (Some(v0), true) => pieces.push(crossing(v0).into_iter().chain([(u, v)]).collect()),
+            (Some(v0), false) if inside(v0) => {
+                pieces.last_mut().expect("it has the point before").extend(crossing(v));
+            }
+            (None, true) => pieces.push(vec![(u, v)]),
+            _ => {}
+        }
+    }
+    pieces
+}
+
 /// A learning curve: train and validation against updates, and horizontal lines with their labels.
 ///
 /// The range of values is that of the last nine tenths of training, without its worst hundredth: what matters is the end,
-/// and one spike would flatten it. A line breaks off where it leaves the range. Above the range is room for the legend.
+/// and one spike would flatten it. A line ends at the border of the range where it leaves it. Above the range is room for the legend.
 ///
 /// # Errors
 /// When there is no point, or the file cannot be written.
@@ -141,7 +167,6 @@ pub fn curve(
     let (low, high) = range(late.into_iter().chain(lines.iter().map(|l| l.1)));
     let margin = 0.05 * (high - low).max(1e-3);
     let (low, high) = (low - margin, high + margin);
-    let inside = |p: &(f64, f64)| p.1.is_finite() && p.1 <= high;
     // An entry of the legend is about a twentieth of the picture's height.
     let entries = lines.len() + [train, validation].iter().filter(|line| !line.is_empty()).count();
     let top = low + (high - low) / (1. - 0.055 * (entries as f64 + 0.5)).max(0.3);
@@ -171,13 +196,13 @@ pub fn curve(
             ("validation", validation, orange.stroke_width(2)),
         ];
         for (name, points, style) in both.into_iter().filter(|line| !line.1.is_empty()) {
-            let pieces = points.split(|p| !inside(p)).filter(|piece| !piece.is_empty());
+            let pieces = within(points, low, high);
             // A point alone has no line.
-            let alone = pieces.clone().filter(|piece| piece.len() == 1);
+            let alone = pieces.iter().filter(|piece| piece.len() == 1);
             let dots: Vec<_> = alone.map(|piece| Circle::new(piece[0], 2, style.filled())).collect();
             chart.draw_series(dots)?;
             chart
-                .draw_series(pieces.map(|piece| PathElement::new(piece.to_vec(), style)))?
+                .draw_series(pieces.into_iter().map(|piece| PathElement::new(piece, style)))?
                 .label(name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
         }
@@ -281,14 +306,24 @@ pub fn plane(
     const PANEL: u32 = 400;
     let contents = [("data", data), ("samples", Some(samples)), ("density of the model", None)];
     let contents = &contents[usize::from(data.is_none())..];
-    let size = (contents.len() as u32 * PANEL, PANEL + 36);
+    // The plane is square: beside it are the labels of an axis, above it the title.
+    let size = (contents.len() as u32 * (PANEL + 46), PANEL + 62);
     let rgb = canvas(size, |area| {
         let panels = area.split_evenly((1, contents.len()));
         for (panel, (title, points)) in panels.iter().zip(contents) {
             let mut chart = ChartBuilder::on(panel)
                 .caption(*title, ("sans-serif", 20))
                 .margin(6)
+                .x_label_area_size(26)
+                .y_label_area_size(40)
                 .build_cartesian_2d(window.range(0), window.range(1))?;
+            chart
+                .configure_mesh()
+                .disable_mesh()
+                .x_labels(5)
+                .y_labels(5)
+                .label_style(("sans-serif", 14))
+                .draw()?;
             match points {
                 Some(points) => {
                     let style = RGBColor(31, 119, 180).mix(0.5).filled();
@@ -329,6 +364,14 @@ mod tests {
     }
 
     #[test]
+    fn a_line_ends_at_the_border_where_it_leaves_the_range() {
+        let line = [(0., 9.), (1., 7.), (2., 5.), (3., 9.), (4., 1.), (5., f64::NAN), (6., 4.)];
+        assert_eq!(within(&line, 2., 8.), [vec![(0.5, 8.), (1., 7.), (2., 5.), (2.75, 8.)], vec![(6., 4.)]]);
+        assert_eq!(within(&[(0., 3.), (1., 1.)], 2., 8.), [[(0., 3.), (0.5, 2.)]]);
+        assert!(within(&[], 0., 1.).is_empty() && within(&[(0., 3.)], 0., 1.).is_empty());
+    }
+
+    #[test]
     fn curves_and_planes_are_drawn() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("curve.png");
@@ -341,6 +384,6 @@ mod tests {
         let window = Window::about(&points);
         let density: Vec<f64> = window.raster(20).iter().map(|[x, y]| (-x * x - y * y).exp()).collect();
         plane(&path, &window, Some(&points), &points, &density, 20).unwrap();
-        assert_eq!(size(&path), (1200, 436));
+        assert_eq!(size(&path), (1338, 462));
     }
 }

@@ -5,6 +5,7 @@
 //! script only say the value under the pointer. The HTML is the template templates/report.html; what it shows is computed
 //! here.
 
+use crate::draw::plots::within;
 use anyhow::{Context, Result, ensure};
 use askama::Template;
 use base64::Engine;
@@ -187,7 +188,7 @@ struct Chart {
 
 impl Chart {
     /// The chart of some lines, if they have a point. Its range is that of the last nine tenths of training, without the
-    /// worst hundredth: a line breaks off where it leaves the range.
+    /// worst hundredth: a line ends at the border where it leaves the range.
     fn new(
         title: &'static str,
         mut series: Vec<(&'static str, Line)>,
@@ -217,7 +218,7 @@ impl Chart {
         let class = |i: usize| if i + 1 == series.len() { "second" } else { "first" };
         let mut lines = Vec::new();
         for (i, (_, points)) in series.iter().enumerate() {
-            for piece in points.split(|p| p.1 > high || p.1 < low).filter(|piece| !piece.is_empty()) {
+            for piece in within(points, low, high) {
                 let point = |(u, v): &(f64, f64)| format!("{:.1},{:.1}", x(*u), y(*v));
                 let mut points: Vec<String> = piece.iter().map(point).collect();
                 // A point alone has no line: a round end makes it a dot.
