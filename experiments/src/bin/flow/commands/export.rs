@@ -32,7 +32,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let (weights, _) = args.weights.locate()?;
     let same = weights.canonicalize().ok().zip(args.out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
-    files::free(&args.out)?;
+    files::check_output_folder(&args.out)?;
     let model = saved::load_model(&weights, &Device::Cpu)?;
     model.save(&args.out, &args.file.options())?;
     for name in COMPANIONS {

@@ -18,8 +18,8 @@ pub fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
     values.iter().map(|v| (v.floor().clamp(0., levels) * 255. / levels).round() as u8).collect()
 }
 
-/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Data
-/// in other spaces have no picture. Whether there is one.
+/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Returns
+/// false for other data, which have no picture.
 pub fn picture(
     model: &Model,
     n: usize,
