@@ -263,7 +263,8 @@ pub(crate) fn normal(n: usize, std: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
     (0..n).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect()
 }
 
-/// Reads the tensor `key`, and checks that it has this shape, is of the same kind of dtype, and holds finite numbers only.
+/// Reads the tensor `key`, and checks that it has this shape, is a float where `dtype` is one, and holds
+/// finite numbers only.
 fn load(source: &dyn Source, key: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
     let Some((held, found)) = source.info(key) else {
         bail!("tensor `{key}` is missing from the weights: they are not of this model, fetch both again")
