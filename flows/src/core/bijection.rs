@@ -129,9 +129,8 @@ pub trait Composite: Send + Sync {
 }
 
 /// Every layer's pass, log-dets added. Errors carry the layer's name.
-///
-/// A pass calls [`links_forward`] or [`links_reversed`], these call [`Composite::pass`] or [`Composite::pass_reversed`], and that
-/// calls back the closure given here for each layer.
+// A pass calls `links_forward` or `links_reversed`, these call `Composite::pass` or `pass_reversed`, and these call back, for each
+// layer, the closure that is given here.
 impl<C: Composite> Bijection for C {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         links_forward(self, x, |i, h| forward(self.links()[i].layer(), h, ctx))
