@@ -7,11 +7,11 @@ _default:
 reproduce recipe *args:
     cargo run --release -- reproduce {{recipe}} {{args}}
 
-# Everything the tests check
+# All tests that need no GPU
 test:
     cargo test --workspace
 
-# The way of a GPU on the processor: the kernels as C, alone, in whole models, and in training
+# Tests of the GPU's code path without a GPU: the kernels compiled as C, alone, in whole models, and in training
 test-emulated:
     cargo test --workspace --features experiments/emulate --lib
     cargo test --workspace --features experiments/emulate --test all emulated
@@ -32,7 +32,7 @@ dist-cuda *args:
 ci:
     bash .ci/run
 
-# What a step is made of, then whole steps beside PyTorch (FLOWS_PYTHON: see flows/benches/peers/requirements.txt)
+# Benchmarks: the parts of a training step, then whole steps beside PyTorch (FLOWS_PYTHON: see flows/benches/peers/requirements.txt)
 bench *args:
     CANDLE_NUM_THREADS=1 cargo bench --workspace --bench parts
     cargo bench --workspace --bench peers -- {{args}}

@@ -183,6 +183,12 @@ class Model(nn.Module):
             steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))
         return steps
 
+    def _affine_law(self):
+        law = self.config["law"]
+        if law not in ("additive", "affine"):
+            raise ValueError(f"the law of this model's couplings, {law!r}, is unknown: use additive or affine")
+        return law == "affine"
+
     def _nice(self):
         c, steps = self.config, self._preprocess()
         d = math.prod(c["shape"])
@@ -198,7 +204,7 @@ class Model(nn.Module):
                     x = F.linear(x if k == 0 else F.relu(x), w, b)
                 return x
 
-            log_scale = self._tanh(f"{path}.gain") if c["law"] == "affine" else None
+            log_scale = self._tanh(f"{path}.gain") if self._affine_law() else None
             steps.append(coupling(net, log_scale, swap=even_odd and i % 2 == 1))
             if not even_odd:
                 steps.append(take(self.get(f"{path}.reverse.index")))
@@ -278,7 +284,7 @@ class Model(nn.Module):
 
     def _glow(self):
         c, levels = self.config, []
-        affine_law = c["law"] == "affine"
+        affine_law = self._affine_law()
         for i in range(c["levels"]):
             level = [squeeze()]
             for k in range(c["depth"]):

@@ -102,7 +102,7 @@ pub struct Position {
     pub kept: Option<Measured>,
 }
 
-/// Every bit of an f64 as text: a decimal that is read back may differ in the last place, and a resumed run must not.
+/// Saves an f64 as the integer of its bits: a resumed run must go on from exactly the same value.
 mod exact {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -380,8 +380,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the log of a run that stands at `position` (update 0: a new one): lines after it, and one that was cut short, belong
-    /// to what will be made again, and go.
+    /// Opens the log of a run at `position` (update 0: a new run). Lines after that update and an incomplete last line are
+    /// removed: these updates will be made again.
     ///
     /// # Errors
     /// When the log cannot be read or written.

@@ -140,8 +140,8 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         })
         .collect();
 
-    // One WebP file per image takes four times as long as the sheets and, for small images, is never smaller:
-    // every eighth image gives an estimate, and all are encoded only where that is close to the sheets.
+    // One WebP file per image takes four times as long as the sheets and, for small images, is never smaller. So every
+    // eighth image gives an estimate first, and all are encoded only if that is close to the sheets.
     let eighth = || singles.par_iter().step_by(8);
     let ((webp_sheets, webp_sample), (png_sheets, png_singles)) = rayon::join(
         || rayon::join(|| total(sheets.par_iter(), webp), || total(eighth(), webp)),

@@ -1,4 +1,4 @@
-//! The log of a run once more, in TensorBoard's event format: `tensorboard --logdir runs` follows a run while it trains.
+//! Writes the log of a run in TensorBoard's event format, too: `tensorboard --logdir runs` follows a run while it trains.
 //!
 //! The file follows metrics.jsonl, which is the log: each session writes it anew from the lines that are kept, under a new
 //! name, because TensorBoard never looks back into a file whose end it has seen. It opens with the start of a session, at

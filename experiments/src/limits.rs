@@ -205,8 +205,8 @@ pub enum Use {
     Evaluation,
 }
 
-/// Refuses a recipe whose data or model cannot be held, or whose batches cannot where they are in the machine's own memory
-/// (`host`; an accelerator has its own).
+/// Refuses a recipe whose data or model does not fit in memory. With `host` the batches must fit, too; on an accelerator they
+/// have memory of their own.
 ///
 /// # Errors
 /// At the first setting that is too large, by its key.
@@ -283,7 +283,7 @@ pub fn announce(recipe: &Recipe) -> String {
     }
 }
 
-/// Examples that a set may have; without bound an `eval.batch` that stands for the whole set would be refused.
+/// The number of examples assumed for a set of unknown size, so that `eval.batch = 1000000`, meaning all of it, is not refused.
 const LARGEST_SET: usize = 70_000;
 
 /// Refuses more samples than a picture or the memory can hold.

@@ -1,4 +1,4 @@
-//! One run at a time in a folder, and none while the folder is read as a whole.
+//! Locks the folder of a run: one process may write to it, or several may read it.
 //!
 //! The lock is the system's, on the folder itself: it leaves no file behind and ends with the process, however that ends.
 

@@ -90,7 +90,7 @@ pub fn holds_model(dir: &Path) -> bool {
     [WEIGHTS, INDEX].iter().any(|name| dir.join(name).exists())
 }
 
-/// What is said of a file that cannot be parsed.
+/// The error message for a file that cannot be parsed.
 pub(crate) fn damaged(path: &Path) -> String {
     format!(
         "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
@@ -186,11 +186,11 @@ pub fn read_metrics(out: &Path) -> Result<Option<Vec<Map<String, Value>>>> {
     }
     let read = read_regular(&path, most(&path)).and_then(|bytes| Ok(String::from_utf8(bytes)?));
     let text = read
-        .with_context(|| format!("cannot read {}: move it away, and there are no curves", path.display()))?;
-    // Of the error its line alone: the parser has seen one line, so that its own words would say it is the first.
+        .with_context(|| format!("cannot read {}: move it away to go on without curves", path.display()))?;
+    // Only the line number is kept: the parser saw one line at a time, and its own message would always say line 1.
     let lines = parse_log(&text).map_err(|line| {
         anyhow!(
-            "{} is damaged in {line}: restore it, or move it away and there are no curves",
+            "{} is damaged in {line}: restore it, or move it away to go on without curves",
             path.display()
         )
     });

@@ -268,7 +268,7 @@ impl Summary {
         let Some(bytes) = run_dir::read(&dir.join(SUMMARY))? else { return Ok(None) };
         let mut summary: Self =
             serde_json::from_slice(&bytes).with_context(|| run_dir::damaged(&dir.join(SUMMARY)))?;
-        // The folder's recipe says more than a summary of an earlier version, which knew of fewer changes or none.
+        // `changed` is computed anew from the recipe: summaries of earlier versions recorded fewer changes or none.
         if let Some(recipe) = read_recipe(dir)? {
             summary.changed = Some(recipe.changed()?);
         }

@@ -348,6 +348,13 @@ fn the_doctor_fails_only_for_what_is_broken() {
         "an image costs more than uniform noise: {looks:?}"
     );
     assert_eq!(report["verdict"], "usable, with something to look at");
+    // A channel of a network was constant when it was initialised; or it had a large variance, which is no fault.
+    for (logs, constant) in [(3.07, true), (-3.07, false)] {
+        spoil("level0.step0.net.norm1.logs", logs, 0);
+        let report = json(&["doctor", str_of(&weights), "--json"]);
+        let looks = report["look"].to_string();
+        assert_eq!(looks.contains("it was constant when it was initialised"), constant, "{logs}: {looks}");
+    }
     // A scale of exp(120) overflows.
     spoil("level0.step0.actnorm.logs", 40., 0);
     let output = flow(&["doctor", str_of(&weights), "--json"]);

@@ -1,17 +1,19 @@
 //! A flow: a bijection and a prior.
 
-use crate::core::{Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
+use crate::core::{self, Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
 use crate::prior::Prior;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rand::Rng;
 use std::collections::BTreeSet;
 
+/// A normalizing flow: a bijection from data to latents, and a prior of the latents.
+///
 /// ```text
 /// log p(x) = log p_Z(f(x)) + log |det df/dx|
 /// ```
 ///
 /// Images enter as pixel values with their noise, x in [0, 2^bits): preprocessing is the first layer of f. Hence
-/// **bits/dim = -log p(x) / (D ln 2)** and nothing else.
+/// **bits/dim = -log p(x) / (D ln 2)** and nothing else. Nothing clamps the inverse: samples may lie outside of that range.
 ///
 /// # Example
 /// The tutorial's own: z uniform on [0, 1] and x = 2 z + 1 has density 1/2 on [1, 3]. Here with a Gaussian z,
@@ -81,20 +83,20 @@ impl Flow {
         self.bijection.as_ref()
     }
 
-    /// Prior and log-det of a pass of any kind: training differentiates them, evaluation adds them up.
+    /// log p_Z(z), log |det df/dx| and z of one pass in the given context.
     ///
     /// # Errors
     /// For an x of another shape, and those of a layer.
     pub fn terms(&self, x: &Tensor, ctx: Ctx) -> Result<LogProbTerms> {
         self.check(x)?;
-        let (z, log_det) = self.bijection.forward(x, ctx)?;
+        let (z, log_det) = core::forward(self.bijection(), x, ctx)?;
         let z = z.flatten_from(1)?;
         Ok(LogProbTerms { prior: self.prior.log_prob(&z)?, log_det, z })
     }
 
-    /// The loss of a training pass and its gradients, in the memory that `memory` says: `loss` makes a scalar of log p(x),
-    /// shape (B,), by differentiable operations. Parameters' gradients are added to `grads`; the loss is returned outside
-    /// any graph.
+    /// Runs a training pass and its backward pass, and returns the loss outside any graph. `loss` makes a scalar of log p(x),
+    /// shape (B,), by differentiable operations; `memory` says whether activations are stored or reconstructed. Parameters'
+    /// gradients are added to `grads`.
     ///
     /// ```text
     /// d loss / d theta,     loss = loss(log p_Z(f(x)) + log |det df/dx|)
@@ -197,7 +199,7 @@ impl Flow {
         if b == 0 {
             bail!("there is no latent to decode: give at least one");
         }
-        let x = self.bijection.inverse(z, context.into())?;
+        let x = core::inverse(self.bijection(), z, context.into())?;
         x.reshape([&[b], self.shape()].concat())
     }
 

@@ -41,8 +41,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// z_t = (1 - t) a + t b
 /// ```
 ///
-/// In many dimensions the middle of two independent Gaussian latents is shorter than either, by sqrt(2): it lies where the
-/// model puts higher density and less mass, as samples at temperature .7 do. [`slerp`] keeps the length.
+/// In many dimensions the midpoint of two independent Gaussian latents is shorter than either by a factor of sqrt(2). Like a
+/// sample at temperature .7, it has a higher density than typical samples have. [`slerp`] keeps the length.
 ///
 /// # Errors
 /// When the shapes differ or there is no t.
@@ -105,7 +105,7 @@ fn between(a: &Tensor, b: &Tensor, t: &[f64], weights: impl Fn(f64) -> (f64, f64
 /// v = mean(with) - mean(without)
 /// ```
 ///
-/// (Glow, section 6.) v is all that differs on average: attributes that are correlated in the data are mixed in it.
+/// (Glow, section 6.) v holds everything that differs on average, so correlated attributes are mixed in it.
 ///
 /// # Errors
 /// When there is no latent on one side, or their dimensions differ.

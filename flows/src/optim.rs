@@ -376,8 +376,8 @@ impl Updater {
         Ok(())
     }
 
-    /// Whether the mean log p(x) of an update is not finite; the update then counts as failed. It tells whether that explains a
-    /// backward pass that ended in an error. Always false on a GPU, where `log_prob` is not read.
+    /// Marks the update as failed if its mean log p(x) is not finite, and returns whether it was: called when a backward pass
+    /// ended in an error, which that may explain. Always false on a GPU, where `log_prob` is not read.
     ///
     /// # Errors
     /// When `log_prob` is no scalar.

@@ -38,7 +38,7 @@ pub enum Init<'a> {
 pub struct Param {
     var: Var,
     frozen: Tensor,
-    /// Changes of the values so far, for what is computed from them once a change.
+    /// How often the values have changed: layers that cache something computed from them compare this number.
     version: Arc<AtomicU64>,
 }
 
@@ -263,7 +263,8 @@ pub(crate) fn normal(n: usize, std: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
     (0..n).map(|_| rng.sample::<f64, _>(StandardNormal) * std).collect()
 }
 
-/// The tensor `key` of a model's file, which must have this shape and finite numbers of this kind of dtype.
+/// Reads the tensor `key`, and checks that it has this shape, is a float where `dtype` is one, and holds
+/// finite numbers only.
 fn load(source: &dyn Source, key: &str, shape: &Shape, dtype: DType) -> Result<Tensor> {
     let Some((held, found)) = source.info(key) else {
         bail!("tensor `{key}` is missing from the weights: they are not of this model, fetch both again")

@@ -1,4 +1,4 @@
-//! The law that every bijection obeys, as a function: for your own layers, too.
+//! Checks of the contract of [`Bijection`], for the library's layers and your own: the inverse, the log-det and the gradients.
 //!
 //! ```text
 //! f^-1(f(x)) = x,     log_det(x) = log |det df/dx|,     d/dtheta (w . f(x) + log_det(x)) as central differences have it
@@ -157,7 +157,7 @@ fn copies_of(d: usize, rank: usize) -> Vec<usize> {
     r
 }
 
-/// With `whole`, all of `params` are of `f`, so that one without a gradient is an error.
+/// `whole` says that all of `params` belong to `f`: then a parameter without a gradient is an error.
 fn gradient_deviation(
     f: &dyn Bijection,
     x: &Tensor,

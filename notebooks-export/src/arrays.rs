@@ -27,7 +27,7 @@ use rand::seq::SliceRandom;
 
 /// Temperatures of the grid.
 const TEMPERATURES: [f64; 6] = [0.25, 0.5, 0.7, 0.85, 1., 1.15];
-/// The temperature of pictures that show samples rather than the model's distribution.
+/// The temperature of the samples in pictures.
 const TEMPERATURE: f64 = 0.7;
 /// Points of an interpolation between two latents.
 const STEPS: usize = 9;
@@ -39,7 +39,7 @@ const BATCH: usize = 32;
 const COMPARED: usize = 8;
 /// Grid points on each side of the density's grid.
 const RASTER: usize = 120;
-/// How many times more samples are drawn where one of the first few is not finite.
+/// Where some of n samples are not finite, this many times n are drawn and the first n finite ones are kept.
 const SPARE: usize = 4;
 /// Offset of the seed for the latents that replace a level's.
 const FRESH: u64 = 1;

@@ -46,10 +46,10 @@ struct Cli {
     /// Run the cells with Jupyter and keep their outputs.
     #[arg(long)]
     execute: bool,
-    /// Jupyter.
+    /// The Jupyter program that runs the cells.
     #[arg(long, value_name = "PROGRAM", default_value = "jupyter")]
     jupyter: PathBuf,
-    /// How many samples the attribute and the histograms are of.
+    /// Number of samples for the attribute and the histograms.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     samples: u32,
     /// The seed of everything that is drawn.
@@ -62,9 +62,13 @@ fn main() -> ExitCode {
         // SAFETY: no other thread exists yet. candle's own pool would take the cores from the one that computes; see `flows`.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
-    // The hub's storage client tries dead storage for minutes otherwise; it takes these settings from the environment only.
-    for (name, value) in [("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"), ("HF_XET_CLIENT_CONNECT_TIMEOUT", "10s")]
-    {
+    // Without these settings the hub's storage client retries an unreachable server for minutes. It reads them from the
+    // environment only.
+    for (name, value) in [
+        ("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"),
+        ("HF_XET_CLIENT_RETRY_BASE_DELAY", "500ms"),
+        ("HF_XET_CLIENT_CONNECT_TIMEOUT", "10s"),
+    ] {
         if std::env::var_os(name).is_none() {
             // SAFETY: as above.
             unsafe { std::env::set_var(name, value) };
@@ -92,7 +96,7 @@ fn export(cli: &Cli) -> Result<()> {
     let notebooks = fill(cli, &run, (&name, origin), dependencies.as_ref(), &partial.folder)?;
     partial.finish()?;
     let paths: Vec<PathBuf> = notebooks.iter().map(|name| out.join(name)).collect();
-    // Named before anything is run: they stay, whatever Jupyter says.
+    // The names are printed before the cells run: the files stay even if Jupyter fails.
     paths.iter().try_for_each(|path| output::line(path.display()))?;
     if cli.execute {
         paths.iter().try_for_each(|path| execute(&cli.jupyter, path))?;

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use std::io::{ErrorKind, Write};
 
-/// Writes a line to standard output. That its reader has closed the pipe, as `head` does, is no error.
+/// Writes a line to standard output. A pipe that its reader has closed, as `head` does, is no
+/// error.
 ///
 /// # Errors
 /// When it cannot be written.

@@ -16,11 +16,11 @@ use sysinfo::{ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
 
 /// The exit code after a signal.
 const STOPPED: i32 = 130;
-/// How long Jupyter may take to end its kernel and itself; a kernel is asked, and given 5 seconds.
+/// How long Jupyter may take to end; it gives its kernel 5 seconds first.
 const GRACE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(20);
 
-/// The lock that guards what has been begun. Once a signal has come it is not given back.
+/// The temporary folders and the child process, for the signal handler, which keeps the lock once it has it.
 static BEGUN: Mutex<Begun> = Mutex::new(Begun { folders: Vec::new(), child: None });
 /// Signals so far.
 static SIGNALS: AtomicU32 = AtomicU32::new(0);

@@ -197,7 +197,7 @@ pub fn parse_npz(bytes: &[u8], name: &str) -> Result<BTreeMap<String, Array>> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes))
         .with_context(|| format!("{name} is no npz archive: save it with numpy.savez"))?;
     let mut arrays = BTreeMap::new();
-    // Shared by all entries: a small archive can stand for terabytes.
+    // One budget for all entries, against zip bombs: a small archive can unpack to terabytes.
     let mut left = LARGEST;
     for place in 0..archive.len() {
         let mut entry = archive.by_index(place).with_context(|| {

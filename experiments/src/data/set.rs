@@ -294,7 +294,7 @@ impl Dataset {
     }
 }
 
-/// The largest file that is read whole; anything bigger is no data set for a computer's memory.
+/// The largest file that is read whole, 8 GiB.
 pub const LARGEST: u64 = 1 << 33;
 
 /// Reads a file of at most [`LARGEST`] bytes, unpacking it where its first bytes say gzip.
@@ -342,7 +342,8 @@ pub(super) fn product(sides: &[usize]) -> Option<usize> {
     sides.iter().try_fold(1_usize, |product, &side| product.checked_mul(side))
 }
 
-/// Refuses a file of another length than `expected`; `reason` is the part of the message between "but" and that number.
+/// Refuses a file that is shorter or longer than `expected` bytes; `reason` stands in the message between "but" and that
+/// number.
 pub(super) fn check_length(
     name: &str,
     length: usize,

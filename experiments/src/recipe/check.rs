@@ -46,7 +46,7 @@ impl Recipe {
             "`data.size`: only images of a folder are cropped and resized, `{}` has examples of one size",
             data.set
         );
-        // Sizes are judged by the memory that they take, which says more.
+        // Sizes are checked by `limits`, whose message names the memory that they need.
         model.check_numbers().context("the table `model`")?;
         if let ModelConfig::Glow(glow) = model {
             ensure!(glow.depth > 0, "`model.depth` = 0: it must be at least 1");

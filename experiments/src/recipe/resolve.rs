@@ -144,7 +144,7 @@ impl Resolved {
         if self.set.iter().any(|k| within(k)) {
             return "--set".into();
         }
-        // What is said of a whole table is about what the file chose in it, not about what it left alone.
+        // A source given for a whole table (`"train" = ..`) covers the keys that the file sets in it, not its defaults.
         let about = |k: &str| within(k) && (k.contains('.') || self.own.contains(key));
         let longest = self.recipe.source.iter().filter(|(k, _)| about(k)).max_by_key(|(k, _)| k.len());
         let convention = CONVENTIONS.contains(&key);
@@ -268,7 +268,7 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
     Ok(Some((*name).to_owned()))
 }
 
-/// The parser's message with its line; its own text is a picture of several lines.
+/// The parser's message with its line number, in one line: its own text quotes the source over several.
 fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
     let line = |start: usize| 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();

@@ -39,7 +39,7 @@ pub struct Recipe {
 pub struct Data {
     /// `mnist`, `cifar10`, `faces`, `moons`, `rings`, `spirals`, `checkerboard`, `folder`, `npy`.
     pub set: String,
-    /// Images of a built-in set to generate for training (others: all there are, or the first so many).
+    /// Training examples: how many to draw, or, of a set that is read, how many of the first to keep (all if absent).
     pub train: Option<usize>,
     /// Validation images: the last so many of the training set.
     pub validation: usize,
@@ -78,12 +78,12 @@ pub struct Train {
     pub warmup_images: u64,
     /// The global gradient norm is clipped to this (of the loss in bits/dim).
     pub clip_norm: Option<f64>,
-    /// What the loss is measured in: it scales the gradient, which clipping and eps see.
+    /// The unit of the loss. It scales the gradient, and so the effect of `clip_norm` and of the optimiser's eps.
     #[serde(default)]
     pub loss: LossUnit,
     /// Decay of the moving average of weights that is validated, evaluated and saved.
     pub ema: Option<f64>,
-    /// Weight of the L2 penalty on weight-norm scales (`.magnitude`, `.gain`).
+    /// Weight of the L2 penalty on weight-norm scales (`.magnitude`) and the gains of couplings (`.gain`, `.gains`).
     #[serde(default)]
     pub l2: f64,
     /// Whether an update stores its activations or reconstructs them in the backward pass.

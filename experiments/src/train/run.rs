@@ -48,7 +48,7 @@ pub fn train(
     precision::within(recipe.train.precision, train)
 }
 
-/// [`train`] on this thread.
+/// As [`train`], on this thread and in the precision that is set; for tests.
 pub(super) fn train_in_pool(
     recipe: &Recipe,
     data: &Dataset,
@@ -80,7 +80,8 @@ pub(super) fn train_in_pool(
         position: Position::default(),
         step,
     };
-    // The thread that prepares batches ends when `run` drops its receiver, which is before the scope waits for the thread.
+    // `run` is moved into the closure: its receiver is dropped there, which ends the thread that prepares batches before the
+    // scope joins it.
     std::thread::scope(move |scope| {
         run.begin(scope)?;
         run.go()
@@ -167,7 +168,7 @@ impl<'a> Run<'a> {
             let update = self.position.update;
             let done = self.done();
             let validates = done.is_some() || (update > 0 && update.is_multiple_of(t.validate_every));
-            // Read once: the results must be read before whatever is saved because of it.
+            // The flag is read once: a Ctrl-C between two reads would save a checkpoint without the pending results.
             let stop = self.stop.load(Ordering::Relaxed);
             let saves = done.is_some() || stop || (update > 0 && update.is_multiple_of(t.checkpoint_every));
             if validates || saves {
@@ -270,7 +271,7 @@ impl<'a> Run<'a> {
             let layers = drift.layers().len();
             self.progress.message(&format!(
                 "reconstructed inputs of {layers} layers drift by up to {:.1e}; {stored}",
-                drift.largest()
+                drift.largest_within_bound()
             ));
         }
         self.position.probed = Some(self.position.update);
@@ -278,7 +279,7 @@ impl<'a> Run<'a> {
             self.position.stored.extend(over);
             self.step.store(&self.position.stored);
         }
-        self.log(DriftLine { drift: drift.largest(), stored_layers: self.position.stored.len() })
+        self.log(DriftLine { drift: drift.largest_within_bound(), stored_layers: self.position.stored.len() })
     }
 
     fn wall_seconds(&self) -> f64 {

@@ -202,7 +202,8 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Where the loss (or else the gradient) of `update` stops being finite: a layer, a parameter or a gradient.
+    /// Finds what is not finite in `update`: a layer, a parameter or, unless `loss`, a gradient. `loss` says that the loss was
+    /// not finite.
     pub(super) fn find_non_finite(&mut self, update: u64, loss: bool) -> Result<String> {
         let batch = match &mut self.source {
             Some(Source::Device(batches, _)) => {
@@ -267,7 +268,43 @@ pub fn learn(
     }
 }
 
-/// Whether `train.l2` applies to the parameter of this name: to scales, as RealNVP has it (section 3.7's weight norm).
+/// Whether `train.l2` applies to the parameter of this name: to the scales of RealNVP (section 4.1), which are weight norm's
+/// magnitudes and the gains of the couplings' tanh. A top prior's `gain` is none of these.
 fn has_l2(name: &str) -> bool {
-    name.ends_with(".magnitude") || name.ends_with(".gain")
+    let scale = [".magnitude", ".gain", ".gains"].iter().any(|end| name.ends_with(end));
+    scale && !name.ends_with(".top.gain")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flows::ModelConfig;
+    use flows::models::{GlowConfig, RealNvpConfig};
+
+    #[test]
+    fn l2_is_for_scales_of_couplings_and_weight_norm() {
+        let penalised = |config: ModelConfig| -> Vec<String> {
+            let model = Model::new(config, 0, DType::F32, &Device::Cpu).unwrap();
+            let names = model.params().trained().into_iter().map(|(name, _)| name);
+            names.filter(|name| has_l2(name)).collect()
+        };
+        for channel_gains in [false, true] {
+            let paper = RealNvpConfig::cifar_paper();
+            let names = penalised(ModelConfig::RealNvp(RealNvpConfig {
+                features: 2,
+                blocks: 1,
+                channel_gains,
+                ..paper
+            }));
+            for coupling in ["level0.checker0", "level0.channel0"] {
+                let gain = format!("{coupling}.{}", if channel_gains { "net.gains" } else { "gain" });
+                let magnitude = format!("{coupling}.net.first.magnitude");
+                for name in [gain, magnitude] {
+                    assert!(names.contains(&name), "{name}: {names:?}");
+                }
+            }
+        }
+        let glow = GlowConfig { levels: 2, depth: 1, width: 2, learn_top: true, ..GlowConfig::cifar_code() };
+        assert_eq!(penalised(ModelConfig::Glow(glow)), Vec::<String>::new());
+    }
 }

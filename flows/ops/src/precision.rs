@@ -5,7 +5,7 @@
 //! rounding inside it costs likelihood, not invertibility; the likelihood is that of the rounded network, which is why a run
 //! is evaluated in full precision from its file, and the gap printed.
 //!
-//! The switch is the process's, as candle's own for TF32 is, which it sets too. The CPU always computes in full.
+//! The precision is one setting for the whole process; it also sets candle's own switch for TF32. A CPU ignores it.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};

@@ -1,4 +1,4 @@
-//! Loops compiled for the vectors that the machine has, and vectors where the compiler finds none.
+//! SIMD: loops compiled for AVX-512 and AVX2, chosen at run time, and explicit vectors where the compiler does not vectorise.
 
 /// A piece of work whose `run` is inlined (`#[inline(always)]`) into a function compiled for the machine's vectors. A
 /// closure would not do: nothing makes the compiler inline one, and left alone it is compiled for any x86-64.
@@ -267,8 +267,8 @@ pub(crate) fn wide<J: Job>(job: J) {
     job.run::<Plain>();
 }
 
-/// out = f(a, b), elementwise, in vectors: arrays by value leave no doubt that nothing overlaps, which for short rows costs
-/// more to find out than to compute.
+/// out = f(a, b), elementwise. Blocks are copied to arrays, so that the compiler needs no check at run time whether the slices
+/// overlap.
 #[inline(always)]
 pub(crate) fn zip<T: Copy + Default>(out: &mut [T], a: &[T], b: &[T], f: impl Fn(T, T) -> T) {
     const L: usize = 16;

@@ -17,7 +17,7 @@ fn mean_var<T: Real>(x: &[T]) -> (f64, f64) {
     let mean = sums.0 / n;
     let mut about = (0., 0.);
     wide(Sums { x, about: T::of(mean), sums: &mut about });
-    // The rounding of the mean to T is taken out again.
+    // Corrects the variance for the rounding of the mean to T.
     (mean, (about.1 / n - (about.0 / n).powi(2)).max(0.))
 }
 

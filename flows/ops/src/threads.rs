@@ -3,7 +3,7 @@
 use crate::real::Real;
 use std::ops::Range;
 
-/// A pointer that threads write disjoint parts of one result through.
+/// A slice that several threads write to, each its own part.
 pub(crate) struct Shared<T> {
     pub(crate) ptr: *mut T,
     pub(crate) len: usize,

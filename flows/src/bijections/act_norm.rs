@@ -9,6 +9,8 @@ use crate::ops::log_det::scaled_sum;
 use crate::params::ParamBuilder;
 use candle_core::{Result, Tensor};
 
+/// Actnorm: scales and shifts each channel; the first batch sets both.
+///
 /// ```text
 /// z = (x + b) exp(k logs),     log-det = H W sum_c k logs_c
 /// ```

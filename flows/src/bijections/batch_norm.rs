@@ -19,6 +19,8 @@ pub enum BatchStatistics {
     Running,
 }
 
+/// Batch norm: normalises each channel to mean 0 and variance 1.
+///
 /// ```text
 /// z = (x - mean_c) / sqrt(var_c + eps),     log-det = -(H W / 2) sum_c log(var_c + eps)
 /// ```

@@ -33,6 +33,8 @@ enum Form {
     Plain(Param),
 }
 
+/// An invertible 1x1 convolution: multiplies the channels at each position by a matrix W.
+///
 /// ```text
 /// z[b, :, i, j] = W x[b, :, i, j],     log-det = H W log |det W|
 /// ```
@@ -108,7 +110,8 @@ impl Conv1x1 {
                 if !grad {
                     return Ok((w.clone(), log_det, Some(inverse)));
                 }
-                // The value from outside the graph with its gradient: W^-T . W is subtracted from itself.
+                // log |det W| was computed outside candle's graph. `carrier - carrier.detach()` is 0 and has the gradient W^-T,
+                // which is that of log |det W|.
                 let carrier = (w * inverse.t()?)?.sum_all()?;
                 Ok((w.clone(), ((&carrier - carrier.detach())? + log_det)?, Some(inverse)))
             }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The Jacobian is triangular, so its log-det is the sum of the logs of the diagonal of T, and the inverse needs the
-//! network's output, never its inverse. NICE, RealNVP and Glow differ only in which three.
+//! network's output, never its inverse. The couplings of NICE, RealNVP and Glow differ in their partition, network and
+//! transform only.
 //!
 //! The network's input is the same before and after the layer, so one run of it serves a forward pass, an inverse, or, where
 //! inputs are reconstructed, both the inverse and the gradient.
@@ -27,12 +28,13 @@ pub struct Coupling {
 }
 
 impl Coupling {
-    /// A coupling of these three.
+    /// A coupling of a partition, a network and a transform.
     pub fn new(partition: Partition, net: impl Net + 'static, transform: impl Transform + 'static) -> Self {
         Self { partition, net: Box::new(net), transform: Box::new(transform) }
     }
 
-    /// A coupling of `channels` channels, whose network `net` makes for its numbers of input and output channels.
+    /// A coupling of `channels` channels. `net(inputs, outputs)` makes the network for the numbers of channels that the partition
+    /// and the transform need.
     ///
     /// # Errors
     /// Those of `net`.
@@ -54,11 +56,19 @@ impl Coupling {
         Ok((h.contiguous()?, changed))
     }
 
+    /// The network's output for its part `seen` of the input, outside candle's graph where `seen` is: the parameters of
+    /// candle-nn's layers are on the graph whatever `ctx.grad` says.
+    fn run_net(&self, seen: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        let h = self.net.forward(seen, ctx)?;
+        Ok(if seen.track_op() { h } else { h.detach() })
+    }
+
     /// The input for the output `z`, with the network run in `ctx`.
     fn inverse_in(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let z = z.contiguous()?;
-        let (h, changed) = self.with_changed(&z, &self.net.forward(&self.partition.seen(&z)?, ctx)?)?;
-        self.transform.inverse_whole(&z, &h, &changed)
+        let (h, changed) = self.with_changed(&z, &self.run_net(&self.partition.seen(&z)?, ctx)?)?;
+        let x = self.transform.inverse_whole(&z, &h, &changed)?;
+        Ok(if z.track_op() { x } else { x.detach() })
     }
 }
 
@@ -74,11 +84,11 @@ impl Bijection for Coupling {
         if self.transform.preserves_volume() {
             return Ok(LayerStats::Fixed);
         }
-        let (x, ctx) = (x.contiguous()?, ctx.with_grad(false));
-        let (h, changed) = self.with_changed(&x, &self.net.forward(&self.partition.seen(&x)?, ctx)?)?;
+        let (x, ctx) = (x.detach().contiguous()?, ctx.with_grad(false));
+        let (h, changed) = self.with_changed(&x, &self.run_net(&self.partition.seen(&x)?, ctx)?)?;
         let (part, params) = changed.take(&x, &h)?;
         let (_, log_slopes) = self.transform.forward(&part, &params, ctx)?;
-        Ok(LayerStats::Elements(changed.only(&log_slopes)?))
+        Ok(LayerStats::Elements(changed.only(&log_slopes.detach())?))
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
@@ -100,11 +110,11 @@ impl Bijection for Coupling {
         let seen = self.partition.seen(&x)?;
         let (h, net) = match memory {
             Memory::Store => self.net.forward_saved(&seen, ctx)?,
-            Memory::Recompute => (self.net.forward(&seen, ctx)?, SavedState::nothing()),
+            Memory::Recompute => (self.run_net(&seen, ctx)?, SavedState::nothing()),
         };
         let (h, changed) = self.with_changed(&x, &h)?;
         let (z, log_det) = self.transform.forward_whole(&x, &h, &changed, ctx)?;
-        Ok((z, log_det, SavedState::if_stored(memory, Pass { x, h, net })))
+        Ok((z.detach(), log_det.detach(), SavedState::if_stored(memory, Pass { x, h, net })))
     }
 
     fn backward(
@@ -123,7 +133,7 @@ impl Bijection for Coupling {
                 let seen = self.partition.seen(&z)?;
                 let (h, net) = self.net.forward_saved(&seen, ctx.replay().with_grad(false))?;
                 let (h, _) = self.with_changed(&z, &h)?;
-                Pass { x: self.transform.inverse_whole(&z, &h, &changed)?, h, net }
+                Pass { x: self.transform.inverse_whole(&z, &h, &changed)?.detach(), h, net }
             }
         };
         let (gx, gh) = self.transform.backward_whole((&x, &h), &changed, g, ctx, grads)?;

@@ -3,6 +3,8 @@
 use crate::core::{Bijection, Composite, Link, RunLayer, RunReversed};
 use candle_core::{Result, Tensor, bail};
 
+/// A chain of levels, each of which passes half of its channels on and keeps the other half as latents.
+///
 /// ```text
 /// h_0 = x,   (h_{i+1}, z_{i+1}) = split(f_{i+1}(h_i)),   z_L = f_L(h_{L-1}),   z = (z_1, .., z_L)
 /// ```

@@ -6,6 +6,8 @@ use candle_core::{Result, Tensor, bail};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+/// A fixed permutation of features or channels.
+///
 /// ```text
 /// z_d = x_{index_d},     log-det = 0
 /// ```

@@ -43,6 +43,8 @@ pub fn dequantize(pixels: &[u8], bits: u8, rng: &mut impl Rng, out: &mut [f32]) 
     Ok(())
 }
 
+/// Multiplies by a number and adds another one.
+///
 /// ```text
 /// z = a x + b,     log-det = D log |a|
 /// ```
@@ -78,7 +80,7 @@ impl Bijection for Rescale {
     }
 }
 
-/// Which factor the logit's slope has; the two differ by .078 bits/dim at alpha = .05, so configs state it.
+/// The slope c of the logit's p = alpha + c x: RealNVP's paper and its code differ, by .078 bits/dim at alpha = .05.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogitScale {
@@ -88,6 +90,8 @@ pub enum LogitScale {
     Code,
 }
 
+/// The logit of data in [0, 1], which are first moved away from 0 and 1.
+///
 /// ```text
 /// z = log p - log(1 - p),  p = alpha + c x,  x in [0, 1],     log-det = sum log c - log p - log(1 - p)
 /// ```

@@ -102,26 +102,26 @@ pub trait Bijection: Send + Sync {
     }
 }
 
-/// Gives the output of layer i for its input and for the parts of the latent that were factored out before it, none in a
-/// chain.
+/// Runs layer i of a composite: called with the index, the layer's input, and the parts of the latent that were factored out
+/// before it (empty in a chain), it returns the layer's output.
 pub type RunLayer<'a> = &'a mut dyn FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>;
 
-/// Gives the inputs of layer i for its outputs.
+/// Runs layer i of a composite backwards: called with the index and the layer's outputs, it returns its inputs.
 pub type RunReversed<'a> = &'a mut dyn FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>;
 
-/// A layer that is made of others; it is a [`Bijection`] by that.
+/// A layer that is made of other layers. Every `Composite` is a [`Bijection`] through the implementation below.
 pub trait Composite: Send + Sync {
     /// The layers.
     fn links(&self) -> &[Link];
 
-    /// The output for `x`, where `run` gives those of the layers.
+    /// Passes `x` through the layers in order, calling `run` for each, and returns the output.
     ///
     /// # Errors
     /// Those of `run`.
     fn pass(&self, x: &Tensor, run: RunLayer) -> Result<Tensor>;
 
-    /// The inputs for the outputs `z`, where `run` gives those of the layers, the last one first. Several tensors pass at
-    /// once, in the same way: a latent and its gradient.
+    /// Passes the tensors `z` back through the layers, last layer first, calling `run` for each, and returns the inputs. The
+    /// backward pass sends a latent and its gradient through together.
     ///
     /// # Errors
     /// Those of `run`.
@@ -129,13 +129,15 @@ pub trait Composite: Send + Sync {
 }
 
 /// Every layer's pass, log-dets added. Errors carry the layer's name.
+// A pass calls `links_forward` or `links_reversed`, these call `Composite::pass` or `pass_reversed`, and these call back, for each
+// layer, the closure that is given here.
 impl<C: Composite> Bijection for C {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        links_forward(self, x, |i, h| self.links()[i].layer.forward(h, ctx))
+        links_forward(self, x, |i, h| forward(self.links()[i].layer(), h, ctx))
     }
 
     fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        let each = |i: usize, t: &[Tensor]| Ok(vec![self.links()[i].layer.inverse(&t[0], context)?]);
+        let each = |i: usize, t: &[Tensor]| Ok(vec![inverse(self.links()[i].layer(), &t[0], context)?]);
         Ok(links_reversed(self, &[z], each)?.swap_remove(0))
     }
 
@@ -221,6 +223,19 @@ impl Link {
     }
 }
 
+/// [`Bijection::forward`], outside candle's graph where neither `x` nor `ctx` asks for it: a parameter of candle-nn's layers
+/// is on the graph in every pass, and the graph of a whole flow would be kept.
+pub(crate) fn forward<B: Bijection + ?Sized>(f: &B, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+    let (z, log_det) = f.forward(x, ctx)?;
+    Ok(if ctx.grad || x.track_op() { (z, log_det) } else { (z.detach(), log_det.detach()) })
+}
+
+/// [`Bijection::inverse`], outside candle's graph where `z` is; see [`forward`].
+pub(crate) fn inverse<B: Bijection + ?Sized>(f: &B, z: &Tensor, context: Context) -> Result<Tensor> {
+    let x = f.inverse(z, context)?;
+    Ok(if z.track_op() { x } else { x.detach() })
+}
+
 /// [`Composite::pass`] with the layer's name in errors.
 pub(super) fn links_in_order(
     c: &dyn Composite,
@@ -271,7 +286,8 @@ pub fn forward_saved_by_graph<B: Bijection + ?Sized>(
 ) -> Result<(Tensor, Tensor, SavedState)> {
     match memory {
         Memory::Recompute => {
-            f.forward(x, ctx.with_grad(false)).map(|(z, log_det)| (z, log_det, SavedState::nothing()))
+            let (z, log_det) = forward(f, &x.detach(), ctx.with_grad(false))?;
+            Ok((z, log_det, SavedState::nothing()))
         }
         Memory::Store => {
             let (graph, [z, log_det]) = Graph::of(x, |x| f.forward(x, ctx.with_grad(true)).map(Into::into))?;

@@ -3,7 +3,7 @@
 //!
 //! All of them visit the innermost layers, each with its path: `level0.step3.coupling`.
 
-use super::bijection::{Bijection, Composite, links_in_order, links_reversed};
+use super::bijection::{Bijection, Composite, forward, links_in_order, links_reversed};
 use super::layer_stats::LayerStats;
 use super::pass::Ctx;
 use super::tape::Memory;
@@ -110,7 +110,7 @@ pub fn trace(f: &dyn Bijection, x: &Tensor, ctx: Ctx) -> Result<Vec<TraceEntry>>
     let mut steps = Vec::new();
     visit(f, x, &mut |leaf| {
         let stats = leaf.layer.layer_stats(leaf.x, ctx)?;
-        let (z, log_det) = leaf.layer.forward(leaf.x, ctx)?;
+        let (z, log_det) = forward(leaf.layer, leaf.x, ctx)?;
         let (path, done) = (leaf.path.to_owned(), leaf.factored.to_vec());
         steps.push(TraceEntry { path, output: z.clone(), done, log_det, stats });
         Ok(z)
@@ -118,7 +118,8 @@ pub fn trace(f: &dyn Bijection, x: &Tensor, ctx: Ctx) -> Result<Vec<TraceEntry>>
     Ok(steps)
 }
 
-/// The path of the first layer whose output or log-det holds a NaN or an infinity, or else the output of `f`.
+/// Runs `f` on `x` and looks for the first layer whose output or log-det is not finite: `Ok(Err(path))` names it, and
+/// `Ok(Ok(z))` is the output if all are finite.
 ///
 /// # Errors
 /// Those of a layer, with its path.
@@ -129,7 +130,7 @@ pub fn find_non_finite(
 ) -> Result<std::result::Result<Tensor, String>> {
     let mut found = None;
     let z = visit(f, x, &mut |leaf| {
-        let (z, log_det) = leaf.layer.forward(leaf.x, ctx)?;
+        let (z, log_det) = forward(leaf.layer, leaf.x, ctx)?;
         if !(is_finite(&z)? && is_finite(&log_det)?) {
             found = Some(leaf.path.to_owned());
             bail!("not finite: the pass ends here");
@@ -146,7 +147,8 @@ pub fn find_non_finite(
 /// ```
 ///
 /// with x' as the backward pass reconstructs it. Rounding errors add up from layer to layer, and an ill-conditioned layer
-/// multiplies them; beyond `bound` the true input is taken, as of a stored layer, for the layers before.
+/// multiplies them. Where a layer drifts beyond `bound`, the measurement goes on with its true input, because training will
+/// store that layer.
 #[derive(Debug)]
 pub struct Drift {
     bound: f64,
@@ -165,7 +167,7 @@ impl Drift {
     pub fn measure(f: &dyn Bijection, x: &Tensor, ctx: Ctx, bound: f64) -> Result<Self> {
         let ctx = ctx.replay().with_grad(false);
         let mut drift = Self { bound, layers: Vec::new() };
-        let (z, _) = f.forward(x, ctx)?;
+        let (z, _) = forward(f, x, ctx)?;
         drift.reconstruct(f, "", (x, &z), ctx, false)?;
         Ok(drift)
     }
@@ -184,7 +186,7 @@ impl Drift {
             Some(c) => (self.rebuild_links(c, path, (x, z), ctx)?, false),
             None => {
                 let (_, _, saved) = f.forward_saved(x, ctx, Memory::Recompute)?;
-                let reconstructed = f.reconstruct(z, &saved, ctx)?;
+                let reconstructed = f.reconstruct(z, &saved, ctx)?.detach();
                 let distance = distance(&reconstructed, x)?;
                 self.layers.push((path.to_owned(), distance));
                 (reconstructed, self.is_beyond(distance))
@@ -203,7 +205,7 @@ impl Drift {
         let mut inputs = Vec::with_capacity(c.links().len());
         links_in_order(c, x, |i, h, _| {
             inputs.push(h.clone());
-            Ok(c.links()[i].layer().forward(h, ctx)?.0)
+            Ok(forward(c.links()[i].layer(), h, ctx)?.0)
         })?;
         let mut input = links_reversed(c, &[z], |i, t| {
             let link = &c.links()[i];
@@ -223,8 +225,8 @@ impl Drift {
         self.layers.iter().filter(|(_, d)| self.is_beyond(*d)).map(|(n, _)| n.clone()).collect()
     }
 
-    /// The largest drift within the bound.
-    pub fn largest(&self) -> f64 {
+    /// The largest drift among the layers that are within the bound; [`Drift::over`] lists the others.
+    pub fn largest_within_bound(&self) -> f64 {
         self.layers.iter().map(|l| l.1).filter(|d| !self.is_beyond(*d)).fold(0., f64::max)
     }
 

@@ -20,6 +20,7 @@ mod tape;
 pub use bijection::{
     Bijection, Composite, Link, RunLayer, RunReversed, backward_by_graph, forward_saved_by_graph,
 };
+pub(crate) use bijection::{forward, inverse};
 pub use chain::Chain;
 pub use inspect::{Drift, TraceEntry};
 pub use layer_stats::LayerStats;

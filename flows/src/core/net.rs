@@ -10,7 +10,8 @@ use candle_core::{Result, Tensor};
 /// zeroed. For each element that is changed it gives as many numbers as
 /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says.
 pub trait Net: Send + Sync {
-    /// The output for `x`.
+    /// The output for `x`. The network's parameters are leaves of candle's graph if `ctx.grad`; a network whose parameters always
+    /// are, such as one of candle-nn's layers, is detached by the coupling.
     ///
     /// # Errors
     /// When `x` has a shape that the network does not take.

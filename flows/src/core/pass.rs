@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-/// What a pass uses and modifies: statistics of the batch or running ones, and whether it writes.
+/// Whether a pass uses the batch's statistics or the running ones, and whether it writes parameters or statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Running statistics are used, nothing is written.
@@ -21,8 +21,8 @@ impl Mode {
         !matches!(self, Mode::Eval)
     }
 
-    /// The share of this batch in running statistics, for a layer whose share in training is `momentum`: 0 where the pass
-    /// writes nothing, 1 in initialisation.
+    /// The weight of this batch in a running average: `momentum` in training, 1 in initialisation, 0 where the pass writes
+    /// nothing.
     pub fn batch_share(self, momentum: f64) -> f64 {
         match self {
             Mode::Init => 1.,

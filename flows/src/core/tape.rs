@@ -74,7 +74,8 @@ impl SavedState {
     }
 }
 
-/// Collects the gradients of parameters in a backward pass; the default is for the gradient of the input alone.
+/// Collects the gradients of parameters in a backward pass. `Gradients::default()` drops all of them, for a pass that needs the
+/// input's gradient only.
 #[derive(Default)]
 pub struct Gradients {
     names: HashMap<TensorId, String>,

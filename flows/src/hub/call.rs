@@ -89,7 +89,8 @@ impl Trouble {
         Self::here("stopped".to_owned())
     }
 
-    /// The hub could not be reached. Once a `file` is asked for its commit is known, and the cache must not serve another one.
+    /// The hub could not be reached. With a `file` the commit is known already, so `unreachable` is false, and the cache, which
+    /// may hold another commit, is not used instead.
     fn out_of_reach(text: String, file: Option<&str>) -> Self {
         Self { text, unreachable: file.is_none() }
     }

@@ -25,7 +25,7 @@ pub trait Observer: Send + Sync {
     }
 }
 
-/// A state of a repository in the cache, whole and verified.
+/// One commit of a repository in the cache, with all files present and verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The folder with its files.

@@ -238,7 +238,7 @@ impl Weights {
         Ok(all)
     }
 
-    /// Compares the tensors with the hash in the metadata; without one a warning says that nobody can.
+    /// Compares the tensors with the hash in the metadata, and warns where there is no hash.
     fn check_hash(&self) -> Result<()> {
         let path = &self.files[0].0;
         let Some(want) = &self.hash else {

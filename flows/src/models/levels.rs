@@ -26,8 +26,8 @@ impl Levels {
         Ok(Self { image: shape, shape, levels: Vec::new(), shapes: Vec::new() })
     }
 
-    /// Appends a squeeze to the level that is being built, one of `n`. The config names a level `level`, and would need no
-    /// squeeze here with `fewer` of them, if that is not 0.
+    /// Appends a squeeze to the level that is being built, one of `n`. For the error message, `level` is the config's word for a
+    /// level, and `fewer` a number of levels that would need no squeeze here (0: none).
     pub(super) fn squeeze(&mut self, chain: &mut Chain, level: &str, n: usize, fewer: usize) -> Result<()> {
         let [c, h, w] = self.shape;
         if h % 2 != 0 || w % 2 != 0 {

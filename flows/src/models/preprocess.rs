@@ -51,7 +51,7 @@ pub enum Preprocess {
 }
 
 impl Preprocess {
-    /// The width of one pixel value on the scale on which the paper states log-likelihoods: LL = log p(x) + D ln(1/bin).
+    /// The width of one grey level on the scale of the paper's log-likelihoods, for LL = log p(x) + D ln(1/bin).
     ///
     /// `Unit` and the logit are stated on [0, 1], the others on the range they map to.
     pub fn bin(self, bits: u8) -> f64 {

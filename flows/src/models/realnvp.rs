@@ -167,7 +167,7 @@ impl RealNvpConfig {
         Ok(())
     }
 
-    /// Whether coupling `k` of a level keeps what the first one changes.
+    /// Whether coupling `k` of a level swaps the kept and the changed part: every second one, or the others with `diagonal`.
     fn swap(&self, k: usize) -> bool {
         (k % 2 == 1) != self.diagonal
     }

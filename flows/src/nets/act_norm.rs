@@ -6,6 +6,8 @@ use crate::ops::elementwise::affine;
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{DType, Result, Tensor};
 
+/// Actnorm inside a network.
+///
 /// ```text
 /// y = (x + b) exp(k logs)
 /// ```

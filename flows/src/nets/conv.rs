@@ -66,6 +66,8 @@ impl ZeroConv {
     }
 }
 
+/// Glow's convolutional network: 3x3, 1x1 and 3x3, the last one zero at first.
+///
 /// ```text
 /// h = relu(actnorm(w1 * x)),   h = relu(actnorm(w2 h)),   out = zero_conv(h)
 /// ```

@@ -5,6 +5,8 @@ use crate::ops::linear::{linear, linear_backward};
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor};
 
+/// A fully connected network with ReLU.
+///
 /// ```text
 /// h_0 = x,   h_i = max(h_{i-1} W_i^T + b_i, 0),   out = h_n W^T + b
 /// ```

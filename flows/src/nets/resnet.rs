@@ -93,6 +93,8 @@ struct Block {
     skip: Option<WeightNormConv>,
 }
 
+/// RealNVP's residual network.
+///
 /// ```text
 /// u = [x, -x, mask];   h = conv3x3(u);   h <- h + conv3x3(relu(bn(conv3x3(relu(bn(h))))));   out = conv1x1(relu(bn(s)))
 /// ```

@@ -61,7 +61,7 @@ impl Partition {
         }
     }
 
-    /// The gradient of x: `gx` without the network's share, and the gradient of what the network sees.
+    /// `gx` plus the gradient of the network's input, added at the elements that the network sees.
     pub(crate) fn add_seen(&self, gx: &Tensor, of_seen: &Tensor) -> Result<Tensor> {
         match self {
             Partition::Halves { swap } => add_part(gx, of_seen, halves(gx, *swap)?.0.start),
@@ -84,7 +84,7 @@ fn halves(x: &Tensor, swap: bool) -> Result<(Range<usize>, Range<usize>)> {
 pub struct Changed<'a> {
     /// The channels that are changed.
     pub channels: Range<usize>,
-    /// 1 where an element of these channels is kept all the same; as it broadcasts.
+    /// 1 where an element of these channels is kept, 0 where it is changed; broadcasts against x.
     pub mask: Option<&'a Tensor>,
 }
 
@@ -122,7 +122,7 @@ impl Changed<'_> {
         Tensor::cat(&parts, 1)
     }
 
-    /// A number for each element of the changed channels, zero where the mask keeps x.
+    /// `t`, a number for each element of the changed channels, with 0 at the elements that the mask keeps.
     pub(crate) fn only(&self, t: &Tensor) -> Result<Tensor> {
         self.mask.map_or_else(|| Ok(t.clone()), |mask| t.broadcast_mul(&(1. - mask)?))
     }

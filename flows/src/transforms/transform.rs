@@ -11,7 +11,9 @@ use candle_core::{Result, Tensor};
 /// ```
 ///
 /// **Shapes.** x and y (B, C, ..) are the elements that the coupling changes, h (B, k C, ..) is the network's output for
-/// them: the first parameter of all elements, then the second, so that `h.chunk(k, 1)` gives the k parameters in x's shape.
+/// them: the first parameter of all elements, then the second, so that `h.chunk(k, 1)` gives the k parameters in x's shape, and
+/// `h.reshape((b, k, c, ..))` all of them along dimension 1. At h = 0 the transform should be the identity, because networks
+/// start with zero outputs.
 ///
 /// The first three methods are all that a transform needs. The coupling splits and joins the tensor, runs the network and
 /// reconstructs inputs; gradients come from candle's graph. With a mask, elements that are kept are evaluated at x = 0, h = 0
@@ -23,7 +25,9 @@ pub trait Transform: Send + Sync {
     /// k: how many numbers the network gives for each element.
     fn params_per_element(&self) -> usize;
 
-    /// y, and log dy/dx of each element, both in x's shape. Its own parameters are leaves of the graph if `ctx.grad`.
+    /// y, and log dy/dx of each element, both in x's shape. x need not be contiguous. Parameters of the transform's own, if it
+    /// has any, are taken from a [`ParamBuilder`](crate::ParamBuilder) when it is made, and by
+    /// [`Param::get`](crate::params::Param::get)`(ctx.grad)` here.
     ///
     /// # Errors
     /// When a parameter of the transform does not fit.
@@ -57,8 +61,10 @@ pub trait Transform: Send + Sync {
         changed.put(y, &self.inverse(&part, &params)?)
     }
 
-    /// The gradients of x, as if h did not depend on it, and of h, from those of y and of the log-det (B,). Gradients of the
-    /// transform's own parameters go to `grads`.
+    /// The partial derivatives of the loss by x (h held fixed) and by h, from the gradients of y and of the log-det (B,). The
+    /// coupling adds the path through the network. Gradients of the transform's own parameters go to `grads`.
+    ///
+    /// The default runs [`Transform::forward`] once more, on candle's graph.
     ///
     /// # Errors
     /// As [`Transform::forward`].

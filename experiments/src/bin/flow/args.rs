@@ -122,8 +122,8 @@ pub fn seed(text: &str) -> Result<u64, String> {
     seed.ok_or_else(|| format!("a seed is a whole number from 0 to {}", i64::MAX))
 }
 
-/// A list of numbers as an argument gives it: separated by commas.
-pub fn list(text: &str) -> Result<f64, String> {
+/// Parses one number of a list; clap has split it at the commas.
+pub fn finite_number(text: &str) -> Result<f64, String> {
     let v = text.trim().parse::<f64>().ok().filter(|v| v.is_finite());
     v.ok_or_else(|| format!("`{text}` is no number: separate numbers with commas, as in 0,0.5,1"))
 }

@@ -98,10 +98,10 @@ fn code(text: &str) -> String {
     format!("`{}`", text.replace('`', "'"))
 }
 
-/// What is said of what no file says.
+/// The text for a value that no file of the folder records.
 const NOTHING: &str = "not recorded";
 
-/// A value, or that it is not recorded.
+/// The value as text, or "not recorded".
 fn told(value: Option<impl ToString>) -> String {
     value.map(|v| v.to_string()).filter(|text| !text.is_empty()).unwrap_or_else(|| NOTHING.to_owned())
 }

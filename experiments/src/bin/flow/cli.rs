@@ -114,7 +114,7 @@ enum Command {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What the hub's client logs comes again in our error, as a sentence.
+    // The log messages of these crates are turned off: our own error reports the same failure in one sentence.
     const HUSHED: &str = "hf_hub=off,xet=off,reqwest_middleware=off,reqwest_retry=off";
     let default = match cli.verbose {
         true => "warn,flow=debug,experiments=debug".to_owned(),

@@ -84,7 +84,7 @@ fn size(text: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// When it does, or is a file.
-pub fn free(out: &Path) -> Result<()> {
+pub fn check_output_folder(out: &Path) -> Result<()> {
     ensure!(out.is_dir() || !out.exists(), "--out {} is a file: name a folder", out.display());
     let entries = match std::fs::read_dir(out) {
         Ok(entries) => entries,
@@ -114,7 +114,7 @@ pub fn take(out: &Path) -> Result<Lock> {
     Lock::take(out)
 }
 
-/// What was written, for people or as JSON.
+/// Prints the files, dtype and size of the model that was written, as text or as JSON.
 ///
 /// # Errors
 /// When it cannot be read again.

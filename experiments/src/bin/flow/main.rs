@@ -5,7 +5,8 @@
 //! 1. `output`, `progress`: standard output, standard error, Ctrl-C.
 //! 2. `hub`, `args`, `files`, `arrays`: types of arguments that commands share.
 //! 3. `saved`, `draw`, `report`, `card`, `import`, `session`: the work that commands share.
-//! 4. `commands`: one file a command, with its arguments, its work and its output. No command uses another.
+//! 4. `commands`: one file a command, with its arguments, its work and its output. `pictures` has what several of them need,
+//!    and `doctor` takes one function of `reconstruct`.
 //! 5. `cli`: the only file that knows all commands.
 
 mod args;
@@ -42,7 +43,8 @@ fn main() -> ExitCode {
         // SAFETY: no other thread exists yet.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
-    // The hub's storage client tries dead storage for minutes otherwise; it takes these settings from the environment only.
+    // Without these settings the hub's storage client retries an unreachable server for minutes. It reads them from the
+    // environment only.
     for (name, value) in [
         ("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2"),
         ("HF_XET_CLIENT_RETRY_BASE_DELAY", "500ms"),

@@ -24,7 +24,7 @@ pub fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// Ctrl-C ended a command: what is there is whole, and the same command does it anew or goes on.
+/// The error of a command that Ctrl-C ended. Files are complete; the same command resumes or starts again.
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -89,7 +89,7 @@ impl Count {
         }
     }
 
-    /// Shows the count; whether to go on.
+    /// Shows the count. Returns false once Ctrl-C was pressed.
     #[must_use]
     pub fn at(&self, done: usize, of: usize) -> bool {
         self.bar.set_length(of as u64);
@@ -115,7 +115,7 @@ pub struct Training<F> {
 }
 
 impl<F: FnOnce() -> anyhow::Result<()>> Training<F> {
-    /// `on_begin` runs when training has accepted the folder and its checkpoint.
+    /// `on_begin` is called once, after training has accepted the folder and its checkpoint and before the first update.
     pub fn new(name: &str, on_begin: F) -> Self {
         let (name, on_begin) = (name.to_owned(), Some(on_begin));
         Self { name, count: None, total: None, validation: String::new(), on_begin, result: Ok(()) }

@@ -1,4 +1,5 @@
-//! What a trained flow is for, as pictures: the commands that show latents, and the one that examines weights.
+//! What the commands that show latents and `flow doctor` share: their arguments, loading the model and the images, and writing
+//! the picture with its numbers.
 //!
 //! Each takes its images from the test split of the weights' own data unless told otherwise, draws a labelled PNG, and
 //! writes the numbers behind it beside it as safetensors, whose metadata hold the figures that are printed. The numbers
@@ -64,7 +65,7 @@ pub struct Grid {
     pub base: Base,
     #[command(flatten)]
     pub out: Out,
-    /// Side of the square that a pixel is drawn as (default: images about 64 pixels high).
+    /// Enlargement: screen pixels per image pixel (default: images about 64 pixels high).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub scale: Option<u32>,
 }
@@ -120,7 +121,7 @@ pub struct Named {
     pub part: Part,
 }
 
-/// A command at work: its model, and where it writes.
+/// What a running picture command has: its arguments, the model, the device, and the picture that is being written.
 pub struct Session<'a> {
     pub base: &'a Base,
     pub command: &'static str,
@@ -330,7 +331,7 @@ impl<'a> Session<'a> {
         saved::labels(&self.model, n, self.base.class)
     }
 
-    /// Values that came out of the inverse: refuses what is not finite, which could not be drawn.
+    /// Returns `x`, or an error if it holds a NaN or an infinity. `what` and `remedy` are parts of the message.
     pub fn finite(&self, x: Tensor, what: &str, remedy: &str) -> Result<Tensor> {
         ensure!(
             flows::params::is_finite(&x)?,
@@ -340,8 +341,8 @@ impl<'a> Session<'a> {
         Ok(x)
     }
 
-    /// Each image of (B, C, H, W) as a cell without a caption, none where a value is not finite: far from the mean an inverse
-    /// may overflow, and that place stays free.
+    /// Each image of (B, C, H, W) as a cell without a caption, or `None` where a value is not finite: far from the mean an
+    /// inverse may overflow, and that cell stays empty.
     pub fn seen(&self, x: &Tensor) -> Result<Vec<Option<Cell>>> {
         let cells = self.cells(x)?.into_iter().zip(finite_rows(x)?);
         Ok(cells.map(|(cell, finite)| cell.filter(|_| finite)).collect())

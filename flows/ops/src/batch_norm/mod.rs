@@ -28,8 +28,8 @@ pub fn moments(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Mixes a batch's moments (2, C) into running ones (C,), in place: (1 - share) running + share batch. Whether it was done: only
-/// a device with kernels has this.
+/// Mixes a batch's moments (2, C) into running ones (C,), in place: (1 - share) running + share batch. Returns false, having
+/// done nothing, where no kernels run.
 ///
 /// # Errors
 /// If the channels or dtypes differ.

@@ -27,8 +27,8 @@ use std::ops::Range;
 /// Positions of the transformed 4x4 patch.
 const N: usize = 16;
 
-/// Elements from one position's products to the next's: a few lines more than the products themselves, for sixteen streams
-/// a power of two apart would fight for the same lines of the first-level cache.
+/// Elements from one position's products to the next's. The 48 extra ones keep the sixteen streams from being a power of two
+/// apart, where they would share lines of the first-level cache.
 fn step(channels: usize, tiles: usize) -> usize {
     channels * tiles + 48
 }

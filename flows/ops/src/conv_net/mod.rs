@@ -4,11 +4,11 @@
 //! h1 = relu((w1 * x + e1 + b1) exp(3 l1)),   h2 = relu((w2 h1 + b2) exp(3 l2)),   y = (w3 * h2 + e3 + b3) exp(3 l3)
 //! ```
 //!
-//! with w1, w3 3x3, w2 1x1, and e1, e3 the optional maps of the edge-bias channel. As separate ops every hidden activation
-//! is written and read some ten times a step, each time through memory, and each op's gradient is allocated, zeroed and
-//! added. Here a thread takes a block of images through the whole network while it is in the cache; only h1 and h2 are
-//! kept for the backward, which needs nothing else: for y = (u + b) exp(3 l) the gradient of l is 3 sum g y and that of b
-//! is exp(3 l) sum g.
+//! with w1, w3 3x3, w2 1x1, and e1, e3 the optional maps of the edge-bias channel.
+//!
+//! As separate ops, every hidden activation would be written to memory and read from it some ten times a step. Here a thread
+//! takes a block of images through the whole network while they are in the cache. The backward pass needs only h1 and h2:
+//! for y = (u + b) exp(3 l) the gradient of l is 3 sum g y and that of b is exp(3 l) sum g.
 //!
 //! **Shapes.** x (B, C, H, W), y (B, O, H, W); f32 and f64.
 //!

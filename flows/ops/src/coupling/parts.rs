@@ -16,7 +16,7 @@ pub fn take_part(x: &Tensor, start: usize, n: usize) -> Result<Tensor> {
     }
 }
 
-/// x with 0 where the mask is 0.
+/// x times the mask.
 ///
 /// # Errors
 /// If the mask does not broadcast to x.

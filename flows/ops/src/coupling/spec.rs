@@ -30,7 +30,7 @@ pub struct AffineSpec<'a> {
     pub shift_first: bool,
     /// The channels that are changed.
     pub changed: Range<usize>,
-    /// 1 where an element of the changed channels is kept all the same; (1 or C, H, W) or (C,), as it broadcasts.
+    /// 1 where an element of the changed channels is kept, 0 where it is changed; broadcasts against x.
     pub mask: Option<&'a Tensor>,
 }
 

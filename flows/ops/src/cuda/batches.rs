@@ -122,7 +122,8 @@ impl Batches {
         self.update.inplace_op1(&Upload::I64(&[update as i64]))
     }
 
-    /// Sees to it that the orders of the epochs of `update` are on the device; `order(epoch)` gives a permutation.
+    /// Uploads the orders of the epochs that `update` takes examples from, unless the device has them; `order(epoch)` gives a
+    /// permutation.
     ///
     /// # Errors
     /// Where `order` gives no permutation of the examples, or the device fails.
@@ -177,7 +178,7 @@ impl Batches {
         Ok((x, labels))
     }
 
-    /// The end of an update: the next batch is another one.
+    /// Counts the update, so that [`Batches::next`] gives the following batch.
     ///
     /// # Errors
     /// Where the device fails.

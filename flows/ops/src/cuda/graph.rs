@@ -9,7 +9,7 @@
 //!   memory and is written before the launch;
 //! - every tensor that it makes is dropped in it, and none from outside is dropped in it. Their memory belongs to the graph.
 //!
-//! On the CPU, where the kernels are emulated, a step is recorded as nothing: [`capture`] is an error.
+//! Emulated kernels on the CPU cannot be recorded: there [`capture`] returns an error and every step runs kernel by kernel.
 
 use crate::device::runs_kernels;
 use candle_core::{Device, Result};

@@ -62,8 +62,8 @@ pub struct FusedUpdate {
 }
 
 impl FusedUpdate {
-    /// For parameters of one dtype and device; `state` has two rows for each, `l2` what the gradient of 2 l2 |p|^2 / 2 is
-    /// multiplied by (0 for none).
+    /// For parameters of one dtype and device. `state` has two rows for each parameter; `l2` has the number c in g <- g + c p
+    /// (0 for no penalty).
     ///
     /// # Errors
     /// Without parameters, or with more than one launch takes.

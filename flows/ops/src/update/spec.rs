@@ -54,14 +54,15 @@ pub struct Numbers {
 /// Sums over the updates since they were last read.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// Of the mean log p(x) of each batch, in nats.
+    /// The sum of each batch's mean log p(x), in nats.
     pub log_prob: f64,
-    /// Of the gradients' global norm, before clipping.
+    /// The sum of the gradients' global norms, before clipping.
     pub norm: f64,
-    /// Of the factor that clipping multiplied gradients by.
+    /// The sum of the factors that clipping multiplied gradients by.
     pub clip: f64,
     /// Updates made.
     pub updates: u64,
-    /// Set when an update, and all after it, were not made: true if its loss was not finite, false if its gradient was not.
+    /// Set once an update was not made; no later one is made either. True if its loss was not finite, false if its gradient
+    /// was not.
     pub not_finite: Option<bool>,
 }

@@ -1,7 +1,7 @@
 //! `flow attribute`: what a label changes, as a direction of latents.
 
 use super::pictures::{Shown, free_places};
-use crate::args::list;
+use crate::args::finite_number;
 use crate::draw::sheet::{Sheet, check_size};
 use crate::saved;
 use crate::session::{Named, Picked, Session, auroc, doubles, mean, pooled};
@@ -21,13 +21,13 @@ pub struct AttributeArgs {
     /// Attribute or class by name; NAME=LEVEL selects one level of an attribute.
     #[arg(long)]
     label: String,
-    /// Factors of the direction.
+    /// How many times the direction is added, one column each.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "-3,-2,-1,0,1,2,3",
         allow_hyphen_values = true,
-        value_parser = list
+        value_parser = finite_number
     )]
     strengths: Vec<f64>,
     /// Number of training images to average, at most.

@@ -59,7 +59,6 @@ pub fn run(args: &CardArgs) -> Result<()> {
 
 /// Measures stored weights as the end of a run does, and writes the figures into its summary.
 fn measure(folder: &Path, args: &CardArgs, device: &Device) -> Result<()> {
-    let _lock = Lock::take(folder)?;
     let mut summary = Summary::read(folder)?.with_context(|| {
         format!(
             "{} holds no run, whose {SUMMARY} would take the figures: `flow eval` prints them",

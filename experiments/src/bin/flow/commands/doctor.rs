@@ -22,9 +22,9 @@ use std::path::PathBuf;
 const WRONG: f64 = 0.5;
 /// Rounding in f32 alone leaves errors some hundred times smaller.
 const INEXACT: f64 = 0.02;
-/// Beyond, an inverse in f32 has lost more than half of its seven digits ...
+/// Condition number from which an inverse in f32 loses more than half of its seven digits.
 const ILL: f64 = 1e4;
-/// ... and here all of them.
+/// Condition number from which an inverse in f32 loses all of its digits.
 const SINGULAR: f64 = 1e7;
 /// exp of it is a factor of 3000 in one layer.
 const STEEP: f64 = 8.;
@@ -207,7 +207,7 @@ impl<'a> Exam<'a> {
             let (off, rounding) = (brief(off), brief(rounding));
             format!("an example comes back off by {off} {unit}, where {rounding} would be rounding")
         });
-        // One in many says how far the inverse reaches; most of them, that there is none.
+        // A few non-finite samples are unusual; if most are, the inverse is broken.
         self.grade(lost as f64 / count as f64, f64::MIN_POSITIVE, 0.5, || {
             format!("{lost} of {count} samples at temperature 1 are not finite, for the inverse overflows: lower temperatures are safer")
         });
@@ -294,7 +294,8 @@ impl<'a> Exam<'a> {
         let limit = -ActNorm::FLOOR.ln() / 3.;
         for (name, p) in self.s.model.params().all() {
             if name.contains(".norm") && name.ends_with(".logs") {
-                let off = largest(&doubles(&p.value().abs()?)?);
+                // A constant channel has the largest scale; a small one belongs to a channel of large variance.
+                let off = largest(&doubles(p.value())?);
                 self.grade(off, 0.99 * limit, f64::INFINITY, || {
                     let off = brief(3. * off);
                     format!(

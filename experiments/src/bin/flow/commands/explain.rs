@@ -32,7 +32,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 /// Timed updates at each batch size.
 const UPDATES: u32 = 3;
 
-/// About as long as the updates at one batch size may take: past it one is enough, and the batch grows no further.
+/// About as long as the updates at one batch size may take. Past it an update is timed once, and the batch grows no further.
 const LONG: Duration = Duration::from_secs(5);
 
 /// What an update costs here.
@@ -176,7 +176,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     };
     let small = batch(full.min(8))?;
     model.init(&small.x, small.context())?;
-    // Nothing is clipped below this norm, which is as large a computation as clipping to any other.
+    // A limit that is never reached: the norm is computed all the same, so the cost is that of clipping.
     let settings = UpdateSettings { clip_norm: Some(f64::MAX), ema: recipe.train.ema };
     let mut updater = Updater::new(recipe.train.optimizer, model.params(), settings, |_| 0.)?;
     let mut update = |size: usize| -> Result<Duration> {

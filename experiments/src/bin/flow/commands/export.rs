@@ -34,7 +34,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let (weights, _) = args.weights.locate()?;
     let same = weights.canonicalize().ok().zip(args.out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     ensure!(!same, "--out {} is the folder that is exported: name another one", args.out.display());
-    files::free(&args.out)?;
+    files::check_output_folder(&args.out)?;
     let model = saved::load_model(&weights, &Device::Cpu)?;
     args.file.advise();
     let _lock = files::take(&args.out)?;

@@ -50,7 +50,7 @@ fn sides(text: &str) -> Result<[usize; 2], String> {
 /// # Errors
 /// Those of [`convert`], and when the folder cannot be written.
 pub fn run(args: &ImportArgs) -> Result<()> {
-    files::free(&args.out)?;
+    files::check_output_folder(&args.out)?;
     let ImportArgs { size, bits, pixels, reversed, .. } = *args;
     let bytes = data::read_file(&args.file)?;
     let name = args.file.display().to_string();

@@ -106,7 +106,7 @@ fn sheet(
     steps: &[TraceEntry],
     states: &[Tensor],
 ) -> Result<Sheet> {
-    // What scales is what changes a picture; all others move values or mix channels.
+    // Only layers that scale by the image (couplings, learned priors) and the last layer are drawn.
     let told = |i: &usize| {
         let step = &steps[*i];
         matches!(step.stats, LayerStats::Elements(_))

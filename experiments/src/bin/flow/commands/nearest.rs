@@ -64,7 +64,7 @@ fn neighbours(s: &Session, queries: &Tensor, split: &Split, k: usize) -> Result<
 /// # Errors
 /// When the data are not the model's.
 pub fn run(args: &NearestArgs) -> Result<()> {
-    /// Test images whose neighbours are what samples are compared with.
+    /// Test images whose nearest neighbours are measured, too, for comparison with those of the samples.
     const COMPARED: usize = 50;
     let (s, shape) = Session::sheet(&args.grid, "nearest")?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");

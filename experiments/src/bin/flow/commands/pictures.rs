@@ -54,9 +54,9 @@ impl Session<'_> {
     }
 }
 
-/// The end of a note on images of which some are not finite.
+/// The end of a note, where some images are not finite and their cells stay empty.
 pub fn free_places(lost: usize) -> &'static str {
-    if lost > 0 { "; a free place: the inverse overflows" } else { "" }
+    if lost > 0 { "; empty cells: the inverse overflowed" } else { "" }
 }
 
 /// Captions of bits/dim.

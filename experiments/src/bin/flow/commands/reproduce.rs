@@ -239,8 +239,8 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
 /// `mi_option_purge_delay` of mimalloc 3, whose crate names no options; its version is therefore pinned.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// Gives no memory back from now on: what one update frees the next one needs, and RealNVP's update spends a third of its
-/// time getting its pages again otherwise. Not for updates that reconstruct their activations: they are there to need little.
+/// Makes the allocator keep freed memory, which the next update needs again: RealNVP's update otherwise spends a third of its
+/// time on page faults. Not for updates that reconstruct their activations: they are there to need little.
 /// The environment's MIMALLOC_PURGE_DELAY has the last word.
 fn keep_memory() {
     if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {

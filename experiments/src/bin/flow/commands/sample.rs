@@ -26,7 +26,7 @@ pub struct SampleArgs {
     /// Number of samples.
     #[arg(short, long = "number", default_value_t = 64)]
     n: usize,
-    /// Temperature: factor of the latents.
+    /// Temperature: latents are multiplied by it.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
     /// Output: a picture (.png), an array (.npy, .npz, .safetensors or .csv), or a new or empty folder for one picture a sample

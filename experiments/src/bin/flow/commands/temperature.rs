@@ -1,6 +1,6 @@
 //! `flow temperature`: the same latents sampled at several temperatures.
 
-use crate::args::list;
+use crate::args::finite_number;
 use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
 use crate::session::{Grid, Session, brief, doubles, mean, pooled};
@@ -17,7 +17,7 @@ pub struct TemperatureArgs {
     #[command(flatten)]
     grid: Grid,
     /// Temperatures: factors of the latents.
-    #[arg(long, value_delimiter = ',', default_value = "0,0.25,0.5,0.7,0.85,1,1.15", value_parser = list)]
+    #[arg(long, value_delimiter = ',', default_value = "0,0.25,0.5,0.7,0.85,1,1.15", value_parser = finite_number)]
     temperatures: Vec<f64>,
     /// Number of samples at each temperature.
     #[arg(short, long = "number", default_value_t = 8)]
@@ -57,7 +57,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
         );
         let mut notes = vec!["each column one latent, multiplied by the temperature".to_owned()];
         let free = lost.iter().any(|n| *n > 0);
-        notes.extend(free.then(|| "a free place: the inverse overflows".to_owned()));
+        notes.extend(free.then(|| "empty cells: the inverse overflowed".to_owned()));
         let (mut rows, mut lines) = (vec![], vec![]);
         for ((t, b), lost) in args.temperatures.iter().map(|t| brief(*t)).zip(&bits).zip(&lost) {
             let (row, mut line) = match b.is_finite() {

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The key of the figures in the metadata of the numbers, by which they are told from weights.
+/// The metadata key of a command's results; it tells such a .safetensors file from weights.
 pub const KEY: &str = "flow";
 
 /// A picture that is being written to `path`.

@@ -53,8 +53,8 @@ fn interleaved(planar: &[u8], channels: usize) -> Vec<u8> {
     (0..area).flat_map(|i| [0, 1, 2].map(|c| planar[i + area * (c % channels)])).collect()
 }
 
-/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Data
-/// in other spaces have no picture. Whether there is one.
+/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Returns
+/// false for other data, which have no picture.
 pub fn picture(
     model: &Model,
     n: usize,

@@ -142,8 +142,8 @@ impl Sheet {
         Ok(Places { zoom, origin: (left, top), pitch: (column, row), header, size })
     }
 
-    /// Puts all text on what was drawn, each drawn finer first: at these sizes letters and spaces that begin at whole pixels
-    /// stand unevenly.
+    /// Draws all text, at a higher resolution that is then averaged down: at these sizes letters and spaces that begin at whole
+    /// pixels look uneven.
     fn text(&self, rgb: &mut [u8], p: &Places) -> Result<()> {
         let stride = p.size.0 as usize;
         let mut put = |text: &str, x: u32, y: u32, size: u32| -> Result<()> {

@@ -98,7 +98,7 @@ fn config(c: &mut Checkpoint, options: &Options) -> Result<(GlowConfig, usize)> 
 
 /// Converts the prior of the last latents.
 fn top(c: &mut Conversion, path: &str, top: usize, config: &mut GlowConfig) -> Result<()> {
-    // An image of zeros leaves of the top's convolution its bias.
+    // The top prior's convolution is applied to zeros, so only its bias counts.
     let learned = c.from.shape("learn_top_fn.conv.bias").is_some();
     let [_, bias, gain] = match learned {
         true => zero(c, "learn_top_fn", top, top)?,

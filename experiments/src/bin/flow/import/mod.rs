@@ -1,7 +1,7 @@
 //! PyTorch checkpoints of other projects as models of ours, with equal log p(x).
 //!
-//! Sizes are inferred from the tensors; the sides of the images are, where the checkpoint tells them, and `--size` says them
-//! where it does not. What has no counterpart is refused in one sentence; nothing is dropped but what has no part in the
+//! All sizes are inferred from the tensors, except the height and width of images, which some checkpoints do not hold: then
+//! `--size` gives them. What has no counterpart is refused in one sentence; nothing is dropped but what has no part in the
 //! likelihood (a classifier's head, counters).
 //!
 //! | layout | what differs from ours, and how it is carried over |

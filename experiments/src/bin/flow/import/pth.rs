@@ -25,7 +25,7 @@ pub struct Array {
     pub values: Vec<f64>,
 }
 
-/// A state_dict. Each tensor is taken once; what is left at the end belonged to something that was not understood.
+/// The tensors of a state_dict. Conversion removes each tensor that it uses; tensors left at the end are an error.
 #[derive(Debug)]
 pub struct Checkpoint {
     tensors: BTreeMap<String, Array>,

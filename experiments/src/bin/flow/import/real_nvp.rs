@@ -88,7 +88,7 @@ fn coupling(
     }
     norm(c, &format!("{theirs}.out_norm"), &format!("{net}.norm"), f, 1.)?;
     conv(c, &format!("{theirs}.out_conv"), &format!("{net}.last"), [2 * channels, f, 1], Conv::Last)?;
-    // Of a direction of one number weight norm leaves the sign.
+    // Weight norm divides the direction by its length, so a direction of one number is 1 or -1.
     let [g, v] = weight_norm(&mut c.from, &format!("{from}.rescale"), channels, 1)?;
     let gains = g.iter().zip(&v).map(|(g, v)| g * v.signum()).collect();
     c.put(format!("{net}.gains"), &[channels], gains)

@@ -123,7 +123,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         shown.map_or_else(String::new, |(_, s)| s.images.to_string()),
         number(score(|s| s.bits_per_dim), 4),
         number(score(|s| s.std_err), 4),
-        // Only NICE reports nats: elsewhere they would be one more number without a partner.
+        // Only NICE's paper reports nats, so other rows leave the column empty.
         if likelihood.is_some() { number(score(|s| s.log_likelihood), 2) } else { String::new() },
         match (paper, likelihood) {
             (Some(p), Some(ll)) => format!("{} ({ll:.2} nats)", p.bits_per_dim),
