@@ -5,8 +5,9 @@
 //! set; the official `cifar-10-binary.tar.gz` holds all six. The Python version in `cifar-10-batches-py` is read as the same
 //! records ([`cifar_py`](super::cifar_py)), so that it is the same data set, of the same revision.
 
+use super::cifar_py::{self, RECORD};
 use super::set::{check_length, class};
-use super::{Dataset, Revision, Split, Values, cifar_py, read_at_most};
+use super::{Dataset, Revision, Split, Values, read_at_most};
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 use std::path::Path;
@@ -30,9 +31,6 @@ pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 
 /// Records in each of the six batches.
 pub const RECORDS: usize = 10_000;
-
-pub(super) const PIXELS: usize = 3 * 32 * 32;
-pub(super) const RECORD: usize = 1 + PIXELS;
 
 /// Reads one batch of `records` records and appends it to `pixels` (planar) and `labels`.
 ///
@@ -164,6 +162,7 @@ fn read_records(dir: &Path, records: usize) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::cifar_py::PIXELS;
     use crate::testing::mutate;
     use std::io::Write;
 

@@ -4,8 +4,12 @@
 //! green and blue after one another as in the binary version. No object is made of it: the operations of the pickle are passed one
 //! by one, the bytes of the array and the numbers after the key `labels` are kept, and nothing in the file is run.
 
-use super::cifar::{PIXELS, RECORD};
 use anyhow::{Context, Result, ensure};
+
+/// Bytes of an image.
+pub(super) const PIXELS: usize = 3 * 32 * 32;
+/// Bytes of a record of the binary version: a label and an image.
+pub(super) const RECORD: usize = 1 + PIXELS;
 
 /// The bytes of a pickle and a place in it.
 struct Operations<'a> {

@@ -422,7 +422,8 @@ impl<'a> Run<'a> {
         let step = &self.step;
         checkpoint::save(self.out, &self.position, &self.settings, step.model.params(), &step.updater)?;
         self.checkpointed = Some(self.position.update);
-        Ok(())
+        // Before the first validation there is no best model: the latest one can be looked at.
+        if self.position.saved.is_none() { self.save_model() } else { Ok(()) }
     }
 
     fn outcome(&self, stopped_by: StoppedBy) -> Outcome {

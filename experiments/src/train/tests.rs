@@ -176,6 +176,8 @@ fn an_interrupted_run_ends_with_the_same_bits() -> Result<()> {
             let (outcome, show) = run_until(&recipe, broken.path(), stop)?;
             assert!(!outcome.finished && outcome.stopped_by == StoppedBy::Interrupt);
             assert_eq!((outcome.updates, show.steps.last()), (stop, Some(&stop)));
+            // Before the first validation, too, there is a model to look at.
+            Model::load(broken.path(), &Device::Cpu)?;
         }
         let resumed = run(&recipe, broken.path())?;
         assert_eq!(resumed.best_validation, whole.best_validation);
