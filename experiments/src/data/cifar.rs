@@ -3,7 +3,7 @@
 //! A batch is 10 000 records of 3073 bytes with no header: one label, then 32 × 32 red, green and blue bytes,
 //! row by row. `data_batch_1.bin` to `data_batch_5.bin` are the training set, `test_batch.bin` is the test
 //! set; the official `cifar-10-binary.tar.gz` holds all six. The Python version in `cifar-10-batches-py` is read as the same
-//! records ([`cifar_py`](super::cifar_py)), so that it is the same data set, of the same revision.
+//! records (`cifar_py`), so that it is the same data set, of the same revision.
 
 use super::cifar_py::{self, RECORD};
 use super::set::{check_length, class};
