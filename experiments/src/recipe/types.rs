@@ -89,7 +89,7 @@ pub struct Train {
     /// Whether an update stores its activations or reconstructs them in the backward pass.
     #[serde(default)]
     pub memory: Memory,
-    /// In which precision a GPU multiplies inside networks during training; every evaluation is in full precision.
+    /// In which precision networks multiply during training ("tf32" on GPUs only); every evaluation is in full precision.
     #[serde(default)]
     pub precision: Precision,
     /// Whether a GPU adds in a fixed order, so that the same run gives the same bits; `false` may be faster.

@@ -35,12 +35,11 @@ pub(super) fn planned(t: &Train, images: usize) -> Option<(u64, StoppedBy)> {
 /// Refuses a precision in which `device` cannot train.
 ///
 /// # Errors
-/// Where `train.precision` is not "full" and the device is not a GPU.
+/// For "tf32", which only GPUs have, on a CPU.
 pub fn check_precision(t: &Train, device: &Device) -> Result<()> {
     ensure!(
-        t.precision == Precision::Full || !device.is_cpu(),
-        "`train.precision` = \"{}\" is for GPUs: set it to \"full\", or give --device cuda:0",
-        t.precision
+        t.precision != Precision::Tf32 || !device.is_cpu(),
+        "`train.precision` = \"tf32\" is for GPUs: set it to \"bf16\" or \"full\", or give --device cuda:0"
     );
     Ok(())
 }
@@ -85,6 +84,19 @@ mod tests {
         t.lower = Some(Lower { after: 2, factor: 0.5 });
         let ramp: Vec<f64> = (0..5).map(|u| rate(&t, u, None) / 1e-3).collect();
         assert_eq!(ramp, [0.25, 0.5, 0.375, 0.5, 0.5]);
+    }
+
+    #[test]
+    fn a_processor_has_bf16_and_no_tf32() {
+        let mut t = recipe().train;
+        for (precision, refused) in
+            [(Precision::Full, false), (Precision::Bf16, false), (Precision::Tf32, true)]
+        {
+            t.precision = precision;
+            let checked = check_precision(&t, &Device::Cpu);
+            assert_eq!(checked.is_err(), refused, "{precision}");
+            assert!(checked.err().is_none_or(|e| e.to_string().contains("\"bf16\" or \"full\"")));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct Options {
     /// Both sides round the factors of products to TF32 (GPUs)
     #[arg(long, group = "rounding")]
     tf32: bool,
-    /// Both sides round the factors of products to bf16 (PyTorch's is autocast, on a CPU, too; ours is for GPUs)
+    /// Both sides round the factors of products to bf16 (PyTorch's is autocast)
     #[arg(long, group = "rounding")]
     bf16: bool,
     /// Ours may add in any order, as PyTorch does by default (GPUs)

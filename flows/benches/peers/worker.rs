@@ -33,7 +33,7 @@ fn set_precision(precision: Precision, device: &Device) -> anyhow::Result<()> {
         Precision::Tf32 => Ours::Tf32,
         Precision::Bf16 => Ours::Bf16,
     };
-    anyhow::ensure!(ours == Ours::Full || is_gpu(device), "`--{}` is for GPUs", precision.name());
+    anyhow::ensure!(ours != Ours::Tf32 || is_gpu(device), "`--{}` is for GPUs", precision.name());
     set(ours);
     Ok(())
 }

@@ -1,16 +1,25 @@
 //! Matrix products on host slices, over the `gemm` crate that candle uses, with its AVX-512 kernels turned on.
 
+pub(crate) mod bf16;
+
 use crate::real::Real;
 use crate::simd::{Transpose, wide};
 use gemm::Parallelism;
 
 /// A matrix to read: a slice with a row and a column stride.
-#[derive(Clone, Copy)]
 pub(crate) struct Mat<'a, T> {
     data: &'a [T],
     row: usize,
     col: usize,
 }
+
+// Derived, they would ask for the same of the numbers.
+impl<T> Clone for Mat<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Mat<'_, T> {}
 
 impl<'a, T> Mat<'a, T> {
     /// Row-major with `stride` elements from row to row.
@@ -21,6 +30,11 @@ impl<'a, T> Mat<'a, T> {
     /// The transpose of the row-major matrix with `stride`.
     pub fn transposed(data: &'a [T], stride: usize) -> Self {
         Self { data, row: 1, col: stride }
+    }
+
+    /// Its columns from `at` on.
+    pub(crate) fn from_column(self, at: usize) -> Self {
+        Self { data: &self.data[(at * self.col).min(self.data.len())..], ..self }
     }
 
     fn covers(&self, m: usize, n: usize) -> bool {

@@ -8,7 +8,7 @@
 //!
 //! 1. `simd` (vectors), [`device`] (which implementation, opening a device), [`precision`], `autodiff` (gradients of one
 //!    function).
-//! 2. `real` (f32 and f64, slices of tensors), then `gemm`, `threads`, `sums`, [`elementwise`].
+//! 2. `real` (f32 and f64, slices of tensors), then `gemm`, `threads`, `inner` (bf16 inside networks), `sums`, [`elementwise`].
 //! 3. [`cuda`]: launching a kernel, recording a step, batches made on the device. The kernels themselves are in the folder
 //!    `kernels` beside this one, in CUDA's C.
 //! 4. [`linalg`].
@@ -30,6 +30,7 @@ pub mod cuda;
 pub mod device;
 pub mod elementwise;
 mod gemm;
+mod inner;
 pub mod linalg;
 pub mod linear;
 pub mod log_det;

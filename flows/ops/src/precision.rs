@@ -1,25 +1,29 @@
-//! In which precision a GPU multiplies inside networks, and whether in a fixed order.
+//! In which precision networks multiply, and whether a GPU adds in a fixed order.
 //!
 //! Parameters, gradients that reach them, the optimiser, log-dets and everything outside the networks stay f32 (f64 sums)
 //! whatever is set here: what an inverse must undo is never rounded. A network's own output is the same on both sides, so
 //! rounding inside it costs likelihood, not invertibility; the likelihood is that of the rounded network, which is why a run
 //! is evaluated in full precision from its file, and the gap printed.
 //!
-//! The precision is one setting for the whole process; it also sets candle's own switch for TF32. A CPU ignores it.
+//! The precision is one setting for the whole process; it also sets candle's own switch for TF32. On the CPU bf16 rounds both
+//! factors of the products of convolutions and of linear layers, forward and backward, and sums are f32; TF32 changes nothing
+//! there.
 
+use crate::simd::multiplies_bf16;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-/// The precision of products inside networks on a GPU.
+/// The precision of products inside networks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// f32 throughout.
     #[default]
     Full,
-    /// Factors rounded to TF32 (10 bits of mantissa), sums in f32.
+    /// On a GPU factors rounded to TF32 (10 bits of mantissa), sums in f32.
     Tf32,
-    /// Activations and weights of convolutional networks in bf16, sums in f32.
+    /// Activations and weights of networks in bf16 (on a GPU those of convolutional ones), sums in f32.
     Bf16,
 }
 
@@ -84,11 +88,21 @@ pub fn with_deterministic<R>(yes: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The type of activations inside a network whose input is `x`.
-pub(crate) fn inside(x: &candle_core::Tensor) -> candle_core::DType {
-    use candle_core::DType;
-    match (get(), x.dtype()) {
-        (Precision::Bf16, DType::F32) if x.device().is_cuda() => DType::BF16,
-        (_, dtype) => dtype,
+/// Whether networks that compute in `dtype` round to bf16.
+pub(crate) fn rounds(dtype: DType) -> bool {
+    get() == Precision::Bf16 && dtype == DType::F32
+}
+
+/// The type of activations inside a network on a GPU whose input is `x`.
+pub(crate) fn inside(x: &Tensor) -> DType {
+    if rounds(x.dtype()) && x.device().is_cuda() { DType::BF16 } else { x.dtype() }
+}
+
+/// How this machine's processor computes products in bf16, in words.
+pub fn bf16_on_cpu() -> &'static str {
+    if multiplies_bf16() {
+        "this processor's bf16 instructions"
+    } else {
+        "rounding factors to bf16 and multiplying in f32, which is no faster than full: this processor has no bf16 instructions"
     }
 }

@@ -3,18 +3,43 @@
 use crate::simd::Element;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
+/// What a tensor of the host may hold.
+pub(crate) trait Stored: Copy + Send + Sync + 'static {
+    /// The slice of a storage.
+    fn slice(s: &CpuStorage) -> Option<&[Self]>;
+    /// A tensor that owns `v`.
+    fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor>;
+}
+
+macro_rules! stored {
+    ($t:ty, $variant:ident) => {
+        impl Stored for $t {
+            fn slice(s: &CpuStorage) -> Option<&[Self]> {
+                match s {
+                    CpuStorage::$variant(v) => Some(v),
+                    _ => None,
+                }
+            }
+            fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor> {
+                Tensor::from_vec(v, shape, &Device::Cpu)
+            }
+        }
+    };
+}
+stored!(f32, F32);
+stored!(f64, F64);
+stored!(half::bf16, BF16);
+
 /// What the kernels are written for: f32 and f64.
 pub(crate) trait Real:
     Element
-    + Send
-    + Sync
+    + Stored
     + PartialOrd
     + std::ops::Mul<Output = Self>
     + std::ops::Div<Output = Self>
     + std::ops::Neg<Output = Self>
     + std::ops::AddAssign
     + std::ops::SubAssign
-    + 'static
 {
     /// From f64, rounded.
     fn of(v: f64) -> Self;
@@ -29,14 +54,10 @@ pub(crate) trait Real:
     fn ln_1p_in_loop(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
-    /// The slice of a storage.
-    fn slice(s: &CpuStorage) -> Option<&[Self]>;
     /// The mutable slice of a storage.
     fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]>;
     /// A storage that owns `v`.
     fn storage(v: Vec<Self>) -> CpuStorage;
-    /// A tensor that owns `v`.
-    fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor>;
 }
 
 macro_rules! real {
@@ -66,12 +87,6 @@ macro_rules! real {
             fn tanh(self) -> Self {
                 $t::tanh(self)
             }
-            fn slice(s: &CpuStorage) -> Option<&[Self]> {
-                match s {
-                    CpuStorage::$variant(v) => Some(v),
-                    _ => None,
-                }
-            }
             fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]> {
                 match s {
                     CpuStorage::$variant(v) => Some(v),
@@ -80,9 +95,6 @@ macro_rules! real {
             }
             fn storage(v: Vec<Self>) -> CpuStorage {
                 CpuStorage::$variant(v)
-            }
-            fn tensor(v: Vec<Self>, shape: Shape) -> Result<Tensor> {
-                Tensor::from_vec(v, shape, &Device::Cpu)
             }
         }
     };
@@ -150,7 +162,7 @@ impl<'a> View<'a> {
     }
 
     /// The numbers; errors where they are of another type or on another device.
-    pub(crate) fn get<T: Real>(&self, op: &str) -> Result<&[T]> {
+    pub(crate) fn get<T: Stored>(&self, op: &str) -> Result<&[T]> {
         match &**self.storage {
             Storage::Cpu(s) => match T::slice(s) {
                 // The offset of an empty tensor may lie past its storage.
@@ -163,7 +175,7 @@ impl<'a> View<'a> {
 }
 
 /// A tensor that owns `v`.
-pub(crate) fn tensor<T: Real>(v: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(crate) fn tensor<T: Stored>(v: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     T::tensor(v, shape.into())
 }
 

@@ -267,16 +267,32 @@ pub(crate) fn wide<J: Job>(job: J) {
     job.run::<Plain>();
 }
 
+/// Whether this processor multiplies pairs of bf16.
+pub(crate) fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// out = f(a, b), elementwise. Blocks are copied to arrays, so that the compiler needs no check at run time whether the slices
 /// overlap.
 #[inline(always)]
-pub(crate) fn zip<T: Copy + Default>(out: &mut [T], a: &[T], b: &[T], f: impl Fn(T, T) -> T) {
+pub(crate) fn zip<A: Copy, B: Copy, O: Copy + Default>(
+    out: &mut [O],
+    a: &[A],
+    b: &[B],
+    f: impl Fn(A, B) -> O,
+) {
     const L: usize = 16;
     let (os, o_rest) = out.as_chunks_mut::<L>();
     let ((xs, x_rest), (ys, y_rest)) = (a.as_chunks::<L>(), b.as_chunks::<L>());
     for ((o, x), y) in os.iter_mut().zip(xs).zip(ys) {
         let (x, y) = (*x, *y);
-        let mut v = [T::default(); L];
+        let mut v = [O::default(); L];
         for k in 0..L {
             v[k] = f(x[k], y[k]);
         }
@@ -289,7 +305,7 @@ pub(crate) fn zip<T: Copy + Default>(out: &mut [T], a: &[T], b: &[T], f: impl Fn
 
 /// out = f(a), elementwise, in vectors.
 #[inline(always)]
-pub(crate) fn map<T: Copy + Default>(out: &mut [T], a: &[T], f: impl Fn(T) -> T) {
+pub(crate) fn map<A: Copy, O: Copy + Default>(out: &mut [O], a: &[A], f: impl Fn(A) -> O) {
     zip(out, a, a, |x, _| f(x));
 }
 

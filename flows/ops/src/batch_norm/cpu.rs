@@ -1,5 +1,6 @@
 //! Batch norm on the CPU.
 
+use crate::inner::Inner;
 use crate::real::{Real, View, dispatch, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::sums::{BLOCK, LANES, mean_vars};
@@ -64,7 +65,7 @@ impl<T: Real> Norm<T> {
     }
 
     /// r(x).
-    pub(crate) fn apply(&self, x: &[T]) -> Vec<T> {
+    pub(crate) fn apply<I: Inner<Real = T>>(&self, x: &[I]) -> Vec<T> {
         let n = (x.len() / self.mean.len().max(1)).max(1);
         let mut out = vec![T::default(); x.len()];
         out.par_chunks_mut(n)
@@ -75,7 +76,7 @@ impl<T: Real> Norm<T> {
     }
 
     /// The gradient of x in place of that of r(x).
-    pub(crate) fn backward(&self, g: &mut [T], x: &[T]) -> NormGrad<T> {
+    pub(crate) fn backward<I: Inner<Real = T>>(&self, g: &mut [T], x: &[I]) -> NormGrad<T> {
         let n = (x.len() / self.mean.len().max(1)).max(1);
         let sums: Vec<(f64, f64)> = g
             .par_chunks_mut(n)
@@ -92,45 +93,45 @@ impl<T: Real> Norm<T> {
     }
 }
 
-struct Activate<'a, T> {
-    x: &'a [T],
-    out: &'a mut [T],
-    by: (T, T, T),
+struct Activate<'a, I: Inner> {
+    x: &'a [I],
+    out: &'a mut [I::Real],
+    by: (I::Real, I::Real, I::Real),
 }
 
-impl<T: Real> Job for Activate<'_, T> {
+impl<I: Inner> Job for Activate<'_, I> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let (m, a, b) = self.by;
         for (o, &v) in self.out.iter_mut().zip(self.x) {
-            let u = (v - m) * a + b;
-            *o = if u < T::default() { T::default() } else { u };
+            let u = (v.to_real() - m) * a + b;
+            *o = if u < I::Real::default() { I::Real::default() } else { u };
         }
     }
 }
 
 /// One channel's backward pass; `sums` are sum g and sum g xhat of the gated g.
-struct ActivateBack<'a, T> {
-    x: &'a [T],
-    g: &'a mut [T],
-    norm: &'a Norm<T>,
+struct ActivateBack<'a, I: Inner> {
+    x: &'a [I],
+    g: &'a mut [I::Real],
+    norm: &'a Norm<I::Real>,
     c: usize,
     sums: &'a mut (f64, f64),
 }
 
-impl<T: Real> Job for ActivateBack<'_, T> {
+impl<I: Inner> Job for ActivateBack<'_, I> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let (m, a, b) = self.norm.of(self.c);
         let inverse = self.norm.inverse[self.c];
-        let zero = T::default();
+        let zero = I::Real::default();
         for (g, x) in self.g.chunks_mut(BLOCK).zip(self.x.chunks(BLOCK)) {
             let (mut s, mut q) = ([zero; LANES], [zero; LANES]);
             let (gs, g_rest) = g.as_chunks_mut::<LANES>();
             let (xs, x_rest) = x.as_chunks::<LANES>();
             for (g, x) in gs.iter_mut().zip(xs) {
                 for k in 0..LANES {
-                    let d = x[k] - m;
+                    let d = x[k].to_real() - m;
                     let v = if d * a + b > zero { g[k] } else { zero };
                     g[k] = v;
                     s[k] += v;
@@ -138,7 +139,7 @@ impl<T: Real> Job for ActivateBack<'_, T> {
                 }
             }
             for (g, &x) in g_rest.iter_mut().zip(x_rest) {
-                let d = x - m;
+                let d = x.to_real() - m;
                 let v = if d * a + b > zero { *g } else { zero };
                 *g = v;
                 s[0] += v;
@@ -152,9 +153,9 @@ impl<T: Real> Job for ActivateBack<'_, T> {
             return;
         }
         let n = self.x.len().max(1) as f64;
-        let (mg, mgx) = (T::of(self.sums.0 / n), T::of(self.sums.1 / n));
+        let (mg, mgx) = (I::Real::of(self.sums.0 / n), I::Real::of(self.sums.1 / n));
         for (g, &x) in self.g.iter_mut().zip(self.x) {
-            *g = a * (*g - mg - (x - m) * inverse * mgx);
+            *g = a * (*g - mg - (x.to_real() - m) * inverse * mgx);
         }
     }
 }

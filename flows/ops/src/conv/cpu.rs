@@ -2,8 +2,10 @@
 
 use super::spec::Dims;
 use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
-use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
-use crate::real::{Real, View, contiguous, dispatch, dtype, tensor};
+use crate::gemm::{Mat, MatMut};
+use crate::inner::{Inner, dispatch_inner};
+use crate::precision::rounds;
+use crate::real::{Real, View, contiguous, dtype, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::threads::{Shared, add_in_order, ranges};
 use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
@@ -16,42 +18,42 @@ pub(crate) fn conv2d(
     (s2, l2): (&CpuStorage, &Layout),
 ) -> Result<(CpuStorage, Shape)> {
     let d = Dims::of(l1.shape(), l2.shape())?;
-    dispatch!("conv2d", dtype(s1), T => {
-        let x = contiguous::<T>("conv2d", s1, l1)?;
-        let w = contiguous::<T>("conv2d", s2, l2)?;
-        Ok((T::storage(forward(x, w, d)), (d.o, d.b, d.h, d.w).into()))
+    dispatch_inner!("conv2d", dtype(s1), rounds(dtype(s1)), I => {
+        let x = contiguous("conv2d", s1, l1)?;
+        let w = contiguous("conv2d", s2, l2)?;
+        Ok((Real::storage(forward::<_, I>(x, w, d)), (d.o, d.b, d.h, d.w).into()))
     })
 }
 
 /// The gradient of x (C, B, H, W), from that of y.
 pub(crate) fn input_gradient(w: &Tensor, gy: &Tensor, d: Dims) -> Result<Tensor> {
-    dispatch!("conv2d", gy.dtype(), T => {
+    dispatch_inner!("conv2d", gy.dtype(), rounds(gy.dtype()), I => {
         let (vw, vg) = (View::of("conv2d", w)?, View::of("conv2d", gy)?);
-        tensor(backward_input(vg.get::<T>("conv2d")?, vw.get("conv2d")?, d), (d.c, d.b, d.h, d.w))
+        tensor(backward_input::<_, I>(vg.get("conv2d")?, vw.get("conv2d")?, d), (d.c, d.b, d.h, d.w))
     })
 }
 
 /// The gradient of w (O, C, k, k), from that of y.
 pub(crate) fn weight_gradient(x: &Tensor, gy: &Tensor, d: Dims) -> Result<Tensor> {
-    dispatch!("conv2d", gy.dtype(), T => {
+    dispatch_inner!("conv2d", gy.dtype(), rounds(gy.dtype()), I => {
         let (vx, vg) = (View::of("conv2d", x)?, View::of("conv2d", gy)?);
-        tensor(backward_weight(vx.get::<T>("conv2d")?, vg.get("conv2d")?, d), (d.o, d.c, d.k, d.k))
+        tensor(backward_weight::<_, I>(vx.get("conv2d")?, vg.get("conv2d")?, d), (d.o, d.c, d.k, d.k))
     })
 }
 
 /// The gradient of x from that of y = w * x; `d` is that convolution's.
-pub(crate) fn backward_input<T: Real>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn backward_input<T: Real, I: Inner<Real = T>>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
     // As a convolution from O channels to C.
     let turned = Dims { c: d.o, o: d.c, ..d };
     if d.k == 1 {
-        return pointwise(gy, Mat::transposed(w, d.c), turned);
+        return pointwise::<T, I>(gy, Mat::transposed(w, d.c), turned);
     }
     if winograd(d) {
         let mut out = vec![T::default(); d.c * d.cols()];
-        winograd_all(&Kernel::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
+        winograd_all(&Kernel::<I>::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
         return out;
     }
-    forward(gy, &flip_transpose(w, d.o, d.c, 9), turned)
+    forward::<T, I>(gy, &flip_transpose(w, d.o, d.c, 9), turned)
 }
 
 /// w[o, c, t] to w'[c, o, taps - 1 - t].
@@ -99,7 +101,13 @@ impl<T: Real> Sink<T> for Rows<'_, T> {
 }
 
 /// Winograd's convolution of all images, or its gradient of the input.
-fn winograd_all<T: Real>(kernel: &Kernel<T>, back: bool, x: &[T], d: Dims, out: &Shared<T>) {
+fn winograd_all<T: Real, I: Inner<Real = T>>(
+    kernel: &Kernel<I>,
+    back: bool,
+    x: &[T],
+    d: Dims,
+    out: &Shared<T>,
+) {
     let t = Tiles { h: d.h, w: d.w };
     let source = Plane { x, t, images: d.b };
     ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
@@ -109,30 +117,31 @@ fn winograd_all<T: Real>(kernel: &Kernel<T>, back: bool, x: &[T], d: Dims, out: 
 }
 
 /// y = w x for w (O, C) as `w` reads it.
-fn pointwise<T: Real>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
+fn pointwise<T: Real, I: Inner<Real = T>>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
     let mut out = vec![T::default(); d.o * d.cols()];
-    columns(&mut out, x, w, d, false);
+    columns::<T, I>(&mut out, x, w, d, false);
     out
 }
 
 /// y += w x.
-pub(crate) fn pointwise_add<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
-    columns(y, x, w, d, true);
+pub(crate) fn pointwise_add<T: Real, I: Inner<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
+    columns::<T, I>(y, x, w, d, true);
 }
 
-fn columns<T: Real>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
+fn columns<T: Real, I: Inner<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
     let n = d.cols();
     let shared = &Shared::new(y);
+    let packed = &I::pack(w, d.o, d.c);
     ranges(n).into_par_iter().filter(|r| !r.is_empty()).for_each(|r| {
         // SAFETY: this thread alone writes columns `r` of every row.
         let dst = unsafe { MatMut::raw(shared.ptr.add(r.start), shared.len - r.start, n) };
-        gemm((d.o, r.len(), d.c), w, Mat::rows(&x[r.start..], n), dst, T::of(1.), add, 1);
+        I::product((d.o, r.len(), d.c), (w, packed), Mat::rows(&x[r.start..], n), dst, add);
     });
 }
 
-pub(crate) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn forward<T: Real, I: Inner<Real = T>>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     if d.k == 1 {
-        return pointwise(x, Mat::rows(w, d.c), d);
+        return pointwise::<T, I>(x, Mat::rows(w, d.c), d);
     }
     let n = d.cols();
     let hw = d.h * d.w;
@@ -143,11 +152,13 @@ pub(crate) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     let shared = Shared::new(&mut out);
     let shared = &shared;
     if winograd(d) {
-        let kernel = Kernel::new(w, d.o, d.c);
+        let kernel = Kernel::<I>::new(w, d.o, d.c);
         winograd_all(&kernel, false, x, d, shared);
     } else if d.c <= d.o {
         // Units of image rows.
         let step = block(d.w, columns_per_block(9 * d.c));
+        let w = Mat::rows(w, 9 * d.c);
+        let packed = &I::pack(w, d.o, 9 * d.c);
         ranges(d.b * d.h).into_par_iter().for_each(|r| {
             let mut cols = vec![T::default(); 9 * d.c * (step * d.w).min(r.len() * d.w)];
             for start in r.clone().step_by(step) {
@@ -157,7 +168,7 @@ pub(crate) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
                 let at = start * d.w;
                 // SAFETY: this thread alone writes the columns of its image rows.
                 let dst = unsafe { MatMut::raw(shared.ptr.add(at), shared.len - at, n) };
-                gemm((d.o, m, 9 * d.c), Mat::rows(w, 9 * d.c), Mat::rows(&cols, m), dst, T::of(1.), false, 1);
+                I::product((d.o, m, 9 * d.c), (w, packed), Mat::rows(&cols, m), dst, false);
             }
         });
     } else {
@@ -172,21 +183,16 @@ pub(crate) fn forward<T: Real>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
         }
         // Units of whole images: the shifts then never leave the block.
         let step = block(hw, columns_per_block(9 * d.o));
+        let taps = Mat::rows(&taps, d.c);
+        let packed = &I::pack(taps, 9 * d.o, d.c);
         ranges(d.b).into_par_iter().for_each(|r| {
             let mut y = vec![T::default(); 9 * d.o * (step * hw).min(r.len() * hw)];
             for start in r.clone().step_by(step) {
                 let images = (start + step).min(r.end) - start;
                 let m = images * hw;
                 let at = start * hw;
-                gemm(
-                    (9 * d.o, m, d.c),
-                    Mat::rows(&taps, d.c),
-                    Mat::rows(&x[at..], n),
-                    MatMut::rows(&mut y, m),
-                    T::of(1.),
-                    false,
-                    1,
-                );
+                let (x, dst) = (Mat::rows(&x[at..], n), MatMut::rows(&mut y, m));
+                I::product((9 * d.o, m, d.c), (taps, packed), x, dst, false);
                 for o in 0..d.o {
                     // SAFETY: this thread alone writes the columns of its images.
                     let dst = unsafe { shared.part(o * n + at, m) };
@@ -278,14 +284,14 @@ pub(crate) fn im2col<T: Real>(
 }
 
 /// gw[o, c, t] = sum_p gy[o, p] x[c, p shifted by t].
-pub(crate) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn backward_weight<T: Real, I: Inner<Real = T>>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let n = d.cols();
     if winograd(d) {
         let t = Tiles { h: d.h, w: d.w };
         let plane = |x| Plane { x, t, images: d.b };
         let sum = |r| {
             let mut sum = KernelGrad::new(d.o, d.c);
-            sum.add(t, r, &mut Scratch::new(), &plane(x), &plane(gy));
+            sum.add::<I>(t, r, &mut Scratch::new(), &plane(x), &plane(gy));
             sum
         };
         let parts: Vec<_> = ranges(d.b * t.rows()).into_par_iter().map(sum).collect();
@@ -309,13 +315,19 @@ pub(crate) fn backward_weight<T: Real>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
                 let m = rows.len() * d.w;
                 let at = start * d.w;
                 if d.k == 1 {
-                    gemm_abt((d.o, d.c, m), (&gy[at..], n), (&x[at..], n), (&mut acc, d.c), &mut turned);
+                    I::add_abt((d.o, d.c, m), (&gy[at..], n), (&x[at..], n), (&mut acc, d.c), &mut turned);
                 } else if by_gradient {
                     im2col(gy, d.o, d, rows, &mut cols, m, true);
-                    gemm_abt((9 * d.o, d.c, m), (&cols, m), (&x[at..], n), (&mut acc, d.c), &mut turned);
+                    I::add_abt((9 * d.o, d.c, m), (&cols, m), (&x[at..], n), (&mut acc, d.c), &mut turned);
                 } else {
                     im2col(x, d.c, d, rows, &mut cols, m, false);
-                    gemm_abt((d.o, 9 * d.c, m), (&gy[at..], n), (&cols, m), (&mut acc, 9 * d.c), &mut turned);
+                    I::add_abt(
+                        (d.o, 9 * d.c, m),
+                        (&gy[at..], n),
+                        (&cols, m),
+                        (&mut acc, 9 * d.c),
+                        &mut turned,
+                    );
                 }
             }
             acc

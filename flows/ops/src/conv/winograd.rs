@@ -18,11 +18,13 @@
 // Small arrays of vectors share their indices.
 #![allow(clippy::needless_range_loop)]
 
-use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
+use crate::gemm::{Mat, MatMut};
+use crate::inner::Inner;
 use crate::real::Real;
 use crate::simd::{self, Element, Job, One, Steps, Vector, Width, wide};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Positions of the transformed 4x4 patch.
 const N: usize = 16;
@@ -34,10 +36,12 @@ fn step(channels: usize, tiles: usize) -> usize {
 }
 
 /// G w G^T of every pair of channels: (O, 16, C).
-pub(crate) struct Kernel<T> {
-    u: Vec<T>,
+pub(crate) struct Kernel<I: Inner> {
+    u: Vec<I::Real>,
     o: usize,
     c: usize,
+    /// The 16 factors, forward and back, from their first use on.
+    packed: [OnceLock<Vec<I::Packed>>; 2],
 }
 
 /// G w G^T of one output channel's kernels w (C, 9), to (16, C).
@@ -129,15 +133,31 @@ impl<T: Real> Job for KernelRowBack<'_, T> {
     }
 }
 
-impl<T: Real> Kernel<T> {
+impl<I: Inner> Kernel<I> {
     /// Of w (O, C, 3, 3).
-    pub(crate) fn new(w: &[T], o: usize, c: usize) -> Self {
-        let mut u = vec![T::default(); N * o * c];
+    pub(crate) fn new(w: &[I::Real], o: usize, c: usize) -> Self {
+        let mut u = vec![I::Real::default(); N * o * c];
         u.par_chunks_mut((N * c).max(1))
             .zip(w.par_chunks((9 * c).max(1)))
             .with_min_len(1 + (1 << 12) / c.max(1))
             .for_each(|(u, w)| wide(KernelRow { w, u }));
-        Self { u, o, c }
+        Self { u, o, c, packed: [OnceLock::new(), OnceLock::new()] }
+    }
+
+    /// The factor of position p: (O, C), or with `back` (C, O).
+    ///
+    /// Turning a kernel permutes the rows of G w: (3, 1, 2, 0). So the gradient needs no other transform.
+    fn factor(&self, back: bool, p: usize) -> Mat<'_, I::Real> {
+        let turned = [3, 1, 2, 0];
+        let p = if back { 4 * turned[p / 4] + turned[p % 4] } else { p };
+        let (u, stride) = (&self.u[p * self.c..], N * self.c);
+        if back { Mat::transposed(u, stride) } else { Mat::rows(u, stride) }
+    }
+
+    fn packed(&self, back: bool) -> &[I::Packed] {
+        let (m, k) = if back { (self.c, self.o) } else { (self.o, self.c) };
+        self.packed[usize::from(back)]
+            .get_or_init(|| (0..N).map(|p| I::pack(self.factor(back, p), m, k)).collect())
     }
 }
 
@@ -183,24 +203,26 @@ pub(crate) trait Sink<T> {
 
 /// (C, B, H, W) in memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Plane<'a, T> {
-    pub(crate) x: &'a [T],
+pub(crate) struct Plane<'a, I> {
+    pub(crate) x: &'a [I],
     pub(crate) t: Tiles,
     pub(crate) images: usize,
 }
 
-impl<'a, T> Plane<'a, T> {
+impl<'a, I> Plane<'a, I> {
     /// Row i of channel c of an image.
     #[inline(always)]
-    pub(crate) fn slice(&self, c: usize, image: usize, i: usize) -> &'a [T] {
+    pub(crate) fn slice(&self, c: usize, image: usize, i: usize) -> &'a [I] {
         &self.x[((c * self.images + image) * self.t.h + i) * self.t.w..][..self.t.w]
     }
 }
 
-impl<T: Real> Source<T> for Plane<'_, T> {
+impl<I: Inner> Source<I::Real> for Plane<'_, I> {
     #[inline(always)]
-    fn row(&self, c: usize, image: usize, i: usize, out: &mut [T]) {
-        out.copy_from_slice(self.slice(c, image, i));
+    fn row(&self, c: usize, image: usize, i: usize, out: &mut [I::Real]) {
+        for (o, &v) in out.iter_mut().zip(self.slice(c, image, i)) {
+            *o = v.to_real();
+        }
     }
 }
 
@@ -510,10 +532,8 @@ fn gather<T: Real, V: Vector<T>>(
 
 /// The convolution of the rows of tiles `range` (counted over all images): from C channels to O, or, with `back`, what takes
 /// the gradient of that convolution's output to its input's, from O to C.
-///
-/// Turning a kernel permutes the rows of G w: (3, 1, 2, 0). So the gradient needs no other transform.
-pub(crate) fn convolve<T: Real>(
-    kernel: &Kernel<T>,
+pub(crate) fn convolve<T: Real, I: Inner<Real = T>>(
+    kernel: &Kernel<I>,
     back: bool,
     t: Tiles,
     range: Range<usize>,
@@ -523,6 +543,7 @@ pub(crate) fn convolve<T: Real>(
 ) {
     let (inputs, outputs) = if back { (kernel.o, kernel.c) } else { (kernel.c, kernel.o) };
     let block = t.block(inputs + outputs);
+    let packed = kernel.packed(back);
     let mut start = range.start;
     while start < range.end {
         let rows = start..(start + block).min(range.end);
@@ -531,18 +552,12 @@ pub(crate) fn convolve<T: Real>(
         let v = &mut s.v[..N * step(inputs, tiles)];
         wide(Patches { t, c: inputs, rows: rows.clone(), source, buffer: &mut s.rows, v });
         for p in 0..N {
-            let turned = [3, 1, 2, 0];
-            let u = if back { 4 * turned[p / 4] + turned[p % 4] } else { p };
-            let stride = N * kernel.c;
-            let u = &kernel.u[u * kernel.c..];
-            gemm(
+            I::product(
                 (outputs, tiles, inputs),
-                if back { Mat::transposed(u, stride) } else { Mat::rows(u, stride) },
+                (kernel.factor(back, p), &packed[p]),
                 Mat::rows(&v[p * step(inputs, tiles)..][..inputs * tiles], tiles),
                 MatMut::rows(&mut s.m[p * step(outputs, tiles)..][..outputs * tiles], tiles),
-                T::of(1.),
                 false,
-                1,
             );
         }
         let m = &s.m[..N * step(outputs, tiles)];
@@ -565,7 +580,7 @@ impl<T: Real> KernelGrad<T> {
     }
 
     /// Adds the share of the rows of tiles `range`, from the convolution's input and the gradient of its output.
-    pub(crate) fn add(
+    pub(crate) fn add<I: Inner<Real = T>>(
         &mut self,
         t: Tiles,
         range: Range<usize>,
@@ -584,7 +599,7 @@ impl<T: Real> KernelGrad<T> {
             wide(Patches { t, c, rows: rows.clone(), source: input, buffer: &mut s.rows, v });
             wide(Spread { t, o, rows: rows.clone(), source: grad, buffer: &mut s.rows, m });
             for p in 0..N {
-                gemm_abt(
+                I::add_abt(
                     (o, c, tiles),
                     (&m[p * step(o, tiles)..], tiles),
                     (&v[p * step(c, tiles)..], tiles),

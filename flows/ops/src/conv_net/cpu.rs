@@ -3,11 +3,13 @@
 use super::spec::{ConvLayer, ConvNetParams, SavedState};
 use crate::conv::cpu::{im2col, shift_add};
 use crate::conv::spec::Dims;
-use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
-use crate::real::{Real, View, dispatch, tensor};
+use crate::gemm::{Mat, MatMut};
+use crate::inner::{Inner, dispatch_inner};
+use crate::precision::rounds;
+use crate::real::{Real, View, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::threads::ranges;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -48,10 +50,10 @@ fn with_parts<T: Real, R>(
 
 /// [`super::forward`].
 pub(crate) fn forward(params: &ConvNetParams, x: Tensor, keep: bool) -> Result<(Tensor, Option<SavedState>)> {
-    dispatch!("conv_net", x.dtype(), T => {
-        let (y, kept) = with_parts::<T, _>(params, &x, |sizes, parts| {
+    dispatch_inner!("conv_net", x.dtype(), rounds(x.dtype()), I => {
+        let (y, kept) = with_parts(params, &x, |sizes, parts| {
             let view = View::of("conv_net", &x)?;
-            let [y, h1, h2] = forward_slices(sizes, view.get::<T>("conv_net")?, parts, keep);
+            let (y, [h1, h2]) = forward_slices::<_, I>(sizes, view.get("conv_net")?, parts, keep);
             let ([b, h, w], n) = (sizes.images, h1.len());
             Ok((tensor(y, (b, sizes.outputs, h, w))?, [tensor(h1, n)?, tensor(h2, n)?]))
         })?;
@@ -71,13 +73,14 @@ pub(crate) fn backward(
     if gy.shape() != y.shape() {
         bail!("the gradient of an output {:?} was given as {:?}", y.shape(), gy.shape());
     }
-    dispatch!("conv_net", gy.dtype(), T => {
+    dispatch_inner!("conv_net", gy.dtype(), h1.dtype() == DType::BF16, I => {
+        type T = <I as Inner>::Real;
         let (gx, g) = with_parts::<T, _>(params, x, |sizes, parts| {
             let views = [x, h1, h2, y, gy].map(|t| View::of("conv_net", t));
             let [x, h1, h2, y, gy] = views;
             let (x, h1, h2, y, gy) = (x?, h1?, h2?, y?, gy?);
-            let kept = Kept { h1: h1.get("conv_net")?, h2: h2.get("conv_net")?, y: y.get("conv_net")? };
-            Ok(backward_slices(sizes, x.get::<T>("conv_net")?, parts, &kept, gy.get("conv_net")?))
+            let kept = Kept::<I> { h1: h1.get("conv_net")?, h2: h2.get("conv_net")?, y: y.get("conv_net")? };
+            Ok(backward_slices(sizes, x.get("conv_net")?, parts, &kept, gy.get("conv_net")?))
         })?;
         let gradients = [[g.w1, g.e1, g.b1, g.l1], [g.w2, Vec::new(), g.b2, g.l2], [g.w3, g.e3, g.b3, g.l3]];
         let of = |(layer, [w, e, b, l]): (&ConvLayer, [Vec<T>; 4])| {
@@ -173,10 +176,10 @@ impl<T: Real> Grads<T> {
 }
 
 /// What a forward leaves for its backward: h1 and h2 in blocks of images, and y.
-struct Kept<'a, T> {
-    h1: &'a [T],
-    h2: &'a [T],
-    y: &'a [T],
+struct Kept<'a, I: Inner> {
+    h1: &'a [I],
+    h2: &'a [I],
+    y: &'a [I::Real],
 }
 
 #[derive(Clone, Copy)]
@@ -327,36 +330,52 @@ fn by_tap_transposed<T: Real>(w: &[T], o: usize, c: usize) -> Vec<T> {
     out
 }
 
-/// One block forward: h1 and h2 are filled, y is left in the scratch.
-fn forward_block<T: Real>(
+/// A left factor and what is made of it once for all blocks.
+struct Factor<'a, I: Inner> {
+    w: Mat<'a, I::Real>,
+    packed: I::Packed,
+    m: usize,
+    k: usize,
+}
+
+impl<'a, I: Inner> Factor<'a, I> {
+    /// w (m, k).
+    fn new(w: Mat<'a, I::Real>, m: usize, k: usize) -> Self {
+        Self { w, packed: I::pack(w, m, k), m, k }
+    }
+
+    /// out = w x, with `cols` columns.
+    fn times(&self, x: &[I::Real], cols: usize, out: &mut [I::Real]) {
+        let (x, out) = (Mat::rows(x, cols), MatMut::rows(out, cols));
+        I::product((self.m, cols, self.k), (self.w, &self.packed), x, out, false);
+    }
+}
+
+/// One block forward: h1 and h2 are filled if they are to be kept, y is left in the scratch.
+fn forward_block<T: Real, I: Inner<Real = T>>(
     p: &Plan,
     x: &[T],
     params: &Parts<&[T]>,
-    w3_taps: &[T],
+    [w1, w2, w3]: &[Factor<I>; 3],
     r: &Range<usize>,
     s: &mut Scratch<T>,
-    (h1, h2): (&mut [T], &mut [T]),
+    (h1, h2): (&mut [I], &mut [I]),
 ) {
     let hw = p.hw();
     let (c, n, o) = (p.s.inputs, p.s.width, p.s.outputs);
     let m = r.len() * hw;
-    let one = T::of(1.);
     gather(x, c, hw, r, &mut s.x);
     let d = p.dims(r.len(), c, n);
     im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
-    gemm(
-        (n, m, 9 * c),
-        Mat::rows(params.w1, 9 * c),
-        Mat::rows(&s.cols, m),
-        MatMut::rows(h1, m),
-        one,
-        false,
-        1,
-    );
-    affine(h1, m, params.b1, params.l1, params.e1, hw, true);
-    gemm((n, m, n), Mat::rows(params.w2, n), Mat::rows(h1, m), MatMut::rows(h2, m), one, false, 1);
-    affine(h2, m, params.b2, params.l2, &[], hw, true);
-    gemm((9 * o, m, n), Mat::rows(w3_taps, n), Mat::rows(h2, m), MatMut::rows(&mut s.taps, m), one, false, 1);
+    let v1 = I::work(h1, &mut s.h1[..n * m]);
+    w1.times(&s.cols, m, v1);
+    affine(v1, m, params.b1, params.l1, params.e1, hw, true);
+    let v2 = I::work(h2, &mut s.h2[..n * m]);
+    w2.times(v1, m, v2);
+    affine(v2, m, params.b2, params.l2, &[], hw, true);
+    w3.times(v2, m, &mut s.taps);
+    I::keep(h1, &s.h1);
+    I::keep(h2, &s.h2);
     let y = &mut s.y[..o * m];
     y.fill(T::default());
     let d = p.dims(r.len(), n, o);
@@ -384,14 +403,23 @@ fn cut<'a, T>(mut v: &'a mut [T], blocks: &[Vec<Range<usize>>], unit: usize) -> 
 }
 
 /// y (B, O, H, W), and if `keep` h1 and h2.
-fn forward_slices<T: Real>(s: Sizes, x: &[T], params: &Parts<&[T]>, keep: bool) -> [Vec<T>; 3] {
+fn forward_slices<T: Real, I: Inner<Real = T>>(
+    s: Sizes,
+    x: &[T],
+    params: &Parts<&[T]>,
+    keep: bool,
+) -> (Vec<T>, [Vec<I>; 2]) {
     let p = &Plan::new(s);
     let (n, o, hw) = (p.s.width, p.s.outputs, p.hw());
-    let w3 = by_tap(params.w3, o, n);
-    let zeros = |len: usize| vec![T::default(); len];
-    let mut y = zeros(p.b * o * hw);
+    let (c, w3) = (9 * p.s.inputs, by_tap(params.w3, o, n));
+    let weights = [
+        Factor::<I>::new(Mat::rows(params.w1, c), n, c),
+        Factor::new(Mat::rows(params.w2, n), n, n),
+        Factor::new(Mat::rows(&w3, n), 9 * o, n),
+    ];
+    let mut y = vec![T::default(); p.b * o * hw];
     let kept = if keep { p.b * n * hw } else { 0 };
-    let (mut h1, mut h2) = (zeros(kept), zeros(kept));
+    let (mut h1, mut h2) = (vec![I::default(); kept], vec![I::default(); kept]);
     let blocks = p.blocks();
     let unit = if keep { n * hw } else { 0 };
     let outs = cut(&mut y, &blocks, o * hw);
@@ -400,24 +428,17 @@ fn forward_slices<T: Real>(s: Sizes, x: &[T], params: &Parts<&[T]>, keep: bool) 
     blocks.par_iter().zip(outs).zip(h1s).zip(h2s).for_each(|(((blocks, outs), h1s), h2s)| {
         let mut s = Scratch::new(p);
         for (((r, out), h1), h2) in blocks.iter().zip(outs).zip(h1s).zip(h2s) {
-            let m = r.len() * hw;
-            if keep {
-                forward_block(p, x, params, &w3, r, &mut s, (h1, h2));
-            } else {
-                let (mut a, mut b) = (std::mem::take(&mut s.h1), std::mem::take(&mut s.h2));
-                forward_block(p, x, params, &w3, r, &mut s, (&mut a[..n * m], &mut b[..n * m]));
-                (s.h1, s.h2) = (a, b);
-            }
+            forward_block(p, x, params, &weights, r, &mut s, (h1, h2));
             scatter(&s.y, o, hw, r.len(), out);
         }
     });
-    [y, h1, h2]
+    (y, [h1, h2])
 }
 
 /// The gradient through (u + b) exp(3 l) with y at hand: gl += 3 sum g y, gb += exp(3 l) sum g, and g becomes that of u.
-struct AffineBack<'a, T> {
+struct AffineBack<'a, T, I> {
     g: &'a mut [T],
-    y: &'a [T],
+    y: &'a [I],
     m: usize,
     l: &'a [T],
     gb: &'a mut [T],
@@ -427,7 +448,7 @@ struct AffineBack<'a, T> {
     relu: bool,
 }
 
-impl<T: Real> Job for AffineBack<'_, T> {
+impl<T: Real, I: Inner<Real = T>> Job for AffineBack<'_, T, I> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let Self { g, y, m, l, gb, gl, ge, hw, relu } = self;
@@ -440,7 +461,7 @@ impl<T: Real> Job for AffineBack<'_, T> {
             let (gs, g_rest) = g.as_chunks_mut::<LANES>();
             let (ys, y_rest) = y.as_chunks::<LANES>();
             for (g, y) in gs.iter_mut().zip(ys) {
-                let mut v = *g;
+                let (mut v, y) = (*g, y.map(Inner::to_real));
                 if relu {
                     for k in 0..LANES {
                         v[k] = if y[k] > zero { v[k] } else { zero };
@@ -452,7 +473,8 @@ impl<T: Real> Job for AffineBack<'_, T> {
                     g[k] = v[k] * a;
                 }
             }
-            for (g, &y) in g_rest.iter_mut().zip(y_rest) {
+            for (g, y) in g_rest.iter_mut().zip(y_rest) {
+                let y = y.to_real();
                 let v = if relu && y <= zero { zero } else { *g };
                 sg[0] += v;
                 sgy[0] += v * y;
@@ -472,9 +494,9 @@ impl<T: Real> Job for AffineBack<'_, T> {
     }
 }
 
-fn affine_back<T: Real>(
+fn affine_back<T: Real, I: Inner<Real = T>>(
     g: &mut [T],
-    y: &[T],
+    y: &[I],
     m: usize,
     l: &[T],
     (gb, gl, ge): (&mut [T], &mut [T], &mut [T]),
@@ -485,11 +507,11 @@ fn affine_back<T: Real>(
 }
 
 /// The gradients of x (B, C, H, W) and of the parameters.
-fn backward_slices<T: Real>(
+fn backward_slices<T: Real, I: Inner<Real = T>>(
     s: Sizes,
     x: &[T],
     params: &Parts<&[T]>,
-    kept: &Kept<T>,
+    kept: &Kept<I>,
     gy: &[T],
 ) -> (Vec<T>, Parts<Vec<T>>) {
     let p = &Plan::new(s);
@@ -503,10 +525,12 @@ fn backward_slices<T: Real>(
         }
     }
     let w1_back = by_tap_transposed(params.w1, n, c);
+    let w3_factor = Factor::<I>::new(Mat::rows(&w3_back, 9 * o), n, 9 * o);
+    let w2_factor = Factor::<I>::new(Mat::transposed(params.w2, n), n, n);
+    let w1_factor = Factor::<I>::new(Mat::rows(&w1_back, n), 9 * c, n);
     let mut gx = vec![T::default(); p.b * c * hw];
     let blocks = p.blocks();
     let gxs = cut(&mut gx, &blocks, c * hw);
-    let one = T::of(1.);
     let grads: Vec<Grads<T>> = blocks
         .par_iter()
         .zip(gxs)
@@ -530,19 +554,16 @@ fn backward_slices<T: Real>(
                 }
                 let d = p.dims(r.len(), o, n);
                 im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
-                gemm_abt((9 * o, n, m), (&s.cols, m), (h2, m), (&mut gw3, n), &mut s.turned);
-                let cols = Mat::rows(&s.cols, m);
+                I::add_abt_kept((9 * o, n, m), (&s.cols, m), (h2, m), (&mut gw3, n), &mut s.turned);
                 let mut g2 = std::mem::take(&mut s.h2);
-                let dst = MatMut::rows(&mut g2, m);
-                gemm((n, m, 9 * o), Mat::rows(&w3_back, 9 * o), cols, dst, one, false, 1);
+                w3_factor.times(&s.cols, m, &mut g2);
                 {
                     let (gb, gl) = (&mut acc.b2[..], &mut acc.l2[..]);
                     affine_back(&mut g2[..n * m], h2, m, params.l2, (gb, gl, &mut []), hw, true);
                 }
-                gemm_abt((n, n, m), (&g2, m), (h1, m), (&mut acc.w2, n), &mut s.turned);
+                I::add_abt_kept((n, n, m), (&g2, m), (h1, m), (&mut acc.w2, n), &mut s.turned);
                 let mut g1 = std::mem::take(&mut s.h1);
-                let dst = MatMut::rows(&mut g1, m);
-                gemm((n, m, n), Mat::transposed(params.w2, n), Mat::rows(&g2, m), dst, one, false, 1);
+                w2_factor.times(&g2, m, &mut g1);
                 {
                     let (gb, gl, ge) = (&mut acc.b1[..], &mut acc.l1[..], &mut acc.e1[..]);
                     affine_back(&mut g1[..n * m], h1, m, params.l1, (gb, gl, ge), hw, true);
@@ -550,9 +571,8 @@ fn backward_slices<T: Real>(
                 gather(x, c, hw, r, &mut s.x);
                 let d = p.dims(r.len(), c, n);
                 im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
-                gemm_abt((n, 9 * c, m), (&g1, m), (&s.cols, m), (&mut acc.w1, 9 * c), &mut s.turned);
-                let dst = MatMut::rows(&mut y, m);
-                gemm((9 * c, m, n), Mat::rows(&w1_back, n), Mat::rows(&g1, m), dst, one, false, 1);
+                I::add_abt((n, 9 * c, m), (&g1, m), (&s.cols, m), (&mut acc.w1, 9 * c), &mut s.turned);
+                w1_factor.times(&g1, m, &mut y);
                 let gxc = &mut s.x[..c * m];
                 gxc.fill(T::default());
                 for ch in 0..c {

@@ -1,7 +1,9 @@
 //! A fully connected layer on the CPU.
 
-use crate::gemm::{Mat, MatMut, gemm};
-use crate::real::{Real, View, dispatch, tensor};
+use crate::gemm::Mat;
+use crate::inner::{Inner, dispatch_inner};
+use crate::precision::rounds;
+use crate::real::{Real, View, tensor};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -12,11 +14,12 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<T
         bail!("a linear layer {:?} with bias {:?} met {inputs} inputs", w.shape(), b.shape());
     }
     let x = x.contiguous()?;
-    dispatch!("linear", x.dtype(), T => {
+    dispatch_inner!("linear", x.dtype(), rounds(x.dtype()), I => {
+        type T = <I as Inner>::Real;
         let (vx, vw, vb) = (View::of("linear", &x)?, View::of("linear", w)?, View::of("linear", b)?);
         let (x, w, b) = (vx.get::<T>("linear")?, vw.get::<T>("linear")?, vb.get::<T>("linear")?);
         let mut y = vec![T::default(); batch * outputs];
-        product((batch, outputs, inputs), Mat::rows(x, inputs), Mat::transposed(w, inputs), &mut y);
+        I::product_in_parallel((batch, outputs, inputs), Mat::rows(x, inputs), Mat::transposed(w, inputs), &mut y);
         y.par_chunks_mut(outputs.max(1)).with_min_len(16).for_each(|row| {
             for (y, &b) in row.iter_mut().zip(b) {
                 let v = *y + b;
@@ -25,11 +28,6 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<T
         });
         tensor(y, (batch, outputs))
     })
-}
-
-/// out = a b with all threads; (m, n, k) as in [`gemm`].
-fn product<T: Real>((m, n, k): (usize, usize, usize), a: Mat<T>, b: Mat<T>, out: &mut [T]) {
-    gemm((m, n, k), a, b, MatMut::rows(out, n), T::of(1.), false, rayon::current_num_threads());
 }
 
 /// [`super::linear_backward`].
@@ -45,7 +43,8 @@ pub(crate) fn linear_backward(
         bail!("a linear layer {:?} met inputs {:?} and a gradient {:?}", w.shape(), x.shape(), gy.shape());
     }
     let (x, gy) = (x.contiguous()?, gy.contiguous()?);
-    dispatch!("linear", gy.dtype(), T => {
+    dispatch_inner!("linear", gy.dtype(), rounds(gy.dtype()), I => {
+        type T = <I as Inner>::Real;
         let (vx, vw) = (View::of("linear", &x)?, View::of("linear", w)?);
         let (vy, vg) = (View::of("linear", y)?, View::of("linear", &gy)?);
         let (x, w) = (vx.get::<T>("linear")?, vw.get::<T>("linear")?);
@@ -56,8 +55,8 @@ pub(crate) fn linear_backward(
             g = &gated;
         }
         let (mut gx, mut gw) = (vec![T::default(); batch * inputs], vec![T::default(); outputs * inputs]);
-        product((batch, inputs, outputs), Mat::rows(g, outputs), Mat::rows(w, inputs), &mut gx);
-        product((outputs, inputs, batch), Mat::transposed(g, outputs), Mat::rows(x, inputs), &mut gw);
+        I::product_in_parallel((batch, inputs, outputs), Mat::rows(g, outputs), Mat::rows(w, inputs), &mut gx);
+        I::product_in_parallel((outputs, inputs, batch), Mat::transposed(g, outputs), Mat::rows(x, inputs), &mut gw);
         let mut gb = vec![T::default(); outputs];
         for row in g.chunks_exact(outputs.max(1)) {
             gb.iter_mut().zip(row).for_each(|(s, &v)| *s += v);

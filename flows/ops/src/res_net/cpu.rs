@@ -7,18 +7,21 @@ use crate::conv::spec::Dims;
 use crate::conv::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Source, Tiles};
 use crate::elementwise::swap_axes;
 use crate::gemm::Mat;
-use crate::real::{Real, View, dispatch, tensor};
+use crate::inner::{Inner, dispatch_inner};
+use crate::precision::rounds;
+use crate::real::{Real, View, tensor};
 use crate::simd;
 use crate::sums::{mean_vars, row_totals};
 use crate::threads::{Shared, ranges};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// What a pass keeps: the effective layers and each direction's 1/|v|, in the order of the convolutions.
-struct Pass<T> {
-    layers: Layers<T>,
+struct Pass<I: Inner> {
+    layers: Layers<I>,
     inverse: Vec<Vec<f64>>,
-    kept: Kept<T>,
+    kept: Kept<I>,
     shape: [usize; 4],
 }
 
@@ -27,7 +30,10 @@ fn numbers<T: Real>(t: &Tensor) -> Result<Vec<T>> {
 }
 
 /// The effective layers for images of (B, _, H, W), and 1/|v| of each.
-fn layers<T: Real>(p: &ResNetParams, [b, _, h, w]: [usize; 4]) -> Result<(Layers<T>, Vec<Vec<f64>>)> {
+fn layers<T: Real, I: Inner<Real = T>>(
+    p: &ResNetParams,
+    [b, _, h, w]: [usize; 4],
+) -> Result<(Layers<I>, Vec<Vec<f64>>)> {
     let (mut inverse, mut layers) = (Vec::new(), Vec::new());
     for conv in &p.convs {
         let (o, c, k, _) = conv.weight.dims4()?;
@@ -68,7 +74,12 @@ fn input<T: Real>(p: &ResNetParams, x: &[T], [b, c, h, w]: [usize; 4]) -> Result
 }
 
 /// How the i-th normalisation maps x (C, n), and the batch's mean and variance if it uses them.
-fn norm<T: Real>(p: &ResNetParams, i: usize, x: &[T], n: usize) -> Result<(Norm<T>, Option<Tensor>)> {
+fn norm<T: Real, I: Inner<Real = T>>(
+    p: &ResNetParams,
+    i: usize,
+    x: &[I],
+    n: usize,
+) -> Result<(Norm<T>, Option<Tensor>)> {
     let Some(norm) = &p.norms[i] else { return Ok((Norm::identity(x.len() / n.max(1)), None)) };
     let (gamma, beta) = (numbers::<T>(&norm.gamma)?, numbers::<T>(&norm.beta)?);
     if p.batch_statistics {
@@ -86,10 +97,10 @@ fn norm<T: Real>(p: &ResNetParams, i: usize, x: &[T], n: usize) -> Result<(Norm<
 pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output> {
     let (b, c, h, w) = x.dims4()?;
     let (shape, n) = ([b, c, h, w], b * h * w);
-    dispatch!("res_net", x.dtype(), T => {
+    dispatch_inner!("res_net", x.dtype(), rounds(x.dtype()), I => {
         let view = View::of("res_net", x)?;
-        let u = input(p, view.get::<T>("res_net")?, shape)?;
-        let (layers, inverse) = layers::<T>(p, shape)?;
+        let u = I::all(input(p, view.get("res_net")?, shape)?);
+        let (layers, inverse) = layers::<_, I>(p, shape)?;
         let mut statistics = Vec::new();
         let (y, kept) = layers.forward(u, keep, |i, x| {
             let (norm, batch) = norm(p, i, x, n)?;
@@ -105,13 +116,14 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
 
 /// [`super::backward`].
 pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
-    dispatch!("res_net", gy.dtype(), T => match saved.0.downcast::<Pass<T>>() {
+    let rounded = saved.0.is::<Pass<half::bf16>>();
+    dispatch_inner!("res_net", gy.dtype(), rounded, I => match saved.0.downcast::<Pass<I>>() {
         Ok(pass) => pass.backward(p, gy),
         Err(_) => bail!("the pass was not one on the CPU in {:?}", gy.dtype()),
     })
 }
 
-impl<T: Real> Pass<T> {
+impl<T: Real, I: Inner<Real = T>> Pass<I> {
     fn backward(self, p: &ResNetParams, gy: &Tensor) -> Result<ResNetGradients> {
         let Pass { layers, inverse, kept, shape: [b, c, h, w] } = self;
         let view = View::of("res_net", gy)?;
@@ -147,11 +159,11 @@ impl<T: Real> Pass<T> {
 }
 
 /// A convolution's effective kernel (after weight norm) and bias.
-struct Layer<T> {
-    w: Vec<T>,
-    bias: Vec<T>,
+struct Layer<I: Inner> {
+    w: Vec<I::Real>,
+    bias: Vec<I::Real>,
     /// For 3x3 kernels with enough channels.
-    kernel: Option<Kernel<T>>,
+    kernel: Option<Kernel<I>>,
     d: Dims,
 }
 
@@ -161,7 +173,7 @@ struct LayerGrad<T> {
     bias: Vec<T>,
 }
 
-impl<T: Real> Layer<T> {
+impl<T: Real, I: Inner<Real = T>> Layer<I> {
     /// w (O, C, k, k), on images of `d`.
     fn new(w: Vec<T>, bias: Vec<T>, d: Dims) -> Self {
         let kernel = conv::winograd(d).then(|| Kernel::new(&w, d.o, d.c));
@@ -173,11 +185,11 @@ impl<T: Real> Layer<T> {
     }
 
     /// `base` + w * r(x) + bias; without a norm r is the identity.
-    fn forward(&self, x: &[T], norm: Option<&Norm<T>>, base: Option<&[T]>) -> Vec<T> {
+    fn forward<O: Inner<Real = T>>(&self, x: &[I], norm: Option<&Norm<T>>, base: Option<&[I]>) -> Vec<O> {
         let (d, n) = (self.d, self.d.cols());
         if let Some(kernel) = &self.kernel {
             let t = self.tiles();
-            let mut out = vec![T::default(); d.o * n];
+            let mut out = vec![O::default(); d.o * n];
             let shared = &Shared::new(&mut out);
             let plane = Plane { x, t, images: d.b };
             ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
@@ -193,38 +205,31 @@ impl<T: Real> Layer<T> {
             });
             return out;
         }
-        let active;
-        let x = match norm {
-            Some(norm) => {
-                active = norm.apply(x);
-                &active
-            }
-            None => x,
-        };
+        let x = &activated(x, norm);
         if d.k == 1 {
             let mut out = match base {
-                Some(base) => base.to_vec(),
+                Some(base) => I::reals(base).into_owned(),
                 None => vec![T::default(); d.o * n],
             };
             out.par_chunks_mut(n.max(1))
                 .zip(&self.bias)
                 .for_each(|(row, &b)| row.iter_mut().for_each(|v| *v += b));
-            conv::pointwise_add(&mut out, x, Mat::rows(&self.w, d.c), d);
-            return out;
+            conv::pointwise_add::<T, I>(&mut out, x, Mat::rows(&self.w, d.c), d);
+            return O::all(out);
         }
-        let mut out = conv::forward(x, &self.w, d);
+        let mut out = conv::forward::<T, I>(x, &self.w, d);
         out.par_chunks_mut(n.max(1)).enumerate().for_each(|(o, row)| {
             let b = self.bias[o];
             match base {
-                Some(base) => row.iter_mut().zip(&base[o * n..]).for_each(|(v, &h)| *v += h + b),
+                Some(base) => row.iter_mut().zip(&base[o * n..]).for_each(|(v, &h)| *v += h.to_real() + b),
                 None => row.iter_mut().for_each(|v| *v += b),
             }
         });
-        out
+        O::all(out)
     }
 
     /// The gradient of r(x), and of the layer, from that of the output.
-    fn backward(&self, x: &[T], norm: Option<&Norm<T>>, gy: &[T]) -> (Vec<T>, LayerGrad<T>) {
+    fn backward(&self, x: &[I], norm: Option<&Norm<T>>, gy: &[T]) -> (Vec<T>, LayerGrad<T>) {
         let (d, n) = (self.d, self.d.cols());
         let bias = row_totals(gy, n);
         if let Some(kernel) = &self.kernel {
@@ -240,39 +245,39 @@ impl<T: Real> Layer<T> {
                     winograd::convolve(kernel, true, t, r.clone(), s, &gp, &mut sink);
                     let mut sum = KernelGrad::new(d.o, d.c);
                     match norm {
-                        Some(norm) => sum.add(t, r, s, &Activated { plane: xp, norm }, &gp),
-                        None => sum.add(t, r, s, &xp, &gp),
+                        Some(norm) => sum.add::<I>(t, r, s, &Activated { plane: xp, norm }, &gp),
+                        None => sum.add::<I>(t, r, s, &xp, &gp),
                     }
                     sum
                 })
                 .collect();
             return (gx, LayerGrad { w: KernelGrad::finish(&parts), bias });
         }
-        let active;
-        let x = match norm {
-            Some(norm) => {
-                active = norm.apply(x);
-                &active
-            }
-            None => x,
-        };
-        let w = conv::backward_weight(x, gy, d);
-        (conv::backward_input(gy, &self.w, d), LayerGrad { w, bias })
+        let w = conv::backward_weight::<T, I>(&activated(x, norm), gy, d);
+        (conv::backward_input::<T, I>(gy, &self.w, d), LayerGrad { w, bias })
+    }
+}
+
+/// r(x); without a norm r is the identity.
+fn activated<'a, I: Inner>(x: &'a [I], norm: Option<&Norm<I::Real>>) -> Cow<'a, [I::Real]> {
+    match norm {
+        Some(norm) => norm.apply(x).into(),
+        None => I::reals(x),
     }
 }
 
 /// Rows of relu(bn(x)).
-struct Activated<'a, T> {
-    plane: Plane<'a, T>,
-    norm: &'a Norm<T>,
+struct Activated<'a, I: Inner> {
+    plane: Plane<'a, I>,
+    norm: &'a Norm<I::Real>,
 }
 
-impl<T: Real> Source<T> for Activated<'_, T> {
+impl<T: Real, I: Inner<Real = T>> Source<T> for Activated<'_, I> {
     #[inline(always)]
     fn row(&self, c: usize, image: usize, i: usize, out: &mut [T]) {
         let (m, a, b) = self.norm.of(c);
         simd::map(out, self.plane.slice(c, image, i), |v| {
-            let u = (v - m) * a + b;
+            let u = (v.to_real() - m) * a + b;
             // Written so that a NaN passes: damaged weights must not look like good ones.
             if u < T::default() { T::default() } else { u }
         });
@@ -280,15 +285,15 @@ impl<T: Real> Source<T> for Activated<'_, T> {
 }
 
 /// out = base + row + bias.
-struct Add<'a, T> {
-    out: &'a Shared<T>,
-    base: Option<&'a [T]>,
-    bias: &'a [T],
+struct Add<'a, I: Inner, O> {
+    out: &'a Shared<O>,
+    base: Option<&'a [I]>,
+    bias: &'a [I::Real],
     t: Tiles,
     images: usize,
 }
 
-impl<T: Real> Sink<T> for Add<'_, T> {
+impl<T: Real, I: Inner<Real = T>, O: Inner<Real = T>> Sink<T> for Add<'_, I, O> {
     #[inline(always)]
     fn row(&mut self, o: usize, image: usize, i: usize, row: &[T]) {
         let at = ((o * self.images + image) * self.t.h + i) * self.t.w;
@@ -296,34 +301,36 @@ impl<T: Real> Sink<T> for Add<'_, T> {
         let out = unsafe { self.out.part(at, row.len()) };
         let b = self.bias[o];
         match self.base {
-            Some(base) => simd::zip(out, row, &base[at..at + row.len()], |v, h| v + b + h),
-            None => simd::map(out, row, |v| v + b),
+            Some(base) => {
+                simd::zip(out, row, &base[at..at + row.len()], |v, h| O::from_real(v + b + h.to_real()))
+            }
+            None => simd::map(out, row, |v| O::from_real(v + b)),
         }
     }
 }
 
 /// One residual block: two convolutions, and the skip after it.
-struct Block<T> {
-    conv1: Layer<T>,
-    conv2: Layer<T>,
-    skip: Option<Layer<T>>,
+struct Block<I: Inner> {
+    conv1: Layer<I>,
+    conv2: Layer<I>,
+    skip: Option<Layer<I>>,
 }
 
 /// The network's effective layers.
-struct Layers<T> {
-    first: Layer<T>,
-    skip: Option<Layer<T>>,
-    blocks: Vec<Block<T>>,
-    last: Layer<T>,
+struct Layers<I: Inner> {
+    first: Layer<I>,
+    skip: Option<Layer<I>>,
+    blocks: Vec<Block<I>>,
+    last: Layer<I>,
 }
 
 /// What the backward needs: every convolution's input before r, and how r was computed.
-struct Kept<T> {
-    u: Vec<T>,
-    h: Vec<Vec<T>>,
-    c: Vec<Vec<T>>,
-    s: Option<Vec<T>>,
-    norms: Vec<Norm<T>>,
+struct Kept<I: Inner> {
+    u: Vec<I>,
+    h: Vec<Vec<I>>,
+    c: Vec<Vec<I>>,
+    s: Option<Vec<I>>,
+    norms: Vec<Norm<I::Real>>,
 }
 
 /// Gradients in the order first, skip, (conv1, conv2, skip) of each block, last; and of norms in the order of the pass.
@@ -333,21 +340,21 @@ struct NetGrad<T> {
     norms: Vec<NormGrad<T>>,
 }
 
-impl<T: Real> Layers<T> {
+impl<T: Real, I: Inner<Real = T>> Layers<I> {
     /// y (O, B H W) of u (C, B H W). `norm` makes the i-th normalisation of the pass from its input; without `keep`
     /// activations are dropped as the pass goes on.
     fn forward(
         &self,
-        u: Vec<T>,
+        u: Vec<I>,
         keep: bool,
-        mut norm: impl FnMut(usize, &[T]) -> Result<Norm<T>>,
-    ) -> Result<(Vec<T>, Option<Kept<T>>)> {
+        mut norm: impl FnMut(usize, &[I]) -> Result<Norm<T>>,
+    ) -> Result<(Vec<T>, Option<Kept<I>>)> {
         let mut kept = Kept { u: Vec::new(), h: Vec::new(), c: Vec::new(), s: None, norms: Vec::new() };
-        let mut h = self.first.forward(&u, None, None);
-        let mut s = self.skip.as_ref().map(|skip| skip.forward(&h, None, None));
+        let mut h: Vec<I> = self.first.forward(&u, None, None);
+        let mut s: Option<Vec<I>> = self.skip.as_ref().map(|skip| skip.forward(&h, None, None));
         for (i, block) in self.blocks.iter().enumerate() {
             let n1 = norm(2 * i, &h)?;
-            let c = block.conv1.forward(&h, Some(&n1), None);
+            let c: Vec<I> = block.conv1.forward(&h, Some(&n1), None);
             let n2 = norm(2 * i + 1, &c)?;
             let next = block.conv2.forward(&c, Some(&n2), Some(&h));
             if let Some(skip) = &block.skip {
@@ -373,7 +380,7 @@ impl<T: Real> Layers<T> {
     }
 
     /// The gradients, from that of y.
-    fn backward(&self, kept: Kept<T>, gy: &[T]) -> NetGrad<T> {
+    fn backward(&self, kept: Kept<I>, gy: &[T]) -> NetGrad<T> {
         let Kept { u, mut h, mut c, s, mut norms } = kept;
         let (mut layers, mut norm_grads) = (Vec::new(), Vec::new());
         let top = s.as_ref().unwrap_or_else(|| h.last().expect("h_0 at least"));
@@ -415,14 +422,19 @@ impl<T: Real> Layers<T> {
     }
 }
 
-impl<T: Real> Layer<T> {
+impl<T: Real, I: Inner<Real = T>> Layer<I> {
     /// A skip's gradients; that of its input is added to `gh`.
-    fn skipped(&self, h: &[T], gs: &[T], gh: &mut Option<Vec<T>>) -> LayerGrad<T> {
+    fn skipped(&self, h: &[I], gs: &[T], gh: &mut Option<Vec<T>>) -> LayerGrad<T> {
         let (d, n) = (self.d, self.d.cols());
         let mut sum = gh.take().unwrap_or_else(|| vec![T::default(); d.c * n]);
-        conv::pointwise_add(&mut sum, gs, Mat::transposed(&self.w, d.c), Dims { c: d.o, o: d.c, ..d });
+        conv::pointwise_add::<T, I>(
+            &mut sum,
+            gs,
+            Mat::transposed(&self.w, d.c),
+            Dims { c: d.o, o: d.c, ..d },
+        );
         *gh = Some(sum);
-        LayerGrad { w: conv::backward_weight(h, gs, d), bias: row_totals(gs, n) }
+        LayerGrad { w: conv::backward_weight::<T, I>(&I::reals(h), gs, d), bias: row_totals(gs, n) }
     }
 }
 

@@ -21,6 +21,7 @@ use experiments::limits;
 use experiments::recipe::{Recipe, Resolved};
 use experiments::train;
 use flows::Model;
+use flows::ops::precision::{self, Precision};
 use flows::optim::{UpdateSettings, Updater};
 use flows::params::rng_for;
 use rand::Rng;
@@ -157,6 +158,7 @@ fn peak_memory<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Option<u64>)> {
 
 /// Makes updates as training does, at growing batch sizes up to the recipe's.
 fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
+    train::check_precision(&recipe.train, device)?;
     let full = recipe.train.batch;
     let shape = recipe.model.shape().to_vec();
     let n = full.max(recipe.eval.batch.min(64));
@@ -184,7 +186,8 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         let start = Instant::now();
         // A rate of zero: the cost is that of an update, and random pixels do not spoil the next one.
         updater.begin(0.)?;
-        train::learn(model, &mut updater, &batch, recipe.train.memory, 1.)?;
+        let learn = || train::learn(model, &mut updater, &batch, recipe.train.memory, 1.);
+        precision::within(recipe.train.precision, learn)?;
         updater.tally()?;
         device.synchronize()?;
         Ok(start.elapsed())
@@ -255,6 +258,11 @@ fn estimate(
             "memory: {fixed:.2} GiB for parameters, gradients and optimiser; that of activations cannot be measured here"
         ),
     });
+
+    if t.precision == Precision::Bf16 && model.params().device().is_cpu() {
+        object["bf16"] = precision::bf16_on_cpu().into();
+        lines.push(format!("precision: products inside networks by {}", precision::bf16_on_cpu()));
+    }
 
     object["images_per_second"] = speed.into();
     let of_recipe = if batch < full { format!(" (the recipe: {full})") } else { String::new() };
