@@ -33,7 +33,7 @@ impl<'a, T> Mat<'a, T> {
     }
 
     /// Its columns from `at` on.
-    pub(crate) fn from_column(self, at: usize) -> Self {
+    pub(crate) fn skip_columns(self, at: usize) -> Self {
         Self { data: &self.data[(at * self.col).min(self.data.len())..], ..self }
     }
 

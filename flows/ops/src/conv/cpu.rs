@@ -348,3 +348,73 @@ pub(crate) fn backward_weight<T: Real, I: Inner<Real = T>>(x: &[T], gy: &[T], d:
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+
+    fn numbers(n: usize, f: f64) -> Vec<f64> {
+        // The sine of large numbers: neighbours are as good as independent, as Winograd's sums of them assume.
+        (0..n).map(|i| ((i * i + 7 * i) as f64 * f).sin()).collect()
+    }
+
+    fn singles(x: &[f64]) -> Vec<f32> {
+        x.iter().map(|&v| v as f32).collect()
+    }
+
+    /// In bf16 y is off by at most what rounding both factors gives; through Winograd's products, whose factors are sums that
+    /// are rounded, by a few times as much in the mean, for the result and for both gradients.
+    #[test]
+    fn bf16_is_off_by_the_rounding_of_its_factors() {
+        for (c, o, k, h, w) in
+            [(3, 40, 3, 7, 6), (40, 3, 3, 6, 7), (33, 20, 1, 5, 9), (64, 48, 3, 16, 16), (128, 128, 3, 8, 8)]
+        {
+            let d = Dims { c, o, b: 3, h, w, k };
+            let (x, wt) = (numbers(c * d.cols(), 0.37), numbers(o * c * k * k, 0.91));
+            let g = numbers(o * d.cols(), 0.53);
+            let rounded = |x: &[f64]| {
+                x.iter().map(|&v| f64::from(bf16::from_f32(v as f32).to_f32())).collect::<Vec<_>>()
+            };
+            let (fx, fw, fg) = (singles(&x), singles(&wt), singles(&g));
+            type Three = [Vec<f64>; 3];
+            let all = |x: &[f64], w: &[f64], g: &[f64]| -> Three {
+                [
+                    forward::<f64, f64>(x, w, d),
+                    backward_input::<f64, f64>(g, w, d),
+                    backward_weight::<f64, f64>(x, g, d),
+                ]
+            };
+            let exact = all(&x, &wt, &g);
+            let direct = all(&rounded(&x), &rounded(&wt), &rounded(&g));
+            let abs = |x: &[f64]| x.iter().map(|v| v.abs()).collect::<Vec<_>>();
+            let size = all(&abs(&x), &abs(&wt), &abs(&g));
+            let ours = [
+                forward::<f32, bf16>(&fx, &fw, d),
+                backward_input::<f32, bf16>(&fg, &fw, d),
+                backward_weight::<f32, bf16>(&fx, &fg, d),
+            ];
+            for (i, ours) in ours.iter().enumerate() {
+                let rms = |x: &mut dyn Iterator<Item = f64>| {
+                    (x.map(|v| v * v).sum::<f64>() / ours.len() as f64).sqrt()
+                };
+                let off = rms(&mut ours.iter().zip(&exact[i]).map(|(&a, b)| f64::from(a) - b));
+                let least = rms(&mut direct[i].iter().zip(&exact[i]).map(|(a, b)| a - b));
+                println!(
+                    "{c} to {o}, {k}x{k}: {off:.2e} where rounded factors give {least:.2e}, {:.2}",
+                    off / least
+                );
+                assert!(off < 2.5 * least, "{c} {o} {k}: {off:e} against {least:e}");
+                if !winograd(d) {
+                    // (1 + u)^2 - 1 with u = 2^-9, and the sums' own rounding.
+                    let unit = 0.5f64.powi(9);
+                    let bound =
+                        2. * unit + unit * unit + (9 * c.max(o).max(d.cols())) as f64 * 0.5f64.powi(24);
+                    for ((&a, b), s) in ours.iter().zip(&exact[i]).zip(&size[i]) {
+                        assert!((f64::from(a) - b).abs() <= bound * s, "{c} {o} {k}: {a} against {b}");
+                    }
+                }
+            }
+        }
+    }
+}
