@@ -2,15 +2,15 @@
 
 use crate::card;
 use crate::files::{self, FileArgs};
-use crate::import::{Layout, Options, Pixels, convert};
+use crate::import::{Kind, Layout, Options, Pixels, convert};
 use anyhow::{Context, Result};
-use experiments::data;
+use experiments::{data, untrusted};
 use std::path::PathBuf;
 
 /// `import`.
 #[derive(clap::Args)]
 pub struct ImportArgs {
-    /// Checkpoint written by torch.save.
+    /// Checkpoint written by torch.save, or its tensors in a safetensors file.
     file: PathBuf,
     /// Project that the checkpoint comes from.
     #[arg(long, value_enum)]
@@ -52,8 +52,10 @@ fn sides(text: &str) -> Result<[usize; 2], String> {
 pub fn run(args: &ImportArgs) -> Result<()> {
     files::check_output_folder(&args.out)?;
     let ImportArgs { size, bits, pixels, reversed, .. } = *args;
-    let bytes = data::read_file(&args.file)?;
     let name = args.file.display().to_string();
+    // Before gigabytes are read that are none.
+    Kind::check(&untrusted::head(&args.file, 16)?, &name)?;
+    let bytes = untrusted::read_regular(&args.file, data::LARGEST)?;
     let model = convert(&bytes, &name, args.from, &Options { size, bits, pixels, reversed })
         .with_context(|| format!("{name} cannot be imported"))?;
     args.weights.advise();

@@ -15,9 +15,11 @@
 mod convert;
 mod glow_pytorch;
 mod normflows;
-pub mod pth;
+mod pickle;
+mod pth;
 mod real_nvp;
 mod tensors;
 
 pub use convert::convert;
+pub use pth::Kind;
 pub use tensors::{Layout, Options, Pixels};
