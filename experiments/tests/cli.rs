@@ -479,15 +479,20 @@ fn activations_that_do_not_fit_can_be_rebuilt() {
 }
 
 #[test]
-fn the_processor_does_not_round() {
+fn the_processor_rounds_to_bf16_and_not_to_tf32() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
-    for precision in ["tf32", "bf16"] {
-        let set = format!("train.precision={precision}");
-        let refused = error(&["train", "moons", "--out", str_of(&out), "--set", &set]);
-        assert!(refused.contains("train.precision") && refused.contains("--device cuda:0"), "{refused}");
-    }
+    let train = ["train", "moons", "--out", str_of(&out), "--set"];
+    let refused = error(&[&train[..], &["train.precision=tf32"]].concat());
+    assert!(refused.contains("train.precision") && refused.contains("--device cuda:0"), "{refused}");
     assert!(!out.exists());
+    let sets = ["train.precision=bf16", "--set", "train.updates=50", "--set", "eval.samples=0", "--json"];
+    let result = json(&[&train[..], &sets].concat());
+    let rounded = &result["rounded"];
+    assert_eq!((&rounded["precision"], &rounded["split"]), (&"bf16".into(), &"validation".into()), "{result}");
+    // The rounding shows, and is small.
+    let gap = rounded["gap"].as_f64().unwrap().abs();
+    assert!(gap > 0. && gap < 0.01, "{result}");
     let unknown = error(&["train", "moons", "--set", "train.precision=half"]);
     assert!(unknown.contains("train.precision") || unknown.contains("bf16"), "{unknown}");
 }
