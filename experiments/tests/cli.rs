@@ -486,10 +486,15 @@ fn the_processor_rounds_to_bf16_and_not_to_tf32() {
     let refused = error(&[&train[..], &["train.precision=tf32"]].concat());
     assert!(refused.contains("train.precision") && refused.contains("--device cuda:0"), "{refused}");
     assert!(!out.exists());
-    let sets = ["train.precision=bf16", "--set", "train.updates=50", "--set", "eval.samples=0", "--json"];
-    let result = json(&[&train[..], &sets].concat());
+    let sets = ["train.precision=bf16", "--set", "train.updates=50", "--set", "eval.samples=0"];
+    ok(&[&train[..], &sets].concat());
+    let result: Value = serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
     let rounded = &result["rounded"];
-    assert_eq!((&rounded["precision"], &rounded["split"]), (&"bf16".into(), &"validation".into()), "{result}");
+    assert_eq!(
+        (&rounded["precision"], &rounded["split"]),
+        (&"bf16".into(), &"validation".into()),
+        "{result}"
+    );
     // The rounding shows, and is small.
     let gap = rounded["gap"].as_f64().unwrap().abs();
     assert!(gap > 0. && gap < 0.01, "{result}");

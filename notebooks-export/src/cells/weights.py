@@ -7,10 +7,10 @@ weights = {k: v.double() for file in Path().glob("model*.safetensors") for k, v 
 
 
 def preprocess(x):  # from [0, 2^bits) to what the flow proper sees, with log |det|
-    how, n = config["preprocess"], 2.0 ** config["bits"]
-    a, b = {"none": (n, 0), "standardize": (n, 0), "unit": (1, 0), "logit": (1, 0), "centered": (1, -0.5)}.get(how["kind"], (2, -1))
+    how, k, n = config["preprocess"], config["preprocess"]["kind"], 2.0 ** config["bits"]
+    a, b = {"unit": (1, 0), "logit": (1, 0), "centered": (1, -0.5), "symmetric": (2, -1), "zca": (2, -1)}.get(k, (n, 0))
     x, log_det = a / n * x + b, x[0].numel() * float(np.log(a / n))
-    if how["kind"] == "logit":
+    if k == "logit":
         slope = 1 - how["alpha"] * {"paper": 1, "code": 2}[how["scale"]]
         p = how["alpha"] + slope * x
         x, log_det = torch.logit(p), log_det - (p * (1 - p) / slope).log().flatten(1).sum(1)
