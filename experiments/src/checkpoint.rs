@@ -97,7 +97,7 @@ pub struct Position {
     /// The updates after which the run ended: more than one where it was extended. Earlier versions did not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<u64>,
-    /// What [`BEST`](run_dir::BEST) holds: the update of the best validation, or without one of the best training bits/dim.
+    /// What [`BEST`] holds: the update of the best validation, or without one of the best training bits/dim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Measured>,
 }
@@ -329,7 +329,7 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
 }
 
 /// Takes up the checkpoint of a run, or `None` where there is none. Where the settings lower the rate from an update on
-/// that the checkpoint is past, that is [`BEST`](run_dir::BEST).
+/// that the checkpoint is past, that is [`BEST`].
 ///
 /// # Errors
 /// When the file is damaged, of a newer format, or of a run with other settings: one sentence with the remedy.
