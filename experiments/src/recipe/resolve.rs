@@ -186,8 +186,8 @@ fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
 }
 
-/// Standardizes vectors of the user's own, whose units are unknown, where the recipe was made for others that need it not and
-/// `--set` does not say how they are preprocessed.
+/// Changes the preprocessing `none` to `standardize` where the data are the user's own vectors, whose units are unknown, and
+/// `--set` does not choose one.
 fn standardize_own(table: &mut Table, sets: &[(String, Value)]) {
     let set = set_name(table);
     let own = set.as_ref().and_then(Value::as_str).and_then(known);

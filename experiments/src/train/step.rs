@@ -88,8 +88,8 @@ impl<'a> Step<'a> {
 
     /// Sets actnorm, running statistics and the moving average from the first `images` training images.
     pub(super) fn initialise(&mut self, images: usize) -> Result<()> {
-        if let Values::Reals(values) = &self.feed.examples.split().values {
-            let split = self.feed.examples.split();
+        let split = self.feed.examples.split();
+        if let Values::Reals(values) = &split.values {
             let rows = Tensor::from_slice(values, (split.len(), split.dims()), &Device::Cpu)?;
             self.model.standardize(&rows)?;
         }

@@ -1,6 +1,6 @@
 //! How the numbers inside a network are kept and multiplied on the CPU: as they are, or rounded to bf16 ([`crate::precision`]).
 
-use crate::gemm::bf16::{Packed, product, product_once};
+use crate::gemm::bf16::{Factor, Packed, product, product_once};
 use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
 use crate::real::{Real, Stored};
 use crate::simd::{Job, Width, wide};
@@ -31,7 +31,7 @@ pub(crate) trait Inner: Stored + Default {
     /// Rounds what was computed in `scratch`.
     fn keep(kept: &mut [Self], scratch: &[Self::Real]);
 
-    /// Of a (m, k).
+    /// Packs a (m, k).
     fn pack(a: Mat<Self::Real>, m: usize, k: usize) -> Self::Packed;
     /// dst = a b (+ dst if `add`) on the calling thread: (m, n, k) as in [`gemm`], with a and what [`Inner::pack`] made of it.
     fn product(
@@ -172,24 +172,33 @@ impl Inner for bf16 {
     }
     fn add_abt(
         size: (usize, usize, usize),
-        (a, a_stride): (&[f32], usize),
-        (b, b_stride): (&[f32], usize),
-        (dst, stride): (&mut [f32], usize),
+        a: (&[f32], usize),
+        b: (&[f32], usize),
+        dst: (&mut [f32], usize),
         _: &mut Vec<f32>,
     ) {
-        let (a, b) = (Mat::rows(a, a_stride), Mat::transposed(b, b_stride));
-        product_once(size, a, b, MatMut::rows(dst, stride), true);
+        add_rounded_abt(size, a, b, dst);
     }
     fn add_abt_kept(
         size: (usize, usize, usize),
-        (a, a_stride): (&[f32], usize),
-        (b, b_stride): (&[Self], usize),
-        (dst, stride): (&mut [f32], usize),
+        a: (&[f32], usize),
+        b: (&[Self], usize),
+        dst: (&mut [f32], usize),
         _: &mut Vec<f32>,
     ) {
-        let (a, b) = (Mat::rows(a, a_stride), Mat::transposed(b, b_stride));
-        product_once(size, a, b, MatMut::rows(dst, stride), true);
+        add_rounded_abt(size, a, b, dst);
     }
+}
+
+/// dst += a b^T with factors rounded to bf16, of which b may be so already.
+fn add_rounded_abt<B: Factor>(
+    size: (usize, usize, usize),
+    (a, a_stride): (&[f32], usize),
+    (b, b_stride): (&[B], usize),
+    (dst, stride): (&mut [f32], usize),
+) {
+    let (a, b) = (Mat::rows(a, a_stride), Mat::transposed(b, b_stride));
+    product_once(size, a, b, MatMut::rows(dst, stride), true);
 }
 
 struct Round<'a> {

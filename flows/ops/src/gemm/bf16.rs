@@ -66,7 +66,7 @@ pub(crate) enum Packed {
 }
 
 impl Packed {
-    /// Of a (m, k).
+    /// Packs a (m, k).
     pub(crate) fn new<A: Factor>(a: Mat<A>, m: usize, k: usize) -> Self {
         assert!(a.covers(m, k), "a packed factor is longer than its numbers");
         #[cfg(target_arch = "x86_64")]
