@@ -1,4 +1,4 @@
-//! The program in README.md: it is this one, and it runs.
+//! The program in README.md, compiled and run; a test compares the two texts.
 
 #[rustfmt::skip]
 mod program {

@@ -118,7 +118,7 @@ pub fn to_records(bytes: &[u8], records: usize, name: &str) -> Result<Vec<u8>> {
             Said::End => break,
         }
     }
-    let (data, labels) = (data.unwrap_or_default(), labels);
+    let data = data.unwrap_or_default();
     ensure!(
         data.len() == records * PIXELS && labels.len() == records,
         "{name} has no {records} images with labels under the keys `data` and `labels`: fetch the official \
