@@ -2,12 +2,21 @@
 # What a GPU is asked, in the order of what matters: are the numbers right, are they fast, what do they learn.
 # Run it in a folder that dist-cuda.sh made (it is in there): gpu-run.sh OUT DATA [STEP...]
 #
-#   STEP      tests, bench, nice-mnist, realnvp-cifar; all of them, in this order, unless some are named
+#   STEP      in this order unless some are named, the riskiest assumption first, each at most nine minutes:
+#             launch      the libraries open, and one kernel runs
+#             update      a launch with 28 kB of arguments
+#             golden      cuDNN's gradients in f64 and f32, against known numbers
+#             record      a training step is recorded as a graph and replayed
+#             precision   tf32 and bf16
+#             tests       all tests
+#             bench       speed beside PyTorch
+#             twice       two runs of 40 updates give the same file
+#             nice-mnist, realnvp-cifar   training
 #   OUT       where results go: what a step prints (STEP.txt), bench.json, a run's folder (nice-mnist/, realnvp-cifar/)
 #   DATA      MNIST and CIFAR-10, as `flow --data` takes them
 #   DEVICE    cuda:0; `cpu` tries the script where there is no GPU
-#   MINUTES   for everything (24): 4 at most are the tests', 9 the bench's; NICE's training has 45% of what is left, or
-#             ends with its 1500 epochs; RealNVP's has the rest. A run is resumed by the same command
+#   MINUTES   for everything (24); NICE's training has 45% of what is left, or ends with its 1500 epochs; RealNVP's has the
+#             rest, up to nine minutes each. A run is resumed by the same command
 #   PYTHON    a Python with PyTorch, for the bench and for CUDA's libraries (python3)
 #   PRECISION of the bench: --tf32 (the default), --bf16, or empty
 #   BENCH     more of the bench's arguments, such as `--cases glow_L3_K32_512@64 --rounds 3`
@@ -20,7 +29,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n '2,4p' "$0" >&2; exit 2; }
 out=$(mkdir -p "$1/pieces" && cd "$1" && pwd) data=$2
 shift 2
-[ $# -gt 0 ] || set -- tests bench nice-mnist realnvp-cifar
+[ $# -gt 0 ] || set -- launch update golden record precision tests bench twice nice-mnist realnvp-cifar
 device=${DEVICE:-cuda:0} python=${PYTHON:-python3} end=$(awk "BEGIN { print int(60 * ${MINUTES:-24}) }")
 export FLOWS_PEERS=$here/peers.py FLOWS_PYTHON=$python FLOWS_GOLDEN=$here/golden PYTHONPATH=$here/python
 FLOWS_COMMIT=$(cat "$here/commit")
@@ -29,8 +38,8 @@ export FLOWS_COMMIT
 wheels=$("$python" -c 'import os, nvidia; print(list(nvidia.__path__)[0])' 2> /dev/null) &&
     export LD_LIBRARY_PATH=$wheels/cu13/lib:$wheels/cudnn/lib:${LD_LIBRARY_PATH:-}
 # Without a GPU the twins on the CPU stand in for those that need one, and there is no TF32.
-half=cuda precision=${PRECISION---tf32}
-if [ "$device" = cpu ]; then half=cpu precision=${PRECISION-}; else export FLOWS_NEED_CUDA=1; fi
+half=cuda other=cpu precision=${PRECISION---tf32}
+if [ "$device" = cpu ]; then half=cpu other=cuda precision=${PRECISION-}; else export FLOWS_NEED_CUDA=1; fi
 
 pack() {
     local pieces=$out/pieces new=$out/pieces/.results.$BASHPID run model
@@ -64,14 +73,32 @@ step() { # step NAME SECONDS command...
     [ $rc = 0 ] || failed=1
 }
 least() { echo $(($1 < $2 ? $1 : $2)); }
+twice() {
+    local run
+    for run in first second; do
+        "$here/flow" train quickstart --device "$device" --out "$out/twice/$run" --set train.updates=40 \
+            --set train.validate_every=20 --set "train.schedule={kind='constant'}" || return
+    done
+    cmp "$out/twice/first/model.safetensors" "$out/twice/second/model.safetensors" && echo "both runs gave the same file"
+}
+# For `timeout`, which runs programs only.
+export here out device
+export -f twice
 while [ $# -gt 0 ]; do
     name=$1 left=$((end - SECONDS))
     shift
+    left=$(least 540 $left)
     case $name in
-    tests) step tests "$(least 240 $left)" "$here/tests" "$half" --test-threads 1 ;;
+    launch) step launch "$left" "$here/tests" --exact "gpu::batches_are_the_examples_in_order_with_noise_within_the_bin::$half" ;;
+    update) step update "$left" "$here/tests" --exact "gpu::kernels_take_the_same_steps::$half" ;;
+    golden) step golden "$left" "$here/tests" golden --skip "$other" --test-threads 1 ;;
+    record) step record "$left" "$here/tests" --exact "gpu::a_recorded_step_is_the_step::$half" ;;
+    precision) step precision "$left" "$here/tests" --exact "gpu::reduced_precision_costs_likelihood_and_not_invertibility::$half" ;;
+    tests) step tests "$left" "$here/tests" "$half" --test-threads 1 ;;
+    twice) step twice "$left" bash -c twice ;;
     bench)
         # shellcheck disable=SC2086
-        step bench "$(least 540 $left)" "$here/bench" --device "$device" $precision --rounds 5 --seconds 0.5 \
+        step bench "$left" "$here/bench" --device "$device" $precision --rounds 5 --seconds 0.5 \
             --out "$out/bench.json" ${BENCH:-}
         ;;
     nice-mnist | realnvp-cifar)
@@ -81,7 +108,7 @@ while [ $# -gt 0 ]; do
         step "$name" "$left" "$here/flow" reproduce "$name" --data "$data" --device "$device" \
             --set "train.minutes=$minutes" --out "$out/$name"
         ;;
-    *) echo "there is no step $name; there are tests, bench, nice-mnist, realnvp-cifar" >&2; failed=1 ;;
+    *) echo "there is no step $name: see the head of this script" >&2; failed=1 ;;
     esac
 done
 exit $failed

@@ -16,7 +16,7 @@
 use crate::data::file_name;
 use crate::run_dir::{EVENTS, list};
 use anyhow::{Context, Result};
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use serde_json::{Map, Value};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | config.json, model.safetensors | the model of the best validation ([`flows::models::file`]) |
+//! | config.json, model.safetensors | the model of the best validation ([`flows::storage`]) |
 //! | [`RECIPE`] | every setting, resolved ([`crate::recipe`]) |
 //! | [`METRICS`] | the log, one JSON object a line; the same for TensorBoard in [`crate::events`] |
 //! | [`BEST`] | that of the best update so far, from which a lower rate can go on |
@@ -17,7 +17,7 @@ use crate::data::file_name;
 use crate::recipe::{Recipe, Resolved};
 use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow, ensure};
-use flows::models::{INDEX, WEIGHTS, file::CONFIG, write_atomic};
+use flows::storage::{CONFIG, INDEX, WEIGHTS, write_atomic};
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};

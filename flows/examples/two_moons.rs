@@ -1,4 +1,4 @@
-//! Two moons in 60 lines: eight affine couplings between small MLPs, trained for some seconds.
+//! Two moons in 80 lines: eight affine couplings between small MLPs, trained for some seconds, saved and loaded.
 //!
 //! `cargo run --release --example two_moons`
 
@@ -8,8 +8,9 @@ use flows::nets::{Mlp, Start};
 use flows::optim::{Optimizer, Rule};
 use flows::params::{Init, rng_for};
 use flows::transforms::{Affine, Partition, Scale, Transform};
-use flows::{Chain, Ctx, Flow, Gradients, Memory, ParamStore, Prior};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, ParamStore, Prior, SaveOptions};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 /// `n` points of two interleaved half circles with noise of .1.
 fn moons(n: usize, seed: u64) -> Result<Tensor> {
@@ -24,22 +25,32 @@ fn moons(n: usize, seed: u64) -> Result<Tensor> {
     Tensor::from_vec(v, (n, 2), &Device::Cpu)?.to_dtype(DType::F32)
 }
 
-fn main() -> Result<()> {
-    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
-    let vb = params.vb();
+/// What the flow is built from; saved as config.json beside its tensors.
+#[derive(Serialize, Deserialize)]
+struct Config {
+    couplings: usize,
+    hidden: Vec<usize>,
+}
+
+fn build(config: &Config, params: &ParamStore) -> Result<Flow> {
     let mut chain = Chain::new();
-    for i in 0..8 {
-        let vb = vb.pp(i);
+    for i in 0..config.couplings {
+        let vb = params.vb().pp(i);
         let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
         let transform = Affine { scale, shift_first: false };
-        let net = Mlp::new(1, &[64, 64], transform.params_per_element(), Start::Identity, &vb.pp("net"))?;
+        let outputs = transform.params_per_element();
+        let net = Mlp::new(1, &config.hidden, outputs, Start::Identity, &vb.pp("net"))?;
+        let partition = Partition::Halves { swap: i % 2 == 1 };
         chain.push(format!("norm{i}"), ActNorm::new(2, 1., &vb.pp("norm"))?);
-        chain.push(
-            format!("coupling{i}"),
-            Coupling::new(Partition::Halves { swap: i % 2 == 1 }, net, transform),
-        );
+        chain.push(format!("coupling{i}"), Coupling::new(partition, net, transform));
     }
-    let flow = Flow::new(chain, Prior::Gaussian, &[2]);
+    Ok(Flow::new(chain, Prior::Gaussian, &[2]))
+}
+
+fn main() -> Result<()> {
+    let config = Config { couplings: 8, hidden: vec![64, 64] };
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
+    let flow = build(&config, &params)?;
     flow.init(&moons(1024, 1)?, None)?;
 
     let mut opt = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, &params)?;
@@ -52,9 +63,13 @@ fn main() -> Result<()> {
             println!("step {step:4}: {:.3} nats", loss.to_scalar::<f32>()?);
         }
     }
+    let dir = tempfile::tempdir()?;
+    params.save(dir.path(), &config, &SaveOptions::default())?;
+    let (flow, params) = ParamStore::load(dir.path(), None, &Device::Cpu, build)?;
+
     let test = moons(10_000, 2)?;
     let nats = flow.log_prob(&test, None)?.mean_all()?.neg()?.to_scalar::<f32>()?;
-    println!("held out: {nats:.3} nats a point; {} parameters", params.count());
+    println!("held out, saved and loaded: {nats:.3} nats a point; {} parameters", params.count());
     let samples = flow.sample(3, 1., &mut rng_for(3, "samples"), None, (DType::F32, &Device::Cpu))?;
     println!("three samples:\n{samples}");
     Ok(())

@@ -5,7 +5,8 @@
 //! - [`transforms`]: what couplings do to the elements that they change; [`nets`]: the networks inside couplings;
 //!   [`bijections`]: the layers.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
-//! - [`models`]: the papers' models as configs, saved and loaded as a folder.
+//! - [`models`]: the papers' models as configs.
+//! - [`storage`]: a flow of any kind saved to a folder and loaded from it.
 //! - [`latents`]: interpolation, attributes, levels, inpainting, and a trace of every layer.
 //! - [`hub`]: models from the Hugging Face hub and to it (feature `hub`, on by default).
 //! - [`ops`]: the numerical kernels, a crate of their own; [`ops::device::open_device`] opens a GPU.
@@ -15,7 +16,7 @@
 //! A file uses items of the layers before its own only, and within a layer there is no circle of files:
 //!
 //! ```text
-//! ops -> params -> core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
+//! ops -> params -> storage, core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
 //! ```
 //!
 //! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
@@ -37,6 +38,7 @@ pub mod nets;
 pub mod optim;
 pub mod params;
 mod prior;
+pub mod storage;
 pub mod testing;
 pub mod transforms;
 
@@ -45,9 +47,10 @@ pub use crate::core::{
 };
 pub use flow::{Flow, LogProbTerms};
 pub use flows_ops as ops;
-pub use models::{Model, ModelConfig, SaveOptions, load};
+pub use models::{Model, ModelConfig, load};
 pub use params::{ParamBuilder, ParamStore};
 pub use prior::Prior;
+pub use storage::SaveOptions;
 
 /// The documents' code is compiled and run with the library's own examples.
 #[cfg(doctest)]

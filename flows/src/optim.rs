@@ -364,14 +364,14 @@ impl Updater {
             self.tally.not_finite = Some(false);
             return Ok(());
         }
-        let clip = self.clip_norm.map_or(1., |most| if norm > most { most / norm } else { 1. });
-        self.optimizer.step(&grads, self.lr, clip)?;
+        let factor = self.clip_norm.map_or(1., |most| if norm > most { most / norm } else { 1. });
+        self.optimizer.step(&grads, self.lr, factor)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;
         }
         self.tally.log_prob += number(log_prob)?;
         self.tally.norm += norm;
-        self.tally.clip += clip;
+        self.tally.clip += factor;
         self.tally.updates += 1;
         Ok(())
     }

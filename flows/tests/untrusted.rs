@@ -5,8 +5,8 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Counting, LIVE, PEAK};
-use flows::models::file::{CONFIG, INDEX, WEIGHTS};
 use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
+use flows::storage::{CONFIG, INDEX, WEIGHTS};
 use flows::{Model, ModelConfig, SaveOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

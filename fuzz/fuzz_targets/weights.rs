@@ -1,7 +1,7 @@
 //! model.safetensors beside a config that is good.
 #![no_main]
 
-use flows::models::file::{self, CONFIG, WEIGHTS};
+use flows::storage::{self, CONFIG, WEIGHTS};
 use flows_fuzz::{folder, tell};
 use libfuzzer_sys::fuzz_target;
 use std::sync::Once;
@@ -9,7 +9,7 @@ use std::sync::Once;
 const GOOD: &[u8] = include_bytes!("../../flows/tests/golden/nice_zca/config.json");
 
 fuzz_target!(|bytes: &[u8]| {
-    let header = file::read_header(&mut &bytes[..], bytes.len() as u64);
+    let header = storage::read_header(&mut &bytes[..], bytes.len() as u64);
     if header.is_ok() {
         static WRITE: Once = Once::new();
         WRITE.call_once(|| std::fs::write(folder().join(CONFIG), GOOD).expect("it can be written"));

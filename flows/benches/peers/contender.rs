@@ -1,6 +1,6 @@
 //! The processes that compute on demand, ours and PyTorch's.
 
-use crate::options::Options;
+use crate::options::{Options, split_name};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -42,11 +42,13 @@ impl Contender {
     /// Starts the process; `wait` says whether it got anywhere.
     pub fn start(name: &'static str, case: &str, o: &Options) -> anyhow::Result<Self> {
         let threads = o.threads();
-        let ours = name.starts_with("flows");
+        let (program, precision) = split_name(name);
+        let precision = precision.unwrap_or(o.precision()).name();
+        let ours = program.starts_with("flows");
         let mut command = if ours {
             let mut c = Command::new(std::env::current_exe()?);
-            let memory = if name == "flows" { "store" } else { "recompute" };
-            c.args(["worker", memory, case, &o.device, o.precision().name(), o.order()]);
+            let memory = if program == "flows" { "store" } else { "recompute" };
+            c.args(["worker", memory, case, &o.device, precision, o.order()]);
             c
         } else {
             // Where the binary was taken to another machine, the script went with it.
@@ -57,8 +59,16 @@ impl Contender {
                 Some((plain, batch)) => (plain, Some(batch)),
                 None => (case, None),
             };
-            c.args([script.as_str(), name, plain, "--threads", &threads.to_string(), "--device", &o.device]);
-            c.args(["--precision", o.precision().name()]);
+            c.args([
+                script.as_str(),
+                program,
+                plain,
+                "--threads",
+                &threads.to_string(),
+                "--device",
+                &o.device,
+            ]);
+            c.args(["--precision", precision]);
             if name == "torch-compile" {
                 c.args(["--compile-mode", &o.compile_mode]);
             }
@@ -120,6 +130,11 @@ impl Contender {
             anyhow::bail!("{why}");
         }
         Ok(answer)
+    }
+
+    /// Whether it computes in the precision that the options name.
+    pub fn plain(&self) -> bool {
+        split_name(self.name).1.is_none()
     }
 
     /// Waits until it is ready; why it never will be, if it does not have the case.

@@ -2,11 +2,13 @@
 //!
 //! For each case one fresh process a contender builds the same architecture and then does as it is told: rounds go round
 //! the contenders, so what else the machine does falls on all of them. Printed are medians with the smallest and largest
-//! round. On the CPU: ours; ours with inputs reconstructed; PyTorch as written by hand, in both memory formats; normflows; the
-//! ratio to the best peer; and peak memory: a process's high-water mark after training, less that after building model and
-//! optimiser, less the gradients. The last line is one JSON object of maps from case to ours over the best peer's:
-//! `train_ratio`, `eval_ratio`, `sample_ratio` (images/s), `conv_ratio` (operations a second), `memory_ratio` (bytes, less
-//! is better; `memory_ratio_recompute` with inputs reconstructed); `recompute_ratio` is storing over reconstructing, ours over ours.
+//! round. On the CPU: ours in f32 and in bf16 (`-bf16`); PyTorch as written by hand in both memory formats, each in f32 and under
+//! autocast to bf16; normflows; the ratio to the best peer of the same or a lower precision; and peak memory: a process's
+//! high-water mark after training, less that after building model and optimiser, less the gradients. The last line is one JSON
+//! object of maps from case to ours over the best peer's: `train_ratio`, `eval_ratio`, `sample_ratio` (images/s) and `conv_ratio`
+//! (operations a second) compare the faster of ours with the fastest of all peers, `train_ratio_f32` and so on f32 with f32;
+//! `memory_ratio` (bytes in f32, less is better; `memory_ratio_recompute` with inputs reconstructed); `recompute_ratio` is storing
+//! over reconstructing, ours over ours.
 //!
 //! On a GPU (`--device cuda:N`) PyTorch compiled comes beside PyTorch eager, and there are more columns: each task's peak of
 //! what its process allocated on the GPU, the operations a second (counted from the weights' shapes, flops.rs) and their

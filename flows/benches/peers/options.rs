@@ -5,9 +5,29 @@ use crate::{DEPTHS, cases, config};
 use clap::{ArgGroup, Parser};
 use std::path::PathBuf;
 
-/// Who there is.
-const CONTENDERS: [&str; 6] =
-    ["flows", "flows-recompute", "torch", "torch-channels-last", "torch-compile", "normflows"];
+/// Who there is; one that ends in [`BF16`] computes in bf16, whatever the options say.
+const CONTENDERS: [&str; 9] = [
+    "flows",
+    "flows-bf16",
+    "flows-recompute",
+    "torch",
+    "torch-bf16",
+    "torch-channels-last",
+    "torch-channels-last-bf16",
+    "torch-compile",
+    "normflows",
+];
+
+/// The end of the name of a contender that computes in bf16.
+const BF16: &str = "-bf16";
+
+/// What a contender of this name runs, and in which precision where its name says so.
+pub fn split_name(name: &str) -> (&str, Option<Precision>) {
+    match name.strip_suffix(BF16) {
+        Some(plain) => (plain, Some(Precision::Bf16)),
+        None => (name, None),
+    }
+}
 
 /// Whole models and convolutions against PyTorch, in one run
 #[derive(Parser)]
@@ -20,7 +40,7 @@ pub struct Options {
     /// Both sides round the factors of products to TF32 (GPUs)
     #[arg(long, group = "rounding")]
     tf32: bool,
-    /// Both sides round the factors of products to bf16 (PyTorch's is autocast)
+    /// Both sides round the factors of products to bf16 (GPUs; PyTorch's is autocast)
     #[arg(long, group = "rounding")]
     bf16: bool,
     /// Ours may add in any order, as PyTorch does by default (GPUs)
@@ -94,6 +114,10 @@ impl Options {
     pub fn check(self) -> anyhow::Result<Self> {
         check(&self.device)?;
         anyhow::ensure!(self.gpu() || !self.tf32, "`--tf32` is for GPUs");
+        anyhow::ensure!(
+            self.gpu() || !self.bf16,
+            "`--bf16` is for GPUs: on a CPU contenders have it in their name"
+        );
         let all = cases(&self.device);
         for case in self.cases.iter().flatten() {
             let known = all.contains(&case.as_str()) || (!case.starts_with("conv:") && config(case).is_ok());
@@ -137,23 +161,21 @@ impl Options {
 
     /// Who is measured on a case.
     pub fn contenders(&self, case: &str) -> Vec<&'static str> {
-        let depth = DEPTHS.contains(&case);
-        let default: &[&str] = if case.starts_with("conv:") {
-            &["flows", "torch", "torch-channels-last"]
-        } else if self.gpu() {
-            &["flows", "torch", "torch-channels-last", "torch-compile", "normflows"]
-        } else if depth {
-            &["flows", "flows-recompute", "torch"]
-        } else if case.starts_with("glow") {
-            &["flows", "flows-recompute", "torch", "torch-channels-last", "normflows"]
-        } else {
-            &["flows", "torch", "torch-channels-last", "normflows"]
+        let (gpu, conv, depth) = (self.gpu(), case.starts_with("conv:"), DEPTHS.contains(&case));
+        let default = |name: &str| match split_name(name) {
+            (_, Some(_)) => !gpu && !depth,
+            ("flows-recompute", _) => !gpu && case.starts_with("glow"),
+            ("torch-channels-last", _) => !depth,
+            // On a CPU it compiles for minutes and trains at a quarter of eager's speed: by `--who` only.
+            ("torch-compile", _) => gpu && !conv,
+            ("normflows", _) => !conv && !depth,
+            _ => true,
         };
         let chosen = |name: &&str| match &self.who {
             Some(who) => who.iter().any(|w| w == name),
-            None => default.contains(name),
+            None => default(name),
         };
-        CONTENDERS.into_iter().filter(|name| chosen(name)).collect()
+        CONTENDERS.into_iter().filter(chosen).collect()
     }
 
     /// Whether torch.compile is among them, and there is more than one ratio to tell.

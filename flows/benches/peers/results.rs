@@ -2,7 +2,7 @@
 
 use crate::contender::Contender;
 use crate::flops::{forward_flops, peak};
-use crate::options::Options;
+use crate::options::{Options, split_name};
 use crate::worker::name;
 use crate::{cases, config};
 use candle_core::{DType, Device};
@@ -199,7 +199,7 @@ fn recorded(recording: &Value, per_second: f64) -> String {
 }
 
 fn print(case: &str, task: &str, all: &[Contender], o: &Options, counted: Option<(f64, Option<f64>)>) {
-    let peer = best(all, task, |c| !c.ours);
+    let peer = |c: &Contender| best(all, task, |p| !p.ours && (p.plain() || !c.plain()));
     let unit = if case.starts_with("conv:") { 1e9 } else { 1. };
     for c in all.iter().filter(|c| c.rates.contains_key(task)) {
         let (v, m) = (c.sorted(task), c.median(task));
@@ -224,8 +224,8 @@ fn print(case: &str, task: &str, all: &[Contender], o: &Options, counted: Option
             let ratios = over(all, task, m);
             notes
                 .extend(ratios.iter().filter(|r| r.1.is_finite()).map(|(who, r)| format!("{r:.2} of {who}")));
-        } else if c.ours && peer.is_finite() {
-            notes.push(format!("{:.2}", m / peer));
+        } else if c.ours && peer(c).is_finite() {
+            notes.push(format!("{:.2}", m / peer(c)));
         }
         // Which compiler this is, and what it took.
         if c.name == "torch-compile" && task == "train" {
@@ -245,6 +245,7 @@ fn sum_up(
     results: &mut Results,
 ) {
     let ours = all.iter().find(|c| c.name == "flows").map_or(f64::NAN, |c| c.median(task));
+    let fastest = best(all, task, |c| split_name(c.name).0 == "flows");
     let conv = case.starts_with("conv:");
     let both = format!("{case} {task}");
     if o.compiles(case) {
@@ -259,14 +260,17 @@ fn sum_up(
             "eval" => "eval_ratio",
             _ => "sample_ratio",
         };
-        results.put(map, if conv { &both } else { case }, ours / best(all, task, |c| !c.ours));
+        let key = if conv { &both } else { case };
+        results.put(map, key, fastest / best(all, task, |c| !c.ours));
+        results.put(&format!("{map}_f32"), key, ours / best(all, task, |c| !c.ours && c.plain()));
     }
     if let Some((forward, Some(most))) = counted {
         results.put("share", &both, operations(task, forward, ours) / most);
     }
     if task == "train" && !o.gpu() {
-        let least = all.iter().filter(|c| !c.ours).map(Contender::memory).fold(f64::NAN, f64::min);
-        for c in all.iter().filter(|c| c.ours) {
+        let least =
+            all.iter().filter(|c| !c.ours && c.plain()).map(Contender::memory).fold(f64::NAN, f64::min);
+        for c in all.iter().filter(|c| c.ours && c.plain()) {
             let map = if c.name == "flows" { "memory_ratio" } else { "memory_ratio_recompute" };
             results.put(map, case, c.memory() / least);
         }

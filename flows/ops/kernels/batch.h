@@ -31,6 +31,7 @@ typedef struct {
     float unit;
     unsigned examples, batch, c, h, w, drop, shift_bits, flip, most_y, most_x, key0, key1;
 } Batch;
+LAYOUT(Batch, 104, key1, 96);
 
 // A whole number from -most to most.
 DEVICE int offset(unsigned random, unsigned most) { return (int)mul_high(random, 2 * most + 1) - (int)most; }
@@ -63,6 +64,7 @@ KERNEL(batch, Batch) {
 
 // The next update's number, at the end of this one.
 typedef struct { unsigned long long *update; } Advance;
+LAYOUT(Advance, 8, update, 0);
 
 KERNEL(advance, Advance) {
     if (BLOCK == 0 && THREAD == 0) *a.update += 1;
@@ -74,6 +76,7 @@ typedef struct {
     unsigned key0, key1;
     unsigned *out;
 } Random;
+LAYOUT(Random, 32, out, 24);
 
 KERNEL(random_numbers, Random) {
     if (THREAD < 4) a.out[THREAD] = philox(a.counter, a.key0, a.key1).v[THREAD];

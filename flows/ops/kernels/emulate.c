@@ -39,7 +39,7 @@ static const struct {
     const char *name;
     void (*kernel)(const void *);
 } kernels[] = {LAYERS(f32), LAYERS(f64), NETWORK(bf16), {"batch", batch}, {"advance", advance},
-               {"random_numbers", random_numbers}};
+               {"random_numbers", random_numbers}, {"put", put}};
 
 // Runs the kernel `name` on `blocks` blocks; 1 if there is none, 2 without memory. Not for two callers at once.
 int flows_emulate(const char *name, unsigned blocks, const void *args) {

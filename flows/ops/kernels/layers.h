@@ -44,6 +44,7 @@ typedef struct {
     NAME(Part) part;
     unsigned kind, shift_first, inverse;
 } NAME(Coupling);
+LAYOUT(NAME(Coupling), 88, inverse, 80);
 
 KERNEL(NAME(coupling), NAME(Coupling)) {
     NAME(Part) p = a.part;
@@ -84,6 +85,7 @@ typedef struct {
     NAME(Part) part;
     unsigned kind, shift_first;
 } NAME(CouplingBack);
+LAYOUT(NAME(CouplingBack), 104, shift_first, 100);
 
 KERNEL(NAME(coupling_back), NAME(CouplingBack)) {
     NAME(Part) p = a.part;
@@ -124,6 +126,7 @@ typedef struct {
     NAME(Part) part;
     unsigned total;
 } NAME(Take);
+LAYOUT(NAME(Take), 56, total, 48);
 
 KERNEL(NAME(take_part), NAME(Take)) {
     NAME(Part) p = a.part;
@@ -141,6 +144,7 @@ typedef struct {
     NAME(Part) part;
     unsigned total;
 } NAME(AddPart);
+LAYOUT(NAME(AddPart), 64, total, 56);
 
 KERNEL(NAME(add_part), NAME(AddPart)) {
     NAME(Part) p = a.part;
@@ -161,6 +165,7 @@ typedef struct {
     R *out;
     unsigned channels, h, w, total, inverse;
 } NAME(Squeeze);
+LAYOUT(NAME(Squeeze), 40, inverse, 32);
 
 KERNEL(NAME(squeeze), NAME(Squeeze)) {
     for EACH(i, a.total) {
@@ -180,6 +185,7 @@ typedef struct {
     double factor;
     unsigned channels, positions, total, inverse;
 } NAME(ActNorm);
+LAYOUT(NAME(ActNorm), 64, inverse, 60);
 
 KERNEL(NAME(act_norm), NAME(ActNorm)) {
     for EACH(i, a.total) {
@@ -199,6 +205,7 @@ typedef struct {
     double factor;
     unsigned batch, channels, positions, slices;
 } NAME(ActNormBack);
+LAYOUT(NAME(ActNormBack), 64, slices, 60);
 
 KERNEL(NAME(act_norm_back), NAME(ActNormBack)) {
     unsigned c = BLOCK / a.slices;
@@ -228,6 +235,7 @@ typedef struct {
     R *out;
     unsigned slices;
 } NAME(SliceSums);
+LAYOUT(NAME(SliceSums), 24, slices, 16);
 
 KERNEL(NAME(slice_sums), NAME(SliceSums)) {
     double sum = slices_sum(a.partial, a.slices, BLOCK);
@@ -244,6 +252,7 @@ typedef struct {
     const R *v[VECTORS];
     unsigned stride[VECTORS];
 } NAME(SumVectors);
+LAYOUT(NAME(SumVectors), 1552, stride, 1040);
 
 KERNEL(NAME(sum_vectors), NAME(SumVectors)) {
     for EACH(i, a.n) {
@@ -260,6 +269,7 @@ typedef struct {
     double factor;
     unsigned n;
 } NAME(ScaledSum);
+LAYOUT(NAME(ScaledSum), 32, n, 24);
 
 KERNEL(NAME(scaled_sum), NAME(ScaledSum)) {
     double sum = 0;
@@ -275,6 +285,7 @@ typedef struct {
     double share;
     unsigned channels;
 } NAME(Mixed);
+LAYOUT(NAME(Mixed), 40, channels, 32);
 
 KERNEL(NAME(mix_moments), NAME(Mixed)) {
     for EACH(i, 2 * a.channels) {
@@ -289,6 +300,7 @@ typedef struct {
     R *out;
     unsigned channels, positions, total, transpose;
 } NAME(Mix);
+LAYOUT(NAME(Mix), 40, transpose, 36);
 
 KERNEL(NAME(channel_mix), NAME(Mix)) {
     unsigned n = a.channels;
@@ -309,6 +321,7 @@ typedef struct {
     double *partial;
     unsigned batch, channels, positions, slices;
 } NAME(Outer);
+LAYOUT(NAME(Outer), 40, slices, 36);
 
 KERNEL(NAME(channel_outer), NAME(Outer)) {
     unsigned element = BLOCK / a.slices, o = element / a.channels, c = element % a.channels;
@@ -329,6 +342,7 @@ typedef struct {
     R *w, *log_det;
     unsigned n;
 } NAME(Plu);
+LAYOUT(NAME(Plu), 48, n, 40);
 
 // U[i, j] with its diagonal.
 DEVICE double NAME(upper)(const R *packed, const R *sign, unsigned n, unsigned i, unsigned j) {
@@ -362,6 +376,7 @@ typedef struct {
     R *out;
     unsigned n;
 } NAME(PluBack);
+LAYOUT(NAME(PluBack), 56, n, 48);
 
 // `place` is the inverse of the permutation: row i of L U is row place[i] of W.
 KERNEL(NAME(plu_back), NAME(PluBack)) {
@@ -392,6 +407,7 @@ typedef struct {
     R *out;
     unsigned n;
 } NAME(PluInverse);
+LAYOUT(NAME(PluInverse), 48, n, 40);
 
 KERNEL(NAME(plu_inverse), NAME(PluInverse)) {
     unsigned n = a.n;
@@ -420,6 +436,7 @@ typedef struct {
     R *inverse, *log_det;
     unsigned n;
 } NAME(Invert);
+LAYOUT(NAME(Invert), 40, n, 32);
 
 KERNEL(NAME(invert), NAME(Invert)) {
     unsigned n = a.n, m = 2 * n;
@@ -468,6 +485,7 @@ typedef struct {
     R *out;
     unsigned channels, positions, total, signs;
 } NAME(Signed);
+LAYOUT(NAME(Signed), 40, signs, 36);
 
 KERNEL(NAME(signed_input), NAME(Signed)) {
     unsigned rows = a.signs * a.channels + (a.mask ? 1 : 0);
@@ -487,6 +505,7 @@ typedef struct {
     R *gx;
     unsigned channels, positions, total, signs, rows;
 } NAME(SignedBack);
+LAYOUT(NAME(SignedBack), 40, rows, 32);
 
 KERNEL(NAME(signed_input_back), NAME(SignedBack)) {
     for EACH(i, a.total) {

@@ -34,6 +34,7 @@ typedef struct {
     T *out;
     unsigned channels, positions, total;
 } NAME(ToLast);
+LAYOUT(NAME(ToLast), 32, total, 24);
 
 KERNEL(NAME(to_last), NAME(ToLast)) {
     for EACH(i, a.total) {
@@ -47,6 +48,7 @@ typedef struct {
     R *out;
     unsigned channels, positions, total;
 } NAME(FromLast);
+LAYOUT(NAME(FromLast), 32, total, 24);
 
 KERNEL(NAME(from_last), NAME(FromLast)) {
     for EACH(i, a.total) {
@@ -64,6 +66,7 @@ typedef struct {
     double factor;
     unsigned channels, each, groups, relu, wide;
 } NAME(NetAct);
+LAYOUT(NAME(NetAct), 80, wide, 72);
 
 KERNEL(NAME(net_act), NAME(NetAct)) {
     for EACH(k, a.groups) {
@@ -95,6 +98,7 @@ typedef struct {
     double factor;
     unsigned rows, channels, relu, slices, wide;
 } NAME(NetActBack);
+LAYOUT(NAME(NetActBack), 80, wide, 72);
 
 KERNEL(NAME(net_act_back), NAME(NetActBack)) {
     OverRows t = over_rows(a.rows, a.channels, a.slices, a.wide);
@@ -136,6 +140,7 @@ typedef struct {
     R *out;
     unsigned batch, each, groups, wide;
 } NAME(BatchSum);
+LAYOUT(NAME(BatchSum), 32, wide, 28);
 
 KERNEL(NAME(batch_sum), NAME(BatchSum)) {
     for EACH(k, a.groups) {
@@ -158,6 +163,7 @@ typedef struct {
     double *partial;
     unsigned rows, channels, slices, wide;
 } NAME(Moments);
+LAYOUT(NAME(Moments), 40, wide, 36);
 
 KERNEL(NAME(moments), NAME(Moments)) {
     OverRows t = over_rows(a.rows, a.channels, a.slices, a.wide);
@@ -206,6 +212,7 @@ typedef struct {
     double eps;
     unsigned channels, groups, relu, wide;
 } NAME(Norm);
+LAYOUT(NAME(Norm), 72, wide, 68);
 
 KERNEL(NAME(norm), NAME(Norm)) {
     for EACH(k, a.groups) {
@@ -232,6 +239,7 @@ typedef struct {
     double eps;
     unsigned rows, channels, groups, relu, own, slices, wide;
 } NAME(NormBack);
+LAYOUT(NAME(NormBack), 112, wide, 104);
 
 KERNEL(NAME(norm_back_sums), NAME(NormBack)) {
     OverRows t = over_rows(a.rows, a.channels, a.slices, a.wide);
@@ -294,6 +302,7 @@ typedef struct {
     double *inverse;
     unsigned channels, taps;
 } NAME(WeightNorm);
+LAYOUT(NAME(WeightNorm), 40, taps, 36);
 
 KERNEL(NAME(weight_norm), NAME(WeightNorm)) {
     unsigned n = a.channels * a.taps;
@@ -315,6 +324,7 @@ typedef struct {
     R *gv, *gg;
     unsigned channels, taps;
 } NAME(WeightNormBack);
+LAYOUT(NAME(WeightNormBack), 56, taps, 52);
 
 KERNEL(NAME(weight_norm_back), NAME(WeightNormBack)) {
     unsigned n = a.channels * a.taps;

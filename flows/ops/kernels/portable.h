@@ -36,6 +36,15 @@ extern unsigned emulated_thread, emulated_block, emulated_blocks;
 void emulated_sync(void);
 #endif
 
+// Checks when this is compiled that a struct has the size, and its last field the place, that `layout!` in the host's code checks
+// of the host's own struct.
+#include <stddef.h>
+#ifdef __cplusplus
+#define LAYOUT(Args, size, last, at) static_assert(sizeof(Args) == size && offsetof(Args, last) == at, "as on the host")
+#else
+#define LAYOUT(Args, size, last, at) _Static_assert(sizeof(Args) == size && offsetof(Args, last) == at, "as on the host")
+#endif
+
 // This thread's elements of 0..n over the whole grid.
 #define EACH(i, n) (unsigned i = BLOCK * THREADS + THREAD; i < (n); i += BLOCKS * THREADS)
 // This thread's elements of 0..n within its block.

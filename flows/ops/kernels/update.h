@@ -6,7 +6,7 @@
 #define TENSORS 3500
 // Elements a block works on.
 #define CHUNK 16384
-// The numbers of one update, written by the host before it: see `Hyper` in ops/kernels/update.rs.
+// The numbers of one update, written by the host before it: see `on_device` in update/cuda.rs.
 typedef struct {
     double b1, b2, eps, a, c, lr, momentum, decay, max_norm, rule;
 } Hyper;
@@ -15,6 +15,20 @@ typedef struct {
     double loss, norm, clip, updates, bad, bad_loss;
 } Tally;
 enum { ADAM, ADAMAX, RMS_PROP };
+
+// Numbers of the host written over the first `n` of `out`. They are arguments of the launch, which waits for nothing: a copy from
+// the host's memory may wait for all that was launched before it.
+#define NUMBERS 10
+typedef struct {
+    double v[NUMBERS];
+    double *out;
+    unsigned n;
+} Put;
+LAYOUT(Put, 96, n, 88);
+
+KERNEL(put, Put) {
+    for OF_BLOCK(i, a.n) a.out[i] = a.v[i];
+}
 #endif
 
 typedef struct {
@@ -30,6 +44,7 @@ typedef struct {
     unsigned parts;
     const R *g[TENSORS];
 } NAME(Update);
+LAYOUT(NAME(Update), 28096, g, 96);
 
 // The sum of squares of a chunk of gradients (and of L2's share).
 KERNEL(NAME(square_sums), NAME(Update)) {

@@ -3,7 +3,7 @@
 //! Matrices are row-major slices of n * n numbers. The sizes met are the channels of a 1x1 convolution (at most a few
 //! hundred), done plainly, and the dimensions of ZCA whitening (3072 for CIFAR-10), done with GEMM.
 
-use crate::cuda::launch::{Args, Ptr, count, fresh, launch};
+use crate::cuda::launch::{Args, Ptr, count, fresh, launch, layout};
 use crate::device::Path;
 use crate::gemm::{Mat, MatMut, gemm};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -57,6 +57,7 @@ struct Invert {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Invert {}
+layout!(Invert, 40, n, 32);
 
 /// W^-1 and log |det W|, neither finite where W is singular.
 pub(crate) fn invert(w: &Tensor) -> Result<(Tensor, Tensor)> {

@@ -4,7 +4,7 @@
 //! z[b, 4 c + 2 u + v, i, j] = x[b, c, 2 i + u, 2 j + v]
 //! ```
 
-use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch};
+use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, layout};
 use crate::device::Path;
 use candle_core::{Result, Tensor};
 
@@ -47,6 +47,7 @@ struct SqueezeArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for SqueezeArgs {}
+layout!(SqueezeArgs, 40, inverse, 32);
 
 /// (B, C, H, W) to (B, 4 C, H/2, W/2), or back; the caller has checked the sizes.
 pub(crate) fn kernel(x: &Tensor, inverse: bool) -> Result<Tensor> {

@@ -236,13 +236,26 @@ pub(crate) fn inverse<B: Bijection + ?Sized>(f: &B, z: &Tensor, context: Context
     Ok(if z.track_op() { x } else { x.detach() })
 }
 
+/// Refuses what a bijection cannot give: another number of examples or of elements.
+fn check_size(given: &Tensor, got: &Tensor) -> Result<()> {
+    if given.dims().first() != got.dims().first() || given.elem_count() != got.elem_count() {
+        let (given, got) = (given.shape(), got.shape());
+        bail!("it makes {got:?} of {given:?}, but a bijection keeps the number of examples and of elements");
+    }
+    Ok(())
+}
+
 /// [`Composite::pass`] with the layer's name in errors.
 pub(super) fn links_in_order(
     c: &dyn Composite,
     x: &Tensor,
     mut each: impl FnMut(usize, &Tensor, &[Tensor]) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    c.pass(x, &mut |i, h, factored| each(i, h, factored).map_err(|e| c.links()[i].name_error(e)))
+    let mut checked = |i: usize, h: &Tensor, factored: &[Tensor]| {
+        let z = each(i, h, factored)?;
+        check_size(h, &z).map(|()| z)
+    };
+    c.pass(x, &mut |i, h, factored| checked(i, h, factored).map_err(|e| c.links()[i].name_error(e)))
 }
 
 /// [`Composite::pass_reversed`] with the layer's name in errors.
@@ -251,7 +264,11 @@ pub(super) fn links_reversed(
     z: &[&Tensor],
     mut each: impl FnMut(usize, &[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    c.pass_reversed(z, &mut |i, t| each(i, t).map_err(|e| c.links()[i].name_error(e)))
+    let mut checked = |i: usize, t: &[Tensor]| {
+        let x = each(i, t)?;
+        t.iter().zip(&x).try_for_each(|(t, x)| check_size(t, x)).map(|()| x)
+    };
+    c.pass_reversed(z, &mut |i, t| checked(i, t).map_err(|e| c.links()[i].name_error(e)))
 }
 
 /// The output of `c` and the sum of the log-dets of its layers, where `each` gives those of layer i.

@@ -272,22 +272,9 @@ impl Hub {
         let endpoint = &self.settings.endpoint;
         let out_of_reach = |text: String| Trouble::out_of_reach(text, file);
         let message = server_message(&error);
-        let token = &self.settings.token;
         let text = match error {
-            HFError::AuthRequired { .. } if token.is_none() => format!(
-                "{repository} does not exist or is private{message}: check the name, or set HF_TOKEN to a token that may \
-                 read it"
-            ),
-            HFError::AuthRequired { .. } => format!(
-                "the hub refuses the token{message}: set HF_TOKEN to a valid one, made at {endpoint}/settings/tokens"
-            ),
-            HFError::Forbidden { .. } if token.is_none() => format!(
-                "{repository} is not open to everybody{message}: set HF_TOKEN to a token of an account with access"
-            ),
-            HFError::Forbidden { .. } => format!(
-                "the token has no right to this in {repository}{message}: set HF_TOKEN to one that has, or ask the owner \
-                 for access"
-            ),
+            HFError::AuthRequired { .. } => self.unknown_user(repository, &message),
+            HFError::Forbidden { .. } => self.no_right(repository, &message),
             HFError::RepoNotFound { .. }
             | HFError::RevisionNotFound { .. }
             | HFError::EntryNotFound { .. } => return self.missing(repository, revision, file),
@@ -342,6 +329,33 @@ impl Hub {
             error => format!("the hub's client failed ({}){during}", one_line(&error.to_string())),
         };
         Trouble::here(text)
+    }
+
+    /// The message where the hub takes the token, or its absence, for nobody's.
+    fn unknown_user(&self, repository: &Repository, message: &str) -> String {
+        if self.settings.token.is_none() {
+            return format!(
+                "{repository} does not exist or is private{message}: check the name, or set HF_TOKEN to a token that may \
+                 read it"
+            );
+        }
+        let endpoint = &self.settings.endpoint;
+        format!(
+            "the hub refuses the token{message}: set HF_TOKEN to a valid one, made at {endpoint}/settings/tokens"
+        )
+    }
+
+    /// The message where the hub knows the token and it does not suffice.
+    fn no_right(&self, repository: &Repository, message: &str) -> String {
+        if self.settings.token.is_none() {
+            return format!(
+                "{repository} is not open to everybody{message}: set HF_TOKEN to a token of an account with access"
+            );
+        }
+        format!(
+            "the token has no right to this in {repository}{message}: set HF_TOKEN to one that has, or ask the owner \
+             for access"
+        )
     }
 
     /// The message that says which of repository, revision and file is missing; the client's error is the same for all.

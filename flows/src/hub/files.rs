@@ -1,7 +1,7 @@
 //! The files that make a model: their names and how to recognise them.
 
 use super::text::one_line;
-use crate::models::{INDEX, WEIGHTS, is_weights};
+use crate::storage::{INDEX, WEIGHTS, is_weights};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;

@@ -6,7 +6,7 @@
 //! ```
 
 use super::types::Listed;
-use crate::models::hex;
+use crate::storage::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;

@@ -6,7 +6,7 @@ use super::files::{CARD, weights};
 use super::hash::Hashes;
 use super::repository::{Repository, Revision};
 use super::types::Remote;
-use crate::models::{CONFIG, INDEX, is_weights};
+use crate::storage::{CONFIG, INDEX, is_weights};
 use candle_core::{Error, Result, bail};
 use hf_hub::repository::{AddSource, CommitOperation};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! NICE, RealNVP and Glow as configs; building, saving and loading.
 //!
 //! A saved model is a folder: config.json builds it, model.safetensors fills it (above `max_shard_size`
-//! model-00001-of-0000N.safetensors with model.safetensors.index.json, as others write it; see [`file`](mod@file)).
+//! model-00001-of-0000N.safetensors with model.safetensors.index.json, as others write it; see [`storage`](crate::storage)).
 //! Nothing else is needed and nothing is lost: permutations, running statistics and actnorm's values are tensors of the
 //! file.
 
@@ -17,9 +17,6 @@ mod preprocess;
 pub mod realnvp;
 
 pub use config::ModelConfig;
-pub use file::{CONFIG, INDEX, SaveOptions, WEIGHTS, write_atomic};
-#[cfg(feature = "hub")]
-pub(crate) use file::{hex, is_weights};
 pub use glow::GlowConfig;
 pub use law::Law;
 pub use model::{Model, load};

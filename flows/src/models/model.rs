@@ -1,12 +1,12 @@
 //! A model: a config with parameters and a flow.
 
 use super::config::ModelConfig;
-use super::file::{self, SaveOptions, Weights};
 use super::preprocess;
 use crate::bijections::split_levels;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory};
 use crate::flow::Flow;
 use crate::params::{ParamStore, rng_for};
+use crate::storage::SaveOptions;
 use candle_core::{DType, Device, Result, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,7 +33,7 @@ impl Model {
     /// # Errors
     /// When the config builds no model, saying which setting is wrong.
     pub fn new(config: ModelConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
-        Self::with_params(config, ParamStore::seeded(seed, dtype, device))
+        Self::build(config, &ParamStore::seeded(seed, dtype, device))
     }
 
     /// A model of given tensors, by their names in the file.
@@ -46,15 +46,17 @@ impl Model {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_params(config, ParamStore::from_source(tensors, dtype, device))
+        let params = ParamStore::from_source(tensors, dtype, device);
+        let model = Self::build(config, &params)?;
+        params.finish()?;
+        Ok(model)
     }
 
-    fn with_params(config: ModelConfig, params: ParamStore) -> Result<Self> {
+    fn build(config: ModelConfig, params: &ParamStore) -> Result<Self> {
         config.check()?;
         let built = config.build(&params.vb())?;
-        params.finish()?;
         let flow = Flow::new(built.chain, built.prior, config.shape());
-        Ok(Self { config, params, flow, latent: built.latent })
+        Ok(Self { config, params: params.clone(), flow, latent: built.latent })
     }
 
     /// The config.
@@ -116,14 +118,12 @@ impl Model {
         self.flow.sample(n, temperature, &mut rng_for(seed, "sample"), context, to)
     }
 
-    /// Writes config.json and the weights to `dir`, each file under a temporary name first, then renamed.
+    /// Writes config.json and the weights to the folder `dir`: [`ParamStore::save`].
     ///
     /// # Errors
-    /// When a file cannot be written, or a number does not fit the dtype of the file.
+    /// As [`ParamStore::save`].
     pub fn save(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        let tensors: Vec<(String, Tensor)> =
-            self.params.all().into_iter().map(|(n, p)| (n, p.value().clone())).collect();
-        file::write(dir.as_ref(), &self.config, self.params.count(), tensors, options)
+        self.params.save(dir, &self.config, options)
     }
 
     /// Loads a saved folder onto `device`; f16 and bf16 files are computed in f32, f64 ones in f64.
@@ -139,12 +139,8 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_as(dir: impl AsRef<Path>, dtype: Option<DType>, device: &Device) -> Result<Self> {
-        let dir = dir.as_ref();
-        let (config, hash) = file::read_config(dir)?;
-        let weights = Weights::open(dir, &hash)?;
-        let dtype = dtype.unwrap_or(if weights.double() { DType::F64 } else { DType::F32 });
-        let params = ParamStore::from_source(weights, dtype, device);
-        Self::with_params(config, params).map_err(|e| file::at(dir, e))
+        let build = |config: &ModelConfig, params: &ParamStore| Self::build(config.clone(), params);
+        Ok(ParamStore::load(dir, dtype, device, build)?.0)
     }
 }
 

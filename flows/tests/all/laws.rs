@@ -586,45 +586,6 @@ fn parameter_counts() -> Result<()> {
     Ok(())
 }
 
-/// A layer whose log-det has the shape (B, 1), or whose inverse is not one.
-struct Wrong {
-    column: bool,
-}
-
-impl Bijection for Wrong {
-    fn forward(&self, x: &Tensor, _: Ctx) -> Result<(Tensor, Tensor)> {
-        let zeros = Tensor::zeros(x.dim(0)?, x.dtype(), x.device())?;
-        Ok((x.clone(), if self.column { zeros.unsqueeze(1)? } else { zeros }))
-    }
-
-    fn inverse(&self, z: &Tensor, _: Context) -> Result<Tensor> {
-        z * 2.
-    }
-}
-
-#[test]
-fn errors_name_the_layer() -> Result<()> {
-    let p = params();
-    let chain = |column| -> Result<flows::Chain> {
-        let (mut inner, mut chain) = (flows::Chain::new(), flows::Chain::new());
-        inner.push("wrong", Wrong { column });
-        chain.push("reverse", Permute::reverse(4, &p.vb().pp(u8::from(column)))?);
-        chain.push("inner", inner);
-        Ok(chain)
-    };
-    let x = gaussian(&[3, 4]);
-    let column = chain(true)?;
-    let e = column.forward(&x, Ctx::eval()).unwrap_err().to_string();
-    let saved =
-        column.forward_saved(&x, Ctx::train(), Memory::Store).err().expect("a wrong log-det").to_string();
-    for e in [e, saved] {
-        assert!(e.contains("inner") && e.contains("wrong") && e.contains("[3, 1]"), "{e}");
-    }
-    let e = check(&chain(false)?, &x, None, &p, Deviation::LAYER).unwrap_err().to_string();
-    assert!(e.contains("inner") && e.contains("wrong") && e.contains("the inverse is off"), "{e}");
-    Ok(())
-}
-
 #[test]
 fn wrong_sizes_are_said() -> Result<()> {
     let m = Model::new(ModelConfig::Glow(small_glow()), 0, DType::F64, &device())?;

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::optim::{Optimizer, Rule};
 use flows::testing::normal;
-use flows::{Ctx, Memory, Model, ModelConfig, SaveOptions};
+use flows::{Chain, Ctx, Flow, Memory, Model, ModelConfig, ParamStore, Prior, SaveOptions};
 use std::path::Path;
 use std::process::Command;
 
@@ -277,4 +277,44 @@ twins! {
         assert!(m.sample(3, -1., 1, Some(&y)).is_err());
         Ok(())
     }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnConfig {
+    layers: usize,
+}
+
+fn build(config: &OwnConfig, params: &ParamStore) -> Result<Flow> {
+    let mut chain = Chain::new();
+    for i in 0..config.layers {
+        chain.push(format!("layer{i}"), flows::bijections::Diagonal::new(2, &params.vb().pp(i))?);
+    }
+    Ok(Flow::new(chain, Prior::Gaussian, &[2]))
+}
+
+#[test]
+fn a_flow_of_ones_own_is_saved_and_loaded() -> Result<()> {
+    let (dir, device) = (tempfile::tempdir()?, device());
+    let config = OwnConfig { layers: 2 };
+    let params = ParamStore::seeded(0, DType::F64, &device);
+    let flow = build(&config, &params)?;
+    params.perturb(1, 0.5)?;
+    params.save(dir.path(), &config, &SaveOptions::default())?;
+    let (loaded, again) = ParamStore::load(dir.path(), None, &device, build)?;
+    assert_eq!((again.dtype(), again.count()), (DType::F64, 4));
+    let x = normal(&[5, 2], 2, &device)?;
+    let [want, got] = [flow, loaded].map(|flow| flow.log_prob(&x, None)?.to_vec1::<f64>());
+    assert_eq!(want?, got?);
+
+    let error = |built: Result<(Flow, ParamStore)>| built.err().expect("refused").to_string();
+    let fewer = |_: &OwnConfig, params: &ParamStore| build(&OwnConfig { layers: 1 }, params);
+    let extra = error(ParamStore::load(dir.path(), None, &device, fewer));
+    assert!(extra.contains("`1.logs`") && extra.contains("belong to no layer"), "{extra}");
+    let more = |_: &OwnConfig, params: &ParamStore| build(&OwnConfig { layers: 3 }, params);
+    let missing = error(ParamStore::load(dir.path(), None, &device, more));
+    assert!(missing.contains("`2.logs` is missing"), "{missing}");
+    let no_model = Model::load(dir.path(), &device).unwrap_err().to_string();
+    assert!(no_model.contains("config.json: not a model's config"), "{no_model}");
+    Ok(())
 }

@@ -7,6 +7,7 @@ use experiments::lock::Lock;
 use experiments::run_dir::CHECKPOINT;
 use flows::SaveOptions;
 use flows::models::file;
+use flows::storage::CONFIG;
 use serde_json::json;
 use std::path::Path;
 
@@ -92,7 +93,7 @@ pub fn check_output_folder(out: &Path) -> Result<()> {
         Err(e) => return Err(e).with_context(|| format!("cannot list {}", out.display())),
     };
     ensure!(
-        entries.count() == 0 || out.join(file::CONFIG).exists(),
+        entries.count() == 0 || out.join(CONFIG).exists(),
         "--out {} holds other files: name a new folder",
         out.display()
     );

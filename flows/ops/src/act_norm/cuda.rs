@@ -1,6 +1,6 @@
 //! Actnorm's kernels.
 
-use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch, sizes};
+use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch, layout, sizes};
 use crate::cuda::slices::Slices;
 use candle_core::{Result, Tensor};
 
@@ -20,6 +20,7 @@ struct ActNorm {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for ActNorm {}
+layout!(ActNorm, 64, inverse, 60);
 
 /// z = (x + map_{c,p} + bias_c) exp(factor logs_c) for x (B, C, ...), or its inverse; a map is (C, positions), and no map is
 /// 0, as are no logs.
@@ -69,6 +70,7 @@ struct ActNormBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for ActNormBack {}
+layout!(ActNormBack, 64, slices, 60);
 
 /// The sums of each channel, `sums` (1 or 2, C), and with logs the gradient of x.
 fn back(z: Ptr, gz: &Tensor, logs: Option<(&Tensor, f64)>, gx: Ptr, sums: &Tensor) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The kernel of running moments; those of a network's batch norm are in `cuda::network`.
 
-use crate::cuda::launch::{Args, Ptr, blocks, channels, count, launch};
+use crate::cuda::launch::{Args, Ptr, blocks, channels, count, launch, layout};
 use candle_core::{Result, Tensor};
 
 #[repr(C)]
@@ -14,6 +14,7 @@ struct Mixed {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Mixed {}
+layout!(Mixed, 40, channels, 32);
 
 /// [`super::mix_moments`].
 pub(super) fn mix_moments(mean: &Tensor, var: &Tensor, batch: &Tensor, share: f64) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The kernels of a matrix at each position.
 
-use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, sizes};
+use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, layout, sizes};
 use crate::cuda::slices::Slices;
 use candle_core::{Result, Tensor, bail};
 
@@ -17,6 +17,7 @@ struct MixArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for MixArgs {}
+layout!(MixArgs, 40, transpose, 36);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -31,6 +32,7 @@ struct Outer {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Outer {}
+layout!(Outer, 40, slices, 36);
 
 fn mix(x: &Tensor, w: &Tensor, transpose: bool) -> Result<Tensor> {
     let (x, w) = (x.contiguous()?, w.contiguous()?);

@@ -506,6 +506,76 @@ fn affine_back<T: Real, I: Inner<Real = T>>(
     wide(AffineBack { g, y, m, l, gb, gl, ge, hw, relu });
 }
 
+/// What the backward pass of a block is given beside its images.
+struct Backward<'a, T: Real, I: Inner<Real = T>> {
+    plan: &'a Plan,
+    params: &'a Parts<&'a [T]>,
+    x: &'a [T],
+    kept: &'a Kept<'a, I>,
+    gy: &'a [T],
+    /// The transposed weights, as left factors of the products that give the gradients of activations.
+    w1: Factor<'a, I>,
+    w2: Factor<'a, I>,
+    w3: Factor<'a, I>,
+}
+
+impl<T: Real, I: Inner<Real = T>> Backward<'_, T, I> {
+    /// Writes the gradient of the images `r` to `gx` and adds those of the parameters to `acc`, except w3's, which is added to
+    /// `gw3` as ((o, t), c).
+    fn block(
+        &self,
+        r: &Range<usize>,
+        gx: &mut [T],
+        s: &mut Scratch<T>,
+        (acc, gw3): (&mut Grads<T>, &mut [T]),
+    ) {
+        let (p, params) = (self.plan, self.params);
+        let (c, n, o, hw) = (p.s.inputs, p.s.width, p.s.outputs, p.hw());
+        let m = r.len() * hw;
+        let at = r.start * n * hw;
+        let (h1, h2) = (&self.kept.h1[at..at + n * m], &self.kept.h2[at..at + n * m]);
+        // y and its gradient, channel-major; the scratch of x is free until the columns of x are needed.
+        let mut g = std::mem::take(&mut s.y);
+        let mut y = std::mem::take(&mut s.taps);
+        gather(self.gy, o, hw, r, &mut g);
+        gather(self.kept.y, o, hw, r, &mut y);
+        {
+            let (gb, gl, ge) = (&mut acc.b3[..], &mut acc.l3[..], &mut acc.e3[..]);
+            affine_back(&mut g[..o * m], &y[..o * m], m, params.l3, (gb, gl, ge), hw, false);
+        }
+        let d = p.dims(r.len(), o, n);
+        im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
+        I::add_abt_kept((9 * o, n, m), (&s.cols, m), (h2, m), (gw3, n), &mut s.turned);
+        let mut g2 = std::mem::take(&mut s.h2);
+        self.w3.times(&s.cols, m, &mut g2);
+        {
+            let (gb, gl) = (&mut acc.b2[..], &mut acc.l2[..]);
+            affine_back(&mut g2[..n * m], h2, m, params.l2, (gb, gl, &mut []), hw, true);
+        }
+        I::add_abt_kept((n, n, m), (&g2, m), (h1, m), (&mut acc.w2, n), &mut s.turned);
+        let mut g1 = std::mem::take(&mut s.h1);
+        self.w2.times(&g2, m, &mut g1);
+        {
+            let (gb, gl, ge) = (&mut acc.b1[..], &mut acc.l1[..], &mut acc.e1[..]);
+            affine_back(&mut g1[..n * m], h1, m, params.l1, (gb, gl, ge), hw, true);
+        }
+        gather(self.x, c, hw, r, &mut s.x);
+        let d = p.dims(r.len(), c, n);
+        im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
+        I::add_abt((n, 9 * c, m), (&g1, m), (&s.cols, m), (&mut acc.w1, 9 * c), &mut s.turned);
+        self.w1.times(&g1, m, &mut y);
+        let gxc = &mut s.x[..c * m];
+        gxc.fill(T::default());
+        for ch in 0..c {
+            for t in 0..9 {
+                shift_add(&y[(t * c + ch) * m..][..m], &mut gxc[ch * m..][..m], d, r.len(), 8 - t);
+            }
+        }
+        scatter(gxc, c, hw, r.len(), gx);
+        (s.y, s.taps, s.h1, s.h2) = (g, y, g1, g2);
+    }
+}
+
 /// The gradients of x (B, C, H, W) and of the parameters.
 fn backward_slices<T: Real, I: Inner<Real = T>>(
     s: Sizes,
@@ -525,9 +595,16 @@ fn backward_slices<T: Real, I: Inner<Real = T>>(
         }
     }
     let w1_back = by_tap_transposed(params.w1, n, c);
-    let w3_factor = Factor::<I>::new(Mat::rows(&w3_back, 9 * o), n, 9 * o);
-    let w2_factor = Factor::<I>::new(Mat::transposed(params.w2, n), n, n);
-    let w1_factor = Factor::<I>::new(Mat::rows(&w1_back, n), 9 * c, n);
+    let pass = Backward {
+        plan: p,
+        params,
+        x,
+        kept,
+        gy,
+        w1: Factor::<I>::new(Mat::rows(&w1_back, n), 9 * c, n),
+        w2: Factor::<I>::new(Mat::transposed(params.w2, n), n, n),
+        w3: Factor::<I>::new(Mat::rows(&w3_back, 9 * o), n, 9 * o),
+    };
     let mut gx = vec![T::default(); p.b * c * hw];
     let blocks = p.blocks();
     let gxs = cut(&mut gx, &blocks, c * hw);
@@ -537,57 +614,15 @@ fn backward_slices<T: Real, I: Inner<Real = T>>(
         .map(|(blocks, gxs)| {
             let mut s = Scratch::new(p);
             let mut acc = Grads::zeros(params);
-            // gw3 is gathered as ((o, t), c) and put in order at the end.
             let mut gw3 = vec![T::default(); w3.len()];
             for (r, gx) in blocks.iter().zip(gxs) {
-                let m = r.len() * hw;
-                let at = r.start * n * hw;
-                let (h1, h2) = (&kept.h1[at..at + n * m], &kept.h2[at..at + n * m]);
-                // y and its gradient, channel-major; the scratch of x is free until the columns of x are needed.
-                let mut g = std::mem::take(&mut s.y);
-                let mut y = std::mem::take(&mut s.taps);
-                gather(gy, o, hw, r, &mut g);
-                gather(kept.y, o, hw, r, &mut y);
-                {
-                    let (gb, gl, ge) = (&mut acc.b3[..], &mut acc.l3[..], &mut acc.e3[..]);
-                    affine_back(&mut g[..o * m], &y[..o * m], m, params.l3, (gb, gl, ge), hw, false);
-                }
-                let d = p.dims(r.len(), o, n);
-                im2col(&g[..o * m], o, d, 0..r.len() * p.h, &mut s.cols, m, true);
-                I::add_abt_kept((9 * o, n, m), (&s.cols, m), (h2, m), (&mut gw3, n), &mut s.turned);
-                let mut g2 = std::mem::take(&mut s.h2);
-                w3_factor.times(&s.cols, m, &mut g2);
-                {
-                    let (gb, gl) = (&mut acc.b2[..], &mut acc.l2[..]);
-                    affine_back(&mut g2[..n * m], h2, m, params.l2, (gb, gl, &mut []), hw, true);
-                }
-                I::add_abt_kept((n, n, m), (&g2, m), (h1, m), (&mut acc.w2, n), &mut s.turned);
-                let mut g1 = std::mem::take(&mut s.h1);
-                w2_factor.times(&g2, m, &mut g1);
-                {
-                    let (gb, gl, ge) = (&mut acc.b1[..], &mut acc.l1[..], &mut acc.e1[..]);
-                    affine_back(&mut g1[..n * m], h1, m, params.l1, (gb, gl, ge), hw, true);
-                }
-                gather(x, c, hw, r, &mut s.x);
-                let d = p.dims(r.len(), c, n);
-                im2col(&s.x[..c * m], c, d, 0..r.len() * p.h, &mut s.cols, m, false);
-                I::add_abt((n, 9 * c, m), (&g1, m), (&s.cols, m), (&mut acc.w1, 9 * c), &mut s.turned);
-                w1_factor.times(&g1, m, &mut y);
-                let gxc = &mut s.x[..c * m];
-                gxc.fill(T::default());
-                for ch in 0..c {
-                    for t in 0..9 {
-                        shift_add(&y[(t * c + ch) * m..][..m], &mut gxc[ch * m..][..m], d, r.len(), 8 - t);
-                    }
-                }
-                scatter(gxc, c, hw, r.len(), gx);
-                (s.y, s.taps, s.h1, s.h2) = (g, y, g1, g2);
+                pass.block(r, gx, &mut s, (&mut acc, &mut gw3));
             }
-            let dst = &mut acc.w3;
+            // From ((o, t), c) to (o, c, t).
             for i in 0..o {
                 for t in 0..9 {
                     for j in 0..n {
-                        dst[(i * n + j) * 9 + t] = gw3[(i * 9 + t) * n + j];
+                        acc.w3[(i * n + j) * 9 + t] = gw3[(i * 9 + t) * n + j];
                     }
                 }
             }

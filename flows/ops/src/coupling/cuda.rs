@@ -1,7 +1,7 @@
 //! The kernels of couplings.
 
 use super::spec::{AffineGrads, AffineSpec, ScaleFn};
-use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, sizes};
+use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, layout, sizes};
 use candle_core::{Result, Tensor, bail};
 
 /// A range of an example's numbers, and the mask on it.
@@ -69,6 +69,7 @@ struct CouplingArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for CouplingArgs {}
+layout!(CouplingArgs, 88, inverse, 80);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -87,6 +88,7 @@ struct CouplingBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for CouplingBack {}
+layout!(CouplingBack, 104, shift_first, 100);
 
 fn pass(s: &AffineSpec, x: &Tensor, net: &Tensor, log_det: Option<&Tensor>) -> Result<Tensor> {
     s.check_gain()?;
@@ -163,6 +165,7 @@ struct TakeArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for TakeArgs {}
+layout!(TakeArgs, 56, total, 48);
 
 /// `channels` channels from `start` of x (B, C, ...), times the mask if there is one.
 pub(crate) fn take_part(x: &Tensor, start: usize, channels: usize, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -192,6 +195,7 @@ struct AddPart {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for AddPart {}
+layout!(AddPart, 64, total, 56);
 
 /// x (B, C, ...) with `add` (B, C', ...), times the mask if there is one, added to its channels from `start`.
 pub(crate) fn add_part(x: &Tensor, add: &Tensor, start: usize, mask: Option<&Tensor>) -> Result<Tensor> {

@@ -9,7 +9,7 @@
 //! costs one launch and no transfer, nothing has to be drawn in advance, and a resumed run sees the batches that it would
 //! have seen. They are not the batches of a run on the CPU, whose generator is ChaCha.
 
-use super::launch::{Args, Ptr, blocks, count, fresh, launch};
+use super::launch::{Args, Ptr, blocks, count, fresh, launch, layout};
 use super::upload::Upload;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -49,6 +49,7 @@ struct BatchArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for BatchArgs {}
+layout!(BatchArgs, 104, key1, 96);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -57,6 +58,7 @@ struct Advance {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Advance {}
+layout!(Advance, 8, update, 0);
 
 /// A data set on the device, and the number of the next update.
 pub struct Batches {
@@ -119,7 +121,7 @@ impl Batches {
     /// # Errors
     /// Where the device fails.
     pub fn start(&self, update: u64) -> Result<()> {
-        self.update.inplace_op1(&Upload::I64(&[update as i64]))
+        self.update.inplace_op1(&Upload(&[update as i64]))
     }
 
     /// Uploads the orders of the epochs that `update` takes examples from, unless the device has them; `order(epoch)` gives a
@@ -200,6 +202,7 @@ mod tests {
     }
     // SAFETY: as `Args` asks.
     unsafe impl Args for Random {}
+    layout!(Random, 32, out, 24);
 
     /// The published known answers of Philox4x32-10 (Random123's kat_vectors).
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! Emulated kernels on the CPU cannot be recorded: there [`capture`] returns an error and every step runs kernel by kernel.
 
+use super::info::trim_memory;
 use crate::device::runs_kernels;
 use candle_core::{Device, Result};
 
@@ -147,7 +148,11 @@ impl Recorder {
         }
         if let Next::WarmUp(0) = self.next {
             self.next = match capture(device, &mut step) {
-                Ok(graph) => Next::Replay(graph),
+                Ok(graph) => {
+                    // The activations of the runs before lie in the pool of tensors; the recording has its own.
+                    trim_memory(device)?;
+                    Next::Replay(graph)
+                }
                 Err(e) => {
                     self.refused = Some(e.to_string().lines().next().unwrap_or_default().to_string());
                     Next::Each

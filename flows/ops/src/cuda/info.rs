@@ -72,6 +72,29 @@ pub fn reset_peak_memory(device: &Device) -> Result<()> {
     }
 }
 
+/// Waits for all that was launched and gives unused memory back to the system: that of the pool of tensors, and that of recorded
+/// steps, which have a pool of their own.
+///
+/// # Errors
+/// Where the driver refuses.
+pub(crate) fn trim_memory(device: &Device) -> Result<()> {
+    device.synchronize()?;
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => in_pool(cuda, trim),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn trim(id: i32, pool: sys::CUmemoryPool) -> std::result::Result<(), DriverError> {
+    // SAFETY: what is in use stays.
+    unsafe {
+        result::mem_pool::trim_to(pool, 0)?;
+        sys::cuDeviceGraphMemTrim(id).result()
+    }
+}
+
 /// Gives unused memory back to the system if less than half of the GPU's is free.
 ///
 /// # Errors
@@ -79,13 +102,9 @@ pub fn reset_peak_memory(device: &Device) -> Result<()> {
 pub fn release_unused_memory(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => in_pool(cuda, |_, pool| {
+        Device::Cuda(cuda) => in_pool(cuda, |id, pool| {
             let (free, total) = result::mem_get_info()?;
-            if free < total / 2 {
-                // SAFETY: what is in use stays.
-                unsafe { result::mem_pool::trim_to(pool, 0)? };
-            }
-            Ok(())
+            if free < total / 2 { trim(id, pool) } else { Ok(()) }
         }),
         _ => Ok(()),
     }

@@ -124,6 +124,15 @@ pub(crate) fn blocks(n: usize) -> usize {
 /// sizes that the kernel works on.
 pub(crate) unsafe trait Args: Copy {}
 
+/// Checks when this is compiled that a struct of arguments has the size, and its last field the place, that `LAYOUT` beside the
+/// kernel checks of the kernel's own struct.
+macro_rules! layout {
+    ($args:ty, $size:literal, $last:ident, $at:literal) => {
+        const _: () = assert!(size_of::<$args>() == $size && std::mem::offset_of!($args, $last) == $at);
+    };
+}
+pub(crate) use layout;
+
 /// Runs the kernel `name`, for tensors of `dtype`, on `blocks` blocks.
 pub(crate) fn launch<A: Args>(
     device: &Device,

@@ -5,7 +5,7 @@
 //! flow's own layers keep (B, C, H, W), so what enters a network and what leaves it is turned around once, with the change to
 //! the type of activations. Activations are f32, f64 or bf16; parameters and their gradients beside bf16 are f32.
 
-use super::launch::{Args, Ptr, blocks, channels, count, fresh, launch, parameters};
+use super::launch::{Args, Ptr, blocks, channels, count, fresh, launch, layout, parameters};
 use super::slices::Slices;
 use candle_core::{DType, Result, Tensor};
 
@@ -45,6 +45,7 @@ struct Turn {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Turn {}
+layout!(Turn, 32, total, 24);
 
 fn turn(
     x: &Tensor,
@@ -104,6 +105,7 @@ struct NetAct {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NetAct {}
+layout!(NetAct, 80, wide, 72);
 
 /// z = act((x + map_{p,c} + bias_c) exp(factor logs_c)) + add, for x (B, H, W, C); what is none is 0.
 #[derive(Clone, Copy, Default)]
@@ -171,6 +173,7 @@ struct NetActBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NetActBack {}
+layout!(NetActBack, 80, wide, 72);
 
 /// From the gradient of z: that of x if `gx`, and with `sums` one or two sums of each channel.
 fn back(
@@ -247,6 +250,7 @@ struct BatchSum {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for BatchSum {}
+layout!(BatchSum, 32, wide, 28);
 
 /// The gradient of a map that is the same for all images: the sum of g (B, ...) over the batch, in the type of parameters.
 pub(crate) fn map_backward(g: &Tensor) -> Result<Tensor> {
@@ -282,6 +286,7 @@ struct MomentsArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for MomentsArgs {}
+layout!(MomentsArgs, 40, wide, 36);
 
 /// Mean and biased variance of each channel of x (B, H, W, C), (2, C).
 pub(crate) fn moments(x: &Tensor) -> Result<Tensor> {
@@ -332,6 +337,7 @@ struct NormArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NormArgs {}
+layout!(NormArgs, 72, wide, 68);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -356,6 +362,7 @@ struct NormBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for NormBack {}
+layout!(NormBack, 112, wide, 104);
 
 impl Norm {
     fn check(&self, c: usize) -> Result<()> {
@@ -437,6 +444,7 @@ struct WeightNormArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for WeightNormArgs {}
+layout!(WeightNormArgs, 40, taps, 36);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -452,6 +460,7 @@ struct WeightNormBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for WeightNormBack {}
+layout!(WeightNormBack, 56, taps, 52);
 
 /// w = g v / |v| for each output channel of v (O, C, k, k), as (O, k, k, C) in `dtype`, and 1/|v| in f64.
 pub(crate) fn weight_norm(v: &Tensor, g: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {

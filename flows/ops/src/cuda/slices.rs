@@ -3,7 +3,7 @@
 //! A GPU has more multiprocessors than most layers have channels, so several blocks, each over a slice of what is added, make
 //! partial sums in f64, and a second kernel adds these in order. The same sizes give the same bits.
 
-use super::launch::{Args, Ptr, THREADS, count, fresh, launch};
+use super::launch::{Args, Ptr, THREADS, count, fresh, launch, layout};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Blocks that keep a large GPU busy: some eight for each multiprocessor.
@@ -18,6 +18,7 @@ struct SliceSums {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for SliceSums {}
+layout!(SliceSums, 24, slices, 16);
 
 /// Room for the partial sums.
 pub(crate) struct Slices {

@@ -3,10 +3,7 @@
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, bail};
 
 /// Copies numbers of the host over the first ones of a tensor, in the stream's order.
-pub(crate) enum Upload<'a> {
-    F64(&'a [f64]),
-    I64(&'a [i64]),
-}
+pub(crate) struct Upload<'a>(pub(crate) &'a [i64]);
 
 impl InplaceOp1 for Upload<'_> {
     fn name(&self) -> &'static str {
@@ -14,11 +11,8 @@ impl InplaceOp1 for Upload<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
-        match (self, storage) {
-            (Self::F64(from), CpuStorage::F64(to)) => to[..from.len()].copy_from_slice(from),
-            (Self::I64(from), CpuStorage::I64(to)) => to[..from.len()].copy_from_slice(from),
-            _ => bail!("an upload met another type of numbers"),
-        }
+        let CpuStorage::I64(to) = storage else { bail!("an upload met another type of numbers") };
+        to[..self.0.len()].copy_from_slice(self.0);
         Ok(())
     }
 
@@ -26,15 +20,7 @@ impl InplaceOp1 for Upload<'_> {
     fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
         use candle_core::backend::BackendStorage;
         let device = storage.device().clone();
-        match self {
-            Self::F64(from) => {
-                let slice = storage.as_cuda_slice_mut::<f64>()?;
-                device.memcpy_htod(*from, &mut slice.slice_mut(..from.len()))
-            }
-            Self::I64(from) => {
-                let slice = storage.as_cuda_slice_mut::<i64>()?;
-                device.memcpy_htod(*from, &mut slice.slice_mut(..from.len()))
-            }
-        }
+        let slice = storage.as_cuda_slice_mut::<i64>()?;
+        device.memcpy_htod(self.0, &mut slice.slice_mut(..self.0.len()))
     }
 }

@@ -1,6 +1,6 @@
 //! The kernels of sums of log-dets.
 
-use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch};
+use crate::cuda::launch::{Args, Ptr, blocks, count, fresh, launch, layout};
 use candle_core::{Result, Tensor, bail};
 
 /// Vectors that one launch adds, as in layers.h.
@@ -17,6 +17,7 @@ struct SumArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for SumArgs {}
+layout!(SumArgs, 1552, stride, 1040);
 
 /// [`super::sum`].
 pub(super) fn sum(vectors: &[Tensor]) -> Result<Tensor> {
@@ -55,6 +56,7 @@ struct ScaledSum {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for ScaledSum {}
+layout!(ScaledSum, 32, n, 24);
 
 /// [`super::scaled_sum`].
 pub(super) fn scaled_sum(x: &Tensor, factor: f64) -> Result<Tensor> {

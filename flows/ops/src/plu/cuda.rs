@@ -1,6 +1,6 @@
 //! The kernels of a matrix given by its PLU factors.
 
-use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch};
+use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch, layout};
 use candle_core::{DType, Result, Tensor};
 
 #[repr(C)]
@@ -15,6 +15,7 @@ struct PluArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for PluArgs {}
+layout!(PluArgs, 48, n, 40);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -29,6 +30,7 @@ struct PluBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for PluBack {}
+layout!(PluBack, 56, n, 48);
 
 /// [`super::plu`]; `perm` (C,) in u32, `sign` (C,) in the type of `packed`.
 pub(crate) fn plu(packed: &Tensor, perm: &Tensor, sign: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -85,6 +87,7 @@ struct PluInverse {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for PluInverse {}
+layout!(PluInverse, 48, n, 40);
 
 /// W^-1, from the same tensors as [`plu`].
 pub(crate) fn plu_inverse(packed: &Tensor, perm: &Tensor, sign: &Tensor) -> Result<Tensor> {

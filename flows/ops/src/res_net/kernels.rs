@@ -1,6 +1,6 @@
 //! The kernels of the network's input.
 
-use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch};
+use crate::cuda::launch::{Args, Ptr, blocks, channels, count, fresh, launch, layout};
 use candle_core::{Result, Tensor};
 
 #[repr(C)]
@@ -16,6 +16,7 @@ struct Signed {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for Signed {}
+layout!(Signed, 40, signs, 36);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -30,6 +31,7 @@ struct SignedBack {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for SignedBack {}
+layout!(SignedBack, 40, rows, 32);
 
 /// [x, -x, mask] along the channels of x (B, C, H, W); -x if `signed`, a mask of H W numbers if there is one.
 pub(crate) fn signed_input(x: &Tensor, signed: bool, mask: Option<&Tensor>) -> Result<Tensor> {

@@ -1,8 +1,7 @@
 //! L2, clipping, rule and moving average over all parameters, in three launches that do not wait for the host.
 
 use super::spec::{Numbers, RuleStep, Tally};
-use crate::cuda::launch::{Args, Ptr, count, fresh, launch};
-use crate::cuda::upload::Upload;
+use crate::cuda::launch::{Args, Ptr, count, fresh, launch, layout};
 use candle_core::{DType, Result, Tensor, bail};
 
 /// Elements a block works on, as in update.h.
@@ -48,6 +47,25 @@ struct UpdateArgs {
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for UpdateArgs {}
+layout!(UpdateArgs, 28096, g, 96);
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Put {
+    v: [f64; NUMBERS],
+    out: Ptr,
+    n: u32,
+}
+// SAFETY: as `Args` asks.
+unsafe impl Args for Put {}
+layout!(Put, 96, n, 88);
+
+/// Writes numbers of the host over the first ones of a tensor of f64, in the stream's order, without waiting.
+fn put(to: &Tensor, numbers: &[f64]) -> Result<()> {
+    let mut args = Put { v: [0.; NUMBERS], out: Ptr::of(to)?, n: count(numbers.len())? };
+    args.v[..numbers.len()].copy_from_slice(numbers);
+    launch(to.device(), "put", None, 1, &args)
+}
 
 /// Parameters, their state and their averages, with tables of where they lie on the device.
 pub struct FusedUpdate {
@@ -127,7 +145,7 @@ impl FusedUpdate {
     /// # Errors
     /// Where the device fails.
     pub fn set(&self, numbers: &Numbers) -> Result<()> {
-        self.hyper.inplace_op1(&Upload::F64(&on_device(numbers)))
+        put(&self.hyper, &on_device(numbers))
     }
 
     /// One update along the gradients, in the order of the parameters; `loss` is the mean log p(x), a scalar. Nothing waits.
@@ -156,7 +174,7 @@ impl FusedUpdate {
     pub fn tally(&self) -> Result<Tally> {
         let v = self.tally.to_vec1::<f64>()?;
         // What went wrong stays, so that nothing is updated until the caller gives up.
-        self.tally.inplace_op1(&Upload::F64(&[0.; 4]))?;
+        put(&self.tally, &[0.; 4])?;
         Ok(Tally {
             log_prob: v[0],
             norm: v[1],

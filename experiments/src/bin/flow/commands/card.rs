@@ -10,7 +10,7 @@ use experiments::data::Join;
 use experiments::lock::Lock;
 use experiments::run_dir::{CARD, LICENSE, SUMMARY};
 use experiments::summary::{Summary, short_dtype};
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use std::path::{Path, PathBuf};
 
 /// `card`.

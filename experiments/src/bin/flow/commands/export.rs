@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use experiments::run_dir::{self, COMPANIONS};
 use experiments::summary::Summary;
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use std::path::PathBuf;
 
 /// `export`.

@@ -5,7 +5,7 @@ use crate::report::html;
 use anyhow::{Context, Result};
 use experiments::run_dir::{REPORT, SUMMARY};
 use experiments::summary::Summary;
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use std::path::PathBuf;
 
 /// `report`.

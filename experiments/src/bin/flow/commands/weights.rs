@@ -14,7 +14,8 @@ use experiments::lock::Lock;
 use experiments::run_dir::is_half_written;
 use experiments::summary::Summary;
 use experiments::untrusted::{TEXT, read_regular};
-use flows::models::{file, write_atomic};
+use flows::models::file;
+use flows::storage::{CONFIG, write_atomic};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -153,7 +154,7 @@ fn write(dir: &Path) -> Result<Index> {
     ensure!(dir.is_dir(), "{} is no folder: name it with --dir", dir.display());
     let _lock = Lock::take(dir)?;
     for path in paths(dir)? {
-        if path.join(file::CONFIG).exists() {
+        if path.join(CONFIG).exists() {
             let _lock = Lock::take(&path)?;
             if let Some(summary) = Summary::read(&path)? {
                 curve::draw(&summary, &path)?;

@@ -1,7 +1,7 @@
 //! A picture and its numbers, which replace those of an earlier command together or not at all.
 
 use anyhow::{Context, Result, ensure};
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};

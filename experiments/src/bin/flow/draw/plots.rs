@@ -4,7 +4,7 @@
 //! The font is built in: a machine without any has the same picture.
 
 use anyhow::{Context, Result, ensure};
-use flows::models::write_atomic;
+use flows::storage::write_atomic;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use plotters::coord::Shift;
