@@ -4,7 +4,7 @@ use crate::gemm::bf16::{Factor, Packed, product, product_once};
 use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
 use crate::real::{Real, Stored};
 use crate::simd::{Job, Width, wide};
-use crate::threads::{Shared, ranges};
+use crate::threads::{Shared, ranges, unwritten};
 use half::bf16;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -134,12 +134,14 @@ impl Inner for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
     fn reals(x: &[Self]) -> Cow<'_, [f32]> {
-        let mut out = vec![0.; x.len()];
+        // SAFETY: each number is written below.
+        let mut out = unsafe { unwritten(x.len()) };
         out.par_chunks_mut(1 << 15).zip(x.par_chunks(1 << 15)).for_each(|(out, x)| wide(Widen { x, out }));
         out.into()
     }
     fn all(v: Vec<f32>) -> Vec<Self> {
-        let mut out = vec![Self::default(); v.len()];
+        // SAFETY: each number is written below.
+        let mut out: Vec<Self> = unsafe { unwritten(v.len()) };
         out.par_chunks_mut(1 << 15).zip(v.par_chunks(1 << 15)).for_each(|(o, v)| Self::keep(o, v));
         out
     }

@@ -1,6 +1,6 @@
 //! How work on one result is divided among the threads.
 
-use crate::real::Real;
+use crate::real::{Real, Stored};
 use std::ops::Range;
 
 /// A slice that several threads write to, each its own part.
@@ -28,6 +28,18 @@ impl<T> Shared<T> {
         // SAFETY: inside the result; the caller answers for the rest.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(at), len) }
     }
+}
+
+/// `n` numbers without a value, for a result that all threads write: setting it to zero first would take one thread as long.
+///
+/// # Safety
+/// Each must be written before it is read.
+#[allow(clippy::uninit_vec)]
+pub(crate) unsafe fn unwritten<T: Stored>(n: usize) -> Vec<T> {
+    let mut v = Vec::with_capacity(n);
+    // SAFETY: the caller's; numbers have no destructor, and any bits are one.
+    unsafe { v.set_len(n) };
+    v
 }
 
 /// Fixed contiguous ranges of `n` units, one a thread.

@@ -4,6 +4,7 @@ use crate::inner::Inner;
 use crate::real::{Real, View, dispatch, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::sums::{BLOCK, LANES, mean_vars};
+use crate::threads::unwritten;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -67,7 +68,8 @@ impl<T: Real> Norm<T> {
     /// r(x).
     pub(crate) fn apply<I: Inner<Real = T>>(&self, x: &[I]) -> Vec<T> {
         let n = (x.len() / self.mean.len().max(1)).max(1);
-        let mut out = vec![T::default(); x.len()];
+        // SAFETY: the rows of all channels are written whole.
+        let mut out = unsafe { unwritten(x.len()) };
         out.par_chunks_mut(n)
             .zip(x.par_chunks(n))
             .enumerate()

@@ -7,7 +7,7 @@ use crate::inner::{Inner, dispatch_inner};
 use crate::precision::rounds;
 use crate::real::{Real, View, contiguous, dtype, tensor};
 use crate::simd::{Job, Width, wide};
-use crate::threads::{Shared, add_in_order, ranges};
+use crate::threads::{Shared, add_in_order, ranges, unwritten};
 use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -49,7 +49,8 @@ pub(crate) fn backward_input<T: Real, I: Inner<Real = T>>(gy: &[T], w: &[T], d: 
         return pointwise::<T, I>(gy, Mat::transposed(w, d.c), turned);
     }
     if winograd(d) {
-        let mut out = vec![T::default(); d.c * d.cols()];
+        // SAFETY: tiles cover all rows of all images.
+        let mut out = unsafe { unwritten(d.c * d.cols()) };
         winograd_all(&Kernel::<I>::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
         return out;
     }
@@ -117,8 +118,9 @@ fn winograd_all<T: Real, I: Inner<Real = T>>(
 }
 
 /// y = w x for w (O, C) as `w` reads it.
-fn pointwise<T: Real, I: Inner<Real = T>>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
-    let mut out = vec![T::default(); d.o * d.cols()];
+pub(crate) fn pointwise<T: Real, I: Inner<Real = T>>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
+    // SAFETY: the product writes all of it.
+    let mut out = unsafe { unwritten(d.o * d.cols()) };
     columns::<T, I>(&mut out, x, w, d, false);
     out
 }
@@ -145,10 +147,16 @@ pub(crate) fn forward<T: Real, I: Inner<Real = T>>(x: &[T], w: &[T], d: Dims) ->
     }
     let n = d.cols();
     let hw = d.h * d.w;
-    let mut out = vec![T::default(); d.o * n];
     if n == 0 || d.c == 0 {
-        return out;
+        return vec![T::default(); d.o * n];
     }
+    let mut out = if winograd(d) || d.c <= d.o {
+        // SAFETY: tiles or blocks cover all rows of all images.
+        unsafe { unwritten(d.o * n) }
+    } else {
+        // Taps are added up in it.
+        vec![T::default(); d.o * n]
+    };
     let shared = Shared::new(&mut out);
     let shared = &shared;
     if winograd(d) {

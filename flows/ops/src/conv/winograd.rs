@@ -26,6 +26,7 @@ use crate::gemm::{Mat, MatMut};
 use crate::inner::Inner;
 use crate::real::Real;
 use crate::simd::{self, Element, Job, One, Steps, Vector, Width, wide};
+use crate::threads::unwritten;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -140,7 +141,8 @@ impl<T: Real> Job for KernelRowBack<'_, T> {
 impl<I: Inner> Kernel<I> {
     /// Of w (O, C, 3, 3).
     pub(crate) fn new(w: &[I::Real], o: usize, c: usize) -> Self {
-        let mut u = vec![I::Real::default(); N * o * c];
+        // SAFETY: each output channel's row is written whole.
+        let mut u = unsafe { unwritten(N * o * c) };
         u.par_chunks_mut((N * c).max(1))
             .zip(w.par_chunks((9 * c).max(1)))
             .with_min_len(1 + (1 << 12) / c.max(1))

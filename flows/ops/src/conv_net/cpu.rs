@@ -8,7 +8,7 @@ use crate::inner::{Inner, dispatch_inner};
 use crate::precision::rounds;
 use crate::real::{Real, View, tensor};
 use crate::simd::{Job, Width, wide};
-use crate::threads::ranges;
+use crate::threads::{ranges, unwritten};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -417,9 +417,10 @@ fn forward_slices<T: Real, I: Inner<Real = T>>(
         Factor::new(Mat::rows(params.w2, n), n, n),
         Factor::new(Mat::rows(&w3, n), 9 * o, n),
     ];
-    let mut y = vec![T::default(); p.b * o * hw];
     let kept = if keep { p.b * n * hw } else { 0 };
-    let (mut h1, mut h2) = (vec![I::default(); kept], vec![I::default(); kept]);
+    // SAFETY: blocks cover all images, and each writes its own.
+    let (mut y, mut h1, mut h2): (_, Vec<I>, Vec<I>) =
+        unsafe { (unwritten(p.b * o * hw), unwritten(kept), unwritten(kept)) };
     let blocks = p.blocks();
     let unit = if keep { n * hw } else { 0 };
     let outs = cut(&mut y, &blocks, o * hw);
@@ -605,7 +606,8 @@ fn backward_slices<T: Real, I: Inner<Real = T>>(
         w2: Factor::<I>::new(Mat::transposed(params.w2, n), n, n),
         w3: Factor::<I>::new(Mat::rows(&w3_back, 9 * o), n, 9 * o),
     };
-    let mut gx = vec![T::default(); p.b * c * hw];
+    // SAFETY: blocks cover all images, and each writes its own.
+    let mut gx = unsafe { unwritten(p.b * c * hw) };
     let blocks = p.blocks();
     let gxs = cut(&mut gx, &blocks, c * hw);
     let grads: Vec<Grads<T>> = blocks

@@ -179,6 +179,23 @@ mod pairs {
             unsafe { if self.step == 1 { self.interleave(out) } else { self.turn(out) } }
         }
 
+        /// Has the `i`-th of `n` shares of the numbers brought near, for a factor that is larger than the caches.
+        #[inline(always)]
+        fn prefetch(self, i: usize, n: usize) {
+            let (rows, stride, len) = match self.step {
+                1 => (self.k, self.deep, self.n),
+                step => (self.n, step, self.k),
+            };
+            let line = 64 / size_of::<A>();
+            for row in rows * i / n..rows * (i + 1) / n {
+                for at in (0..len + line - 1).step_by(line) {
+                    let x = self.x.wrapping_add(row * stride + at);
+                    // SAFETY: a prefetch of any address does nothing but that.
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) };
+                }
+            }
+        }
+
         /// Where numbers of one p lie side by side.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
         unsafe fn interleave(self, out: *mut u32) {
@@ -357,7 +374,10 @@ mod pairs {
             };
             // SAFETY: b covers the part, and the words are as many as a panel has at most.
             unsafe { panel.pack(words) };
+            let after = n - j - cols;
+            let next = Panel { x: panel.x.wrapping_add(wide * b.col), n: wide.min(after), ..panel };
             for i in (0..m).step_by(ROWS) {
+                next.prefetch(i / ROWS, m.div_ceil(ROWS));
                 let rows = ROWS.min(m - i);
                 // SAFETY: a tile inside the result; panels of a are pairs x ROWS words.
                 unsafe {
@@ -386,6 +406,12 @@ mod pairs {
         add: bool,
     ) {
         let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
+        // The result may be far away: it comes while the sums are made.
+        for i in 0..rows {
+            for v in 0..V + 1 {
+                _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(i * stride + 16 * v).cast());
+            }
+        }
         for p in 0..pairs {
             // SAFETY: both panels have this pair. A vector of words is one of pairs of bf16.
             unsafe {

@@ -4,6 +4,7 @@ use crate::gemm::Mat;
 use crate::inner::{Inner, dispatch_inner};
 use crate::precision::rounds;
 use crate::real::{Real, View, tensor};
+use crate::threads::unwritten;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -18,7 +19,8 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<T
         type T = <I as Inner>::Real;
         let (vx, vw, vb) = (View::of("linear", &x)?, View::of("linear", w)?, View::of("linear", b)?);
         let (x, w, b) = (vx.get::<T>("linear")?, vw.get::<T>("linear")?, vb.get::<T>("linear")?);
-        let mut y = vec![T::default(); batch * outputs];
+        // SAFETY: the product writes all of it.
+        let mut y = unsafe { unwritten::<T>(batch * outputs) };
         I::product_in_parallel((batch, outputs, inputs), Mat::rows(x, inputs), Mat::transposed(w, inputs), &mut y);
         y.par_chunks_mut(outputs.max(1)).with_min_len(16).for_each(|row| {
             for (y, &b) in row.iter_mut().zip(b) {
@@ -54,7 +56,8 @@ pub(crate) fn linear_backward(
             gated = gate(g, y);
             g = &gated;
         }
-        let (mut gx, mut gw) = (vec![T::default(); batch * inputs], vec![T::default(); outputs * inputs]);
+        // SAFETY: the products write all of both.
+        let (mut gx, mut gw) = unsafe { (unwritten::<T>(batch * inputs), unwritten::<T>(outputs * inputs)) };
         I::product_in_parallel((batch, inputs, outputs), Mat::rows(g, outputs), Mat::rows(w, inputs), &mut gx);
         I::product_in_parallel((outputs, inputs, batch), Mat::transposed(g, outputs), Mat::rows(x, inputs), &mut gw);
         let mut gb = vec![T::default(); outputs];
@@ -67,7 +70,8 @@ pub(crate) fn linear_backward(
 
 /// The gradient before ReLU, which passes it where its output y is positive.
 fn gate<T: Real>(g: &[T], y: &[T]) -> Vec<T> {
-    let mut out = vec![T::default(); g.len()];
+    // SAFETY: each number is written below.
+    let mut out = unsafe { unwritten(g.len()) };
     out.par_chunks_mut(1 << 15).zip(g.par_chunks(1 << 15)).zip(y.par_chunks(1 << 15)).for_each(
         |((o, g), y)| {
             for ((o, &g), &y) in o.iter_mut().zip(g).zip(y) {

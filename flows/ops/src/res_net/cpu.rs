@@ -12,7 +12,7 @@ use crate::precision::rounds;
 use crate::real::{Real, View, tensor};
 use crate::simd;
 use crate::sums::{mean_vars, row_totals};
-use crate::threads::{Shared, ranges};
+use crate::threads::{Shared, ranges, unwritten};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -189,7 +189,8 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
         let (d, n) = (self.d, self.d.cols());
         if let Some(kernel) = &self.kernel {
             let t = self.tiles();
-            let mut out = vec![O::default(); d.o * n];
+            // SAFETY: tiles cover all rows of all images.
+            let mut out = unsafe { unwritten(d.o * n) };
             let shared = &Shared::new(&mut out);
             let plane = Plane { x, t, images: d.b };
             ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
@@ -207,13 +208,12 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
         }
         let x = &activated(x, norm);
         if d.k == 1 {
-            let mut out = match base {
-                Some(base) => I::reals(base).into_owned(),
-                None => vec![T::default(); d.o * n],
-            };
-            out.par_chunks_mut(n.max(1))
-                .zip(&self.bias)
-                .for_each(|(row, &b)| row.iter_mut().for_each(|v| *v += b));
+            // SAFETY: each output channel's row is written whole.
+            let mut out: Vec<T> = unsafe { unwritten(d.o * n) };
+            out.par_chunks_mut(n.max(1)).zip(&self.bias).enumerate().for_each(|(o, (row, &b))| match base {
+                Some(base) => simd::map(row, &base[o * n..][..n], |h| h.to_real() + b),
+                None => row.fill(b),
+            });
             conv::pointwise_add::<T, I>(&mut out, x, Mat::rows(&self.w, d.c), d);
             return O::all(out);
         }
@@ -235,7 +235,8 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
         if let Some(kernel) = &self.kernel {
             let t = self.tiles();
             let (xp, gp) = (Plane { x, t, images: d.b }, Plane { x: gy, t, images: d.b });
-            let mut gx = vec![T::default(); d.c * n];
+            // SAFETY: tiles cover all rows of all images.
+            let mut gx = unsafe { unwritten(d.c * n) };
             let shared = &Shared::new(&mut gx);
             let parts: Vec<KernelGrad<T>> = ranges(d.b * t.rows())
                 .into_par_iter()
@@ -426,14 +427,11 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
     /// A skip's gradients; that of its input is added to `gh`.
     fn skipped(&self, h: &[I], gs: &[T], gh: &mut Option<Vec<T>>) -> LayerGrad<T> {
         let (d, n) = (self.d, self.d.cols());
-        let mut sum = gh.take().unwrap_or_else(|| vec![T::default(); d.c * n]);
-        conv::pointwise_add::<T, I>(
-            &mut sum,
-            gs,
-            Mat::transposed(&self.w, d.c),
-            Dims { c: d.o, o: d.c, ..d },
-        );
-        *gh = Some(sum);
+        let (w, turned) = (Mat::transposed(&self.w, d.c), Dims { c: d.o, o: d.c, ..d });
+        match gh {
+            Some(sum) => conv::pointwise_add::<T, I>(sum, gs, w, turned),
+            None => *gh = Some(conv::pointwise::<T, I>(gs, w, turned)),
+        }
         LayerGrad { w: conv::backward_weight::<T, I>(&I::reals(h), gs, d), bias: row_totals(gs, n) }
     }
 }
