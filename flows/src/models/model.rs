@@ -3,8 +3,7 @@
 use super::config::ModelConfig;
 use super::file::{self, SaveOptions, Weights};
 use super::preprocess;
-use crate::bijections::split_levels;
-use crate::core::{Context, Ctx, Gradients, Grads, Memory};
+use crate::core::{Context, Ctx, Gradients, Grads, Memory, split_levels};
 use crate::flow::Flow;
 use crate::params::{ParamStore, rng_for};
 use candle_core::{DType, Device, Result, Tensor};

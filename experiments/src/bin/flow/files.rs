@@ -1,14 +1,16 @@
 //! Folders of weights that commands write: the file's dtype and size, and what is said of it.
 
 use crate::output;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
+use experiments::data::file_name;
 use experiments::lock::Lock;
-use experiments::run_dir::CHECKPOINT;
+use experiments::run_dir::{self, CARD, CHECKPOINT, COMPANIONS, is_half_written};
 use flows::SaveOptions;
-use flows::models::file;
+use flows::models::file::{self, CONFIG, is_weights};
+use flows::models::{INDEX, write_atomic};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The dtype of floating-point tensors in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -31,9 +33,15 @@ impl From<Stored> for DType {
     }
 }
 
-/// How weights are written.
+/// Where and how weights are written.
 #[derive(clap::Args)]
 pub struct FileArgs {
+    /// New or empty output folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace the model that the output folder holds, with the records of its run.
+    #[arg(long)]
+    overwrite: bool,
     /// Dtype of the stored tensors; f16 and bf16 are computed in f32.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Stored,
@@ -51,6 +59,36 @@ impl FileArgs {
                  weights past 65504"
             );
         }
+    }
+
+    /// Refuses an output folder that holds anything but a model which may be replaced.
+    ///
+    /// # Errors
+    /// When it does, or is a file.
+    pub fn check(&self) -> Result<()> {
+        let (out, name) = (&self.out, self.out.display());
+        ensure!(out.is_dir() || !out.exists(), "--out {name} is a file: name a folder");
+        if !out.exists() {
+            return Ok(());
+        }
+        // What a killed process left half-written is removed when the folder is taken.
+        let files: Vec<String> = run_dir::list(out)?
+            .iter()
+            .map(|path| file_name(path))
+            .filter(|name| !is_half_written(name))
+            .collect();
+        ensure!(
+            !out.join(CHECKPOINT).exists(),
+            "--out {name} holds a run that can be resumed: name another folder"
+        );
+        if let Some(other) = files.iter().find(|file| !is_of_model(file)) {
+            bail!("--out {name} holds other files, as {other}: name a new folder");
+        }
+        ensure!(
+            self.overwrite || files.is_empty(),
+            "--out {name} holds a model: name a new folder, or replace it and the records of its run with --overwrite"
+        );
+        Ok(())
     }
 
     /// As the library takes them.
@@ -80,27 +118,27 @@ fn size(text: &str) -> Result<usize, String> {
     })
 }
 
-/// Refuses to write into a folder that holds anything but an earlier model.
+/// Whether a file of this name is replaced or removed with a model.
+fn is_of_model(name: &str) -> bool {
+    [CONFIG, INDEX, CARD].contains(&name) || COMPANIONS.contains(&name) || is_weights(name)
+}
+
+/// Copies what accompanies the model of the folder `run` to `out`, and removes what accompanied an earlier model there: it says
+/// nothing of these weights.
 ///
 /// # Errors
-/// When it does, or is a file.
-pub fn check_output_folder(out: &Path) -> Result<()> {
-    ensure!(out.is_dir() || !out.exists(), "--out {} is a file: name a folder", out.display());
-    let entries = match std::fs::read_dir(out) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e).with_context(|| format!("cannot list {}", out.display())),
-    };
-    ensure!(
-        entries.count() == 0 || out.join(file::CONFIG).exists(),
-        "--out {} holds other files: name a new folder",
-        out.display()
-    );
-    ensure!(
-        !out.join(CHECKPOINT).exists(),
-        "--out {} holds a run that can be resumed: name another folder",
-        out.display()
-    );
+/// When a file cannot be read, written or removed.
+pub fn accompany(run: Option<&Path>, out: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let to = out.join(name);
+        match run.map(|run| run_dir::read(&run.join(name))).transpose()?.flatten() {
+            Some(bytes) => write_atomic(&to, &bytes)?,
+            None if to.exists() => {
+                std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?
+            }
+            None => {}
+        }
+    }
     Ok(())
 }
 
