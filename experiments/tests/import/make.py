@@ -281,15 +281,15 @@ def main():
         net = OrderedDict((f"module.{k}", v) for k, v in w.items())
         write(name, {"net": net, "test_loss": 1.5, "epoch": 7}, x, log_prob)
     dist = normflows.distributions
-    mixed = [dist.GlowBase, lambda s: dist.GlowBase(s, num_classes=3), dist.DiagGaussian]
+    mixed = [dist.GlowBase, lambda s: dist.GlowBase(s, num_classes=3), dist.GlowBase, dist.DiagGaussian]
     for name, shape, levels, depth, bases, classes, block in [
         ("normflows", (3, 8, 8), 2, 2, lambda i, s: dist.DiagGaussian(s, trainable=i < 1), False, {}),
         ("normflows_classes", (3, 8, 8), 2, 2, lambda i, s: dist.GlowBase(s, num_classes=3 if i == 0 else None), True,
          {"use_lu": False, "net_actnorm": True, "scale": False}),
         # As in the package's own example.
         ("normflows_class_diagonal", (3, 8, 8), 2, 1, lambda i, s: dist.ClassCondDiagGaussian(s, 3), True, {"scale": True}),
-        # Classes in the middle level only.
-        ("normflows_mixed", (1, 8, 16), 3, 1, lambda i, s: mixed[i](s), True, {}),
+        # Classes in one level, which is not the top.
+        ("normflows_mixed", (1, 16, 16), 4, 1, lambda i, s: mixed[i](s), True, {}),
     ]:
         model = normflows_glow(6, shape, levels, depth, 6, bases, **block)
         checkpoint = OrderedDict((k, v.clone()) for k, v in model.state_dict().items())

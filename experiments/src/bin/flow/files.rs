@@ -123,16 +123,28 @@ fn is_of_model(name: &str) -> bool {
     [CONFIG, INDEX, CARD].contains(&name) || COMPANIONS.contains(&name) || is_weights(name)
 }
 
-/// Copies what accompanies the model of the folder `run` to `out`, and removes what accompanied an earlier model there: it says
-/// nothing of these weights.
+/// A file that accompanies a model: its name and its contents.
+pub type Companion = (&'static str, Vec<u8>);
+
+/// Reads what accompanies the model of a folder.
 ///
 /// # Errors
-/// When a file cannot be read, written or removed.
-pub fn accompany(run: Option<&Path>, out: &Path) -> Result<()> {
+/// When a file cannot be read.
+pub fn companions(dir: &Path) -> Result<Vec<Companion>> {
+    let read = |name| Ok(run_dir::read(&dir.join(name))?.map(|bytes| (name, bytes)));
+    COMPANIONS.into_iter().filter_map(|name| read(name).transpose()).collect()
+}
+
+/// Writes what accompanies the model of the folder `out`, and removes what accompanied an earlier one: it says nothing of these
+/// weights.
+///
+/// # Errors
+/// When a file cannot be written or removed.
+pub fn accompany(out: &Path, companions: &[Companion]) -> Result<()> {
     for name in COMPANIONS {
         let to = out.join(name);
-        match run.map(|run| run_dir::read(&run.join(name))).transpose()?.flatten() {
-            Some(bytes) => write_atomic(&to, &bytes)?,
+        match companions.iter().find(|(of, _)| *of == name) {
+            Some((_, bytes)) => write_atomic(&to, bytes)?,
             None if to.exists() => {
                 std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?
             }

@@ -30,12 +30,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let same = weights.canonicalize().ok().zip(out.canonicalize().ok()).is_some_and(|(a, b)| a == b);
     ensure!(!same, "--out {} is the folder that is exported: name another one", out.display());
     args.file.check()?;
+    // All that can be damaged is read before anything is written.
     let model = saved::load_model(&weights, &Device::Cpu)?;
+    let (companions, before) = (files::companions(&weights)?, Summary::read(&weights)?);
     args.file.advise();
     let _lock = files::take(out)?;
     model.save(out, &args.file.options())?;
-    files::accompany(Some(&weights), out)?;
-    if let (Some(before), Some(after)) = (Summary::read(&weights)?, Summary::read(out)?) {
+    files::accompany(out, &companions)?;
+    if let (Some(before), Some(after)) = (before, Summary::read(out)?) {
         after.write(out)?;
         if before.score().is_some() && after.score().is_none() {
             tracing::info!(

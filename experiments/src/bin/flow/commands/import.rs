@@ -59,7 +59,7 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let out = &args.weights.out;
     let _lock = files::take(out)?;
     model.save(out, &args.weights.options())?;
-    files::accompany(None, out)?;
+    files::accompany(out, &[])?;
     card::write(out)?;
     files::tell(out, args.json)
 }
