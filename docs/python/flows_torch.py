@@ -63,7 +63,8 @@ class Model(nn.Module):
                     module.add_module(part, nn.Module())
                 module = module._modules[part]
             t = t.to(dtype) if t.is_floating_point() else t.long()
-            frozen = last in BUFFERS or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
+            named = last in BUFFERS and path != ["latent"]  # a learned latent's mean is trained
+            frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
         zeros = torch.zeros(1, *config["shape"], dtype=dtype)
@@ -122,6 +123,7 @@ class Model(nn.Module):
 
     def _run(self, x, y, inverse):
         steps, levels = getattr(self, "_" + self.config["model"])()
+        latent = [self._latent()] if self.config.get("learn_latent", False) else []
         log_det = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         if not inverse:
             for forward, _ in steps:
@@ -138,7 +140,13 @@ class Model(nn.Module):
                     half = x.shape[1] // 2
                     done.append(x[:, half:].flatten(1))
                     x = x[:, :half]
-            return torch.cat([*done, x.flatten(1)], 1), log_det
+            x = torch.cat([*done, x.flatten(1)], 1)
+            for forward, _ in latent:
+                x, ld = forward(x, y)
+                log_det = log_det + ld
+            return x, log_det
+        for _, back in latent:
+            x = back(x, y)
         if levels is not None:
             c, h, w = self.config["shape"]
             shapes = []
@@ -345,21 +353,24 @@ class Model(nn.Module):
     def _top(self, path):
         def mean_logs(y):
             h = self.get(f"{path}.bias")[None]
-            if self.config.get("classes") is not None:
-                if y is None:
-                    raise ValueError("this model is class-conditional: give the class labels y")
+            if self._is_conditional(y):
                 h = h + self.get(f"{path}.emb")[y]
             return (h * torch.exp(3 * self.get(f"{path}.gain")))[:, :, None, None].chunk(2, 1)
 
-        def forward(x, y):
-            mean, logs = mean_logs(y)
-            return (x - mean) * (-logs).exp(), -logs.flatten(1).sum(1) * x[0, 0].numel()
+        return gaussian(mean_logs)
 
-        def back(z, y):
-            mean, logs = mean_logs(y)
-            return z * logs.exp() + mean
+    def _latent(self):
+        def mean_logs(y):
+            row = y if self._is_conditional(y) else slice(None)
+            return self.get("latent.mean")[row], self.get("latent.logs")[row]
 
-        return forward, back
+        return gaussian(mean_logs)
+
+    def _is_conditional(self, y):
+        conditional = self.config.get("classes") is not None
+        if conditional and y is None:
+            raise ValueError("this model is class-conditional: give the class labels y")
+        return conditional
 
 
 # Steps ---------------------------------------------------------------------------------------------------------------
@@ -375,6 +386,20 @@ def affine(a, b):
         return of(a, x) * x + of(b, x), each.to(x.dtype)
 
     return forward, lambda z, y: (z - of(b, z)) / of(a, z)
+
+
+def gaussian(mean_logs):
+    """z = (x - mean) exp(-logs) with the mean and the logs of the class, for each channel or each dimension."""
+
+    def forward(x, y):
+        mean, logs = mean_logs(y)
+        return (x - mean) * (-logs).exp(), -logs.flatten(1).sum(1) * (x[0].numel() // logs[0].numel())
+
+    def back(z, y):
+        mean, logs = mean_logs(y)
+        return z * logs.exp() + mean
+
+    return forward, back
 
 
 def take(index):

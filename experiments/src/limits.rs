@@ -83,7 +83,7 @@ impl Estimate {
         match config {
             ModelConfig::Nice(c) => all.nice(c, dims, per_element),
             ModelConfig::RealNvp(c) => all.realnvp(c, per_element),
-            ModelConfig::Glow(c) => all.glow(c, per_element),
+            ModelConfig::Glow(c) => all.glow(c, dims, per_element),
         }
         if matches!(config.preprocess(), Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
@@ -103,7 +103,7 @@ impl Estimate {
         self.parameters += dims;
     }
 
-    fn glow(&mut self, c: &GlowConfig, per_element: f64) {
+    fn glow(&mut self, c: &GlowConfig, dims: f64, per_element: f64) {
         let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
         let width = c.width as f64;
         for _ in 0..c.levels.min(64) {
@@ -124,7 +124,13 @@ impl Estimate {
             self.net(parameters, 2. * layer, 0., c.depth as f64);
             channels = half;
         }
-        self.parameters += c.classes.map_or(0., |n| n as f64) * channels;
+        let classes = c.classes.map(|n| n as f64);
+        if c.learn_top {
+            self.parameters += classes.unwrap_or(0.) * channels;
+        }
+        if c.learn_latent {
+            self.parameters += classes.unwrap_or(1.) * 2. * dims;
+        }
     }
 
     fn realnvp(&mut self, c: &RealNvpConfig, per_element: f64) {
@@ -190,6 +196,9 @@ fn size_keys(config: &ModelConfig) -> &'static str {
     match config {
         ModelConfig::Nice(_) => "`model.hidden`",
         ModelConfig::RealNvp(_) => "`model.features`, `model.blocks` or `model.scales`",
+        ModelConfig::Glow(c) if c.classes.is_some() => {
+            "`model.classes`, `model.width`, `model.depth` or `model.levels`"
+        }
         ModelConfig::Glow(_) => "`model.width`, `model.depth` or `model.levels`",
     }
 }
@@ -308,10 +317,17 @@ pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<
 /// When the config asks for more than there is.
 pub fn saved(dir: &Path) -> Result<()> {
     let Ok(config) = flows::models::file::config(dir) else { return Ok(()) };
-    let need = Estimate::of(&config);
-    let bytes = need.parameters * VALUE + need.records + need.widest * VALUE;
     let what = format!("the model of {}", dir.join("config.json").display());
-    fits(&what, bytes, "restore the file, or use a machine with more memory")
+    held(&config, &what, "restore the file, or use a machine with more memory")
+}
+
+/// Refuses a model that cannot be held: `what` begins the sentence, `remedy` ends it.
+///
+/// # Errors
+/// When the config asks for more than there is.
+pub fn held(config: &ModelConfig, what: &str, remedy: &str) -> Result<()> {
+    let need = Estimate::of(config);
+    fits(what, need.parameters * VALUE + need.records + need.widest * VALUE, remedy)
 }
 
 #[cfg(test)]
@@ -325,11 +341,19 @@ mod tests {
     fn the_estimate_is_a_bound_from_below_and_near() {
         let small = ["glow-mnist-small", "realnvp-mnist-small", "nice-mnist-small", "moons"];
         for (name, text) in BUILTIN.iter().filter(|(name, _)| small.contains(name)) {
-            let config = Resolved::parse(name, text, &[]).unwrap().recipe.model;
-            let need = Estimate::of(&config).parameters;
-            let count = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap().params().count() as f64;
-            assert!(need <= count && need > 0.8 * count, "{name}: {need} of {count}");
+            near(name, Resolved::parse(name, text, &[]).unwrap().recipe.model);
         }
+        for classes in [None, Some(10)] {
+            let config =
+                GlowConfig { learn_latent: true, classes, width: 32, depth: 1, ..GlowConfig::cifar_paper() };
+            near("latent", ModelConfig::Glow(config));
+        }
+    }
+
+    fn near(name: &str, config: ModelConfig) {
+        let need = Estimate::of(&config).parameters;
+        let count = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap().params().count() as f64;
+        assert!(need <= count && need > 0.8 * count, "{name}: {need} of {count}");
     }
 
     #[test]

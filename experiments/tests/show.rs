@@ -49,6 +49,7 @@ fn a_class_conditional_model_takes_its_labels_from_the_images() {
         "model.depth=1",
         "model.width=4",
         "model.classes=4",
+        "model.learn_latent=true",
         "train.updates=2",
         "train.batch=8",
         "train.init_images=32",

@@ -534,7 +534,8 @@ fn write(
 }
 
 /// Whether a file's name is that of a model's weights, or of a shard of them.
-pub(crate) fn is_weights(name: &str) -> bool {
+#[must_use]
+pub fn is_weights(name: &str) -> bool {
     let number = |digits: &str| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit());
     let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
     name == WEIGHTS || shard.and_then(|s| s.split_once("-of-")).is_some_and(|(i, n)| number(i) && number(n))

@@ -149,7 +149,18 @@ fn tensors_are_compared_with_the_config() {
 fn sizes_are_refused_before_they_are_made() {
     let nice = NiceConfig { shape: vec![8], hidden: vec![vec![4]; 2], ..NiceConfig::mnist_paper() };
     let nvp = RealNvpConfig { shape: [1, 8, 8], features: 4, blocks: 1, ..RealNvpConfig::cifar_code() };
+    let latent = ModelConfig::Glow(GlowConfig {
+        shape: [1, 8, 8],
+        levels: 2,
+        depth: 1,
+        width: 4,
+        learn_top: false,
+        learn_latent: true,
+        classes: Some(3),
+        ..GlowConfig::cifar_paper()
+    });
     let cases = [
+        (latent, r#""classes": 3"#, r#""classes": 16777216"#, "latent.mean` has shape [3, 64]"),
         (glow(), r#""width": 4"#, r#""width": 1000000000000"#, "`width` = 1000000000000"),
         (glow(), r#""width": 4"#, r#""width": 16777216"#, "level0.step0.net.conv"),
         (glow(), r#""width": 4"#, r#""width": 18446744073709551615"#, "`width` = 18446744073709551615"),

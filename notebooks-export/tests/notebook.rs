@@ -88,12 +88,17 @@ fn models(dir: &Path) -> Vec<PathBuf> {
             }),
             usize::MAX,
         ),
-        ("classes", small(GlowConfig { classes: Some(3), ..GlowConfig::cifar_paper() }), 2000),
+        (
+            "classes",
+            small(GlowConfig { classes: Some(3), learn_latent: true, ..GlowConfig::cifar_paper() }),
+            2000,
+        ),
         (
             "logit",
             small(GlowConfig {
                 permutation: Permutation::Plain,
                 learn_split: false,
+                learn_latent: true,
                 preprocess: Preprocess::Logit { alpha: 0.05, scale: LogitScale::Paper },
                 ..GlowConfig::cifar_paper()
             }),

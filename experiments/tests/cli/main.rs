@@ -279,7 +279,7 @@ fn half_written_files_do_not_stay() {
     ok(&write);
     assert!(!weights.join("index.json.tmp4194301").exists());
     ok(&["weights", "--dir", str_of(&weights), "--check"]);
-    let export = ["export", str_of(&run), "--out", str_of(&out)];
+    let export = ["export", str_of(&run), "--out", str_of(&out), "--overwrite"];
     ok(&export);
     left(&out, &export);
 }

@@ -3,6 +3,8 @@
 use super::common::{error, flow, json, ok};
 use super::{str_of, tiny};
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// A folder of this repository.
 fn repository(path: &str) -> String {
@@ -15,9 +17,9 @@ fn exported_weights_are_the_same_model() {
     let (run, out) = (dir.path().join("run"), dir.path().join("out"));
     ok(&tiny("reproduce", str_of(&run)));
     let before = json(&["eval", str_of(&run), "--json"]);
-    let export =
-        |more: &[&'static str]| [&["export", str_of(&run), "--out", str_of(&out), "--json"], more].concat();
-    let whole = json(&export(&[]));
+    let once = ["export", str_of(&run), "--out", str_of(&out), "--json"];
+    let export = |more: &[&'static str]| [&once[..], &["--overwrite"], more].concat();
+    let whole = json(&once);
     assert_eq!(
         (&whole["dtype"], &whole["files"]),
         (&"f32".into(), &serde_json::json!(["config.json", "model.safetensors"]))
@@ -47,14 +49,58 @@ fn exported_weights_are_the_same_model() {
     assert!(
         error(&["export", str_of(&run), "--out", str_of(&run)]).contains("is the folder that is exported")
     );
-    let other = dir.path().join("other");
-    std::fs::create_dir(&other).unwrap();
-    std::fs::write(other.join("thesis.txt"), "").unwrap();
-    assert!(error(&["export", str_of(&run), "--out", str_of(&other)]).contains("holds other files"));
-    let second = dir.path().join("second");
-    ok(&tiny("train", str_of(&second)));
-    assert!(error(&["export", str_of(&run), "--out", str_of(&second)]).contains("can be resumed"));
     assert_eq!(flow(&export(&["--max-shard-size", "5 apples"])).status.code(), Some(2));
+}
+
+/// The files of a folder with their bytes.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.is_file()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn no_export_or_import_replaces_what_it_was_not_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let [run, second, out, other] = ["run", "second", "out", "other"].map(|name| dir.path().join(name));
+    ok(&tiny("train", str_of(&run)));
+    ok(&tiny("train", str_of(&second)));
+    let file = repository("experiments/tests/import/normflows_classes.pth");
+    let commands: [&[&str]; 2] =
+        [&["export", str_of(&second)], &["import", &file, "--from", "normflows", "--size", "8"]];
+    let refuse = |to: &Path, more: &[&str], says: &str| {
+        let before = contents(to);
+        for command in commands {
+            let said = error(&[command, &["--out", str_of(to)], more].concat());
+            assert!(said.contains(says), "{says}: {said}");
+        }
+        assert_eq!(contents(to), before);
+    };
+    // A run that can go on, one with its log for TensorBoard, and one that was copied without.
+    for part in ["checkpoint.", "events."] {
+        let says = if part == "events." { "holds other files, as events." } else { "can be resumed" };
+        refuse(&run, &[], says);
+        refuse(&run, &["--overwrite"], says);
+        for path in contents(&run).into_keys().filter(|path| str_of(path).contains(part)) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    refuse(&run, &[], "with --overwrite");
+    // Whatever no model has, beside one or alone.
+    std::fs::create_dir(&other).unwrap();
+    for folder in [&other, &run] {
+        std::fs::write(folder.join("thesis.txt"), "").unwrap();
+        refuse(folder, &[], "holds other files, as thesis.txt");
+        refuse(folder, &["--overwrite"], "holds other files, as thesis.txt");
+    }
+
+    // What is told to be replaced goes with all that is said of it.
+    ok(&["export", str_of(&run), "--out", str_of(&out)]);
+    assert!(out.join("summary.json").exists() && out.join("metrics.jsonl").exists());
+    refuse(&out, &[], "with --overwrite");
+    ok(&[commands[1], &["--out", str_of(&out), "--overwrite"]].concat());
+    let names: Vec<String> =
+        contents(&out).keys().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(names, ["README.md", "config.json", "model.safetensors"]);
 }
 
 #[test]
@@ -70,11 +116,32 @@ fn imported_checkpoints_are_models() {
     let picture = dir.path().join("s.png");
     ok(&["sample", str_of(&out), "-n", "4", "--out", str_of(&picture)]);
     assert!(error(&["eval", str_of(&out)]).contains("--recipe"));
-    let other = error(&import(&["--from", "real-nvp", "--size", "8"]));
+    let other = error(&import(&["--from", "real-nvp", "--size", "8", "--overwrite"]));
     assert!(other.contains("glow_pytorch.pth") && other.contains("data_constraint"), "{other}");
     assert_eq!(flow(&import(&["--from", "realnvp"])).status.code(), Some(2));
     let missing = str_of(dir.path()).to_owned() + "/none.pth";
-    assert!(error(&["import", &missing, "--from", "normflows", "--out", str_of(&out)]).contains("none.pth"));
+    let new = dir.path().join("new");
+    assert!(error(&["import", &missing, "--from", "normflows", "--out", str_of(&new)]).contains("none.pth"));
+
+    // A mean and a scale for each dimension and class: it is sampled and evaluated with labels.
+    let (classes, data) = (dir.path().join("classes"), dir.path().join("data"));
+    let file = repository("experiments/tests/import/normflows_class_diagonal.pth");
+    ok(&["import", &file, "--from", "normflows", "--out", str_of(&classes)]);
+    ok(&["sample", str_of(&classes), "-n", "4", "--class", "1", "--out", str_of(&picture)]);
+    assert!(
+        error(&["sample", str_of(&classes), "-n", "4", "--class", "3", "--out", str_of(&picture)])
+            .contains("classes 0 to 2")
+    );
+    for class in 0..3u8 {
+        let folder = data.join(class.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        let image =
+            image::RgbImage::from_fn(8, 8, |x, y| image::Rgb([80 * class, 30 * x as u8, 30 * y as u8]));
+        image.save(folder.join("image.png")).unwrap();
+    }
+    let eval = ["eval", str_of(&classes), "--recipe", "glow-cifar-small", "--data-set", "folder", "--data"];
+    let scored = json(&[&eval[..], &[str_of(&data), "--json"]].concat());
+    assert!(scored["bits_per_dim"].as_f64().is_some_and(f64::is_finite), "{scored}");
 }
 
 #[test]

@@ -231,11 +231,7 @@ def normflows_glow(seed, shape, levels, depth, width, bases, **block):
         for name, value in model.named_parameters():
             if not name.endswith((".L", ".U")):
                 std = 0.3 if name.startswith("q0") else 0.1
-                noise = torch.from_numpy(std * rng.standard_normal(value.shape)).float()
-                # A DiagGaussian here is the same at each pixel, as what is imported is.
-                if name.startswith("q0") and value.dim() == 4 and isinstance(model.q0[int(name.split(".")[1])], normflows.distributions.DiagGaussian):
-                    noise = noise[:, :, :1, :1].expand_as(value)
-                value += noise
+                value += torch.from_numpy(std * rng.standard_normal(value.shape)).float()
         for name, value in state.items():
             if name.endswith("data_dep_init_done"):
                 value.fill_(1.0)
@@ -284,32 +280,22 @@ def main():
         log_prob = real_nvp(w, x, scales, 3, blocks, new_names)
         net = OrderedDict((f"module.{k}", v) for k, v in w.items())
         write(name, {"net": net, "test_loss": 1.5, "epoch": 7}, x, log_prob)
-    x = pixels(5, 3, 3, 8, 8)
-    d = x[0].numel()
     dist = normflows.distributions
-    for name, bases, classes, block in [
-        ("normflows", lambda i, s: dist.DiagGaussian(s, trainable=i < 1), False, {}),
-        ("normflows_classes", lambda i, s: dist.GlowBase(s, num_classes=3 if i == 0 else None), True,
+    mixed = [dist.GlowBase, lambda s: dist.GlowBase(s, num_classes=3), dist.GlowBase, dist.DiagGaussian]
+    for name, shape, levels, depth, bases, classes, block in [
+        ("normflows", (3, 8, 8), 2, 2, lambda i, s: dist.DiagGaussian(s, trainable=i < 1), False, {}),
+        ("normflows_classes", (3, 8, 8), 2, 2, lambda i, s: dist.GlowBase(s, num_classes=3 if i == 0 else None), True,
          {"use_lu": False, "net_actnorm": True, "scale": False}),
+        # As in the package's own example.
+        ("normflows_class_diagonal", (3, 8, 8), 2, 1, lambda i, s: dist.ClassCondDiagGaussian(s, 3), True, {"scale": True}),
+        # Classes in one level, which is not the top.
+        ("normflows_mixed", (1, 16, 16), 4, 1, lambda i, s: mixed[i](s), True, {}),
     ]:
-        model = normflows_glow(6, (3, 8, 8), 2, 2, 6, bases, **block)
+        model = normflows_glow(6, shape, levels, depth, 6, bases, **block)
         checkpoint = OrderedDict((k, v.clone()) for k, v in model.state_dict().items())
-        model = model.double()
-        z = x / 256
-        if classes:
-            # Its class-conditional log_prob gives the labels to every base; here only the top one has classes.
-            log_prob = torch.zeros(3).double()
-            for i in range(len(model.flows) - 1, -1, -1):
-                for flow in reversed(model.flows[i]):
-                    z, log_det = flow.inverse(z)
-                    log_prob = log_prob + log_det
-                if i > 0:
-                    (z, done), _ = model.merges[i - 1].inverse(z)
-                    log_prob = log_prob + model.q0[i].log_prob(done)
-                else:
-                    log_prob = log_prob + model.q0[0].log_prob(z, y)
-        else:
-            log_prob = model.log_prob(z, None)
+        x, d = pixels(5, 3, *shape), math.prod(shape)
+        # A base distribution without classes takes no notice of them.
+        log_prob = model.double().log_prob(x / 256, y if classes else None)
         write(name, checkpoint, x, log_prob - d * math.log(256), y if classes else None)
 
 

@@ -1,4 +1,5 @@
-//! Elementwise affine maps with learned parameters: NICE's diagonal, Glow's learned top prior.
+//! Elementwise affine maps with learned parameters: NICE's diagonal, and learned Gaussian priors as layers, for each channel
+//! (Glow's top prior) or for each dimension of the latent.
 
 use crate::core::{
     Bijection, Context, Ctx, LayerStats, Mode, channel_shape, positions, same_per_example, sum_per_example,
@@ -76,20 +77,7 @@ impl ChannelPrior {
         let grad = ctx.grad;
         let mut h = self.bias.get(grad).unsqueeze(0)?;
         if let Some(emb) = &self.emb {
-            let Some(labels) = ctx.context.labels else {
-                bail!("this model is class-conditional: give the class labels")
-            };
-            let (n, b) = (emb.value().dim(0)?, x.dim(0)?);
-            if labels.dims() != [b] {
-                bail!("{} class labels were given for {b} examples", labels.elem_count());
-            }
-            // A training step on a GPU reads nothing back: the labels of a data set were checked when it was loaded.
-            let training = matches!(ctx.mode, Mode::Train | Mode::Replay);
-            if (labels.device().is_cpu() || !training)
-                && let Some(bad) = labels.to_vec1::<u32>()?.iter().find(|&&l| l as usize >= n)
-            {
-                bail!("class {bad} is out of range: this model has {n} classes");
-            }
+            let labels = labels(ctx, x.dim(0)?, emb.value().dim(0)?)?;
             h = h.broadcast_add(&emb.get(grad).index_select(labels, 0)?)?;
         }
         let h = h.broadcast_mul(&(self.gain.get(grad) * 3.)?.exp()?.unsqueeze(0)?)?;
@@ -101,19 +89,98 @@ impl ChannelPrior {
 
 impl Bijection for ChannelPrior {
     fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
-        let (_, logs) = self.mean_logs(x, ctx.with_grad(false))?;
-        Ok(LayerStats::Elements(logs.neg()?.broadcast_as(x.shape())?.contiguous()?))
+        log_scales(x, &self.mean_logs(x, ctx.with_grad(false))?)
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        let (mean, logs) = self.mean_logs(x, ctx)?;
-        let z = x.broadcast_sub(&mean)?.broadcast_mul(&logs.neg()?.exp()?)?;
-        let log_det = (sum_per_example(&logs)? * -(positions(x)? as f64))?;
-        Ok((z, log_det.broadcast_as(x.dim(0)?)?))
+        to_standard(x, &self.mean_logs(x, ctx)?)
     }
 
     fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        let (mean, logs) = self.mean_logs(z, Ctx::eval().with_context(context))?;
-        z.broadcast_mul(&logs.exp()?)?.broadcast_add(&mean)
+        from_standard(z, &self.mean_logs(z, Ctx::eval().with_context(context))?)
     }
+}
+
+/// A learned diagonal Gaussian over a whole latent as a bijection: N(mean_d, exp(logs_d)^2) for each dimension, optionally for
+/// each class y,
+///
+/// ```text
+/// z_d = (x_d - mean_{y,d}) exp(-logs_{y,d}),     log-det = -sum_d logs_{y,d}
+/// ```
+///
+/// **Shapes.** (B, D); parameters `mean` and `logs`, each (classes, D), or (1, D) for a model without classes.
+pub struct DiagonalPrior {
+    mean: Param,
+    logs: Param,
+    classes: Option<usize>,
+}
+
+impl DiagonalPrior {
+    /// N(0, 1) at first, for every class.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
+    pub fn new(dims: usize, classes: Option<usize>, vb: &ParamBuilder) -> Result<Self> {
+        let shape = (classes.unwrap_or(1), dims);
+        let [mean, logs] = ["mean", "logs"].map(|name| vb.get(shape, name, Init::Const(0.)));
+        Ok(Self { mean: mean?, logs: logs?, classes })
+    }
+
+    /// Mean and log standard deviation, each (1 or B, D).
+    fn mean_logs(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        let [mean, logs] = [&self.mean, &self.logs].map(|p| p.get(ctx.grad));
+        let Some(classes) = self.classes else { return Ok((mean.clone(), logs.clone())) };
+        let labels = labels(ctx, x.dim(0)?, classes)?;
+        Ok((mean.index_select(labels, 0)?, logs.index_select(labels, 0)?))
+    }
+}
+
+impl Bijection for DiagonalPrior {
+    fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
+        log_scales(x, &self.mean_logs(x, ctx.with_grad(false))?)
+    }
+
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        to_standard(x, &self.mean_logs(x, ctx)?)
+    }
+
+    fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
+        from_standard(z, &self.mean_logs(z, Ctx::eval().with_context(context))?)
+    }
+}
+
+/// The class labels of `b` examples, each below `classes`.
+fn labels<'a>(ctx: Ctx<'a>, b: usize, classes: usize) -> Result<&'a Tensor> {
+    let Some(labels) = ctx.context.labels else {
+        bail!("this model is class-conditional: give the class labels")
+    };
+    if labels.dims() != [b] {
+        bail!("{} class labels were given for {b} examples", labels.elem_count());
+    }
+    // A training step on a GPU reads nothing back: the labels of a data set were checked when it was loaded.
+    let training = matches!(ctx.mode, Mode::Train | Mode::Replay);
+    if (labels.device().is_cpu() || !training)
+        && let Some(bad) = labels.to_vec1::<u32>()?.iter().find(|&&l| l as usize >= classes)
+    {
+        bail!("class {bad} is out of range: this model has {classes} classes");
+    }
+    Ok(labels)
+}
+
+/// x of N(mean, exp(logs)^2) as z of N(0, 1), and the log-det, (B,). `mean` and `logs` have one number for each channel, or for
+/// each dimension of (B, D), and one row or one for each example.
+fn to_standard(x: &Tensor, (mean, logs): &(Tensor, Tensor)) -> Result<(Tensor, Tensor)> {
+    let z = x.broadcast_sub(mean)?.broadcast_mul(&logs.neg()?.exp()?)?;
+    let log_det = (sum_per_example(logs)? * -(positions(x)? as f64))?;
+    Ok((z, log_det.broadcast_as(x.dim(0)?)?))
+}
+
+/// The inverse of [`to_standard`].
+fn from_standard(z: &Tensor, (mean, logs): &(Tensor, Tensor)) -> Result<Tensor> {
+    z.broadcast_mul(&logs.exp()?)?.broadcast_add(mean)
+}
+
+/// The log-scales of [`to_standard`], one for each element of x.
+fn log_scales(x: &Tensor, (_, logs): &(Tensor, Tensor)) -> Result<LayerStats> {
+    Ok(LayerStats::Elements(logs.neg()?.broadcast_as(x.shape())?.contiguous()?))
 }

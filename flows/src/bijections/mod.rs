@@ -12,12 +12,11 @@ mod reshape;
 mod standardize;
 
 pub use act_norm::ActNorm;
-pub use affine::{ChannelPrior, Diagonal};
+pub use affine::{ChannelPrior, Diagonal, DiagonalPrior};
 pub use batch_norm::{BatchNorm, BatchStatistics};
 pub use conv1x1::{Conv1x1, Weight};
 pub use coupling::Coupling;
 pub use multiscale::Multiscale;
-pub(crate) use multiscale::split_levels;
 pub use permute::Permute;
 pub use preprocess::{Logit, LogitScale, Rescale, Whiten};
 pub use reshape::{Flatten, Squeeze};

@@ -1,6 +1,6 @@
 //! The multi-scale architecture (RealNVP section 3.6): after each level half of the channels are factored out.
 
-use crate::core::{Bijection, Composite, Link, RunLayer, RunReversed};
+use crate::core::{Bijection, Composite, Link, RunLayer, RunReversed, split_levels};
 use candle_core::{Result, Tensor, bail};
 
 /// A chain of levels, each of which passes half of its channels on and keeps the other half as latents.
@@ -56,22 +56,6 @@ impl Multiscale {
     pub fn levels(&self, z: &Tensor) -> Result<Vec<Tensor>> {
         split_levels(z, &self.shapes)
     }
-}
-
-/// z (B, D) cut into tensors of the given shapes.
-pub(crate) fn split_levels(z: &Tensor, shapes: &[[usize; 3]]) -> Result<Vec<Tensor>> {
-    let (b, d) = z.dims2()?;
-    let want: usize = shapes.iter().map(|s| s.iter().product::<usize>()).sum();
-    if d != want {
-        bail!("this model's latent has {want} dimensions, got {d}");
-    }
-    let mut at = 0;
-    let mut out = Vec::new();
-    for &[c, h, w] in shapes {
-        out.push(z.narrow(1, at, c * h * w)?.reshape((b, c, h, w))?);
-        at += c * h * w;
-    }
-    Ok(out)
 }
 
 impl Composite for Multiscale {

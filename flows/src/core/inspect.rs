@@ -6,6 +6,7 @@
 use super::bijection::{Bijection, Composite, forward, links_in_order, links_reversed};
 use super::layer_stats::LayerStats;
 use super::pass::Ctx;
+use super::shape::split_levels;
 use super::tape::Memory;
 use crate::ops::squeeze::unsqueeze;
 use crate::params::is_finite;
@@ -68,6 +69,9 @@ pub struct TraceEntry {
     pub log_det: Tensor,
     /// The scales or the matrix by which it changes its input.
     pub stats: LayerStats,
+    /// (C, H, W) of each part of the state, those of `done` first; none for vectors. A layer of (B, D) after one of images has
+    /// all parts in its output, as the layer before had them.
+    parts: Vec<[usize; 3]>,
 }
 
 impl TraceEntry {
@@ -79,16 +83,16 @@ impl TraceEntry {
     /// # Errors
     /// When the state cannot have come from an example of this shape.
     pub fn layout(&self, shape: &[usize]) -> Result<Tensor> {
-        let b = self.output.dim(0)?;
-        if self.output.rank() != 4 {
-            return self.output.reshape([&[b], shape].concat());
-        }
-        let mut done: Vec<&Tensor> = self.done.iter().collect();
-        let mut h = self.output.clone();
+        let mut parts = match (self.output.rank(), self.parts.as_slice()) {
+            (4, _) => [self.done.as_slice(), &[self.output.clone()]].concat(),
+            (_, []) => return self.output.reshape([&[self.output.dim(0)?], shape].concat()),
+            (_, parts) => split_levels(&self.output, parts)?,
+        };
+        let mut h = parts.pop().expect("a state has at least one part");
         loop {
-            match done.last() {
+            match parts.last() {
                 Some(part) if part.dims()[2..] == h.dims()[2..] => {
-                    h = Tensor::cat(&[&h, done.pop().expect("the last is there")], 1)?;
+                    h = Tensor::cat(&[&h, &parts.pop().expect("the last is there")], 1)?;
                 }
                 None if h.dims()[1..] == *shape => return Ok(h),
                 _ if h.dim(1)?.is_multiple_of(4) => h = unsqueeze(&h)?,
@@ -96,6 +100,12 @@ impl TraceEntry {
             }
         }
     }
+}
+
+/// (C, H, W) of a tensor (B, C, H, W).
+fn image_shape(t: &Tensor) -> Result<[usize; 3]> {
+    let (_, c, h, w) = t.dims4()?;
+    Ok([c, h, w])
 }
 
 /// Every layer's output, log-det and [`LayerStats`] for the input `x`, in order.
@@ -112,7 +122,11 @@ pub fn trace(f: &dyn Bijection, x: &Tensor, ctx: Ctx) -> Result<Vec<TraceEntry>>
         let stats = leaf.layer.layer_stats(leaf.x, ctx)?;
         let (z, log_det) = forward(leaf.layer, leaf.x, ctx)?;
         let (path, done) = (leaf.path.to_owned(), leaf.factored.to_vec());
-        steps.push(TraceEntry { path, output: z.clone(), done, log_det, stats });
+        let parts = match z.rank() {
+            4 => done.iter().chain([&z]).map(image_shape).collect::<Result<_>>()?,
+            _ => steps.last().map_or_else(Vec::new, |before: &TraceEntry| before.parts.clone()),
+        };
+        steps.push(TraceEntry { path, output: z.clone(), done, log_det, stats, parts });
         Ok(z)
     })?;
     Ok(steps)

@@ -26,6 +26,6 @@ pub use inspect::{Drift, TraceEntry};
 pub use layer_stats::LayerStats;
 pub use net::{Net, net_backward, net_forward_saved};
 pub use pass::{Context, Ctx, Mode};
-pub(crate) use shape::{channel_shape, positions};
+pub(crate) use shape::{channel_shape, positions, split_levels};
 pub use shape::{same_per_example, sum_per_example, zeros_per_example};
 pub use tape::{Gradients, Grads, Graph, Memory, SavedState};

@@ -42,3 +42,19 @@ pub(crate) fn channel_shape(x: &Tensor) -> Result<Vec<usize>> {
     shape[1] = x.dim(1)?;
     Ok(shape)
 }
+
+/// z (B, D) cut into tensors of the given shapes.
+pub(crate) fn split_levels(z: &Tensor, shapes: &[[usize; 3]]) -> Result<Vec<Tensor>> {
+    let (b, d) = z.dims2()?;
+    let want: usize = shapes.iter().map(|s| s.iter().product::<usize>()).sum();
+    if d != want {
+        bail!("this model's latent has {want} dimensions, got {d}");
+    }
+    let mut at = 0;
+    let mut out = Vec::new();
+    for &[c, h, w] in shapes {
+        out.push(z.narrow(1, at, c * h * w)?.reshape((b, c, h, w))?);
+        at += c * h * w;
+    }
+    Ok(out)
+}

@@ -8,7 +8,7 @@ use super::built::Built;
 pub use super::law::Law;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
-use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, Permute, Weight};
+use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, DiagonalPrior, Permute, Weight};
 use crate::core::Chain;
 use crate::nets::ConvNet;
 use crate::params::ParamBuilder;
@@ -59,7 +59,10 @@ pub struct GlowConfig {
     pub learn_top: bool,
     /// Factored-out halves have a learned prior given the half that goes on.
     pub learn_split: bool,
-    /// Classes of a class-conditional top prior.
+    /// The whole latent has a learned mean and scale for each dimension (and class).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub learn_latent: bool,
+    /// Classes of a class-conditional model, whose learned top prior and latent differ from class to class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
 }
@@ -79,6 +82,7 @@ impl GlowConfig {
             edge_bias: false,
             learn_top: true,
             learn_split: true,
+            learn_latent: false,
             classes: None,
         }
     }
@@ -118,8 +122,11 @@ impl GlowConfig {
         if self.levels == 0 || self.width == 0 {
             bail!("`levels` and `width` must be at least 1");
         }
-        if self.classes == Some(0) || (self.classes.is_some() && !self.learn_top) {
-            bail!("`classes` needs `learn_top = true` and at least one class");
+        if self.classes == Some(0) {
+            bail!("`classes` = 0: give at least one, or leave it out");
+        }
+        if self.classes.is_some() && !self.learn_top && !self.learn_latent {
+            bail!("`classes` needs `learn_top = true` or `learn_latent = true`");
         }
         let mut levels = Levels::new(self.shape)?;
         for i in 0..self.levels {
@@ -141,6 +148,11 @@ impl GlowConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.bits, vb)
+        let mut built = levels.build(self.preprocess, self.bits, vb)?;
+        if self.learn_latent {
+            let dims = self.shape.iter().product();
+            built.chain.push("latent", DiagonalPrior::new(dims, self.classes, &vb.pp("latent"))?);
+        }
+        Ok(built)
     }
 }

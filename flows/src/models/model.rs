@@ -2,8 +2,7 @@
 
 use super::config::ModelConfig;
 use super::preprocess;
-use crate::bijections::split_levels;
-use crate::core::{Context, Ctx, Gradients, Grads, Memory};
+use crate::core::{Context, Ctx, Gradients, Grads, Memory, split_levels};
 use crate::flow::Flow;
 use crate::params::{ParamStore, rng_for};
 use crate::storage::SaveOptions;

@@ -58,23 +58,19 @@ pub struct RealNvpConfig {
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub norm_couplings: bool,
     /// The networks' input passes batch norm and a ReLU, as in the released code.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub norm_input: bool,
     /// A learned factor of tanh for each channel instead of one for each coupling.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub channel_gains: bool,
     /// Partitions the other way round, and after the channel-wise couplings the pixels (0, 0) and (1, 1) of each 2x2 square
     /// go on, as in figure 3, instead of the first half of the channels: chrischute/real-nvp has it so.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub diagonal: bool,
 }
 
 fn yes() -> bool {
     true
-}
-
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 impl RealNvpConfig {

@@ -78,4 +78,8 @@ twins! {
     fn glow_with_classes() {
         Ok(check("glow_classes")?)
     }
+
+    fn glow_with_a_learned_latent() {
+        Ok(check("glow_latent")?)
+    }
 }

@@ -230,6 +230,7 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
             gaussian(&[2, 4, 3, 4]),
         ),
         ("learned top prior", layer(|vb| ChannelPrior::new(3, None, vb)), gaussian(&image)),
+        ("learned latent", layer(|vb| DiagonalPrior::new(6, None, vb)), gaussian(&[3, 6])),
         (
             "multiscale",
             layer(|vb| {
@@ -355,6 +356,20 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 classes: Some(3),
                 ..small_glow()
             }),
+        ),
+        (
+            "Glow, learned latent, classes",
+            ModelConfig::Glow(GlowConfig {
+                learn_top: false,
+                learn_split: false,
+                learn_latent: true,
+                classes: Some(3),
+                ..small_glow()
+            }),
+        ),
+        (
+            "Glow, all learned priors",
+            ModelConfig::Glow(GlowConfig { shape: [1, 8, 4], learn_latent: true, ..small_glow() }),
         ),
         (
             "Glow, reverse, fixed priors",

@@ -21,6 +21,7 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
         ..GlowConfig::cifar_paper()
     };
     let shuffle = GlowConfig { permutation: glow::Permutation::Shuffle, classes: Some(2), ..glow.clone() };
+    let latent = GlowConfig { learn_top: false, learn_latent: true, ..shuffle.clone() };
     let zca = NiceConfig { preprocess: Preprocess::Zca { epsilon: 0.1 }, ..nice.clone() };
     vec![
         ("nice", ModelConfig::Nice(nice)),
@@ -28,6 +29,7 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
         ("realnvp", ModelConfig::RealNvp(nvp)),
         ("glow", ModelConfig::Glow(glow)),
         ("shuffle", ModelConfig::Glow(shuffle)),
+        ("latent", ModelConfig::Glow(latent)),
     ]
 }
 

@@ -74,6 +74,12 @@ CONFIGS = {
         "width": 6, "law": "additive", "permutation": "plain", "edge_bias": False, "learn_top": True,
         "learn_split": False, "classes": 3,
     },
+    # A mean and a scale for each dimension of the latent and each class, reversals, no other learned prior.
+    "glow_latent": {
+        "model": "glow", "shape": [1, 4, 8], "bits": 8, "preprocess": {"kind": "unit"}, "levels": 2, "depth": 1,
+        "width": 4, "law": "affine", "permutation": "reverse", "edge_bias": False, "learn_top": False,
+        "learn_split": False, "learn_latent": True, "classes": 3,
+    },
 }
 
 
@@ -263,6 +269,27 @@ class ClassPrior:
         h = self.bias[None] if self.emb is None else self.bias + self.emb[y]
         mean, logs = (h * torch.exp(3 * self.gain))[:, :, None, None].chunk(2, 1)
         return mean, logs.exp()
+
+    def forward(self, x, y):
+        mean, std = self.mean_std(y)
+        return (x - mean) / std
+
+    def inverse(self, z, y):
+        mean, std = self.mean_std(y)
+        return z * std + mean
+
+
+class LatentPrior:
+    """z = (x - mean) / std, each a function of the dimension of the latent and of the class."""
+
+    def __init__(self, get, path, dims, classes):
+        self.classes = classes
+        self.mean = get(f"{path}.mean", [classes or 1, dims], std=0.4)
+        self.logs = get(f"{path}.logs", [classes or 1, dims], std=0.3)
+
+    def mean_std(self, y):
+        row = slice(None) if self.classes is None else y
+        return self.mean[row], self.logs[row].exp()
 
     def forward(self, x, y):
         mean, std = self.mean_std(y)
@@ -546,7 +573,10 @@ def glow(get, c):
         elif c["learn_top"]:
             level.append(ClassPrior(get, f"level{i}.top", n, c.get("classes")))
         levels.append(Chain(*level))
-    return Chain(*layers, Levels(levels, c["shape"]))
+    layers.append(Levels(levels, c["shape"]))
+    if c.get("learn_latent"):
+        layers.append(LatentPrior(get, "latent", math.prod(c["shape"]), c.get("classes")))
+    return Chain(*layers)
 
 
 def mixing(get, path, n, kind):

@@ -51,4 +51,8 @@ def log_prob(x, y=None):
             h = weights[f"level{i}.top.bias"][None] + (0 if y is None else weights[f"level{i}.top.emb"][y])
             mean, logs = (h * torch.exp(3 * weights[f"level{i}.top.gain"]))[:, :, None, None].chunk(2, 1)
             x, log_det = (x - mean) * (-logs).exp(), log_det - logs.flatten(1).sum(1) * x[0, 0].numel()
-    return log_det - 0.5 * (torch.cat([*done, x.flatten(1)], 1).square() + np.log(2 * np.pi)).sum(1)
+    z = torch.cat([*done, x.flatten(1)], 1)
+    if config.get("learn_latent"):  # the latent's mean and scale, by class where there are classes
+        mean, logs = (weights[f"latent.{name}"][slice(None) if y is None else y] for name in ("mean", "logs"))
+        z, log_det = (z - mean) * (-logs).exp(), log_det - logs.sum(1)
+    return log_det - 0.5 * (z.square() + np.log(2 * np.pi)).sum(1)

@@ -1,15 +1,16 @@
 //! Folders of weights that commands write: the file's dtype and size, and what is said of it.
 
 use crate::output;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
+use experiments::data::file_name;
 use experiments::lock::Lock;
-use experiments::run_dir::CHECKPOINT;
+use experiments::run_dir::{self, CARD, CHECKPOINT, COMPANIONS, is_half_written};
 use flows::SaveOptions;
 use flows::models::file;
-use flows::storage::CONFIG;
+use flows::storage::{CONFIG, INDEX, is_weights, write_atomic};
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The dtype of floating-point tensors in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -32,9 +33,15 @@ impl From<Stored> for DType {
     }
 }
 
-/// How weights are written.
+/// Where and how weights are written.
 #[derive(clap::Args)]
 pub struct FileArgs {
+    /// New or empty output folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace the model that the output folder holds, with the records of its run.
+    #[arg(long)]
+    overwrite: bool,
     /// Dtype of the stored tensors; f16 and bf16 are computed in f32.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Stored,
@@ -52,6 +59,36 @@ impl FileArgs {
                  weights past 65504"
             );
         }
+    }
+
+    /// Refuses an output folder that holds anything but a model which may be replaced.
+    ///
+    /// # Errors
+    /// When it does, or is a file.
+    pub fn check(&self) -> Result<()> {
+        let (out, name) = (&self.out, self.out.display());
+        ensure!(out.is_dir() || !out.exists(), "--out {name} is a file: name a folder");
+        if !out.exists() {
+            return Ok(());
+        }
+        // What a killed process left half-written is removed when the folder is taken.
+        let files: Vec<String> = run_dir::list(out)?
+            .iter()
+            .map(|path| file_name(path))
+            .filter(|name| !is_half_written(name))
+            .collect();
+        ensure!(
+            !out.join(CHECKPOINT).exists(),
+            "--out {name} holds a run that can be resumed: name another folder"
+        );
+        if let Some(other) = files.iter().find(|file| !is_of_model(file)) {
+            bail!("--out {name} holds other files, as {other}: name a new folder");
+        }
+        ensure!(
+            self.overwrite || files.is_empty(),
+            "--out {name} holds a model: name a new folder, or replace it and the records of its run with --overwrite"
+        );
+        Ok(())
     }
 
     /// As the library takes them.
@@ -81,27 +118,39 @@ fn size(text: &str) -> Result<usize, String> {
     })
 }
 
-/// Refuses to write into a folder that holds anything but an earlier model.
+/// Whether a file of this name is replaced or removed with a model.
+fn is_of_model(name: &str) -> bool {
+    [CONFIG, INDEX, CARD].contains(&name) || COMPANIONS.contains(&name) || is_weights(name)
+}
+
+/// A file that accompanies a model: its name and its contents.
+pub type Companion = (&'static str, Vec<u8>);
+
+/// Reads what accompanies the model of a folder.
 ///
 /// # Errors
-/// When it does, or is a file.
-pub fn check_output_folder(out: &Path) -> Result<()> {
-    ensure!(out.is_dir() || !out.exists(), "--out {} is a file: name a folder", out.display());
-    let entries = match std::fs::read_dir(out) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e).with_context(|| format!("cannot list {}", out.display())),
-    };
-    ensure!(
-        entries.count() == 0 || out.join(CONFIG).exists(),
-        "--out {} holds other files: name a new folder",
-        out.display()
-    );
-    ensure!(
-        !out.join(CHECKPOINT).exists(),
-        "--out {} holds a run that can be resumed: name another folder",
-        out.display()
-    );
+/// When a file cannot be read.
+pub fn companions(dir: &Path) -> Result<Vec<Companion>> {
+    let read = |name| Ok(run_dir::read(&dir.join(name))?.map(|bytes| (name, bytes)));
+    COMPANIONS.into_iter().filter_map(|name| read(name).transpose()).collect()
+}
+
+/// Writes what accompanies the model of the folder `out`, and removes what accompanied an earlier one: it says nothing of these
+/// weights.
+///
+/// # Errors
+/// When a file cannot be written or removed.
+pub fn accompany(out: &Path, companions: &[Companion]) -> Result<()> {
+    for name in COMPANIONS {
+        let to = out.join(name);
+        match companions.iter().find(|(of, _)| *of == name) {
+            Some((_, bytes)) => write_atomic(&to, bytes)?,
+            None if to.exists() => {
+                std::fs::remove_file(&to).with_context(|| format!("cannot remove {}", to.display()))?
+            }
+            None => {}
+        }
+    }
     Ok(())
 }
 

@@ -15,9 +15,6 @@ pub struct ImportArgs {
     /// Project that the checkpoint comes from.
     #[arg(long, value_enum)]
     from: Layout,
-    /// Output folder, new or of an earlier import.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
     /// Height and width of the images, 32 or 32x48, if the checkpoint does not hold them.
     #[arg(long, value_name = "HxW", value_parser = sides)]
     size: Option<[usize; 2]>,
@@ -50,7 +47,7 @@ fn sides(text: &str) -> Result<[usize; 2], String> {
 /// # Errors
 /// Those of [`convert`], and when the folder cannot be written.
 pub fn run(args: &ImportArgs) -> Result<()> {
-    files::check_output_folder(&args.out)?;
+    args.weights.check()?;
     let ImportArgs { size, bits, pixels, reversed, .. } = *args;
     let name = args.file.display().to_string();
     // Before gigabytes are read that are none.
@@ -59,10 +56,12 @@ pub fn run(args: &ImportArgs) -> Result<()> {
     let model = convert(&bytes, &name, args.from, &Options { size, bits, pixels, reversed })
         .with_context(|| format!("{name} cannot be imported"))?;
     args.weights.advise();
-    let _lock = files::take(&args.out)?;
-    model.save(&args.out, &args.weights.options())?;
-    card::write(&args.out)?;
-    files::tell(&args.out, args.json)
+    let out = &args.weights.out;
+    let _lock = files::take(out)?;
+    model.save(out, &args.weights.options())?;
+    files::accompany(out, &[])?;
+    card::write(out)?;
+    files::tell(out, args.json)
 }
 
 #[cfg(test)]

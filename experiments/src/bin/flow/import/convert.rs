@@ -28,13 +28,14 @@ mod tests {
     use super::*;
     use crate::import::Pixels;
     use crate::testing::mutate;
-    use candle_core::safetensors;
+    use candle_core::{Tensor, safetensors};
     use flows::SaveOptions;
+    use std::collections::HashMap;
     use std::path::{Path, PathBuf};
 
     const NONE: Options = Options { size: None, bits: 8, pixels: None, reversed: false };
     const SIZED: Options = Options { size: Some([8, 8]), ..NONE };
-    const CASES: [(&str, Layout, Options); 7] = [
+    const CASES: [(&str, Layout, Options); 9] = [
         ("glow_pytorch", Layout::GlowPytorch, NONE),
         ("glow_pytorch_classes", Layout::GlowPytorch, NONE),
         ("glow_pytorch_reversed", Layout::GlowPytorch, Options { reversed: true, ..NONE }),
@@ -42,6 +43,8 @@ mod tests {
         ("real_nvp_scales", Layout::RealNvp, Options { size: Some([8, 12]), ..NONE }),
         ("normflows", Layout::Normflows, NONE),
         ("normflows_classes", Layout::Normflows, SIZED),
+        ("normflows_class_diagonal", Layout::Normflows, NONE),
+        ("normflows_mixed", Layout::Normflows, NONE),
     ];
 
     fn path(name: &str) -> PathBuf {
@@ -58,6 +61,19 @@ mod tests {
         let log_prob = model.log_prob(&x, values.get("cond")).unwrap().to_dtype(DType::F64).unwrap();
         let difference = (log_prob - &values["log_prob"]).unwrap().abs().unwrap();
         difference.max(0).unwrap().to_scalar().unwrap()
+    }
+
+    /// A fixture of normflows with classes for each dimension, in which a base distribution has fewer classes than the other.
+    fn fewer_classes() -> Vec<u8> {
+        let all = candle_core::pickle::read_all(path("normflows_class_diagonal.pth")).unwrap();
+        let mut all: HashMap<String, Tensor> = all.into_iter().collect();
+        for name in ["q0.0.loc", "q0.0.log_scale"] {
+            all.insert(name.to_owned(), all[name].narrow(3, 0, 2).unwrap().contiguous().unwrap());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fewer.safetensors");
+        safetensors::save(&all, &file).unwrap();
+        std::fs::read(file).unwrap()
     }
 
     /// In f64, from f32 weights in a file computed in f64, and computed in f32, whose own rounding of a sum of 200 terms
@@ -97,6 +113,13 @@ mod tests {
         refuse(&nvp, Layout::GlowPytorch, &NONE, "`prior_h`");
         refuse(&nvp, Layout::RealNvp, &NONE, "--size");
         refuse(&nf, Layout::Normflows, &NONE, "--size");
+        refuse(
+            &fewer_classes(),
+            Layout::Normflows,
+            &NONE,
+            "`q0.0` has 2 classes and another base distribution 3",
+        );
+        refuse(&fixture("normflows"), Layout::Normflows, &Options { size: Some([16, 16]), ..NONE }, "8x8");
         refuse(&reversed, Layout::GlowPytorch, &NONE, "--reversed");
         refuse(&glow, Layout::GlowPytorch, &Options { reversed: true, ..NONE }, "--reversed");
         refuse(&glow, Layout::GlowPytorch, &Options { pixels: Some(Pixels::Unit), ..NONE }, "--pixels");

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `glow-pytorch` | y0ast/Glow-PyTorch. Shifts and scales are interleaved in the coupling networks' output: its channels are reordered. The learned split prior is a mean and a scale: our coupling applies the negated ones. Actnorm has no factor 3: logs are divided by it. A fixed permutation is no part of its checkpoint: `--reversed` says that it is the reversal, a shuffle cannot be known. |
 //! | `real-nvp` | chrischute/real-nvp. No batch norm after couplings, batch norm (doubled under a checkerboard) and ReLU of the networks' input, a gain for each channel, partitions the other way round: settings of our RealNVP. Scales come first in the networks' output: reordered. Where our networks see the mask, the weight is zero. |
-//! | `normflows` | normflows's Glow: `MultiscaleFlow` of `GlowBlock`s with default maps (`scale_map="sigmoid"`, `split_mode="channel"`, `leaky=0`), which the checkpoint does not record. It samples forwards, so the order of its blocks is turned round and shifts are negated. Base distributions must be one mean and scale for each channel, classes only at the top. |
+//! | `normflows` | normflows's Glow: `MultiscaleFlow` of `GlowBlock`s with default maps (`scale_map="sigmoid"`, `split_mode="channel"`, `leaky=0`), which the checkpoint does not record. It samples forwards, so the order of its blocks is turned round and shifts are negated. A GlowBase is our split or top prior, of a mean and a scale for each channel. A DiagGaussian, a ClassCondDiagGaussian, and a GlowBase with classes below the top are parts of `learn_latent`, a mean and a scale for each dimension of the latent and each class. |
 //!
 //! Every mapping is checked on random weights against the log p(x) that PyTorch gives (tests/import).
 

@@ -4,92 +4,166 @@
 use super::pth::{Checkpoint, numbers};
 use super::tensors::{Conversion, Options, glow, law, negated, shifts_first};
 use anyhow::{Context, Result, bail, ensure};
+use experiments::limits;
+use flows::ModelConfig;
 use flows::models::{GlowConfig, glow as ours};
 
-/// Mean and log standard deviation for each channel, and what classes add to them, (classes, 2 channels).
+/// The layer of a Glow that a base distribution becomes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A split prior, whose network gives the same for every image.
+    Split,
+    /// The top prior.
+    Top,
+    /// A part of the learned latent.
+    Latent,
+}
+
+/// A base distribution: a Gaussian with a mean and a log standard deviation for each channel (GlowBase) or for each dimension
+/// (DiagGaussian, ClassCondDiagGaussian).
 struct Base {
-    mean: Vec<f64>,
-    logs: Vec<f64>,
-    classes: Option<(usize, Vec<f64>)>,
+    place: Place,
+    /// (C, H, W).
+    latent: [usize; 3],
+    classes: Option<usize>,
+    /// Means and log standard deviations, each with a row for each class, or one.
+    numbers: [Vec<f64>; 2],
 }
 
 impl Base {
     fn is_standard(&self) -> bool {
-        self.mean.iter().chain(&self.logs).all(|&v| v == 0.) && self.classes.is_none()
+        self.classes.is_none() && self.numbers.iter().flatten().all(|&v| v == 0.)
+    }
+
+    /// Means and log standard deviations of a class.
+    fn rows(&self, class: usize) -> [&[f64]; 2] {
+        let rows = self.classes.unwrap_or(1);
+        self.numbers.each_ref().map(|all| {
+            let each = all.len() / rows;
+            &all[class % rows * each..][..each]
+        })
     }
 }
 
-/// One number for each of `rows` rows of `values`, each of which must repeat one number.
-fn constant(values: &[f64], rows: usize, name: &str) -> Result<Vec<f64>> {
-    let each = values.len() / rows;
-    let rows = values.chunks_exact(each.max(1)).map(|row| {
-        ensure!(
-            row.iter().all(|v| *v == row[0]),
-            "`{name}` differs from pixel to pixel, where a Glow here has one number for each channel: it cannot be imported"
-        );
-        Ok(row[0])
-    });
-    rows.collect()
-}
-
-/// Means and log standard deviations of `channels` numbers a row, joined row by row.
-fn joined(mean: &[f64], logs: &[f64], channels: usize) -> Vec<f64> {
-    let rows = mean.chunks_exact(channels).zip(logs.chunks_exact(channels));
-    rows.flat_map(|(mean, logs)| [mean, logs].concat()).collect()
-}
-
-/// The base distribution `q0.I` of `channels` channels: GlowBase, DiagGaussian or ClassCondDiagGaussian.
-fn base(c: &mut Checkpoint, i: usize, channels: usize) -> Result<Base> {
+/// The base distribution `q0.I` of latents of this shape.
+fn base(c: &mut Checkpoint, i: usize, latent: [usize; 3]) -> Result<Base> {
     let name = |part: &str| format!("q0.{i}.{part}");
-    let [of_loc, of_scale] = ["loc", "log_scale"].map(name);
+    let of_loc = name("loc");
     let shape = c.shape(&of_loc).map(<[usize]>::to_vec).with_context(|| format!("there is no `{of_loc}`"))?;
-    let values: usize = shape.iter().product();
-    ensure!(values > 0 && channels > 0, "`{of_loc}` is empty");
-    let (loc, log_scale) = (c.take(&of_loc, values)?, c.take(&of_scale, values)?);
-    if c.shape(&name("loc_logs")).is_some() {
-        // GlowBase: loc exp(3 loc_logs), plus the class's.
-        let scaled = |values: &[f64], logs: Vec<f64>| {
-            values.iter().zip(logs).map(|(v, l)| v * (3. * l).exp()).collect()
-        };
-        let mean: Vec<f64> = scaled(&loc, c.take(&name("loc_logs"), channels)?);
-        let logs: Vec<f64> = scaled(&log_scale, c.take(&name("log_scale_logs"), channels)?);
-        let classes = match c.shape(&name("loc_cc")) {
-            Some(&[n, _]) => {
-                let loc = c.take(&name("loc_cc"), n * channels)?;
-                let scale = c.take(&name("log_scale_cc"), n * channels)?;
-                Some((n, joined(&loc, &scale, channels)))
-            }
-            _ => None,
-        };
-        return Ok(Base { mean, logs, classes });
+    let by_channel = c.shape(&name("loc_logs")).is_some();
+    let classes = match shape.as_slice() {
+        _ if by_channel => c.shape(&name("loc_cc")).and_then(|shape| shape.first().copied()),
+        [1, sides @ ..] if *sides == latent => None,
+        [sides @ .., classes] if *sides == latent => Some(*classes),
+        _ => {
+            bail!(
+                "`{of_loc}` has the shape {shape:?}, which is no base distribution of latents of {latent:?}"
+            )
+        }
+    };
+    ensure!(classes != Some(0), "`q0.{i}` has no class: the checkpoint is damaged");
+    let n = classes.unwrap_or(1);
+    let [mean, logs] = ["loc", "log_scale"].map(|part| -> Result<Vec<f64>> {
+        if !by_channel {
+            let values = c.take(&name(part), n * latent.iter().product::<usize>())?;
+            // Classes are the last side in the checkpoint and the first one here.
+            return Ok((0..n).flat_map(|y| values.iter().skip(y).step_by(n)).copied().collect());
+        }
+        let (values, logs) =
+            (c.take(&name(part), latent[0])?, c.take(&name(&format!("{part}_logs")), latent[0])?);
+        let values: Vec<f64> = values.iter().zip(logs).map(|(v, l)| v * (3. * l).exp()).collect();
+        if classes.is_none() {
+            return Ok(values);
+        }
+        let added = c.take(&name(&format!("{part}_cc")), n * latent[0])?;
+        Ok(added.iter().zip(values.iter().cycle()).map(|(a, v)| a + v).collect())
+    });
+    let place = match (by_channel, i) {
+        (true, 0) => Place::Top,
+        (true, _) if classes.is_none() => Place::Split,
+        _ => Place::Latent,
+    };
+    Ok(Base { place, latent, classes, numbers: [mean?, logs?] })
+}
+
+/// The base distributions in the order in which levels are factored out, and the classes that they agree on.
+fn bases(c: &mut Checkpoint, config: &GlowConfig) -> Result<(Vec<Base>, Option<usize>)> {
+    let ([mut channels, mut h, mut w], mut classes) = (config.shape, None);
+    let mut all = Vec::with_capacity(config.levels);
+    for i in (0..config.levels).rev() {
+        channels *= if i == 0 { 4 } else { 2 };
+        (h, w) = (h / 2, w / 2);
+        let base = base(c, i, [channels, h, w])?;
+        if let Some(n) = base.classes {
+            let other = *classes.get_or_insert(n);
+            ensure!(
+                n == other,
+                "`q0.{i}` has {n} classes and another base distribution {other}: all must have the same labels"
+            );
+        }
+        all.push(base);
     }
-    match shape.as_slice() {
-        // DiagGaussian, (1, C, H, W).
-        [1, n, _, _] if *n == channels => Ok(Base {
-            mean: constant(&loc, channels, &of_loc)?,
-            logs: constant(&log_scale, channels, &of_scale)?,
-            classes: None,
-        }),
-        // ClassCondDiagGaussian, (C, H, W, classes).
-        &[n, h, w, classes] if n == channels => {
-            let by_class = |values: &[f64], name: &str| {
-                let pixels = n * h * w;
-                let at = |y: usize| (0..pixels).map(move |p| values[p * classes + y]);
-                constant(&(0..classes).flat_map(at).collect::<Vec<_>>(), classes * channels, name)
+    Ok((all, classes))
+}
+
+/// Converts the base distributions.
+fn priors(c: &mut Conversion, config: &mut GlowConfig) -> Result<()> {
+    let (all, classes) = bases(&mut c.from, config)?;
+    config.classes = classes;
+    let learned = |place| all.iter().any(|base| base.place == place && !base.is_standard());
+    config.learn_split = learned(Place::Split);
+    config.learn_top = learned(Place::Top);
+    config.learn_latent = learned(Place::Latent);
+
+    let (top, lower) = all.split_last().context("the checkpoint has no level")?;
+    for (level, base) in lower.iter().enumerate().filter(|_| config.learn_split) {
+        // The weights are zero, so that the prior is the same for every image.
+        let half = base.latent[0];
+        let bias = match base.place {
+            Place::Split => negated(base.rows(0).concat()),
+            _ => vec![0.; 2 * half],
+        };
+        c.zero(&format!("level{level}.split"), half, [vec![0.; 18 * half * half], bias, vec![0.; 2 * half]])?;
+    }
+    if config.learn_top {
+        let (path, outputs) = (format!("level{}.top", config.levels - 1), 2 * top.latent[0]);
+        // Rows of classes, or a bias to which every class adds zero.
+        let row = |class| top.rows(class).concat();
+        let bias = if top.classes.is_some() { vec![0.; outputs] } else { row(0) };
+        c.put(format!("{path}.bias"), &[outputs], bias)?;
+        c.put(format!("{path}.gain"), &[outputs], vec![0.; outputs])?;
+        if let Some(n) = classes {
+            let emb = match top.classes {
+                Some(_) => (0..n).flat_map(row).collect(),
+                None => vec![0.; n * outputs],
             };
-            let table = joined(&by_class(&loc, &of_loc)?, &by_class(&log_scale, &of_scale)?, channels);
-            let first = &table[..2 * channels];
-            // Classes that all have one distribution are none.
-            if table.chunks_exact(2 * channels).all(|row| row == first) {
-                let (mean, logs) = (first[..channels].to_vec(), first[channels..].to_vec());
-                return Ok(Base { mean, logs, classes: None });
-            }
-            Ok(Base { mean: vec![0.; channels], logs: vec![0.; channels], classes: Some((classes, table)) })
-        }
-        shape => {
-            bail!("`{of_loc}` has the shape {shape:?}, which is no base distribution of {channels} channels")
+            c.put(format!("{path}.emb"), &[n, outputs], emb)?;
         }
     }
+    if config.learn_latent { latent(c, config, &all) } else { Ok(()) }
+}
+
+/// Puts the learned latent, a row for each class.
+fn latent(c: &mut Conversion, config: &GlowConfig, all: &[Base]) -> Result<()> {
+    // Classes of one base distribution times pixels of another may be far more numbers than the checkpoint has.
+    let model = ModelConfig::Glow(config.clone());
+    limits::held(&model, "the imported model", "use a machine with more memory")?;
+    let (classes, dims) = (config.classes.unwrap_or(1), config.shape.iter().product::<usize>());
+    for (part, name) in ["mean", "logs"].into_iter().enumerate() {
+        let mut values = Vec::with_capacity(classes * dims);
+        for (class, base) in (0..classes).flat_map(|class| all.iter().map(move |base| (class, base))) {
+            let n: usize = base.latent.iter().product();
+            match base.place {
+                Place::Latent => {
+                    let row = base.rows(class)[part];
+                    values.extend(row.iter().flat_map(|&v| std::iter::repeat_n(v, n / row.len())));
+                }
+                _ => values.resize(values.len() + n, 0.),
+            }
+        }
+        c.put(format!("latent.{name}"), &[classes, dims], values)?;
+    }
+    Ok(())
 }
 
 /// Takes the shift and the log-scale of an actnorm, which must have seen a batch.
@@ -161,20 +235,24 @@ fn config(c: &Checkpoint, options: &Options) -> Result<GlowConfig> {
     let channels = c.elements(&norm)?;
     ensure!(channels.is_multiple_of(4), "`{norm}` is no actnorm after a squeeze: it is no Glow of normflows");
     let plu = c.shape(&format!("flows.{}.0.flows.1.P", levels - 1)).is_some();
-    let of_glow = c.shape("q0.0.loc_logs").is_some();
-    let sides = match c.shape("q0.0.loc") {
-        Some(&[1, _, h, w]) if h * w > 1 || !of_glow => Some([h, w]),
-        Some(&[_, h, w, _]) if !of_glow => Some([h, w]),
-        _ => None,
-    };
-    let [height, width] = options.sides(sides.map(|sides| sides.map(|n| n << levels)))?;
-    Ok(GlowConfig {
+    // A base distribution that is not GlowBase has the sides of its latents.
+    let sides = (0..levels).filter(|i| c.shape(&format!("q0.{i}.loc_logs")).is_none()).find_map(|i| {
+        let (h, w) = match *c.shape(&format!("q0.{i}.loc"))? {
+            [1, _, h, w] | [_, h, w, _] => (h, w),
+            _ => return None,
+        };
+        Some([h, w].map(|n| n << (levels - i)))
+    });
+    let [height, width] = options.sides(sides)?;
+    let config = GlowConfig {
         levels,
         depth,
         permutation: if plu { ours::Permutation::Plu } else { ours::Permutation::Plain },
         preprocess: options.preprocess(),
         ..glow([channels / 4, height, width], options)
-    })
+    };
+    ModelConfig::Glow(config.clone()).check()?;
+    Ok(config)
 }
 
 /// Converts the tensors and infers the config.
@@ -183,7 +261,6 @@ pub(super) fn convert(c: &mut Conversion, options: &Options) -> Result<GlowConfi
     let (levels, depth, plu) = (config.levels, config.depth, config.permutation == ours::Permutation::Plu);
     let mut channels = 4 * config.shape[0];
     let mut sizes = None;
-    let mut splits = Vec::new();
     for level in 0..levels {
         let scale = levels - 1 - level;
         let blocks = numbers(c.from.names(), &format!("flows.{scale}."));
@@ -200,34 +277,9 @@ pub(super) fn convert(c: &mut Conversion, options: &Options) -> Result<GlowConfi
                 "`{from}` has another width or law than the blocks before it"
             );
         }
-        if level + 1 < levels {
-            splits.push(base(&mut c.from, scale, channels / 2)?);
-            channels *= 2;
-        }
+        channels *= 2;
     }
     (config.width, config.law) = sizes.context("the checkpoint has no block")?;
-    config.learn_split = splits.iter().any(|base| !base.is_standard());
-    for (level, split) in splits.into_iter().enumerate().filter(|_| config.learn_split) {
-        ensure!(
-            split.classes.is_none(),
-            "`q0.{}` has a distribution for each class, which a Glow here has at the top only: it cannot be imported",
-            levels - 1 - level
-        );
-        // A learned split prior whose weights are zero, so that it is the same for every image.
-        let half = split.mean.len();
-        let bias = negated([split.mean, split.logs].concat());
-        c.zero(&format!("level{level}.split"), half, [vec![0.; 18 * half * half], bias, vec![0.; 2 * half]])?;
-    }
-    let top = base(&mut c.from, 0, channels)?;
-    config.learn_top = !top.is_standard();
-    if config.learn_top {
-        let path = format!("level{}.top", levels - 1);
-        c.put(format!("{path}.bias"), &[2 * channels], [top.mean, top.logs].concat())?;
-        c.put(format!("{path}.gain"), &[2 * channels], vec![0.; 2 * channels])?;
-        if let Some((classes, table)) = top.classes {
-            c.put(format!("{path}.emb"), &[classes, 2 * channels], table)?;
-            config.classes = Some(classes);
-        }
-    }
+    priors(c, &mut config)?;
     Ok(config)
 }
