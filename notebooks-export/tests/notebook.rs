@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use flows::bijections::LogitScale;
-use flows::models::glow::{Law, Permutation};
+use flows::models::glow::{CouplingTransform, Permutation};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, nice};
 use flows::{Model, ModelConfig, SaveOptions};
 use nbformat::Notebook;
@@ -78,7 +78,7 @@ fn models(dir: &Path) -> Vec<PathBuf> {
         (
             "additive",
             small(GlowConfig {
-                law: Law::Additive,
+                law: CouplingTransform::Additive,
                 permutation: Permutation::Shuffle,
                 learn_top: false,
                 learn_split: false,
@@ -108,7 +108,7 @@ fn models(dir: &Path) -> Vec<PathBuf> {
         ("nice-whitened", grey(NiceConfig::cifar_paper()), 2000),
         (
             "nice-reversed",
-            grey(NiceConfig { law: nice::Law::Affine, ..NiceConfig::cifar_code() }),
+            grey(NiceConfig { law: nice::CouplingTransform::Affine, ..NiceConfig::cifar_code() }),
             usize::MAX,
         ),
         ("realnvp", scaled(RealNvpConfig::cifar_paper()), usize::MAX),

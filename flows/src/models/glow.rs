@@ -5,9 +5,9 @@
 //! renaming of output channels.
 
 use super::built::Built;
-pub use super::law::Law;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
+pub use super::transform::CouplingTransform;
 use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, DiagonalPrior, Permute, Weight};
 use crate::core::Chain;
 use crate::nets::ConvNet;
@@ -50,7 +50,7 @@ pub struct GlowConfig {
     /// Hidden channels of the couplings' networks.
     pub width: usize,
     /// The transform of the couplings.
-    pub law: Law,
+    pub law: CouplingTransform,
     /// What mixes the channels.
     pub permutation: Permutation,
     /// The edge-bias channel of the released code.
@@ -77,7 +77,7 @@ impl GlowConfig {
             levels: 3,
             depth: 32,
             width: 512,
-            law: Law::Affine,
+            law: CouplingTransform::Affine,
             permutation: Permutation::Plu,
             edge_bias: false,
             learn_top: true,
@@ -110,8 +110,8 @@ impl GlowConfig {
             Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
         }
         let transform: Box<dyn Transform> = match self.law {
-            Law::Additive => Box::new(Additive),
-            Law::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
+            CouplingTransform::Additive => Box::new(Additive),
+            CouplingTransform::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
         };
         let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
         chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);

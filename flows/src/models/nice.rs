@@ -1,8 +1,8 @@
 //! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
 
 use super::built::Built;
-pub use super::law::Law;
 use super::preprocess::Preprocess;
+pub use super::transform::CouplingTransform;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
 use crate::nets::{Mlp, Start};
@@ -37,7 +37,7 @@ pub struct NiceConfig {
     /// The hidden widths of each coupling's network.
     pub hidden: Vec<Vec<usize>>,
     /// The transform of the couplings.
-    pub law: Law,
+    pub law: CouplingTransform,
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,
     /// The prior.
@@ -53,7 +53,7 @@ impl NiceConfig {
             preprocess: Preprocess::Unit {},
             order: Order::EvenOdd,
             hidden: vec![vec![1000; 5]; 4],
-            law: Law::Additive,
+            law: CouplingTransform::Additive,
             init: 0.01,
             prior: Prior::Logistic,
         }
@@ -102,8 +102,8 @@ impl NiceConfig {
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
             let transform: Box<dyn Transform> = match self.law {
-                Law::Additive => Box::new(Additive),
-                Law::Affine => {
+                CouplingTransform::Additive => Box::new(Additive),
+                CouplingTransform::Affine => {
                     let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
                     Box::new(Affine { scale, shift_first: false })
                 }

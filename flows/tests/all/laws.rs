@@ -270,7 +270,7 @@ fn small_nice() -> NiceConfig {
         preprocess: Preprocess::Unit {},
         order: nice::Order::EvenOdd,
         hidden: vec![vec![9; 2]; 4],
-        law: nice::Law::Additive,
+        law: nice::CouplingTransform::Additive,
         init: 0.2,
         prior: Prior::Logistic,
     }
@@ -302,7 +302,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
             "NICE, affine, vectors",
             ModelConfig::Nice(NiceConfig {
                 shape: vec![3],
-                law: nice::Law::Affine,
+                law: nice::CouplingTransform::Affine,
                 preprocess: Preprocess::None {},
                 prior: Prior::Gaussian,
                 ..small_nice()
@@ -312,7 +312,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
             "NICE, affine, standardized vectors",
             ModelConfig::Nice(NiceConfig {
                 shape: vec![3],
-                law: nice::Law::Affine,
+                law: nice::CouplingTransform::Affine,
                 preprocess: Preprocess::Standardize {},
                 prior: Prior::Gaussian,
                 ..small_nice()
@@ -351,7 +351,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
         (
             "Glow, additive, shuffle, classes",
             ModelConfig::Glow(GlowConfig {
-                law: glow::Law::Additive,
+                law: glow::CouplingTransform::Additive,
                 permutation: glow::Permutation::Shuffle,
                 classes: Some(3),
                 ..small_glow()
@@ -495,7 +495,7 @@ twins! {
         let config = NiceConfig {
             shape: vec![2],
             preprocess: Preprocess::None {},
-            law: nice::Law::Affine,
+            law: nice::CouplingTransform::Affine,
             prior: Prior::Gaussian,
             init: 0.5,
             ..small_nice()
@@ -589,7 +589,7 @@ fn parameter_counts() -> Result<()> {
     assert_eq!(top, 82_944);
     assert_eq!(count(cifar.clone())? + top, 44_135_856);
     assert_eq!(count(GlowConfig::cifar_code())? + top + 9 * 96, 44_603_604);
-    let additive = GlowConfig { law: glow::Law::Additive, ..cifar.clone() };
+    let additive = GlowConfig { law: glow::CouplingTransform::Additive, ..cifar.clone() };
     assert_eq!(count(additive.clone())? + top, 37_940_016);
     assert_eq!(count(GlowConfig { edge_bias: true, ..additive })? + top + 9 * 96, 38_395_668);
     let grey = GlowConfig { shape: [1, 32, 32], ..cifar };

@@ -12,7 +12,7 @@ use experiments::evaluate::Evaluation;
 use experiments::run_dir::{self, CARD, LICENSE, RECIPE, SAMPLES};
 use experiments::summary::{Baselines, Summary, Training};
 use flows::ModelConfig;
-use flows::models::Law;
+use flows::models::CouplingTransform;
 use flows::models::file::{Stored, stored};
 use flows::storage::write_atomic;
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ struct Kind {
 
 fn kind(config: &ModelConfig) -> Kind {
     match config {
-        ModelConfig::Nice(config) if config.law == Law::Affine => Kind {
+        ModelConfig::Nice(config) if config.law == CouplingTransform::Affine => Kind {
             name: "flow of affine couplings",
             tag: "affine-coupling",
             paper: "Density estimation using Real NVP",
@@ -510,7 +510,7 @@ mod tests {
         let config = flows::models::NiceConfig {
             shape: vec![8],
             hidden: vec![vec![4]; 2],
-            law: Law::Affine,
+            law: CouplingTransform::Affine,
             ..flows::models::NiceConfig::mnist_paper()
         };
         let model = Model::new(ModelConfig::Nice(config), 0, DType::F32, &Device::Cpu).unwrap();

@@ -23,7 +23,7 @@ fn act_norm(c: &mut Conversion, from: &str, to: &str, channels: usize) -> Result
 
 /// One step: an actnorm, a permutation and a coupling.
 fn step(c: &mut Conversion, from: &str, to: &str, channels: usize, config: &GlowConfig) -> Result<()> {
-    let (half, width, affine) = (channels / 2, config.width, config.law == ours::Law::Affine);
+    let (half, width, affine) = (channels / 2, config.width, config.law == ours::CouplingTransform::Affine);
     act_norm(c, &format!("{from}.actnorm"), &format!("{to}.actnorm"), channels)?;
     let (mixing, path) = (format!("{from}.invconv"), format!("{to}.permutation"));
     match config.permutation {

@@ -174,7 +174,13 @@ fn act_norm(c: &mut Checkpoint, path: &str, channels: usize) -> Result<[Vec<f64>
 }
 
 /// Converts one block and gives the width of its network and its law.
-fn block(c: &mut Conversion, from: &str, to: &str, channels: usize, plu: bool) -> Result<(usize, ours::Law)> {
+fn block(
+    c: &mut Conversion,
+    from: &str,
+    to: &str,
+    channels: usize,
+    plu: bool,
+) -> Result<(usize, ours::CouplingTransform)> {
     // x to z is its inverse, (x - t) exp(-s).
     let [shift, scale] = act_norm(&mut c.from, &format!("{from}.flows.2"), channels)?;
     c.act_norm(&format!("{to}.actnorm"), negated(shift), &negated(scale))?;
@@ -212,7 +218,7 @@ fn block(c: &mut Conversion, from: &str, to: &str, channels: usize, plu: bool) -
     let law = law(outputs, half)?;
     let mut weight = c.from.take(&format!("{net}{last}.weight"), outputs * width * 9)?;
     let mut bias = c.from.take(&format!("{net}{last}.bias"), outputs)?;
-    if law == ours::Law::Affine {
+    if law == ours::CouplingTransform::Affine {
         (weight, bias) = (shifts_first(&weight, outputs), shifts_first(&bias, outputs));
     }
     // Its shift is subtracted on the way from x to z, ours is added.

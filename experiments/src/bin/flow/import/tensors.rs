@@ -179,10 +179,10 @@ pub fn shifts_first(values: &[f64], rows: usize) -> Vec<f64> {
 }
 
 /// The coupling law from how many outputs a network has for the channels that it changes.
-pub fn law(outputs: usize, changed: usize) -> Result<glow::Law> {
+pub fn law(outputs: usize, changed: usize) -> Result<glow::CouplingTransform> {
     match outputs {
-        n if n == Additive::PARAMS * changed => Ok(glow::Law::Additive),
-        n if n == Affine::PARAMS * changed => Ok(glow::Law::Affine),
+        n if n == Additive::PARAMS * changed => Ok(glow::CouplingTransform::Additive),
+        n if n == Affine::PARAMS * changed => Ok(glow::CouplingTransform::Affine),
         n => bail!("a coupling of {changed} channels has {n} outputs: the checkpoint is of another layout"),
     }
 }
