@@ -84,7 +84,7 @@ impl TraceEntry {
     /// When the state cannot have come from an example of this shape.
     pub fn layout(&self, shape: &[usize]) -> Result<Tensor> {
         let mut parts = match (self.output.rank(), self.parts.as_slice()) {
-            (4, _) => [self.done.as_slice(), &[self.output.clone()]].concat(),
+            (4, _) => [self.done.as_slice(), std::slice::from_ref(&self.output)].concat(),
             (_, []) => return self.output.reshape([&[self.output.dim(0)?], shape].concat()),
             (_, parts) => split_levels(&self.output, parts)?,
         };

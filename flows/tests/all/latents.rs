@@ -98,6 +98,13 @@ twins! {
         let (a, b) = (steps[next - 1].layout(m.shape())?, steps[next].layout(m.shape())?);
         assert_eq!(most(&(a - b)?)?, 0.);
         assert!(steps[next].layout(&[3, 5, 5]).is_err());
+        // So does a layer of the whole latent, at first the identity, that comes after the levels.
+        let config = models().into_iter().find(|(name, _)| *name == "Glow, all learned priors").expect("listed").1;
+        let m = Model::new(config, 3, DType::F64, &device())?;
+        let steps = latents::trace(&m, &input(m.config(), 2)?, None)?;
+        let [.., before, latent] = steps.as_slice() else { panic!("a Glow has layers") };
+        assert_eq!((latent.path.as_str(), latent.output.rank()), ("latent", 2));
+        assert_eq!(most(&(before.layout(m.shape())? - latent.layout(m.shape())?)?)?, 0.);
         Ok(())
     }
 

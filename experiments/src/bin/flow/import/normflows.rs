@@ -114,6 +114,9 @@ fn priors(c: &mut Conversion, config: &mut GlowConfig) -> Result<()> {
     config.learn_split = learned(Place::Split);
     config.learn_top = learned(Place::Top);
     config.learn_latent = learned(Place::Latent);
+    // Classes of one base distribution times pixels of another may be far more numbers than the checkpoint has.
+    let model = ModelConfig::Glow(config.clone());
+    limits::held(&model, "the imported model", "use a machine with more memory")?;
 
     let (top, lower) = all.split_last().context("the checkpoint has no level")?;
     for (level, base) in lower.iter().enumerate().filter(|_| config.learn_split) {
@@ -145,9 +148,6 @@ fn priors(c: &mut Conversion, config: &mut GlowConfig) -> Result<()> {
 
 /// Puts the learned latent, a row for each class.
 fn latent(c: &mut Conversion, config: &GlowConfig, all: &[Base]) -> Result<()> {
-    // Classes of one base distribution times pixels of another may be far more numbers than the checkpoint has.
-    let model = ModelConfig::Glow(config.clone());
-    limits::held(&model, "the imported model", "use a machine with more memory")?;
     let (classes, dims) = (config.classes.unwrap_or(1), config.shape.iter().product::<usize>());
     for (part, name) in ["mean", "logs"].into_iter().enumerate() {
         let mut values = Vec::with_capacity(classes * dims);
