@@ -31,12 +31,32 @@ pub struct Codecs {
     pub png_bits_per_dim: f64,
     /// Bits/dim of lossless WebP.
     pub webp_bits_per_dim: f64,
+    /// Bits/dim of lossless JPEG XL; summaries of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jxl_bits_per_dim: Option<f64>,
     /// The arrangement that did better for PNG.
     pub png_how: String,
     /// The arrangement that did better for WebP.
     pub webp_how: String,
+    /// The arrangement that did better for JPEG XL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jxl_how: Option<String>,
     /// The model on the same images.
     pub model_bits_per_dim: f64,
+}
+
+impl Codecs {
+    /// Name, bits/dim and arrangement of each codec that was measured.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, f64, &str)> {
+        let jxl = self.jxl_bits_per_dim.zip(self.jxl_how.as_deref());
+        [
+            Some(("PNG", self.png_bits_per_dim, self.png_how.as_str())),
+            Some(("WebP", self.webp_bits_per_dim, self.webp_how.as_str())),
+            jxl.map(|(bits, how)| ("JPEG XL", bits, how)),
+        ]
+        .into_iter()
+        .flatten()
+    }
 }
 
 /// An independent Gaussian for each subpixel, fitted to the training images.
@@ -90,6 +110,7 @@ impl Baselines {
             ("entropy_upper", self.entropy_upper),
             ("png_bits_per_dim", codecs.map(|c| c.png_bits_per_dim)),
             ("webp_bits_per_dim", codecs.map(|c| c.webp_bits_per_dim)),
+            ("jxl_bits_per_dim", codecs.and_then(|c| c.jxl_bits_per_dim)),
             ("model_bits_per_dim_on_codec_images", codecs.map(|c| c.model_bits_per_dim)),
             ("gaussian_bits_per_dim", self.gaussian.as_ref().map(|g| g.bits_per_dim)),
             ("paper", paper.map(|p| p.bits_per_dim)),
@@ -383,5 +404,26 @@ mod tests {
         ] {
             assert_eq!(without_folders(arg), kept, "{arg}");
         }
+    }
+    #[test]
+    fn codecs_of_an_earlier_summary_have_no_jpeg_xl() {
+        let earlier = json!({
+            "images": 300, "png_bits_per_dim": 6.0, "webp_bits_per_dim": 5.5, "png_how": "one sheet",
+            "webp_how": "2 sheets", "model_bits_per_dim": 4.5
+        });
+        let mut codecs: Codecs = serde_json::from_value(earlier.clone()).unwrap();
+        let each = |codecs: &Codecs| codecs.each().map(|(name, _, _)| name).collect::<Vec<_>>();
+        assert_eq!(each(&codecs), ["PNG", "WebP"]);
+        assert_eq!(serde_json::to_value(&codecs).unwrap(), earlier);
+        let printed = |codecs: &Codecs| {
+            let mut object = Map::new();
+            Baselines { codecs: Some(codecs.clone()), ..Default::default() }.json(&mut object);
+            object.get("jxl_bits_per_dim").cloned()
+        };
+        assert_eq!(printed(&codecs), None);
+
+        (codecs.jxl_bits_per_dim, codecs.jxl_how) = (Some(4.75), Some("one sheet".to_owned()));
+        assert_eq!(codecs.each().last(), Some(("JPEG XL", 4.75, "one sheet")));
+        assert_eq!(printed(&codecs), Some(4.75.into()));
     }
 }

@@ -69,7 +69,7 @@ fn a_report_holds_the_summarys_numbers_and_needs_no_network() {
         ("entropy of the data, at most", &summary["entropy_upper"], own),
         ("a Gaussian", &summary["gaussian"]["bits_per_dim"], own),
         ("PNG", &codecs["png_bits_per_dim"], on_codecs),
-        ("lossless WebP", &codecs["webp_bits_per_dim"], on_codecs),
+        ("WebP", &codecs["webp_bits_per_dim"], on_codecs),
     ] {
         assert_eq!(cells(&html, row), [value.as_f64().unwrap(), own], "{row}");
     }

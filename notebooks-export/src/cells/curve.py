@@ -17,6 +17,7 @@ if Path("summary.json").exists():
         ("entropy" if known else "entropy at most", high, "--"),
         ("entropy at least", None if known else low, "-."),
         ("WebP, lossless", codecs.get("webp_bits_per_dim"), (0, (12, 3, 2, 3, 2, 3))),
+        ("JPEG XL, lossless", codecs.get("jxl_bits_per_dim"), (0, (12, 3))),
     ]
     marks = [mark for mark in marks if mark[1] is not None]
 for name, value, style in marks:

@@ -9,6 +9,7 @@ beside = {
     "a Gaussian for each subpixel": (summary.get("gaussian") or {}).get("bits_per_dim"),
     "PNG": codecs.get("png_bits_per_dim"),
     "WebP, lossless": codecs.get("webp_bits_per_dim"),
+    "JPEG XL, lossless": codecs.get("jxl_bits_per_dim"),
     "this model on the codecs' images": codecs.get("model_bits_per_dim"),
 }
 for name, value in beside.items():

@@ -242,10 +242,8 @@ fn beside(summary: &Summary, shape: &[usize]) -> Vec<String> {
     });
     let paper = paper.as_ref().map(|p| format!("the paper: {} ({})", p.bits_per_dim, cell(&p.source)));
     let codecs = codecs.as_ref().map(|c| {
-        format!(
-            "on the first {} images: PNG {:.4}, WebP {:.4}, this model {:.4}",
-            c.images, c.png_bits_per_dim, c.webp_bits_per_dim, c.model_bits_per_dim
-        )
+        let each: String = c.each().map(|(codec, bits, _)| format!("{codec} {bits:.4}, ")).collect();
+        format!("on the first {} images: {each}this model {:.4}", c.images, c.model_bits_per_dim)
     });
     let gaussian = gaussian.as_ref().map(|g| format!("a Gaussian for each subpixel: {:.4}", g.bits_per_dim));
     [entropy, paper, codecs, gaussian].into_iter().flatten().collect()

@@ -37,7 +37,7 @@ enum Command {
     Train(reproduce::RunArgs),
     /// Evaluate saved weights.
     ///
-    /// Prints bits/dim with its standard error, its terms, and the baselines: entropy, Gaussian, PNG, WebP, the paper.
+    /// Prints bits/dim with its standard error, its terms, and the baselines: entropy, Gaussian, PNG, WebP, JPEG XL, the paper.
     Eval(eval::EvalArgs),
     /// Draw samples from saved weights.
     ///

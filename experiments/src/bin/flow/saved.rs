@@ -138,7 +138,7 @@ pub fn baselines(
     if images == 0 || !matches!(split.shape.as_slice(), [1 | 3, ..]) {
         return Ok((None, gaussian));
     }
-    tracing::info!("compressing {images} images with PNG and WebP");
+    tracing::info!("compressing {images} images with PNG, WebP and JPEG XL");
     let codecs = codecs::codec_bits(&split.take(images))?;
     let model_bits_per_dim = if images == all.images {
         all.bits_per_dim
@@ -147,10 +147,12 @@ pub fn baselines(
     };
     let codecs = Codecs {
         images,
-        png_bits_per_dim: codecs.png,
-        webp_bits_per_dim: codecs.webp,
-        png_how: codecs.png_how,
-        webp_how: codecs.webp_how,
+        png_bits_per_dim: codecs.png.bits_per_dim,
+        webp_bits_per_dim: codecs.webp.bits_per_dim,
+        jxl_bits_per_dim: Some(codecs.jxl.bits_per_dim),
+        png_how: codecs.png.how,
+        webp_how: codecs.webp.how,
+        jxl_how: Some(codecs.jxl.how),
         model_bits_per_dim,
     };
     Ok((Some(codecs), gaussian))

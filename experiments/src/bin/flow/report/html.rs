@@ -97,9 +97,7 @@ fn baselines(summary: &Summary) -> Vec<Row> {
     rows.extend(known.entropy_upper.map(|v| row("entropy of the data, at most", v)));
     rows.extend(known.gaussian.as_ref().map(|g| row("a Gaussian for each subpixel", g.bits_per_dim)));
     if let Some(c) = &known.codecs {
-        for (codec, how, value) in
-            [("PNG", &c.png_how, c.png_bits_per_dim), ("lossless WebP", &c.webp_how, c.webp_bits_per_dim)]
-        {
+        for (codec, value, how) in c.each() {
             let name = format!("{codec}, {how} ({} images)", c.images);
             rows.push(Row { name, value, own: Some(c.model_bits_per_dim) });
         }

@@ -36,9 +36,11 @@ pub fn comparison(score: Option<&Evaluation>, beside: &Baselines) -> Vec<String>
         lines.push(format!("entropy of the data: {range} bits/dim{about}"));
     }
     if let Some(c) = &beside.codecs {
+        let each: String =
+            c.each().map(|(codec, bits, how)| format!("{codec} {bits:.4} ({how}), ")).collect();
         lines.push(format!(
-            "the first {} images: PNG {:.4} ({}), WebP {:.4} ({}), the model {:.4} bits/dim",
-            c.images, c.png_bits_per_dim, c.png_how, c.webp_bits_per_dim, c.webp_how, c.model_bits_per_dim
+            "the first {} images, lossless: {each}the model {:.4} bits/dim",
+            c.images, c.model_bits_per_dim
         ));
     }
     if let Some(g) = &beside.gaussian {

@@ -69,7 +69,7 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
 }
 
 /// The columns, and the values of one run.
-pub const COLUMNS: [&str; 18] = [
+pub const COLUMNS: [&str; 19] = [
     "recipe",
     "run",
     "data",
@@ -82,6 +82,7 @@ pub const COLUMNS: [&str; 18] = [
     "Gaussian",
     "PNG",
     "WebP",
+    "JPEG XL",
     "updates",
     "images seen",
     "images/s",
@@ -134,6 +135,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         number(gaussian.as_ref().map(|g| g.bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.png_bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.webp_bits_per_dim), 3),
+        number(codecs.as_ref().and_then(|c| c.jxl_bits_per_dim), 3),
         text(trained.map(|t| t.updates)),
         text(trained.map(|t| t.images_seen)),
         number(trained.map(|t| t.images_per_second), 1),
