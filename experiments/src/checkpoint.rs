@@ -10,13 +10,15 @@ use crate::data::Dataset;
 use crate::events::Events;
 use crate::recipe::Recipe;
 use crate::run_dir::{self, BEST, CHECKPOINT, METRICS};
+use crate::untrusted;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Tensor;
 use flows::ParamStore;
 use flows::optim::Updater;
-use flows::storage::write_atomic;
+use flows::storage::{read_header, write_atomic};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::Write;
@@ -307,8 +309,16 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
 
 /// A checkpoint's bytes and header, or `None` where there is none; its checksums are right.
 fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
-    let Some(bytes) = run_dir::read(path)? else { return Ok(None) };
+    if !path.exists() {
+        return Ok(None);
+    }
     let damaged = |what: &dyn std::fmt::Display| damaged(path, what);
+    // A file may be as long as a disk and hold nothing: only one that is as long as its header says is read.
+    let (mut file, length) = untrusted::open(path, u64::MAX)?;
+    if let Err(e) = read_header(&mut file, length) {
+        return Err(damaged(&e.to_string().lines().next().unwrap_or_default()));
+    }
+    let bytes = untrusted::read_regular(path, length)?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
@@ -369,6 +379,31 @@ pub fn load(
     Ok(Some(header.position))
 }
 
+/// The lines of a log up to a position. What follows them will be written again, and a last line without an end is what a
+/// killed run was writing.
+///
+/// # Errors
+/// The number of a line before them that is damaged.
+fn up_to(position: &Position, log: &[u8]) -> Result<String, usize> {
+    let update_of =
+        |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok()?.get("update")?.as_u64();
+    let counted = position.log_lines.map_or(usize::MAX, |lines| lines as usize);
+    let most = if position.update == 0 { 0 } else { counted };
+    let mut kept = String::new();
+    for (i, line) in log.split_inclusive(|&byte| byte == b'\n').take(most).enumerate() {
+        if !line.ends_with(b"\n") {
+            break;
+        }
+        let text = std::str::from_utf8(line).ok().filter(|text| text.len() <= run_dir::LINE);
+        let (text, update) = text.and_then(|text| Some((text, update_of(text)?))).ok_or(i + 1)?;
+        if update > position.update {
+            break;
+        }
+        kept.push_str(text);
+    }
+    Ok(kept)
+}
+
 /// The log of a run: one JSON object a line.
 pub struct Metrics {
     file: fs::File,
@@ -384,23 +419,16 @@ impl Metrics {
     /// removed: these updates will be made again.
     ///
     /// # Errors
-    /// When the log cannot be read or written.
+    /// When the log cannot be read or written, or a line of an update that will not be made again is damaged.
     pub fn open(out: &Path, position: &Position) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Line {
-            update: u64,
-        }
         let path = out.join(METRICS);
-        let old = String::from_utf8(run_dir::read(&path)?.unwrap_or_default())
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let update = position.update;
-        let is_past = |l: &&str| {
-            let line =
-                (l.ends_with('\n') && l.len() <= run_dir::LINE).then(|| serde_json::from_str::<Line>(l));
-            line.is_some_and(|line| line.is_ok_and(|line| update > 0 && line.update <= update))
-        };
-        let most = position.log_lines.map_or(usize::MAX, |lines| lines as usize);
-        let kept: String = old.split_inclusive('\n').take(most).take_while(is_past).collect();
+        let old = run_dir::read(&path)?.unwrap_or_default();
+        let kept = up_to(position, &old).map_err(|line| {
+            anyhow!(
+                "{} is damaged in line {line}: restore it, or move it away to go on with a new log",
+                path.display()
+            )
+        })?;
         if kept.len() != old.len() {
             write_atomic(&path, kept.as_bytes())?;
         }
@@ -537,6 +565,10 @@ mod tests {
             bad[at] ^= 0x41;
             err(&bad);
         }
+        // As long as a disk, and no memory is taken for it.
+        fs::File::create(&path)?.set_len(1 << 40)?;
+        let said = State::new(1).load(out.path(), "1").unwrap_err().to_string();
+        assert!(said.contains("no header") || said.contains("not a complete"), "{said}");
         let mut bad = good.clone();
         *bad.last_mut().unwrap() ^= 1;
         assert!(err(&bad).contains("checksum"));
@@ -592,6 +624,54 @@ mod tests {
         assert_eq!(fs::read_to_string(&path)?, [2, 4].map(|u| format!("{{\"update\":{u}}}\n")).concat());
         Metrics::open(out.path(), &Position::default())?;
         assert_eq!(fs::read_to_string(&path)?, "");
+        Ok(())
+    }
+
+    #[test]
+    fn a_log_that_is_damaged_in_the_middle_is_not_cut() -> Result<()> {
+        let out = tempfile::tempdir()?;
+        let path = out.path().join(METRICS);
+        let line = |update: u64| format!("{{\"update\":{update}}}\n").into_bytes();
+        let at = |update, log_lines| Position { update, log_lines, ..Position::default() };
+        let long = [&b"{\"update\":4,\"x\":\""[..], &vec![b'x'; run_dir::LINE], b"\"}\n"].concat();
+        for damaged in
+            [&b"{\"update\": 4\n"[..], b"\n", b"\xff\n", b"\0\0\0\n", b"[4]\n", b"{\"epoch\":1}\n", &long]
+        {
+            let log = [&line(2), damaged, &line(6), &line(8)].concat();
+            fs::write(&path, &log)?;
+            for (position, kept) in [
+                // Counted by the checkpoint, or, as earlier versions did not count, not known to be past it.
+                (at(6, Some(3)), None),
+                (at(5, None), None),
+                // Past the checkpoint, and of a run that begins anew.
+                (at(3, Some(1)), Some(line(2))),
+                (at(1, None), Some(vec![])),
+                (at(0, None), Some(vec![])),
+            ] {
+                fs::write(&path, &log)?;
+                match (Metrics::open(out.path(), &position).map(|log| log.lines), kept) {
+                    (Ok(lines), Some(kept)) => {
+                        assert_eq!((fs::read(&path)?, lines), (kept.clone(), u64::from(!kept.is_empty())));
+                    }
+                    (Err(e), None) => {
+                        let said = e.to_string();
+                        assert!(said.contains("metrics.jsonl is damaged in line 2"), "{said}");
+                        assert!(said.contains("move it away"), "{said}");
+                        assert_eq!(fs::read(&path)?, log, "nothing is cut");
+                    }
+                    (found, kept) => panic!("{position:?}: {found:?}, not {kept:?}"),
+                }
+            }
+        }
+        // What a kill leaves at the end, whether a power cut filled it with zeros or not.
+        for end in [&b"{\"update\": 4"[..], b"{", b"\0\0\0", b"\xff"] {
+            fs::write(&path, [&line(2), end].concat())?;
+            Metrics::open(out.path(), &at(6, Some(2)))?;
+            assert_eq!(fs::read(&path)?, line(2));
+        }
+        // The remedy.
+        fs::remove_file(&path)?;
+        assert_eq!(Metrics::open(out.path(), &at(6, Some(3)))?.lines, 0);
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, write_atomic};
 use serde_json::{Map, Value};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The resolved recipe.
@@ -59,17 +60,23 @@ pub const LINE: usize = 1 << 16;
 /// When it is no regular file or cannot be read.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         _ => read_regular(path, most(path)).map(Some),
     }
 }
 
-/// Bytes that a file of a run can have: a checkpoint holds tensors, a log a line for every few updates.
+/// Bytes that a file of a run can have: a log has a line for every few updates.
 fn most(path: &Path) -> u64 {
-    match path {
-        p if p.ends_with(CHECKPOINT) || p.ends_with(BEST) => 1 << 40,
-        p if p.ends_with(METRICS) => 16 * TEXT,
-        _ => TEXT,
+    if path.ends_with(METRICS) { 16 * TEXT } else { TEXT }
+}
+
+/// Bytes that a file beside a model can have: no more of it is hashed or sent. Files of tensors are as long as their headers say.
+#[must_use]
+pub fn largest(path: &Path) -> u64 {
+    match file_name(path) {
+        name if name.ends_with(".safetensors") => u64::MAX,
+        name if COMPANIONS.contains(&name.as_str()) || name == CARD => most(path),
+        _ => 16 * TEXT,
     }
 }
 

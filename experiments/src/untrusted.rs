@@ -1,6 +1,6 @@
 //! Reading a file whose contents nobody has checked yet.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -13,20 +13,32 @@ pub const TEXT: u64 = 1 << 26;
 /// # Errors
 /// When there is no such file, it is no regular file, or cannot be read.
 pub fn head(path: &Path, n: u64) -> Result<Vec<u8>> {
-    check_regular(path)?;
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(n).read_to_end(&mut bytes));
+    let read = open(path, u64::MAX)?.0.take(n).read_to_end(&mut bytes);
     read.map_err(|e| cannot_read(path, e))?;
     Ok(bytes)
 }
 
-/// The length of a file, which must be a regular one.
-fn check_regular(path: &Path) -> Result<u64> {
-    let name = path.display();
-    let meta =
-        std::fs::metadata(path).with_context(|| format!("cannot open {name}: check that it exists"))?;
-    ensure!(meta.is_file(), "{name} is no regular file: give the path of one");
-    Ok(meta.len())
+/// A regular file of at most `most` bytes, and its length.
+///
+/// A pipe would be waited for, and a device has no end; both are refused before they are opened.
+///
+/// # Errors
+/// When there is no such file, it is no regular file, larger, or cannot be opened.
+pub fn open(path: &Path, most: u64) -> Result<(File, u64)> {
+    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            anyhow::Error::new(e).context(format!("cannot open {}: check that it exists", path.display()))
+        }
+        _ => cannot_read(path, e),
+    })?;
+    ensure!(meta.is_file(), "{} is no regular file: give the path of one", path.display());
+    ensure!(meta.len() <= most, too_long(path, most));
+    Ok((File::open(path).map_err(|e| cannot_read(path, e))?, meta.len()))
+}
+
+fn too_long(path: &Path, most: u64) -> String {
+    format!("{} has more than the {most} bytes that such a file can have: give another", path.display())
 }
 
 fn cannot_read(path: &Path, e: std::io::Error) -> anyhow::Error {
@@ -40,21 +52,15 @@ fn cannot_read(path: &Path, e: std::io::Error) -> anyhow::Error {
 
 /// The bytes of a regular file of at most `most` bytes.
 ///
-/// A pipe would be waited for, and a device has no end; both are refused before they are opened. The size is bounded while
-/// reading as well, for a file may grow.
+/// The size is bounded while reading as well, for a file may grow.
 ///
 /// # Errors
-/// When there is no such file, it is no regular file, larger, or cannot be read.
+/// As [`open`], and when it cannot be read.
 pub fn read_regular(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let name = path.display();
-    let length = check_regular(path)?;
-    let too_long =
-        || format!("{name} has more than the {most} bytes that such a file can have: give another");
-    ensure!(length <= most, too_long());
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+    let read = open(path, most)?.0.take(most + 1).read_to_end(&mut bytes);
     read.map_err(|e| cannot_read(path, e))?;
-    ensure!(bytes.len() as u64 <= most, too_long());
+    ensure!(bytes.len() as u64 <= most, too_long(path, most));
     Ok(bytes)
 }
 

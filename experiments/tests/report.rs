@@ -54,6 +54,9 @@ fn a_report_holds_the_summarys_numbers_and_needs_no_network() {
     assert_eq!(html.matches("src=\"data:").count(), 2, "samples and a picture; the curve is drawn anew");
     assert!(html.contains("alt=\"&lt;smile&gt;\""), "a file's name is no markup");
     assert!(html.contains("prefers-color-scheme: dark"));
+    // On a narrow screen a table that is too wide is moved, not cut.
+    assert!(html.contains("width=device-width") && html.contains(".scroll { overflow-x: auto; }"));
+    assert_eq!(html.matches("<table").count(), html.matches("<div class=\"scroll\"><table").count());
 
     let summary: Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     for split in ["test", "validation", "train"] {

@@ -176,3 +176,47 @@ fn ten_kills_change_nothing() {
         round += 1;
     }
 }
+
+/// A model that cannot be built leaves no folder, and one that was there stays as it was and is taken by the next run.
+#[test]
+fn a_start_that_fails_leaves_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("tiny.toml");
+    fs::write(&recipe, RECIPE).unwrap();
+    let start = |set: &str, out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
+        command
+            .arg("train")
+            .arg(&recipe)
+            .args(["--set", "train.updates=2", "--set", set])
+            .arg("--out")
+            .arg(out);
+        let output = command.env_remove("RUST_LOG").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for (set, says) in [
+        ("model.levels=6", "`levels = 5`"),
+        ("model.levels=0", "at least 1"),
+        ("model.width=0", "at least 1"),
+        ("model.classes=0", "`classes`"),
+        ("model.classes=1", "raise `model.classes`"),
+        ("train.lr=1e30", "there is no checkpoint yet"),
+    ] {
+        let out = dir.path().join("new");
+        let (code, said) = start(set, &out);
+        assert_eq!(code, Some(1), "{set}: {said}");
+        assert!(said.lines().last().unwrap().contains(says), "{set}: {said}");
+        // What a run wrote before its first update failed is no obstacle to the next.
+        assert!(set.starts_with("train") || !out.exists(), "{set}: {said}");
+        assert_eq!(start(set, &empty).0, Some(1));
+        assert!(
+            empty.is_dir() && (set.starts_with("train") || fs::read_dir(&empty).unwrap().next().is_none())
+        );
+    }
+    for out in [dir.path().join("new"), empty] {
+        let (code, said) = start("train.lr=1e-3", &out);
+        assert_eq!(code, Some(0), "{said}");
+    }
+}

@@ -389,6 +389,34 @@ fn what_is_there_survives_a_picture() {
     assert!(why.contains("one of the images"), "{why}");
 }
 
+/// Without `--out` a command takes a name of its own, which may be someone's file.
+#[test]
+fn a_default_name_replaces_no_other_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flow"));
+        let output = command.args(args).args(["--threads", "2"]).current_dir(dir.path()).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    for (name, args, again) in [
+        ("samples.png", &["sample", weights, "-n", "1"][..], Some(1)),
+        ("temperature.png", &["temperature", weights, "-n", "1", "--temperatures", "0.5"], Some(0)),
+    ] {
+        let file = dir.path().join(name);
+        std::fs::write(&file, "mine").unwrap();
+        let (code, said) = run(args);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&format!("{name} is there")) && said.contains("--out"), "{said}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+        let (code, said) = run(&[args, &["--out", name]].concat());
+        assert_eq!(code, Some(0), "{said}");
+        assert!(std::fs::read(&file).unwrap().starts_with(b"\x89PNG"));
+        // Its numbers beside it say that the command made it; samples have none.
+        assert_eq!(run(args).0, again, "{name}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_picture_leaves_nothing() {

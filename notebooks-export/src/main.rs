@@ -17,6 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use experiments::data::file_name;
 use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
+use experiments::untrusted::open;
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, parse_index, read_header};
@@ -212,10 +213,7 @@ fn pictures(folder: &Path, out: &Path) -> Result<(Vec<Picture>, bool)> {
             Some("png") => pictures.extend(picture(&file)?),
             Some("safetensors") => {
                 let damaged = || format!("cannot read {}: draw it again, or remove it", file.display());
-                // A pipe would be waited for.
-                ensure!(file.is_file(), "{} is no file: remove it", file.display());
-                let mut opened = std::fs::File::open(&file).with_context(damaged)?;
-                let length = opened.metadata().with_context(damaged)?.len();
+                let (mut opened, length) = open(&file, u64::MAX).with_context(damaged)?;
                 read_header(&mut opened, length).with_context(damaged)?;
                 numbers = true;
                 // Without its parents: a signal removes them, and they must not come back.

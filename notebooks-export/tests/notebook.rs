@@ -297,7 +297,8 @@ fn what_is_damaged_is_named() {
         fs::remove_file(run.join(file)).unwrap();
     }
     fs::create_dir(run.join("pictures/ood.safetensors")).unwrap();
-    assert!(refused(&run, &out, &[]).contains("ood.safetensors is no file: remove it"));
+    let said = refused(&run, &out, &[]);
+    assert!(said.contains("ood.safetensors is no regular file") && said.contains("remove it"), "{said}");
     fs::remove_dir(run.join("pictures/ood.safetensors")).unwrap();
     // A run that was stopped before it logged anything, and what is no folder.
     fs::write(run.join("metrics.jsonl"), "").unwrap();

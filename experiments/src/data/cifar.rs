@@ -78,7 +78,8 @@ pub fn parse_archive(bytes: &[u8], records: usize, name: &str) -> Result<Dataset
     let mut batches = vec![None; FILES.len()];
     let mut archive = tar::Archive::new(bytes);
     for entry in archive.entries().with_context(|| format!("{name} is no tar archive: fetch it again"))? {
-        let mut entry = entry.with_context(|| format!("{name} is a damaged tar archive: fetch it again"))?;
+        // The crate's own message quotes the bytes that it could not read.
+        let Ok(mut entry) = entry else { bail!("{name} is a damaged tar archive: fetch it again") };
         let offset = entry.raw_header_position();
         let path = entry.path_bytes().into_owned();
         let file = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
@@ -237,6 +238,13 @@ mod tests {
         );
         std::fs::remove_file(inner.join(FILES[5])).unwrap();
         assert!(read_records(dir.path(), 2).unwrap_err().to_string().contains("lacks test_batch.bin"));
+    }
+
+    #[test]
+    fn bytes_that_are_no_archive_are_not_printed() {
+        let garbage: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let said = format!("{:#}", parse_archive(&garbage, 2, "A").unwrap_err());
+        assert_eq!(said, "A is a damaged tar archive: fetch it again");
     }
 
     #[test]

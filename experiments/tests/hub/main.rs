@@ -4,6 +4,7 @@
 //! `FLOWS_PYTHON` names a Python with requirements.txt installed; without it those tests say that they are left out, and with
 //! `FLOWS_NEED_PYTHON` set they fail instead.
 
+mod cards;
 mod python;
 mod server;
 mod user;

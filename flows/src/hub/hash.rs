@@ -5,11 +5,11 @@
 //! large files:  sha256(bytes), and git's name of the pointer that stands for them
 //! ```
 
+use super::files::open;
 use super::types::Listed;
 use crate::storage::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -29,12 +29,8 @@ pub(super) struct Hashes {
 impl Hashes {
     /// Reads the file once.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        Self::read(file, meta.len())
+        let (file, length) = open(path)?;
+        Self::read(file, length)
     }
 
     /// The hashes of all that `file` gives, which must be `bytes` bytes.

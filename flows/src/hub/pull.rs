@@ -2,7 +2,7 @@
 
 use super::call::{Reply, Trouble};
 use super::client::Hub;
-use super::files::{CARD, is_config, weights};
+use super::files::{self, CARD, is_config, weights};
 use super::hash::{is_hex, verify};
 use super::repository::{Repository, Revision};
 use super::types::{Listed, Remote, Snapshot};
@@ -254,8 +254,7 @@ impl Hub {
             return Some(revision.0.clone());
         }
         let path = self.repository_folder(repository).join("refs").join(&revision.0);
-        let commit = fs::read_to_string(path).ok()?.trim().to_owned();
-        is_hex(&commit, 40).then_some(commit)
+        files::line(&path).filter(|commit| is_hex(commit, 40))
     }
 
     /// Records the commit of a revision in the cache, for use offline.

@@ -104,7 +104,10 @@ pub fn plan(dir: &Path, also: &[String], texts: &[(String, String)]) -> Result<V
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Err(Error::msg(format!("{} holds no model to publish: there is no {name}", dir.display())))
             }
-            Err(error) => Err(Error::msg(format!("{} cannot be read ({error})", path.display()))),
+            Err(error) => Err(Error::msg(format!(
+                "{} cannot be read ({error}): restore it, or move it away",
+                path.display()
+            ))),
         }
     };
     names.into_iter().map(file).collect()

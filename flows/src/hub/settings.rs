@@ -1,8 +1,8 @@
 //! The settings of a hub client: address, token, cache, timeout.
 
+use super::files::line;
 use candle_core::{Result, bail};
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,10 +64,7 @@ impl Settings {
             .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
             .unwrap_or_else(|| PathBuf::from(".cache/huggingface"));
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
-        let stored = || {
-            let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-            fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
-        };
+        let stored = || line(&folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token")));
         let implicit = !flag("HF_HUB_DISABLE_IMPLICIT_TOKEN");
         let token = if implicit { variable("HF_TOKEN").or_else(stored) } else { None };
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {

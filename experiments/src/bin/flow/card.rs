@@ -7,7 +7,7 @@
 
 use anyhow::{Result, ensure};
 use askama::Template;
-use experiments::data::{Origin, known};
+use experiments::data::{Origin, hex, known};
 use experiments::evaluate::Evaluation;
 use experiments::run_dir::{self, CARD, LICENSE, RECIPE, SAMPLES};
 use experiments::summary::{Baselines, Summary, Training};
@@ -16,16 +16,22 @@ use flows::models::CouplingTransform;
 use flows::models::file::{Stored, stored};
 use flows::storage::write_atomic;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::f64::consts::LN_2;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Writes the card of a folder into it.
+/// Writes the card of a folder into it. One that was written or changed by hand stays, which is said.
 ///
 /// # Errors
-/// When the folder holds no model or cannot be written.
+/// When the folder holds no model, or the card cannot be read or written.
 pub fn write(dir: &Path) -> Result<()> {
-    Ok(write_atomic(&dir.join(CARD), render(dir, None)?.as_bytes())?)
+    let (path, text) = (dir.join(CARD), render(dir, None)?);
+    if is_by_hand(dir)? {
+        tracing::warn!("{} {BY_HAND}", path.display());
+        return Ok(());
+    }
+    Ok(write_atomic(&path, text.as_bytes())?)
 }
 
 /// What a model is, for people and for the front matter.
@@ -341,6 +347,11 @@ struct Card<'a> {
     labels: &'static str,
 }
 
+/// A shape without its brackets.
+fn dims(shape: &[usize]) -> String {
+    shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// The card of a folder; `repository` is its name on the hub (`user/name`), where it has one.
 ///
 /// # Errors
@@ -384,196 +395,53 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
         rows: summary.map(|s| training(dir, s, shape.len() == 3)).unwrap_or_default(),
         place,
         hub: repository.is_some(),
-        dims: shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        dims: dims(shape),
         classes,
         labels: if classes.is_some() { "Some(&labels)" } else { "None" },
     };
-    Ok(card.render()?)
+    let text = card.render()?;
+    Ok(format!("{text}{}", mark(&text)))
 }
 
-/// Whether `text` is the card of a folder as it was made here, for any repository, and has not been changed.
+/// What is said of a card that is not replaced.
+pub const BY_HAND: &str = "was written or changed by hand and stays as it is: move it away to have a new one";
+
+/// How the last line of a card begins. Its hash tells a card that was changed from one that was not, whatever version made it.
+const MARK: &str = "<!-- Made by flow, which replaces it unless it was changed; sha256 of the text above: ";
+
+/// The last line of a card.
+fn mark(text: &str) -> String {
+    format!("{MARK}{} -->\n", hex(&Sha256::digest(text)))
+}
+
+/// Whether the card of a folder was written or changed by hand.
 ///
 /// # Errors
-/// As [`render`].
-pub fn is_generated(dir: &Path, text: &str) -> Result<bool> {
-    let place =
-        text.split_once("from_pretrained(\"").and_then(|(_, rest)| rest.split_once('"')).map(|(p, _)| p);
-    Ok(text == render(dir, None)? || text == render(dir, place)?)
+/// When it cannot be read, and as [`render`].
+pub fn is_by_hand(dir: &Path) -> Result<bool> {
+    let Some(bytes) = run_dir::read(&dir.join(CARD))? else { return Ok(false) };
+    let Ok(text) = String::from_utf8(bytes) else { return Ok(true) };
+    // Git may have changed the ends of lines.
+    let text = text.replace("\r\n", "\n");
+    match text.rfind(MARK) {
+        Some(at) => Ok(text[at..] != mark(&text[..at])),
+        None => Ok(!is_of_earlier_version(dir, &text)?),
+    }
 }
+
+/// Whether each line of a card is one of the card that is made now, or one of those that earlier versions, which left no mark,
+/// had in its place.
+fn is_of_earlier_version(dir: &Path, text: &str) -> Result<bool> {
+    let named = |call: &str| text.split_once(call)?.1.split_once('"').map(|(place, _)| place);
+    let place = named("from_pretrained(\"").or_else(|| named("flows::load(\""));
+    let Some(place) = place else { return Ok(false) };
+    let earlier = EARLIER.replace("PLACE", place).replace("DIMS", &dims(stored(dir)?.config.shape()));
+    let now = render(dir, None)? + &render(dir, Some(place))?;
+    Ok(text.lines().all(|line| now.lines().chain(earlier.lines()).any(|known| known == line)))
+}
+
+/// Lines of cards of earlier versions.
+const EARLIER: &str = include_str!("../../../templates/card.earlier.md");
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::{DType, Device};
-    use experiments::run_dir::SUMMARY;
-    use flows::models::GlowConfig;
-    use flows::{Model, SaveOptions};
-    use std::path::PathBuf;
-    use std::process::Command;
-
-    fn weights() -> Vec<PathBuf> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../weights");
-        let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
-        dirs.retain(|dir| dir.is_dir());
-        dirs.sort();
-        dirs
-    }
-
-    fn bare(dtype: DType) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let config =
-            GlowConfig { shape: [1, 8, 8], levels: 1, depth: 1, width: 2, ..GlowConfig::cifar_paper() };
-        let config = GlowConfig { classes: Some(3), ..config };
-        let model = Model::new(ModelConfig::Glow(config), 0, DType::F32, &Device::Cpu).unwrap();
-        model.save(dir.path(), &SaveOptions { dtype: Some(dtype), ..Default::default() }).unwrap();
-        dir
-    }
-
-    #[test]
-    fn the_committed_cards_are_what_the_folders_say() {
-        for dir in weights() {
-            let card = std::fs::read_to_string(dir.join(CARD)).unwrap();
-            assert_eq!(
-                card,
-                render(&dir, None).unwrap(),
-                "{}: `flow card weights/*/` writes it anew",
-                dir.display()
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_not_recorded_is_said() {
-        let dir = bare(DType::BF16);
-        let card = render(dir.path(), Some("user/name")).unwrap();
-        for said in [
-            "# name",
-            "Bits/dim are not recorded",
-            "no summary.json",
-            "from_pretrained(\"user/name\"",
-            "hf:user/name",
-            "bf16",
-        ] {
-            assert!(card.contains(said), "{said}: {card}");
-        }
-        assert!(!card.contains("model-index") && !card.contains("samples.png"));
-        assert!(is_generated(dir.path(), &card).unwrap());
-        assert!(is_generated(dir.path(), &render(dir.path(), None).unwrap()).unwrap());
-        assert!(!is_generated(dir.path(), &format!("{card}By hand.\n")).unwrap());
-        // A summary of which half is missing, and a text that would end a cell.
-        let summary = json!({"recipe": "a|b", "data": "faces", "test": {"bits_per_dim": 4.5, "std_err": 0.25, "images": 7}});
-        std::fs::write(dir.path().join(SUMMARY), summary.to_string()).unwrap();
-        let card = render(dir.path(), None).unwrap();
-        for said in
-            ["were measured before the weights were rounded to bf16", "a\\|b", "| commit | not recorded |"]
-        {
-            assert!(card.contains(said), "{said}: {card}");
-        }
-        assert!(!card.contains("4.5000") && !card.contains("model-index"), "{card}");
-        // The same figures of the file as it is.
-        let mut of_file = summary;
-        of_file["measured"] = "bf16".into();
-        std::fs::write(dir.path().join(SUMMARY), of_file.to_string()).unwrap();
-        let card = render(dir.path(), None).unwrap();
-        for said in ["4.5000 ± 0.2500 bits/dim", "on 7 test examples", "\"value\":4.5"] {
-            assert!(card.contains(said), "{said}: {card}");
-        }
-        std::fs::write(dir.path().join(SUMMARY), "{").unwrap();
-        assert!(render(dir.path(), None).unwrap_err().to_string().contains(SUMMARY));
-    }
-
-    #[test]
-    fn a_licence_is_given_or_absent() {
-        let dir = bare(DType::F32);
-        let card = || render(dir.path(), None).unwrap();
-        assert!(!card().contains("license:") && card().contains("Licence: not given."));
-        for (license, front) in [
-            ("Apache-2.0", "license: \"apache-2.0\"\n"),
-            ("MIT OR Apache-2.0", "license: \"other\"\nlicense_name: \"mit-or-apache-2.0\"\n"),
-        ] {
-            std::fs::write(dir.path().join(LICENSE), format!("{license}\n")).unwrap();
-            let card = card();
-            assert!(card.contains(front) && card.contains(&format!("Licence: {license}.")), "{card}");
-        }
-        // A licence's whole text, as others name their file, is no identifier.
-        std::fs::write(dir.path().join(LICENSE), "Permission is hereby granted,\nfree of charge: to any")
-            .unwrap();
-        assert!(card().contains("Licence: not given."));
-        assert!(license("x\ny: z").is_err() && license("").is_err() && license("mit").is_ok());
-    }
-
-    #[test]
-    fn a_card_of_vectors_speaks_of_vectors() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = flows::models::NiceConfig {
-            shape: vec![8],
-            hidden: vec![vec![4]; 2],
-            law: CouplingTransform::Affine,
-            ..flows::models::NiceConfig::mnist_paper()
-        };
-        let model = Model::new(ModelConfig::Nice(config), 0, DType::F32, &Device::Cpu).unwrap();
-        model.save(dir.path(), &SaveOptions::default()).unwrap();
-        let test = json!({"bits_per_dim": 2.0, "std_err": 0.25, "images": 7, "nats": 16.0 * LN_2});
-        let summary =
-            json!({"recipe": "r", "data": "npy", "test": test, "entropy_lower": 1.0, "entropy_upper": 1.0});
-        std::fs::write(dir.path().join(SUMMARY), summary.to_string()).unwrap();
-        let card = render(dir.path(), None).unwrap();
-        for said in [
-            "A flow of affine couplings of npy: **-11.0904 ± 1.3863 nats of log-likelihood**",
-            "| test | 7 | -11.0904 | 1.3863 | 2.0000 |",
-            "the data's entropy, which is known: 5.5452",
-            "\"type\":\"log_likelihood\"",
-            "Inputs are vectors of 8 real numbers",
-        ] {
-            assert!(card.contains(said), "{said}: {card}");
-        }
-        for not in ["NICE", "image", "integer", "noise", "pixel", "`bits`"] {
-            assert!(!card.contains(not), "{not}: {card}");
-        }
-    }
-
-    /// The library that the hub's own tools read cards with.
-    #[test]
-    fn python_reads_the_cards() {
-        let Some(python) = std::env::var_os("FLOWS_PYTHON") else {
-            println!("skipped: FLOWS_PYTHON names no Python with huggingface_hub");
-            return;
-        };
-        let read = "import json, sys; from huggingface_hub import ModelCard; d = ModelCard.load(sys.argv[1]).data; \
-                    r = d.eval_results; d.eval_results = None; \
-                    print(json.dumps([d.to_dict(), [[e.metric_type, e.metric_value, e.dataset_split, e.metric_args] for e in r or []]]))";
-        let bare = bare(DType::F32);
-        write(bare.path()).unwrap();
-        for dir in weights().into_iter().chain([bare.path().to_owned()]) {
-            let output = Command::new(&python).args(["-c", read]).arg(dir.join(CARD)).output().unwrap();
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            if stderr.contains("No module named 'huggingface_hub'") {
-                println!("skipped: the Python that FLOWS_PYTHON names has no huggingface_hub");
-                return;
-            }
-            assert!(output.status.success(), "{stderr}");
-            let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-            println!("{}: {said}", dir.display());
-            let licensed = dir.join(LICENSE).exists();
-            assert_eq!(said[0]["license"], if licensed { json!("other") } else { Value::Null });
-            assert_eq!(
-                said[0]["license_name"],
-                if licensed { json!("mit-or-apache-2.0") } else { Value::Null }
-            );
-            assert_eq!(said[0]["library_name"], "candle");
-            assert_eq!(said[0]["pipeline_tag"], "unconditional-image-generation");
-            assert!(
-                said[0]["tags"].as_array().unwrap().iter().any(|t| t.as_str().unwrap().starts_with("arxiv:"))
-            );
-            let summary = Summary::read(&dir).unwrap();
-            match summary.as_ref().and_then(Summary::score) {
-                Some((split, score)) => {
-                    let want = json!([["bits_per_dim", score.bits_per_dim, split,
-                        {"std_err": score.std_err, "images": score.images, "noise_draws": score.noise_draws}]]);
-                    assert_eq!(said[1], want);
-                }
-                None => assert_eq!(said[1], json!([])),
-            }
-        }
-    }
-}
+mod tests;

@@ -136,9 +136,16 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// Refuses a place where nothing can be written, then loads the weights.
     pub fn open(base: &'a Base, out: &Out, command: &'static str) -> Result<Self> {
+        let named = out.out.is_some();
         let out = out.out.clone().unwrap_or_else(|| PathBuf::from(format!("{command}.png")));
         output::writable(&out, PNG, PICTURE)?;
-        numbers_of(&out)?;
+        let numbers = numbers_of(&out)?;
+        // Only a picture with its numbers beside it is of an earlier call.
+        ensure!(
+            named || !out.exists() || numbers.exists(),
+            "{0} is there and is not of `flow {command}`: name another file, or say --out {0} to replace it",
+            out.display()
+        );
         Self::load(base, out, command)
     }
 

@@ -43,6 +43,7 @@ pub fn run(args: &CardArgs) -> Result<()> {
     for folder in &args.folders {
         ensure!(folder.is_dir(), "{} is no folder: name that of a run or of a model", folder.display());
         let _lock = Lock::take(folder)?;
+        ensure!(!card::is_by_hand(folder)?, "{} {}", folder.join(CARD).display(), card::BY_HAND);
         if args.measure {
             measure(folder, args, &device)?;
         }

@@ -12,6 +12,7 @@ use candle_core::Device;
 use clap::Args;
 use experiments::lock::Lock;
 use experiments::run_dir::{self, CARD, COMPANIONS, LICENSE, METRICS, RECIPE, SUMMARY};
+use experiments::untrusted;
 use flows::hub::{self, PushOptions, Repository, Revision};
 use indicatif::HumanBytes;
 use serde_json::json;
@@ -77,6 +78,9 @@ pub fn run(args: &PushArgs) -> Result<()> {
         );
     }
     private(run)?;
+    for path in COMPANIONS.map(|name| run.join(name)).iter().filter(|path| path.exists()) {
+        untrusted::open(path, run_dir::largest(path))?;
+    }
     let files = hub::plan(run, &options.also, &options.texts).map_err(why)?;
     let entry = |f: &hub::PushFile| json!({ "file": f.name, "bytes": f.bytes(), "sha256": f.sha256() });
     let listed: Vec<_> = files.iter().map(entry).collect();
@@ -129,11 +133,12 @@ fn texts(run: &Path, repository: &Repository) -> Result<Vec<(String, String)>> {
 /// The model card to publish: made anew with the repository's name in it, unless the folder has one that a person has
 /// written or changed, which goes as it is.
 fn card(run: &Path, repository: &Repository) -> Result<Option<String>> {
-    let path = run.join(CARD);
-    ensure!(!path.is_dir(), "{} is a folder, and the model card's name", path.display());
-    let theirs = match std::fs::read_to_string(&path) {
-        Ok(text) => !card::is_generated(run, &text)?,
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-    };
-    if theirs { Ok(None) } else { card::render(run, Some(&repository.to_string())).map(Some) }
+    if card::is_by_hand(run)? {
+        tracing::info!(
+            "{} goes as it is, for it was written or changed by hand: without it, a card is made",
+            run.join(CARD).display()
+        );
+        return Ok(None);
+    }
+    card::render(run, Some(&repository.to_string())).map(Some)
 }

@@ -81,10 +81,17 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
         "`train.batch` = {batch} is more than the {n} training examples of `{}`: lower it",
         data.name
     );
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {name}"))?;
+    let is_new = !out.exists();
+    std::fs::create_dir_all(&out)
+        .with_context(|| format!("--out {name}: the folder cannot be made, name another one"))?;
     let _lock = lock.map_or_else(|| Lock::take(&out), Ok)?;
 
-    let training = train(&resolved, &data, &device, &out)?;
+    let training = train(&resolved, &data, &device, &out).inspect_err(|_| {
+        // A model that cannot be built leaves no folder; one with files is not removed.
+        if is_new {
+            let _ = std::fs::remove_dir(&out);
+        }
+    })?;
     let model = Model::load(&out, &device)?;
     let mut result =
         Summary::new(recipe, &data, model.params().count(), (&device, args.compute.name()), training)?;

@@ -83,8 +83,14 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let model = load_model(&args.weights.locate()?.0, &device)?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = matches!(model.config().shape(), [1 | 3, _, _] | [2]);
-    let default = || PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
-    let out = args.out.clone().unwrap_or_else(default);
+    let default = PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
+    // Nobody has asked to replace it: in the folder of a run it is that run's.
+    ensure!(
+        args.out.is_some() || !default.exists(),
+        "{0} is there already: name another file with --out, or say --out {0} to replace it",
+        default.display()
+    );
+    let out = args.out.clone().unwrap_or(default);
     let (n, seed) = (args.n, args.seed);
     match kind(&out)? {
         Kind::Picture => {

@@ -11,14 +11,15 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use experiments::data::{file_name, hex};
 use experiments::lock::Lock;
-use experiments::run_dir::is_half_written;
+use experiments::run_dir::{self, is_half_written};
 use experiments::summary::Summary;
-use experiments::untrusted::{TEXT, read_regular};
+use experiments::untrusted::{self, TEXT, read_regular};
 use flows::models::file;
-use flows::storage::{CONFIG, write_atomic};
+use flows::storage::{CONFIG, read_header, write_atomic};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::io::Seek;
 use std::path::{Component, Path, PathBuf};
 
 /// The index's name.
@@ -75,13 +76,15 @@ struct Sum {
     bytes: u64,
 }
 
-/// The hash and size of a file.
-fn sum(path: &Path) -> Result<Sum> {
-    // A pipe would be waited for, and a device has no end.
-    ensure!(path.is_file(), "{} is no regular file: fetch it again", path.display());
+/// The hash and size of a file of at most `most` bytes.
+fn sum(path: &Path, most: u64) -> Result<Sum> {
+    let (mut file, length) = untrusted::open(path, most)?;
+    if file_name(path).ends_with(".safetensors") {
+        read_header(&mut file, length).with_context(|| path.display().to_string())?;
+        file.rewind()?;
+    }
     let mut hash = Sha256::new();
-    let bytes = std::fs::File::open(path)
-        .and_then(|mut file| std::io::copy(&mut file, &mut hash))
+    let bytes = std::io::copy(&mut file, &mut hash)
         .with_context(|| format!("{} cannot be read: fetch it again", path.display()))?;
     Ok(Sum { sha256: hex(&hash.finalize()), bytes })
 }
@@ -113,7 +116,11 @@ fn entry(dir: &Path) -> Result<Entry> {
     let (split, score) = summary.as_ref().and_then(Summary::score).unzip();
     let text =
         |of: fn(&Summary) -> &String| summary.as_ref().map(of).filter(|text| !text.is_empty()).cloned();
-    let files = files(dir)?.into_iter().map(|name| Ok((name.clone(), sum(&dir.join(&name))?)));
+    let sum_of = |name: &str| {
+        let path = dir.join(name);
+        sum(&path, run_dir::largest(&path))
+    };
+    let files = files(dir)?.into_iter().map(|name| Ok((name.clone(), sum_of(&name)?)));
     Ok(Entry {
         model: config["model"].as_str().unwrap_or_default().to_owned(),
         data: text(|s| &s.data),
@@ -173,7 +180,9 @@ fn write(dir: &Path) -> Result<Index> {
 fn check(dir: &Path, want: &Entry) -> Result<()> {
     for (name, want) in &want.files {
         let path = dir.join(name);
-        let Sum { sha256, bytes } = sum(&path)?;
+        let found = sum(&path, want.bytes);
+        let Sum { sha256, bytes } =
+            found.with_context(|| format!("{} is not as the index says: fetch it again", path.display()))?;
         ensure!(
             (&sha256, bytes) == (&want.sha256, want.bytes),
             "{} has the sha256 {sha256} and {bytes} bytes, the index {} and {}: fetch it again",

@@ -1,9 +1,9 @@
 //! A picture and its numbers, which replace those of an earlier command together or not at all.
 
 use anyhow::{Context, Result, ensure};
-use flows::storage::write_atomic;
-use std::fs::{self, File};
-use std::io::Read;
+use experiments::untrusted;
+use flows::storage::{read_header, write_atomic};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The metadata key of a command's results; it tells such a .safetensors file from weights.
@@ -83,15 +83,13 @@ pub fn numbers_of(out: &Path) -> Result<PathBuf> {
     Ok(numbers)
 }
 
-/// Whether a file has the numbers of a picture: the header of a safetensors file is JSON behind its length.
+/// Whether a file has the numbers of a picture.
 fn ours(path: &Path) -> bool {
-    let header = || -> std::io::Result<serde_json::Value> {
-        let mut file = File::open(path)?;
-        let mut length = [0; 8];
-        file.read_exact(&mut length)?;
-        Ok(serde_json::from_reader(file.take(u64::from_le_bytes(length)))?)
+    let header = || -> Result<_> {
+        let (mut file, length) = untrusted::open(path, u64::MAX)?;
+        Ok(read_header(&mut file, length)?.0)
     };
-    path.is_file() && header().is_ok_and(|header| header["__metadata__"][KEY].is_string())
+    header().is_ok_and(|header| header.metadata().as_ref().is_some_and(|meta| meta.contains_key(KEY)))
 }
 
 #[cfg(test)]

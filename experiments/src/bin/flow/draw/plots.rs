@@ -385,5 +385,29 @@ mod tests {
         let density: Vec<f64> = window.raster(20).iter().map(|[x, y]| (-x * x - y * y).exp()).collect();
         plane(&path, &window, Some(&points), &points, &density, 20).unwrap();
         assert_eq!(size(&path), (1338, 462));
+        // Each panel has the labels of its axis on the left, and none of them is cut.
+        let picture = image::open(&path).unwrap().into_rgb8();
+        let inked = |x: u32| (60..400).filter(|&y| picture.get_pixel(x, y).0 != [255; 3]).count();
+        for left in [0, 446, 892] {
+            assert_eq!((left..left + 3).map(inked).sum::<usize>(), 0, "at {left}");
+            assert!((left + 3..left + 46).map(inked).sum::<usize>() > 100, "at {left}");
+        }
+    }
+
+    #[test]
+    fn a_curve_does_not_run_along_the_edge_of_its_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("curve.png");
+        // High for the first twentieth, then level but for a few spikes.
+        let high = |u: u32| u < 100 || (u > 1000 && u % 1000 < 6);
+        let line: Points = (0..2000).map(|u| (f64::from(u), if high(u) { 1e3 } else { 5. })).collect();
+        curve(&path, "a run", "bits/dim", &line, &vec![], &[]).unwrap();
+        let picture = image::open(&path).unwrap().into_rgb8();
+        let blue = |y: u32| {
+            let pixels = (70..picture.width()).map(|x| picture.get_pixel(x, y).0);
+            pixels.filter(|[r, _, b]| *b > r.saturating_add(40)).count()
+        };
+        let (top, bottom) = ((0..250).map(blue).max(), (250..560).map(blue).max());
+        assert!(top.unwrap() < 60 && bottom.unwrap() > 500, "{top:?}, {bottom:?}");
     }
 }

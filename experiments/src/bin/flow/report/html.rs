@@ -6,7 +6,7 @@
 //! here.
 
 use crate::draw::plots::within;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use askama::Template;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +15,7 @@ use experiments::evaluate::Evaluation;
 use experiments::recipe::{Resolved, builtin};
 use experiments::run_dir::{self, CURVE, PICTURES, SAMPLES};
 use experiments::summary::Summary;
+use experiments::untrusted::{TEXT, read_regular};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -213,9 +214,10 @@ impl Chart {
         let (low, high) = (low - margin, high + margin);
         let x = |update: f64| left + update / last * (right - left);
         let y = |v: f64| bottom - (v - low) / (high - low) * (bottom - top);
-        let class = |i: usize| if i + 1 == series.len() { "second" } else { "first" };
+        // The colours of curve.png, whichever lines there are.
+        let class = |name: &str| if name == "validation" { "second" } else { "first" };
         let mut lines = Vec::new();
-        for (i, (_, points)) in series.iter().enumerate() {
+        for (name, points) in &series {
             for piece in within(points, low, high) {
                 let point = |(u, v): &(f64, f64)| format!("{:.1},{:.1}", x(*u), y(*v));
                 let mut points: Vec<String> = piece.iter().map(point).collect();
@@ -223,7 +225,7 @@ impl Chart {
                 if let [one] = &points[..] {
                     points.push(one.clone());
                 }
-                lines.push((class(i), points.join(" ")));
+                lines.push((class(name), points.join(" ")));
             }
         }
         let json = json!({
@@ -243,7 +245,7 @@ impl Chart {
             updates: ticks(0., last, 8.).into_iter().map(|v| (x(v).min(right - 18.), label(v))).collect(),
             marks: marks.iter().map(|(name, v)| (y(*v), name.clone())).collect(),
             lines,
-            legend: series.iter().enumerate().map(|(i, s)| (class(i), s.0)).collect(),
+            legend: series.iter().map(|s| (class(s.0), s.0)).collect(),
             json: json.to_string(),
         })
     }
@@ -279,9 +281,7 @@ fn pictures(run: &Path) -> Result<Vec<(String, String)>> {
 
 /// The bytes of a PNG that a browser can show.
 fn picture(path: &Path) -> Result<Vec<u8>> {
-    // A pipe would be waited for.
-    ensure!(path.is_file(), "{} is no file", path.display());
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read_regular(path, TEXT)?;
     image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)
         .with_context(|| format!("{} is no readable PNG", path.display()))?;
     Ok(bytes)
@@ -327,6 +327,38 @@ mod tests {
             }
         }
         assert_eq!([label(1e-4), label(3. * 2e-4), label(-2.5e7)], ["1e-4", "6e-4", "-2.5e7"]);
+    }
+
+    #[test]
+    fn lines_have_the_colours_of_the_curve_and_stay_in_their_chart() {
+        // Two spikes, of which one is the first point.
+        let level = |u: u32| if u == 1 || u == 700 { 1e4 } else { 5. + 0.001 * f64::from(u % 7) };
+        let line: Line = (1..=1000).map(|u| (f64::from(u), level(u))).collect();
+        for (names, classes) in [
+            (&["train", "validation"][..], &["first", "second"][..]),
+            (&["train"], &["first"]),
+            (&["validation"], &["second"]),
+            (&["gradient norm"], &["first"]),
+        ] {
+            let series = names.iter().map(|name| (*name, line.clone())).collect();
+            let chart = Chart::new("title", series, &[], 150.).unwrap();
+            let drawn: Vec<&str> = chart.legend.iter().map(|entry| entry.0).collect();
+            assert_eq!(drawn, classes, "{names:?}");
+            for (_, points) in &chart.lines {
+                let points: Vec<(f64, f64)> = points
+                    .split(' ')
+                    .map(|p| {
+                        p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap()
+                    })
+                    .collect();
+                assert!(points.len() > 2 && points[0] != points[1], "a dot: {points:?}");
+                for (x, y) in points {
+                    assert!(
+                        (chart.left..=chart.right).contains(&x) && (chart.top..=chart.bottom).contains(&y)
+                    );
+                }
+            }
+        }
     }
 
     #[test]
