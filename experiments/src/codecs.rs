@@ -425,8 +425,9 @@ mod tests {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
         let noise = Values::Pixels((0..768 * 40).map(|_| rng.random()).collect());
         let bits = codec_bits(&Split::new(vec![3, 16, 16], noise, None, None).unwrap()).unwrap();
-        for least in [&bits.png, &bits.webp, &bits.jxl] {
-            assert!((8.0..8.3).contains(&least.bits_per_dim), "{bits:?}");
+        // JPEG XL always predicts, and residuals of noise are twice as wide: libjxl takes 8.9 bits here.
+        for (least, most) in [(&bits.png, 8.3), (&bits.webp, 8.3), (&bits.jxl, 8.5)] {
+            assert!((8.0..most).contains(&least.bits_per_dim), "{bits:?}");
         }
         let grey = Split::new(vec![1, 16, 16], flat.values, None, None).unwrap();
         let bits = codec_bits(&grey).unwrap();
