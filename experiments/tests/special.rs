@@ -68,11 +68,21 @@ fn put(kind: &str, path: &Path) {
 
 /// Runs a command with a few gigabytes of addresses, and ends it after a minute. The exit code and standard error.
 fn flow(args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug]) -> (Option<i32>, String) {
+    flow_with(args, None)
+}
+
+/// As [`flow`], with the file of the hub's token.
+fn flow_with(
+    args: &[impl AsRef<std::ffi::OsStr> + std::fmt::Debug],
+    token: Option<&Path>,
+) -> (Option<i32>, String) {
     let mut child = Command::new("sh")
         .args(["-c", "ulimit -v 12000000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_flow")])
         .args(args)
         .env_remove("FLOW_DATA")
         .env_remove("RUST_LOG")
+        .env_remove("HF_TOKEN")
+        .envs(token.map(|path| ("HF_TOKEN_PATH", path)))
         .env("HF_HUB_OFFLINE", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -179,5 +189,20 @@ fn a_command_goes_on_without_what_it_does_not_need() {
                 "{file}, {kind}: {said}"
             );
         }
+    }
+}
+
+#[test]
+fn the_hubs_token_is_read_from_a_file_only() {
+    for kind in ["pipe", "device", "sparse"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        put(kind, &path);
+        let (code, said) = flow_with(&["pull", "user/name"], Some(&path));
+        assert_eq!(code, Some(1), "{kind}: {said}");
+        assert!(
+            said.contains("the token cannot be read from") && said.contains("set HF_TOKEN"),
+            "{kind}: {said}"
+        );
     }
 }

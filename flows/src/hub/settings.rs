@@ -1,8 +1,9 @@
 //! The settings of a hub client: address, token, cache, timeout.
 
-use super::files::line;
+use super::files::{line, read};
 use candle_core::{Result, bail};
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,16 +58,28 @@ impl Settings {
     /// The settings of the environment variables, with the Python library's names and defaults.
     ///
     /// # Errors
-    /// When the token cannot be sent: it has a character that no token has.
+    /// When the token cannot be read or sent: its file is no regular one, or it has a character that no token has.
     pub fn from_env() -> Result<Self> {
         let home = folder("HF_HOME")
             .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface")))
             .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")))
             .unwrap_or_else(|| PathBuf::from(".cache/huggingface"));
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
-        let stored = || line(&folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token")));
+        let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let stored = || match read(&file) {
+            // Where no token is given hf-hub opens this file itself: it would wait for a pipe, or read a device without end.
+            Err(error) if error.kind() == ErrorKind::Other => bail!(
+                "the token cannot be read from {} ({error}): set HF_TOKEN, or HF_TOKEN_PATH to the path of a file",
+                file.display()
+            ),
+            _ => Ok(line(&file)),
+        };
         let implicit = !flag("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-        let token = if implicit { variable("HF_TOKEN").or_else(stored) } else { None };
+        let token = match variable("HF_TOKEN") {
+            _ if !implicit => None,
+            None => stored()?,
+            token => token,
+        };
         if token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             bail!("the token (HF_TOKEN) has a character that no token has: copy it again");
         }

@@ -84,6 +84,7 @@ fn a_card_that_was_changed_is_told_from_one_that_was_not() {
         is_by_hand(dir.path()).unwrap()
     };
     assert!(!is_by_hand(dir.path()).unwrap(), "there is none");
+    let folder = dir.path().file_name().unwrap().to_string_lossy();
     let [here, there] = [None, Some("user/name")].map(|place| render(dir.path(), place).unwrap());
     let bare = |text: &str| text[..text.find(MARK).unwrap()].to_owned();
     // What the version of another year could say of this folder, with its mark and, before there were marks, without.
@@ -98,6 +99,7 @@ fn a_card_that_was_changed_is_told_from_one_that_was_not() {
         ("of a later version", format!("{later}{}", mark(later))),
         ("without a mark", bare(&here)),
         ("of a repository without a mark", bare(&there)),
+        ("of a folder that was renamed, without a mark", bare(&here).replace(&*folder, "other")),
         ("of an earlier version", earlier.clone()),
     ] {
         assert!(!by_hand(text.as_bytes()), "{what}: {text}");
