@@ -73,6 +73,7 @@ fn a_report_holds_the_summarys_numbers_and_needs_no_network() {
         ("a Gaussian", &summary["gaussian"]["bits_per_dim"], own),
         ("PNG", &codecs["png_bits_per_dim"], on_codecs),
         ("WebP", &codecs["webp_bits_per_dim"], on_codecs),
+        ("JPEG XL", &codecs["jxl_bits_per_dim"], on_codecs),
     ] {
         assert_eq!(cells(&html, row), [value.as_f64().unwrap(), own], "{row}");
     }

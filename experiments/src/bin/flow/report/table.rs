@@ -92,7 +92,7 @@ pub const COLUMNS: [&str; 19] = [
 ];
 
 /// The columns of [`Format::Markdown`].
-const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "paper", "WebP", "images seen"];
+const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "paper", "JPEG XL", "images seen"];
 
 /// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
 /// not the built-in one of its name says what was changed.
