@@ -17,19 +17,17 @@ def mix(x, path):  # z = W x at every pixel
     w = weights.get(f"{path}.weight")
     if w is None:  # W = P L (U + diag(sign exp(log s))), L, U and log s in one matrix
         lu, sign, perm = (weights[f"{path}.{name}"] for name in ("lu", "sign", "perm"))
-        u = lu.triu(1) + torch.diag(sign * lu.diagonal().exp())
-        w = ((lu.tril(-1) + torch.eye(len(lu))) @ u)[perm.long()]
+        w = ((lu.tril(-1) + torch.eye(len(lu))) @ (lu.triu(1) + torch.diag(sign * lu.diagonal().exp())))[perm.long()]
     return torch.einsum("ij,bjhw->bihw", w, x), torch.linalg.slogdet(w)[1] * x[0, 0].numel()
 
 
 def coupling(x, path, hidden, log_scale):  # the first half stays, the second becomes (x + t) exp(s), s = 0 if additive
-    kept, moved = x.tensor_split([x.shape[1] // 2], 1)
-    h = kept
+    h, moved = x.tensor_split([x.shape[1] // 2], 1)
     for i in hidden:
         h = F.relu(norm(conv(h, f"{path}.conv{i}"), f"{path}.norm{i}")[0])
     t, *s = norm(conv(h, f"{path}.zero"), f"{path}.zero")[0].split(moved.shape[1], 1)
     s = log_scale(s[0]) if s else torch.zeros_like(t)
-    return torch.cat([kept, (moved + t) * s.exp()], 1), s.flatten(1).sum(1)
+    return torch.cat([x[:, : x.shape[1] // 2], (moved + t) * s.exp()], 1), s.flatten(1).sum(1)
 
 
 def log_prob(x, y=None):
@@ -42,10 +40,8 @@ def log_prob(x, y=None):
             x, c = coupling(x, f"{path}.net", (1, 2), lambda h: F.logsigmoid(h + 2))
             log_det = log_det + a + b + c
         if i + 1 < config["levels"]:  # the second half of the channels is done, perhaps moved by the first
-            if config["learn_split"]:
-                x, a = coupling(x, f"level{i}.split", (), lambda h: h)
-                log_det = log_det + a
-            x, half = x.tensor_split([x.shape[1] // 2], 1)
+            x, a = coupling(x, f"level{i}.split", (), lambda h: h) if config["learn_split"] else (x, 0)
+            (x, half), log_det = x.tensor_split([x.shape[1] // 2], 1), log_det + a
             done.append(half.flatten(1))
         elif config["learn_top"]:  # the last level's mean and scale, by class where there are classes
             h = weights[f"level{i}.top.bias"][None] + (0 if y is None else weights[f"level{i}.top.emb"][y])
