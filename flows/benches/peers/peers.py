@@ -812,15 +812,18 @@ class ConvCase:
         batch = batch or (given[0] if given else 16)
         keep_freed_memory()
         memory_format = torch.channels_last if peer == "torch-channels-last" else torch.contiguous_format
-        normal = lambda *shape: torch.randn(shape).to(memory_format=memory_format)  # noqa: E731
+        # In bf16 without autocast, which would convert each operand before each operation: what PyTorch can do at most.
+        dtype = torch.bfloat16 if ARGS.precision == "bf16" else torch.float32
+        normal = lambda *shape: torch.randn(shape).to(dtype, memory_format=memory_format)  # noqa: E731
         self.x, self.w, self.g = (
             normal(batch, c, side, side),
             normal(o, c, k, k),
             normal(batch, o, side, side),
         )
         self.padding = k // 2
-        self.a, self.b = torch.randn(o, c * k * k), torch.randn(c * k * k, batch * side * side)
-        self.out = torch.empty(o, batch * side * side)
+        self.a = torch.randn(o, c * k * k).to(dtype)
+        self.b = torch.randn(c * k * k, batch * side * side).to(dtype)
+        self.out = torch.empty(o, batch * side * side, dtype=dtype)
         self.parameters = self.w.numel()
         self.flops = 2 * c * o * k * k * side * side * batch
         self.commands = {"forward": self.forward, "backward": self.backward, "gemm": self.gemm}
