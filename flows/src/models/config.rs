@@ -111,7 +111,11 @@ impl ModelConfig {
             ModelConfig::Glow(_) => vec![],
         };
         match ranges.into_iter().find(|(_, x, least, most)| !(least..=most).contains(&x)) {
-            Some((name, x, least, most)) => bail!("`{name}` = {x}: it must be from {least:e} to {most:e}"),
+            Some((name, x, least, most)) => {
+                let least = if least > 0. { "above 0".to_owned() } else { format!("from {least} on") };
+                let most = if most < f64::MAX { format!("at most {most}") } else { "finite".to_owned() };
+                bail!("`{name}` = {x}: it must be {least} and {most}")
+            }
             None => Ok(()),
         }
     }
