@@ -28,11 +28,11 @@ use std::path::Path;
 /// The numbers of an array.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Numbers {
-    /// `uint8` or `bool`.
+    /// `uint8`.
     Bytes(Vec<u8>),
     /// `float32`, or `float64` rounded to it.
     Reals(Vec<f32>),
-    /// Any wider integers.
+    /// Any wider integers, and `bool`.
     Integers(Vec<i64>),
 }
 
@@ -162,7 +162,9 @@ fn header(bytes: &[u8], name: &str) -> Result<Header> {
     }
     // The bytes of a number, and how they are read.
     let (size, read): (usize, fn(&[u8]) -> Numbers) = match descr.trim_start_matches(['|', '<', '=']) {
-        "u1" | "b1" => (1, |data| Numbers::Bytes(data.to_vec())),
+        "u1" => (1, |data| Numbers::Bytes(data.to_vec())),
+        // Labels: as grey levels 0 and 1 of 255 they would be almost black.
+        "b1" => (1, |data| integers(data, u8::from_le_bytes)),
         "i1" => (1, |data| integers(data, i8::from_le_bytes)),
         "i2" => (2, |data| integers(data, i16::from_le_bytes)),
         "u2" => (2, |data| integers(data, u16::from_le_bytes)),

@@ -93,6 +93,18 @@ fn no_export_or_import_replaces_what_it_was_not_told_to() {
         refuse(folder, &["--overwrite"], "holds other files, as thesis.txt");
     }
 
+    // A model of another library, and a model of ours whose card somebody wrote in.
+    let foreign = dir.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("config.json"), "{\"architectures\": [\"BertModel\"]}").unwrap();
+    std::fs::write(foreign.join("model.safetensors"), "weights").unwrap();
+    refuse(&foreign, &["--overwrite"], "holds no model of this program");
+    let written = dir.path().join("written");
+    ok(&["export", str_of(&second), "--out", str_of(&written)]);
+    let card = written.join("README.md");
+    std::fs::write(&card, std::fs::read_to_string(&card).unwrap() + "By hand.\n").unwrap();
+    refuse(&written, &["--overwrite"], "was written or changed by hand");
+
     // What is told to be replaced goes with all that is said of it.
     ok(&["export", str_of(&run), "--out", str_of(&out)]);
     assert!(out.join("summary.json").exists() && out.join("metrics.jsonl").exists());

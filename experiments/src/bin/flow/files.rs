@@ -1,6 +1,6 @@
 //! Folders of weights that commands write: the file's dtype and size, and what is said of it.
 
-use crate::output;
+use crate::{card, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use experiments::data::file_name;
@@ -88,6 +88,14 @@ impl FileArgs {
             self.overwrite || files.is_empty(),
             "--out {name} holds a model: name a new folder, or replace it and the records of its run with --overwrite"
         );
+        if !files.is_empty() {
+            // A folder of another library may have files of the same names.
+            if let Err(e) = file::config(out) {
+                bail!("--out {name} holds no model of this program, name a new folder: {e}");
+            }
+            // It would say of the new model what was written of the old one.
+            ensure!(!card::is_by_hand(out)?, "--out {name}: its {CARD} {}", card::BY_HAND);
+        }
         Ok(())
     }
 
