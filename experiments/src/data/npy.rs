@@ -440,6 +440,9 @@ mod tests {
         assert_eq!(reals, Array { sides: vec![2, 1], numbers: Numbers::Reals(vec![1.5, -2.0]) });
         let labels = parse_npy(&npy("<i8", "2,", &[7_i64, -1].map(i64::to_le_bytes).concat()), "A").unwrap();
         assert_eq!(labels, Array { sides: vec![2], numbers: Numbers::Integers(vec![7, -1]) });
+        // No grey levels: of 255, they would be almost black.
+        let booleans = parse_npy(&npy("|b1", "2,", &[1, 0]), "A").unwrap();
+        assert_eq!(booleans.numbers, Numbers::Integers(vec![1, 0]));
         // Column by column, as a transposed array is saved, in two and in three sides.
         let fortran = |sides: &str, data: &[u8]| {
             let mut file = npy("|u1", sides, data);
