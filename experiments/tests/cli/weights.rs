@@ -105,14 +105,18 @@ fn no_export_or_import_replaces_what_it_was_not_told_to() {
     std::fs::write(&card, std::fs::read_to_string(&card).unwrap() + "By hand.\n").unwrap();
     refuse(&written, &["--overwrite"], "was written or changed by hand");
 
-    // What is told to be replaced goes with all that is said of it.
+    // What is told to be replaced goes with all that is said of it, and with a card that has no mark, as earlier versions made it.
     ok(&["export", str_of(&run), "--out", str_of(&out)]);
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    std::fs::write(out.join("README.md"), &card[..card.rfind("<!-- Made by flow").unwrap()]).unwrap();
     assert!(out.join("summary.json").exists() && out.join("metrics.jsonl").exists());
     refuse(&out, &[], "with --overwrite");
     ok(&[commands[1], &["--out", str_of(&out), "--overwrite"]].concat());
     let names: Vec<String> =
         contents(&out).keys().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     assert_eq!(names, ["README.md", "config.json", "model.safetensors"]);
+    let new = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(new.contains("Glow") && new.contains("<!-- Made by flow"), "{new}");
 }
 
 #[test]

@@ -149,7 +149,8 @@ pub fn companions(dir: &Path) -> Result<Vec<Companion>> {
 /// # Errors
 /// When a file cannot be written or removed.
 pub fn accompany(out: &Path, companions: &[Companion]) -> Result<()> {
-    for name in COMPANIONS {
+    // The card is written anew: [`FileArgs::check`] has refused one that was changed by hand.
+    for name in COMPANIONS.into_iter().chain([CARD]) {
         let to = out.join(name);
         match companions.iter().find(|(of, _)| *of == name) {
             Some((_, bytes)) => write_atomic(&to, bytes)?,

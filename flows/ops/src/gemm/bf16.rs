@@ -179,7 +179,7 @@ mod pairs {
             unsafe { if self.step == 1 { self.interleave(out) } else { self.turn(out) } }
         }
 
-        /// Has the `i`-th of `n` shares of the numbers brought near, for a factor that is larger than the caches.
+        /// Prefetches the `i`-th of `n` shares of the numbers: packing would wait for a factor that is larger than the caches.
         #[inline(always)]
         fn prefetch(self, i: usize, n: usize) {
             let (rows, stride, len) = match self.step {
@@ -406,7 +406,7 @@ mod pairs {
         add: bool,
     ) {
         let mut sums = [[_mm512_setzero_ps(); V]; ROWS];
-        // The result may be far away: it comes while the sums are made.
+        // A large result is not in the caches: it is fetched while the sums are computed.
         for i in 0..rows {
             for v in 0..V + 1 {
                 _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(i * stride + 16 * v).cast());
