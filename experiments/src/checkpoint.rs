@@ -464,7 +464,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use flows::Grads;
-    use flows::optim::{Rule, UpdateSettings};
+    use flows::optim::{Penalty, Rule, UpdateSettings};
     use flows::params::Init;
 
     fn settings(lr: &str) -> Settings {
@@ -495,7 +495,7 @@ mod tests {
             params.vb().indices(4, "order", Init::Const(2.)).unwrap();
             let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
             let settings = UpdateSettings { clip_norm: None, ema: Some(0.9) };
-            let updater = Updater::new(rule, &params, settings, |_| 0.).unwrap();
+            let updater = Updater::new(rule, &params, settings, |_| Penalty::default()).unwrap();
             Self { params, updater }
         }
 

@@ -8,8 +8,8 @@
 
 use crate::core::Grads;
 use crate::ops::cuda::runs_kernels;
-pub use crate::ops::update::Tally;
 use crate::ops::update::{self, FusedUpdate, Numbers, RuleStep};
+pub use crate::ops::update::{Penalty, Tally};
 use crate::params::{Param, ParamStore};
 use candle_core::{DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,8 @@ pub fn global_norm(grads: &Grads) -> Result<f64> {
 pub struct Optimizer {
     rule: Rule,
     params: Vec<(String, Param)>,
+    /// The weight decay of each parameter.
+    decay: Vec<f64>,
     /// Two rows for each parameter.
     state: BTreeMap<String, Tensor>,
     /// Steps taken.
@@ -95,7 +97,16 @@ impl Optimizer {
         let params = params.trained();
         let zeros = |v: &Tensor| Tensor::zeros((2, v.elem_count()), v.dtype(), v.device());
         let state = params.iter().map(|(name, p)| Ok((name.clone(), zeros(p.value())?)));
-        Ok(Self { rule, state: state.collect::<Result<_>>()?, params, step: 0 })
+        let decay = vec![0.; params.len()];
+        Ok(Self { rule, state: state.collect::<Result<_>>()?, params, decay, step: 0 })
+    }
+
+    /// The same with decoupled weight decay, p <- p - lr decay p beside each step of the rule (AdamW, Loshchilov and Hutter 2019,
+    /// algorithm 2); `decay` says it for a parameter's name.
+    #[must_use]
+    pub fn with_decay(mut self, decay: impl Fn(&str) -> f64) -> Self {
+        self.decay = self.params.iter().map(|(name, _)| decay(name)).collect();
+        self
     }
 
     /// Steps taken.
@@ -110,9 +121,10 @@ impl Optimizer {
     pub fn step(&mut self, grads: &Grads, lr: f64, factor: f64) -> Result<()> {
         self.step += 1;
         let step = self.rule.step(self.step, lr);
-        for (name, p) in &self.params {
+        for ((name, p), decay) in self.params.iter().zip(&self.decay) {
             let Some(g) = grads.get(name) else { continue };
-            update::step(p.value(), &self.state[name], g, factor, step)?;
+            let keep = 1. - lr * decay;
+            update::step(p.value(), &self.state[name], g, factor, keep, step)?;
             p.changed();
         }
         Ok(())
@@ -251,7 +263,7 @@ pub struct UpdateSettings {
 /// All that a training update does to parameters:
 ///
 /// ```text
-/// g <- g + 2 l2 p,     g <- g min(1, clip / |g|),     p <- rule(p, g, lr),     e <- d e + (1 - d) p
+/// g <- g + 2 l2 p,   g <- g min(1, clip / |g|),   p <- rule(p, g, lr) - lr decay p,   e <- d e + (1 - d) p
 /// ```
 ///
 /// On a GPU it is three kernel launches for all parameters that never wait for the host: what changes from update to update is
@@ -262,8 +274,8 @@ pub struct UpdateSettings {
 pub struct Updater {
     optimizer: Optimizer,
     ema: Option<Ema>,
-    /// The weight of |p|^2 in the loss, for each parameter.
-    l2: Vec<f64>,
+    /// One for each parameter.
+    penalties: Vec<Penalty>,
     clip_norm: Option<f64>,
     lr: f64,
     /// On a GPU.
@@ -273,7 +285,7 @@ pub struct Updater {
 }
 
 impl Updater {
-    /// For the trained parameters of `params`; `l2(name)` is the weight of |p|^2 in the loss.
+    /// For the trained parameters of `params`, each with the penalty of its name.
     ///
     /// # Errors
     /// When there is no parameter to train, or no memory for the state.
@@ -281,23 +293,22 @@ impl Updater {
         rule: Rule,
         params: &ParamStore,
         settings: UpdateSettings,
-        l2: impl Fn(&str) -> f64,
+        penalty: impl Fn(&str) -> Penalty,
     ) -> Result<Self> {
-        let optimizer = Optimizer::new(rule, params)?;
+        let optimizer = Optimizer::new(rule, params)?.with_decay(|name| penalty(name).decay);
+        let penalties: Vec<Penalty> = optimizer.params.iter().map(|(name, _)| penalty(name)).collect();
         let ema = settings.ema.map(|decay| Ema::new(decay, params)).transpose()?;
-        let l2: Vec<f64> = optimizer.params.iter().map(|(name, _)| l2(name)).collect();
         let fused = if runs_kernels(params.device()) {
             let names = || optimizer.params.iter().map(|(name, _)| name);
             let values = optimizer.params.iter().map(|(_, p)| p.value().clone()).collect();
             let state = names().map(|name| optimizer.state[name].clone()).collect();
             let average = ema.as_ref().map(|e| names().map(|name| e.average[name].clone()).collect());
-            let twice: Vec<f64> = l2.iter().map(|w| 2. * w).collect();
-            Some(FusedUpdate::new(values, state, average, &twice)?)
+            Some(FusedUpdate::new(values, state, average, &penalties)?)
         } else {
             None
         };
         let (clip_norm, tally) = (settings.clip_norm, Tally::default());
-        Ok(Self { optimizer, ema, l2, clip_norm, lr: 0., fused, tally })
+        Ok(Self { optimizer, ema, penalties, clip_norm, lr: 0., fused, tally })
     }
 
     /// The rule and its state.
@@ -334,6 +345,7 @@ impl Updater {
         self.optimizer.params.iter().for_each(|(_, p)| p.changed());
         fused.set(&Numbers {
             step: self.optimizer.rule.step(self.optimizer.step, lr),
+            lr,
             decay: self.ema.as_mut().map_or(0., Ema::next_decay),
             max_norm: self.clip_norm.unwrap_or(f64::INFINITY),
         })
@@ -352,11 +364,11 @@ impl Updater {
         if self.tally.not_finite.is_some() || self.reject(log_prob)? {
             return Ok(());
         }
-        for ((name, p), weight) in self.optimizer.params.iter().zip(&self.l2) {
-            if *weight > 0.
+        for ((name, p), Penalty { l2, .. }) in self.optimizer.params.iter().zip(&self.penalties) {
+            if *l2 > 0.
                 && let Some(g) = grads.get_mut(name)
             {
-                *g = (&*g + (p.value() * (2. * weight))?)?;
+                *g = (&*g + (p.value() * (2. * l2))?)?;
             }
         }
         let norm = global_norm(&grads)?;

@@ -139,6 +139,7 @@ impl Train {
             }
         }
         not_negative("train.l2", self.l2)?;
+        not_negative("train.weight_decay", self.weight_decay)?;
         ensure!(
             (0. ..0.5).contains(&self.shift),
             "`train.shift` = {}: a share from 0 to below 0.5",

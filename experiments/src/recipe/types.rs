@@ -86,6 +86,10 @@ pub struct Train {
     /// Weight of the L2 penalty on weight-norm scales (`.magnitude`) and the gains of couplings (`.gain`, `.gains`).
     #[serde(default)]
     pub l2: f64,
+    /// Decoupled weight decay of the networks' weights: beside each update w <- (1 - lr weight_decay) w (AdamW, Loshchilov and
+    /// Hutter 2019).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub weight_decay: f64,
     /// Whether an update stores its activations or reconstructs them in the backward pass.
     #[serde(default)]
     pub memory: Memory,
@@ -127,6 +131,10 @@ pub struct Train {
 
 fn default_deterministic() -> bool {
     true
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.
 }
 
 fn is_true(yes: &bool) -> bool {

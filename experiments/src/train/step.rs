@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
 use flows::Grads;
 use flows::ops::cuda::{Batches, Recorder, Variation, runs_kernels};
-use flows::optim::{Tally, UpdateSettings, Updater};
+use flows::optim::{Penalty, Tally, UpdateSettings, Updater};
 use flows::params::is_finite;
 use flows::{Ctx, Drift, Memory, Mode, Model};
 use std::collections::BTreeSet;
@@ -66,9 +66,12 @@ impl<'a> Step<'a> {
         let model = Model::new(recipe.model.clone(), t.seed, DType::F32, device)?;
         let examples = Examples::new(train, model.config())?;
         let augment = Augment { hflip: t.hflip, shift: t.shift };
-        let l2 = |name: &str| if has_l2(name) { t.l2 } else { 0. };
+        let penalty = |name: &str| Penalty {
+            l2: if has_l2(name) { t.l2 } else { 0. },
+            decay: if decays(name) { t.weight_decay } else { 0. },
+        };
         let settings = UpdateSettings { clip_norm: t.clip_norm, ema: t.ema };
-        let updater = Updater::new(t.optimizer, model.params(), settings, l2)?;
+        let updater = Updater::new(t.optimizer, model.params(), settings, penalty)?;
         let factor = match t.loss {
             LossUnit::BitsPerDim => 1. / (model.dims() as f64 * LN_2),
             LossUnit::Nats => 1.,
@@ -273,6 +276,12 @@ pub fn learn(
 fn has_l2(name: &str) -> bool {
     let scale = [".magnitude", ".gain", ".gains"].iter().any(|end| name.ends_with(end));
     scale && !name.ends_with(".top.gain")
+}
+
+/// Whether `train.weight_decay` applies to the parameter of this name: to the weights of networks. Biases, scales and the
+/// invertible maps themselves (actnorm, 1x1 convolutions, NICE's diagonal) have no reason to be small.
+fn decays(name: &str) -> bool {
+    name.contains(".net.") && name.ends_with(".weight")
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ pub(super) fn recipe() -> Recipe {
             loss: LossUnit::BitsPerDim,
             ema: Some(0.9),
             l2: 1e-5,
+            weight_decay: 0.,
             memory: Memory::Store,
             precision: Precision::Full,
             deterministic: true,

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use flows::ops::conv::{conv2d, conv2d_backward};
 use flows::ops::cuda::{self, Recorder};
 use flows::ops::device::{is_gpu, open_device};
-use flows::optim::{Rule, UpdateSettings, Updater};
+use flows::optim::{Penalty, Rule, UpdateSettings, Updater};
 use flows::testing::normal;
 use flows::{Grads, Memory, Model};
 use serde_json::{Value, json};
@@ -128,7 +128,7 @@ fn measure(memory: &str, case: &str, device: &Device) -> anyhow::Result<()> {
     model.init(&x.narrow(0, 0, batch.min(16))?, None)?;
     let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
     let settings = UpdateSettings { clip_norm: Some(1.), ema: None };
-    let mut updater = Updater::new(rule, model.params(), settings, |_| 0.)?;
+    let mut updater = Updater::new(rule, model.params(), settings, |_| Penalty::default())?;
     // Zeros take memory when they are first written: a step of zero gradients makes the optimizer's state real.
     let trained = model.params().trained();
     let zeros = trained.iter().map(|(n, p)| Ok((n.clone(), p.value().zeros_like()?)));

@@ -33,7 +33,8 @@ KERNEL(put, Put) {
 
 typedef struct {
     R *const *p, *const *state, *const *average;
-    const double *l2;
+    // Two numbers a tensor: c in g <- g + c p, and the weight decay w in p <- (1 - lr w) p.
+    const double *penalty;
     const unsigned *len, *chunks;
     double *partial;
     Hyper *hyper;
@@ -53,7 +54,7 @@ KERNEL(NAME(square_sums), NAME(Update)) {
     if (a.g[t]) {
         for OF_BLOCK(k, n < CHUNK ? n : CHUNK) {
             R g = a.g[t][start + k];
-            if (a.l2[t] != 0) g += (R)a.l2[t] * a.p[t][start + k];
+            if (a.penalty[2 * t] != 0) g += (R)a.penalty[2 * t] * a.p[t][start + k];
             q += (double)g * g;
         }
     }
@@ -93,7 +94,7 @@ KERNEL(NAME(optimise), NAME(Update)) {
     unsigned t = a.chunks[2 * BLOCK], start = a.chunks[2 * BLOCK + 1], len = a.len[t], n = len - start;
     R *p = a.p[t] + start, *m = a.state[t] + start, *v = m + len, *e = a.average ? a.average[t] + start : 0;
     const R *gs = a.g[t] ? a.g[t] + start : 0;
-    R clip = (R)a.found[1], l2 = (R)a.l2[t];
+    R clip = (R)a.found[1], l2 = (R)a.penalty[2 * t], keep = (R)(1 - h.lr * a.penalty[2 * t + 1]);
     R b1 = (R)h.b1, b2 = (R)h.b2, c1 = (R)(1 - h.b1), c2 = (R)(1 - h.b2);
     for OF_BLOCK(k, n < CHUNK ? n : CHUNK) {
         if (gs) {
@@ -101,16 +102,16 @@ KERNEL(NAME(optimise), NAME(Update)) {
             if (h.rule == ADAM) {
                 m[k] = b1 * m[k] + c1 * g;
                 v[k] = b2 * v[k] + c2 * g * g;
-                p[k] -= (R)h.a * m[k] / (FN(sqrt)(v[k]) * (R)h.c + (R)h.eps);
+                p[k] = keep * p[k] - (R)h.a * m[k] / (FN(sqrt)(v[k]) * (R)h.c + (R)h.eps);
             } else if (h.rule == ADAMAX) {
                 m[k] = b1 * m[k] + c1 * g;
                 R old = b2 * v[k], new_v = FN(fabs)(g);
                 v[k] = old > new_v ? old : new_v;
-                p[k] -= (R)h.a * m[k] / (v[k] * (R)h.c + (R)h.eps);
+                p[k] = keep * p[k] - (R)h.a * m[k] / (v[k] * (R)h.c + (R)h.eps);
             } else {
                 v[k] = b2 * v[k] + c2 * g * g;
                 m[k] = (R)h.momentum * m[k] + (R)h.lr * g / FN(sqrt)(v[k] + (R)h.eps);
-                p[k] -= m[k];
+                p[k] = keep * p[k] - m[k];
             }
         }
         if (e) e[k] = (R)h.decay * e[k] + (R)(1 - h.decay) * p[k];

@@ -8,7 +8,7 @@ use flows::models::{GlowConfig, RealNvpConfig};
 use flows::ops::cuda::{Batches, Recorder, Variation};
 use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
-use flows::optim::{Ema, Optimizer, Rule, UpdateSettings, Updater, global_norm};
+use flows::optim::{Ema, Optimizer, Penalty, Rule, UpdateSettings, Updater, global_norm};
 use flows::params::Init;
 use flows::{Ctx, Grads, Memory, Model, ModelConfig, ParamStore};
 
@@ -41,7 +41,7 @@ impl Steps {
         let batches = Batches::new(&pixels, None, [1, 4, 4], (6, 8, 11), variation, &device())?;
         let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
         let settings = UpdateSettings { clip_norm: Some(50.), ema: Some(0.99) };
-        let updater = Updater::new(rule, model.params(), settings, |_| 0.)?;
+        let updater = Updater::new(rule, model.params(), settings, |_| Penalty::default())?;
         Ok(Self { model, batches, updater, recorder: Recorder::default(), update: 0, memory })
     }
 
@@ -67,7 +67,7 @@ impl Steps {
 }
 
 crate::gpu_tests! {
-    /// A few steps of every rule with clipping, L2 and averages: the kernels against the updates written for the processor.
+    /// A few steps of every rule with clipping, L2, weight decay and averages: the kernels against the updates written for the processor.
     fn kernels_take_the_same_steps() {
         let adamax = |adam_correction| Rule::Adamax { b1: 0.9, b2: 0.99, eps: 1e-3, adam_correction };
         for rule in [
@@ -84,9 +84,10 @@ crate::gpu_tests! {
                 Ok(params)
             };
             let (p, q) = (make(&Device::Cpu)?, make(&device())?);
-            let (mut opt, mut ema) = (Optimizer::new(rule, &p)?, Ema::new(0.9, &p)?);
+            let decay = |name: &str| if name == "a" { 0.2 } else { 0. };
+            let (mut opt, mut ema) = (Optimizer::new(rule, &p)?.with_decay(decay), Ema::new(0.9, &p)?);
             let settings = UpdateSettings { clip_norm: Some(10.), ema: Some(0.9) };
-            let mut updater = Updater::new(rule, &q, settings, |name| if name == "b" { 0.3 } else { 0. })?;
+            let mut updater = Updater::new(rule, &q, settings, |name| Penalty { l2: if name == "b" { 0.3 } else { 0. }, decay: decay(name) })?;
             let grads_of = |params: &ParamStore, t: f64| -> Result<Grads> {
                 let all = params.trained().into_iter().filter(|(name, _)| name != "untouched");
                 all.map(|(name, p)| Ok((name, ((p.value() * 3.)?.sin()? * t)?))).collect()

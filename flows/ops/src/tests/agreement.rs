@@ -120,9 +120,9 @@ fn updates() -> Result<()> {
         let (p, g) = (wave(&[2, 3], 0.3), wave(&[2, 3], 0.8));
         let state = (wave(&[2, 6], 0.2) + 2.)?;
         let (q, other) = (copy(&p)?, copy(&state)?);
-        update::step(&p, &state, &g, 0.5, step)?;
+        update::step(&p, &state, &g, 0.5, 0.97, step)?;
         update::average(&p, &g, 0.9)?;
-        update::reference::step(&q, &other, &g, 0.5, step)?;
+        update::reference::step(&q, &other, &g, 0.5, 0.97, step)?;
         update::reference::average(&q, &g, 0.9)?;
         near("state", &state, &other);
         near("parameter", &p, &q);

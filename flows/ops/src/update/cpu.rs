@@ -63,7 +63,11 @@ impl InplaceOp2 for Accumulate {
     }
 }
 
-struct Apply(RuleStep);
+/// p <- keep p - what the state says.
+struct Apply {
+    step: RuleStep,
+    keep: f64,
+}
 
 impl InplaceOp2 for Apply {
     fn name(&self) -> &'static str {
@@ -75,12 +79,13 @@ impl InplaceOp2 for Apply {
             let p = contiguous_mut::<T>(s1, l1)?;
             let (m, v) = contiguous::<T>("optimizer_apply", s2, l2)?.split_at(p.len());
             let zip = p.par_chunks_mut(BLOCK).zip(m.par_chunks(BLOCK)).zip(v.par_chunks(BLOCK));
-            match self.0 {
+            let keep = T::of(self.keep);
+            match self.step {
                 RuleStep::Adam { a, c, eps, .. } => {
                     let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
                     zip.for_each(|((p, m), v)| {
                         for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p -= a * m / (v.sqrt() * c + eps);
+                            *p = keep * *p - a * m / (v.sqrt() * c + eps);
                         }
                     });
                 }
@@ -88,13 +93,13 @@ impl InplaceOp2 for Apply {
                     let (a, eps) = (T::of(a), T::of(eps));
                     zip.for_each(|((p, m), v)| {
                         for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p -= a * m / (v + eps);
+                            *p = keep * *p - a * m / (v + eps);
                         }
                     });
                 }
                 RuleStep::RmsProp { .. } => zip.for_each(|((p, m), _)| {
                     for (p, &m) in p.iter_mut().zip(m) {
-                        *p -= m;
+                        *p = keep * *p - m;
                     }
                 }),
             }
@@ -137,9 +142,16 @@ fn contiguous_mut<'a, T: Real>(s: &'a mut CpuStorage, l: &Layout) -> Result<&'a 
 }
 
 /// [`super::step`].
-pub(crate) fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, step: RuleStep) -> Result<()> {
+pub(crate) fn step(
+    p: &Tensor,
+    state: &Tensor,
+    g: &Tensor,
+    factor: f64,
+    keep: f64,
+    step: RuleStep,
+) -> Result<()> {
     state.inplace_op2(&g.contiguous()?, &Accumulate { step, factor })?;
-    p.inplace_op2(state, &Apply(step))
+    p.inplace_op2(state, &Apply { step, keep })
 }
 
 /// [`super::average`].

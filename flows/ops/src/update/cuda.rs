@@ -1,6 +1,6 @@
 //! L2, clipping, rule and moving average over all parameters, in three launches that do not wait for the host.
 
-use super::spec::{Numbers, RuleStep, Tally};
+use super::spec::{Numbers, Penalty, RuleStep, Tally};
 use crate::cuda::launch::{Args, Ptr, count, fresh, launch, layout};
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -13,18 +13,18 @@ const NUMBERS: usize = 10;
 
 /// [`Numbers`] in the order of update.h.
 fn on_device(numbers: &Numbers) -> [f64; NUMBERS] {
-    let Numbers { step, decay, max_norm } = *numbers;
+    let Numbers { step, lr, decay, max_norm } = *numbers;
     let of_rule = match step {
-        RuleStep::Adam { b1, b2, a, c, eps } => [b1, b2, eps, a, c, 0., 0.],
-        RuleStep::Adamax { b1, b2, a, eps } => [b1, b2, eps, a, 1., 0., 0.],
-        RuleStep::RmsProp { rho, momentum, lr, eps } => [0., rho, eps, 0., 0., lr, momentum],
+        RuleStep::Adam { b1, b2, a, c, eps } => [b1, b2, eps, a, c, 0.],
+        RuleStep::Adamax { b1, b2, a, eps } => [b1, b2, eps, a, 1., 0.],
+        RuleStep::RmsProp { rho, momentum, eps, .. } => [0., rho, eps, 0., 0., momentum],
     };
     let rule = match step {
         RuleStep::Adam { .. } => 0.,
         RuleStep::Adamax { .. } => 1.,
         RuleStep::RmsProp { .. } => 2.,
     };
-    let [b1, b2, eps, a, c, lr, momentum] = of_rule;
+    let [b1, b2, eps, a, c, momentum] = of_rule;
     [b1, b2, eps, a, c, lr, momentum, decay, max_norm, rule]
 }
 
@@ -34,7 +34,7 @@ struct UpdateArgs {
     p: Ptr,
     state: Ptr,
     average: Ptr,
-    l2: Ptr,
+    penalty: Ptr,
     len: Ptr,
     chunks: Ptr,
     partial: Ptr,
@@ -80,8 +80,7 @@ pub struct FusedUpdate {
 }
 
 impl FusedUpdate {
-    /// For parameters of one dtype and device. `state` has two rows for each parameter; `l2` has the number c in g <- g + c p
-    /// (0 for no penalty).
+    /// For parameters of one dtype and device. `state` has two rows for each parameter, `penalty` one entry.
     ///
     /// # Errors
     /// Without parameters, or with more than one launch takes.
@@ -89,7 +88,7 @@ impl FusedUpdate {
         params: Vec<Tensor>,
         state: Vec<Tensor>,
         average: Option<Vec<Tensor>>,
-        l2: &[f64],
+        penalty: &[Penalty],
     ) -> Result<Self> {
         let Some(first) = params.first() else { bail!("there is no parameter to train") };
         if params.len() > TENSORS {
@@ -106,13 +105,14 @@ impl FusedUpdate {
             let all = of.iter().map(|t| Ok(Ptr::of(t)?.0 as i64)).collect::<Result<Vec<_>>>()?;
             Tensor::new(all, &device)
         };
+        let penalty: Vec<f64> = penalty.iter().flat_map(|p| [2. * p.l2, p.decay]).collect();
         let lens = params.iter().map(|p| count(p.elem_count())).collect::<Result<Vec<_>>>()?;
         let hyper = Tensor::zeros(NUMBERS, DType::F64, &device)?;
         let tally = Tensor::zeros(6, DType::F64, &device)?;
         let tables = vec![
             addresses(&params)?,
             addresses(&state)?,
-            Tensor::new(l2, &device)?,
+            Tensor::new(penalty, &device)?,
             Tensor::new(lens, &device)?,
             Tensor::new(chunks, &device)?,
             fresh(parts, DType::F64, &device)?,
@@ -124,7 +124,7 @@ impl FusedUpdate {
             p: at(0)?,
             state: at(1)?,
             average: Ptr::maybe(of_average.as_ref())?,
-            l2: at(2)?,
+            penalty: at(2)?,
             len: at(3)?,
             chunks: at(4)?,
             partial: at(5)?,

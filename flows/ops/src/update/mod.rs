@@ -10,23 +10,23 @@ mod spec;
 
 pub use cuda::FusedUpdate;
 pub use reference::set;
-pub use spec::{Numbers, RuleStep, Tally};
+pub use spec::{Numbers, Penalty, RuleStep, Tally};
 
 use crate::device::Path;
 use candle_core::{DType, Result, Tensor, bail};
 
-/// One step of a rule: moves `state` (2, N) along the gradient `g` (N elements) times `factor`, and the parameter `p` by its
-/// state.
+/// One step of a rule: moves `state` (2, N) along the gradient `g` (N elements) times `factor`, and the parameter times `keep` by
+/// its state. `keep` is 1, or less with weight decay.
 ///
 /// # Errors
 /// If sizes or dtypes differ.
-pub fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, step: RuleStep) -> Result<()> {
+pub fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, keep: f64, step: RuleStep) -> Result<()> {
     if state.elem_count() != 2 * g.elem_count() {
         bail!("optimizer state of {} numbers met a gradient of {}", state.elem_count(), g.elem_count());
     }
     match Path::of(&[&state.detach()]) {
-        Path::Cpu => cpu::step(p, state, g, factor, step),
-        _ => reference::step(p, state, g, factor, step),
+        Path::Cpu => cpu::step(p, state, g, factor, keep, step),
+        _ => reference::step(p, state, g, factor, keep, step),
     }
 }
 

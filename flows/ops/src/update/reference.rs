@@ -4,7 +4,14 @@ use super::spec::RuleStep;
 use candle_core::{Result, Tensor};
 
 /// [`super::step`].
-pub(crate) fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, step: RuleStep) -> Result<()> {
+pub(crate) fn step(
+    p: &Tensor,
+    state: &Tensor,
+    g: &Tensor,
+    factor: f64,
+    keep: f64,
+    step: RuleStep,
+) -> Result<()> {
     let g = (g.flatten_all()? * factor)?;
     let (m, v) = (state.get(0)?, state.get(1)?);
     let mix = |a: &Tensor, d: f64, b: &Tensor| (a * d)? + (b * (1. - d))?;
@@ -26,7 +33,7 @@ pub(crate) fn step(p: &Tensor, state: &Tensor, g: &Tensor, factor: f64, step: Ru
         }
     };
     state.slice_set(&Tensor::stack(&[m, v], 0)?, 0, 0)?;
-    set(p, &(p.flatten_all()? - moved)?.reshape(p.shape())?)
+    set(p, &((p.flatten_all()? * keep)? - moved)?.reshape(p.shape())?)
 }
 
 /// [`super::average`].

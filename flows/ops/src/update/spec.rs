@@ -45,10 +45,21 @@ pub enum RuleStep {
 pub struct Numbers {
     /// The rule's.
     pub step: RuleStep,
+    /// The learning rate, which weight decay is multiplied by.
+    pub lr: f64,
     /// What the moving average keeps.
     pub decay: f64,
     /// The largest global norm of the gradients; infinite for none.
     pub max_norm: f64,
+}
+
+/// What pulls a parameter towards zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Penalty {
+    /// The weight of |p|^2 in the loss: g <- g + 2 l2 p, which clipping and the rule then scale like any gradient.
+    pub l2: f64,
+    /// Decoupled weight decay: p <- (1 - lr decay) p beside the rule's step (Loshchilov and Hutter 2019, algorithm 2).
+    pub decay: f64,
 }
 
 /// Sums over the updates since they were last read.

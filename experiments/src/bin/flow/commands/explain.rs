@@ -22,7 +22,7 @@ use experiments::recipe::{Recipe, Resolved};
 use experiments::train;
 use flows::Model;
 use flows::ops::precision::{self, Precision};
-use flows::optim::{UpdateSettings, Updater};
+use flows::optim::{Penalty, UpdateSettings, Updater};
 use flows::params::rng_for;
 use rand::Rng;
 use serde_json::{Value, json};
@@ -180,7 +180,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     model.init(&small.x, small.context())?;
     // A limit that is never reached: the norm is computed all the same, so the cost is that of clipping.
     let settings = UpdateSettings { clip_norm: Some(f64::MAX), ema: recipe.train.ema };
-    let mut updater = Updater::new(recipe.train.optimizer, model.params(), settings, |_| 0.)?;
+    let mut updater = Updater::new(recipe.train.optimizer, model.params(), settings, |_| Penalty::default())?;
     let mut update = |size: usize| -> Result<Duration> {
         let batch = batch(size)?;
         let start = Instant::now();
