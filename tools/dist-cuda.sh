@@ -26,8 +26,9 @@ most=40000000
 fail() { echo "dist-cuda.sh: $*" >&2; exit 1; }
 mkdir -p "$out"
 rm -rf "$out"/{flow,tests,bench,golden,python,peers.py,gpu-run.sh,commit}
-built=$(tools/build-cuda.sh build --profile dist --workspace --locked --features experiments/cudnn \
-    --bin flow --test all --bench peers --message-format json-render-diagnostics)
+# By itself, `flow` is without what the tests alone need of shared dependencies.
+build() { tools/build-cuda.sh build --profile dist --workspace --locked --features experiments/cudnn "$@" --message-format json-render-diagnostics; }
+built=$(build --bin flow && build --test all --bench peers)
 take() { # take TARGET AS: the executable that cargo says it made of the target
     local path
     path=$(python3 -c '

@@ -69,9 +69,8 @@ pub fn emulate<R>(f: impl FnOnce() -> R) -> R {
 
 /// The device that `name` stands for: `cpu`, `cuda:N`, or `cuda` for `cuda:0`.
 ///
-/// candle's own [`Device::new_cuda`] gives each thread a stream of its own, and keeps events to order them; a training step
-/// that is recorded ([`crate::cuda::Recorder`]) must neither wait for an event from before the recording nor be on another
-/// stream than the work before it. A GPU opened here has one stream for all threads, which is all the order that a flow
+/// candle's own [`Device::new_cuda`] gives each thread a stream of its own, and nothing orders them; a training step that is
+/// recorded ([`crate::cuda::Recorder`]) must be on the stream of the work before it. A GPU opened here has one stream for all threads, which is all the order that a flow
 /// needs.
 ///
 /// # Errors

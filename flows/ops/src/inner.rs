@@ -3,7 +3,7 @@
 use crate::gemm::bf16::{Factor, Packed, product, product_once};
 use crate::gemm::{Mat, MatMut, gemm, gemm_abt};
 use crate::real::{Real, Stored};
-use crate::simd::{Job, Width, wide};
+use crate::simd::{Job, Transpose, Width, wide};
 use crate::threads::{Shared, ranges, unwritten};
 use half::bf16;
 use rayon::prelude::*;
@@ -48,6 +48,15 @@ pub(crate) trait Inner: Stored + Default {
         b: Mat<Self::Real>,
         out: &mut [Self::Real],
     );
+    /// out = a b^T with all threads: a (m, k) and b (n, k), both row by row.
+    fn rows_by_rows(
+        (m, n, k): (usize, usize, usize),
+        a: &[Self::Real],
+        b: &[Self::Real],
+        out: &mut [Self::Real],
+    ) {
+        Self::product_in_parallel((m, n, k), Mat::rows(a, k), Mat::transposed(b, k), out);
+    }
     /// dst += a b^T on the calling thread, as [`gemm_abt`].
     fn add_abt(
         size: (usize, usize, usize),
@@ -97,6 +106,21 @@ impl<T: Real> Inner for T {
         let dst = MatMut::rows(out, size.1);
         gemm(size, a, b, dst, T::of(1.), false, rayon::current_num_threads());
     }
+    /// Of a long b it is b a^T that is computed, and turned: the `gemm` crate would pack b element by element.
+    fn rows_by_rows((m, n, k): (usize, usize, usize), a: &[T], b: &[T], out: &mut [T]) {
+        if n < m || k < 64 {
+            return Self::product_in_parallel((m, n, k), Mat::rows(a, k), Mat::transposed(b, k), out);
+        }
+        // SAFETY: turning writes all of the first, the products all of the second.
+        let (mut turned, mut product) = unsafe { (unwritten::<T>(k * m), unwritten::<T>(n * m)) };
+        turn(a, (m, k), &mut turned);
+        let rows = n.div_ceil(rayon::current_num_threads());
+        product.par_chunks_mut((rows * m).max(1)).zip(b.par_chunks(rows * k)).for_each(|(out, b)| {
+            let (a, size) = (Mat::rows(&turned, m), (b.len() / k, m, k));
+            gemm(size, Mat::rows(b, k), a, MatMut::rows(out, m), T::of(1.), false, 1);
+        });
+        turn(&product, (n, m), out);
+    }
     fn add_abt(
         size: (usize, usize, usize),
         a: (&[T], usize),
@@ -115,6 +139,15 @@ impl<T: Real> Inner for T {
     ) {
         gemm_abt(size, a, b, dst, scratch);
     }
+}
+
+/// The transpose of x (rows, cols) with all threads.
+fn turn<T: Real>(x: &[T], (rows, cols): (usize, usize), out: &mut [T]) {
+    let (step, stride) = (cols.div_ceil(rayon::current_num_threads()).next_multiple_of(16), cols);
+    out.par_chunks_mut((step * rows).max(1)).enumerate().for_each(|(i, out)| {
+        let cols = out.len() / rows.max(1);
+        wide(Transpose { x: &x[i * step..], stride, rows, cols, out });
+    });
 }
 
 impl Inner for bf16 {

@@ -51,6 +51,7 @@ use spec::Dims;
 /// # Errors
 /// If the kernel is neither 1x1 nor 3x3, or if the channels differ.
 pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    Dims::of(x.shape(), w.shape())?;
     match Path::of(&[&x.detach(), &w.detach()]) {
         Path::Cpu => x.apply_op2(w, Conv),
         _ => reference::conv2d(x, w),

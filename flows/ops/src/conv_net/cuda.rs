@@ -37,6 +37,10 @@ pub(crate) fn backward(
 ) -> Result<(Tensor, Vec<ConvLayer>)> {
     let mut outputs = saved.0;
     let y = outputs.pop().expect("an output for each layer");
+    if gy.shape() != y.shape() || gy.dtype() != y.dtype() {
+        let (got, want) = ((gy.shape(), gy.dtype()), (y.shape(), y.dtype()));
+        candle_core::bail!("the gradient of an output {want:?} was given as {got:?}")
+    }
     let inside = outputs[0].dtype();
     let Some((layer, hidden)) = params.layers.split_last() else {
         candle_core::bail!("a network of no layers")

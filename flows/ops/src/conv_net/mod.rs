@@ -14,7 +14,7 @@
 //!
 //! Threads take fixed ranges of images, and their parameter gradients are added in order.
 //!
-//! On a GPU images stay (B, C, H, W), convolutions are cuDNN's, and all that lies between two of them is one kernel.
+//! On a GPU channels come last inside the network, convolutions are cuDNN's, and all that lies between two of them is one kernel.
 
 mod cpu;
 mod cuda;

@@ -7,6 +7,7 @@
 //! that depends on k alone.
 //!
 //! Other processors round both factors and multiply them in f32: the same products, added in another order, and no faster.
+//! Intel's AMX is not used: its intrinsics are not stable in Rust 1.95 (`x86_amx_intrinsics`).
 
 use super::{Mat, MatMut, gemm};
 use crate::simd::multiplies_bf16;

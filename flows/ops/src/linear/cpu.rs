@@ -21,7 +21,7 @@ pub(crate) fn linear(x: &Tensor, w: &Tensor, b: &Tensor, relu: bool) -> Result<T
         let (x, w, b) = (vx.get::<T>("linear")?, vw.get::<T>("linear")?, vb.get::<T>("linear")?);
         // SAFETY: the product writes all of it.
         let mut y = unsafe { unwritten::<T>(batch * outputs) };
-        I::product_in_parallel((batch, outputs, inputs), Mat::rows(x, inputs), Mat::transposed(w, inputs), &mut y);
+        I::rows_by_rows((batch, outputs, inputs), x, w, &mut y);
         y.par_chunks_mut(outputs.max(1)).with_min_len(16).for_each(|row| {
             for (y, &b) in row.iter_mut().zip(b) {
                 let v = *y + b;

@@ -50,6 +50,18 @@ mod tests {
     use crate::tests::{max_diff, wave};
     use candle_core::Var;
 
+    /// A layer that is wider than the batch goes another way through memory.
+    #[test]
+    fn wide_layers_agree_with_matmul() -> Result<()> {
+        for (batch, inputs, outputs) in [(3, 64, 5), (17, 130, 35), (1, 64, 1), (33, 70, 32)] {
+            let (x, w) = (wave(&[batch, inputs], 0.3), wave(&[outputs, inputs], 0.7));
+            let b = wave(&[outputs], 1.1);
+            let d = max_diff(&linear(&x, &w, &b, false)?, &x.matmul(&w.t()?)?.broadcast_add(&b)?);
+            assert!(d < 1e-12, "{d}");
+        }
+        Ok(())
+    }
+
     #[test]
     fn agrees_with_matmul() -> Result<()> {
         let leaf = |shape: &[usize], f: f64| Var::from_tensor(&wave(shape, f)).unwrap();

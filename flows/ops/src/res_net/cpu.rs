@@ -126,6 +126,10 @@ pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Resu
 impl<T: Real, I: Inner<Real = T>> Pass<I> {
     fn backward(self, p: &ResNetParams, gy: &Tensor) -> Result<ResNetGradients> {
         let Pass { layers, inverse, kept, shape: [b, c, h, w] } = self;
+        let want = [b, layers.last.d.o, h, w];
+        if gy.dims() != want {
+            bail!("the gradient of an output {want:?} was given as {:?}", gy.shape());
+        }
         let view = View::of("res_net", gy)?;
         let gy = swap_axes(view.get::<T>("res_net")?, b, layers.last.d.o);
         let NetGrad { u, layers, norms } = layers.backward(kept, &gy);

@@ -8,7 +8,7 @@ use crate::cuda::network::{
     Act, Norm, bias_backward, from_last, moments, relu_backward, to_last, weight_norm, weight_norm_backward,
 };
 use crate::precision;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
 /// What a convolution's backward pass needs: its input, its kernel and 1/|v|.
 struct ConvPass {
@@ -62,6 +62,9 @@ fn norm_relu_backward(pass: NormPass, gy: &Tensor) -> Result<(Tensor, Option<[Te
 /// What a pass keeps, in the order of the parameters.
 struct Pass {
     channels: usize,
+    /// The output's.
+    shape: Shape,
+    dtype: DType,
     convs: Vec<ConvPass>,
     norms: Vec<NormPass>,
 }
@@ -114,7 +117,8 @@ impl Forward<'_> {
 pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output> {
     let (channels, inside) = (x.dim(1)?, precision::inside(x));
     let u = signed_input(x, p.signed_input, p.mask.as_ref())?;
-    let pass = Pass { channels, convs: Vec::new(), norms: Vec::new() };
+    let (shape, dtype) = (x.shape().clone(), x.dtype());
+    let pass = Pass { channels, shape, dtype, convs: Vec::new(), norms: Vec::new() };
     let mut run = Forward { p, pass, statistics: Vec::new() };
     let mut h = run.conv(&to_last(&u, inside)?, None)?;
     let mut sum = if p.skip { Some(run.conv(&h, None)?) } else { None };
@@ -131,6 +135,7 @@ pub(crate) fn forward(p: &ResNetParams, x: &Tensor, keep: bool) -> Result<Output
     // The output is in full precision from here on.
     let (y, bias) = run.bare_conv(&h)?;
     let y = act_norm::cuda::act_norm(&from_last(&y, x.dtype())?, None, bias, None, 0., false)?;
+    run.pass.shape = y.shape().clone();
     Ok(Output { y, statistics: run.statistics, saved: keep.then(|| SavedState(Box::new(run.pass))) })
 }
 
@@ -168,6 +173,10 @@ impl Backward<'_> {
 pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Result<ResNetGradients> {
     let Ok(pass) = saved.0.downcast::<Pass>() else { bail!("the pass was not one through kernels") };
     let mut run = Backward { p, pass: *pass, convs: Vec::new(), norms: Vec::new() };
+    if (gy.shape(), gy.dtype()) != (&run.pass.shape, run.pass.dtype) {
+        let (got, want) = ((gy.shape(), gy.dtype()), (&run.pass.shape, run.pass.dtype));
+        bail!("the gradient of an output {want:?} was given as {got:?}")
+    }
     let inside = run.pass.convs.last().map_or(gy.dtype(), |pass| pass.x.dtype());
     let g = run.bare_conv(&to_last(gy, inside)?, act_norm::cuda::bias_backward(gy)?)?;
     // The gradient of the sum of skips, or without skips that of the residual stream.

@@ -10,7 +10,7 @@
 //! for the backward is h_i and c_i alone: r of them is computed again where it is needed, which costs less than reading it.
 //!
 //! **Shapes.** x (B, C, H, W), y (B, O, H, W); f32 and f64. On the CPU activations are channel-major, (C, B H W). On a GPU
-//! images stay as they are, convolutions are cuDNN's, and batch norm with its ReLU, weight norm and the input are one kernel
+//! channels come last inside the network, convolutions are cuDNN's, and batch norm with its ReLU, weight norm and the input are one kernel
 //! each way.
 
 mod cpu;

@@ -100,6 +100,11 @@ where
     let (Some((a0, a1)), Some((b0, b1))) = (l1.contiguous_offsets(), l2.contiguous_offsets()) else {
         bail!("conv2d needs contiguous tensors")
     };
+    if s1.device().id() != s2.device().id() {
+        bail!(
+            "conv2d met tensors of two openings of one GPU, whose work is not ordered: open the device once"
+        )
+    }
     let device = s1.device().clone();
     let stream = device.cuda_stream();
     let (a, b) = (s1.as_cuda_slice::<T>()?.slice(a0..a1), s2.as_cuda_slice::<T>()?.slice(b0..b1));
@@ -150,6 +155,12 @@ impl Op {
         Ok(match self.pass {
             Pass::Forward if c2 != c1 || k != k2 || k % 2 == 0 => {
                 bail!("conv2d: a kernel {:?} met an input {:?}", l2.shape(), l1.shape())
+            }
+            Pass::Input if c1 != n2 || k != k2 || k != self.k => {
+                bail!("conv2d: a kernel {:?} met the gradient {:?} of an output", l2.shape(), l1.shape())
+            }
+            Pass::Weight if b != n2 || (h, w) != (k, k2) => {
+                bail!("conv2d: an input {:?} met the gradient {:?} of an output", l1.shape(), l2.shape())
             }
             Pass::Forward => (Dims { b, c: c1, o: n2, h, w, k, last }, shape(b, n2, h, w)),
             Pass::Input => (Dims { b, c: c2, o: c1, h, w, k, last }, shape(b, c2, h, w)),

@@ -5,8 +5,9 @@
 //! - **its math type**: without it a convolution in bf16 does not use the tensor cores;
 //! - **whether it is deterministic**: the others add in any order, so two runs differ in their last bits. They are left out
 //!   unless [`precision::with_deterministic`](crate::precision::with_deterministic) says otherwise;
-//! - **its scratch memory**: entries above [`MOST_SCRATCH`] are left out;
-//! - **its successors**: an algorithm that refuses to run, or whose scratch does not fit in memory, is followed by the next.
+//! - **its scratch memory**: entries above [`MOST_SCRATCH`] come last;
+//! - **its successors**: an algorithm that refuses to run, or whose scratch does not fit in memory, is followed by the next, which
+//!   later passes begin with: where memory runs short the same run may give other last bits.
 
 use candle_core::cuda::cudarc::cudnn::result::{self, CudnnResult};
 use candle_core::cuda::cudarc::cudnn::sys;
@@ -35,7 +36,7 @@ pub(super) enum Pass {
     Weight,
 }
 
-/// Bytes of scratch memory that an algorithm may ask for.
+/// Bytes of scratch memory above which an algorithm is tried after all others.
 const MOST_SCRATCH: usize = 2 << 30;
 
 /// cuDNN on one stream. It is never closed: a thread's end may come after the driver's, where closing it fails.
@@ -116,8 +117,9 @@ impl Plan {
         let only = (math == Math::CUDNN_FMA_MATH).then_some(math);
         plan.candidates =
             plan.candidates(handle, pass, only, deterministic).map_err(candle_core::Error::wrap)?;
+        plan.candidates.sort_by_key(|c| c.scratch > MOST_SCRATCH);
         if plan.candidates.is_empty() {
-            bail!("cuDNN has no algorithm for the {pass:?} pass of {d:?} in {dtype:?}");
+            bail!("cuDNN has no algorithm for the {pass:?} pass of {d:?} in {dtype:?}: try a smaller batch");
         }
         Ok(plan)
     }
@@ -179,7 +181,6 @@ impl Plan {
                     .iter()
                     .filter(|e| e.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS)
                     .filter(|e| !deterministic || e.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC)
-                    .filter(|e| e.memory <= MOST_SCRATCH)
                     .map(|e| Candidate {
                         algorithm: $algorithm(e.algo),
                         math: only.unwrap_or(e.mathType),
@@ -217,8 +218,10 @@ impl Plan {
         (a, b, out): (u64, u64, u64),
         scratch: impl Fn(usize) -> Result<(S, u64)>,
     ) -> Result<()> {
-        let mut last = None;
-        for (i, candidate) in self.candidates.iter().enumerate().skip(self.first.get()) {
+        let (first, mut errors) = (self.first.get(), Vec::new());
+        // Those that failed once are tried again only when all others fail.
+        for i in (first..self.candidates.len()).chain(0..first) {
+            let candidate = &self.candidates[i];
             let ran = scratch(candidate.scratch).and_then(|(_kept, space)| {
                 // SAFETY: as the caller's; the scratch memory is as large as the candidate asked.
                 unsafe { self.launch(handle, *candidate, a as _, b as _, out as _, space as _) }
@@ -229,10 +232,10 @@ impl Plan {
                     self.first.set(i);
                     return Ok(());
                 }
-                Err(e) => last = Some(format!("{:?}: {e}", candidate.algorithm)),
+                Err(e) => errors.push(format!("{:?}: {e}", candidate.algorithm)),
             }
         }
-        bail!("cuDNN ran no algorithm for a convolution, the last was {}", last.unwrap_or_default())
+        bail!("cuDNN ran no algorithm for a convolution: {}", errors.join("; "))
     }
 
     unsafe fn launch(
