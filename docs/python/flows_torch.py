@@ -1,4 +1,4 @@
-"""Weights of `flows` in plain PyTorch: NICE, RealNVP and Glow from config.json and model.safetensors, one file.
+"""Weights of `flows` in plain PyTorch: NICE, RealNVP, Glow and MAF from config.json and model.safetensors, one file.
 
     import flows_torch
     model = flows_torch.load("weights/faces-glow-small")   # a folder; f32, or dtype=torch.float64
@@ -181,7 +181,7 @@ class Model(nn.Module):
                 return torch.logit(p), (math.log(slope) - p.log() - (-p).log1p()).flatten(1).sum(1)
 
             steps.append((logit, lambda z, y: (torch.sigmoid(z) - a) / slope))
-        if c["model"] == "nice" and len(c["shape"]) > 1:
+        if c["model"] in ("nice", "maf") and len(c["shape"]) > 1:
             steps.append((lambda x, y: (x.flatten(1), 0), lambda z, y: z.reshape(-1, *c["shape"])))
         if kind == "standardize":
             mean, std = self.get("standardize.mean"), self.get("standardize.std")
@@ -191,12 +191,6 @@ class Model(nn.Module):
             steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))
         return steps
 
-    def _affine_law(self):
-        law = self.config["law"]
-        if law not in ("additive", "affine"):
-            raise ValueError(f"the law of this model's couplings, {law!r}, is unknown: use additive or affine")
-        return law == "affine"
-
     def _nice(self):
         c, steps = self.config, self._preprocess()
         d = math.prod(c["shape"])
@@ -205,19 +199,44 @@ class Model(nn.Module):
             steps.append(take(self.get("even_odd.index")))
         for i, hidden in enumerate(c["hidden"]):
             path = f"coupling{i}"
-            layers = [(self.get(f"{path}.net.{k}.weight"), self.get(f"{path}.net.{k}.bias")) for k in range(len(hidden) + 1)]
-
-            def net(x, layers=layers):
-                for k, (w, b) in enumerate(layers):
-                    x = F.linear(x if k == 0 else F.relu(x), w, b)
-                return x
-
-            log_scale = self._tanh(f"{path}.gain") if self._affine_law() else None
-            steps.append(coupling(net, log_scale, swap=even_odd and i % 2 == 1))
+            net = self._mlp(f"{path}.net", len(hidden) + 1)
+            law = transform(c["law"], lambda: shift_scale(self._tanh(f"{path}.gain")))
+            steps.append(coupling(net, law, swap=even_odd and i % 2 == 1))
             if not even_odd:
                 steps.append(take(self.get(f"{path}.reverse.index")))
         logs = self.get("diagonal.logs")
         steps.append((lambda x, y: (x * logs.exp(), logs.sum()), lambda z, y: z * (-logs).exp()))
+        return steps, None
+
+    def _mlp(self, path, depth, mask=lambda k: 1):
+        layers = [(self.get(f"{path}.{k}.weight") * mask(k), self.get(f"{path}.{k}.bias")) for k in range(depth)]
+
+        def net(x):
+            for k, (w, b) in enumerate(layers):
+                x = F.linear(x if k == 0 else F.relu(x), w, b)
+            return x
+
+        return net
+
+    def _maf(self):
+        c, steps = self.config, self._preprocess()
+        for i in range(c["layers"]):
+            path = f"layer{i}"
+            order = self.get(f"{path}.net.order")
+            dims, depth = len(order), len(c["hidden"])
+            lowest = int(dims > 1)
+            # A weight counts from a unit of lower degree to one of higher, and within hidden layers to one of the same.
+            widths = [len(self.get(f"{path}.net.{k}.bias")) for k in range(depth + 1)]
+            degrees = [lowest + torch.arange(n).to(order) * (dims - lowest) // n for n in widths[:-1]]
+            place = order.argsort() + 1
+            degrees = [place, *degrees, place.repeat(widths[-1] // dims)]
+
+            def mask(k, degrees=degrees, depth=depth):
+                before, after = degrees[k][None], degrees[k + 1][:, None]
+                return (before < after if k == depth else before <= after).to(next(self.parameters()))
+
+            law = transform(c["transform"], lambda path=path: shift_scale(self._tanh(f"{path}.gain")))
+            steps.append(autoregressive(self._mlp(f"{path}.net", depth + 1, mask), law, order))
         return steps, None
 
     def _tanh(self, path):
@@ -232,7 +251,7 @@ class Model(nn.Module):
         def step(path, mask, swap):
             net = self._resnet(f"{path}.net", mask)
             log_scale = (lambda s: s) if gains else self._tanh(f"{path}.gain")
-            level.append(coupling(net, log_scale, c["shift_first"], swap, mask))
+            level.append(coupling(net, shift_scale(log_scale, c["shift_first"]), swap, mask))
             if c["batch_norm"] and c.get("norm_couplings", True):
                 std = (self.get(f"{path}.norm.var") + c["eps"]).sqrt()
                 level.append(affine(1 / std, -self.get(f"{path}.norm.mean") / std))
@@ -292,7 +311,7 @@ class Model(nn.Module):
 
     def _glow(self):
         c, levels = self.config, []
-        affine_law = self._affine_law()
+        law = transform(c["law"], lambda: shift_scale(lambda h: F.logsigmoid(h + 2), True))
         for i in range(c["levels"]):
             level = [squeeze()]
             for k in range(c["depth"]):
@@ -300,11 +319,11 @@ class Model(nn.Module):
                 scale = torch.exp(3 * self.get(f"{path}.actnorm.logs"))
                 level.append(affine(scale, scale * self.get(f"{path}.actnorm.bias")))
                 level.append(self._mixing(f"{path}.permutation"))
-                level.append(coupling(self._conv_net(f"{path}.net"), F.logsigmoid if affine_law else None, True, offset=2))
+                level.append(coupling(self._conv_net(f"{path}.net"), law))
             if i + 1 < c["levels"]:
                 if c["learn_split"]:
                     net = lambda x, path=f"level{i}.split": self._zero(path, x)
-                    level.append(coupling(net, lambda s: s, True))
+                    level.append(coupling(net, shift_scale(lambda s: s, True)))
             elif c["learn_top"]:
                 level.append(self._top(f"level{i}.top"))
             levels.append(level)
@@ -412,8 +431,8 @@ def squeeze():
     return lambda x, y: (F.pixel_unshuffle(x, 2), 0), lambda z, y: F.pixel_shuffle(z, 2)
 
 
-def coupling(net, log_scale, shift_first=False, swap=False, mask=None, offset=0):
-    """x where kept; elsewhere x exp(s) + t or (x + t) exp(s), with t and s = log_scale(h + offset) of the kept part.
+def coupling(net, law, swap=False, mask=None):
+    """x where kept; elsewhere what a transform makes of x and the network's numbers.
 
     The first half is kept, the second with `swap`, or what a mask says."""
 
@@ -423,13 +442,6 @@ def coupling(net, log_scale, shift_first=False, swap=False, mask=None, offset=0)
         half = x.shape[1] // 2
         return (x[:, half:], x[:, :half]) if swap else (x[:, :half], x[:, half:])
 
-    def shift_scale(kept, changed):
-        out = net(kept)
-        if log_scale is None:
-            return out, torch.zeros_like(out)
-        t, h = out.split(changed.shape[1], 1)
-        return t, log_scale(h + offset)
-
     def join(x, kept, new):
         if mask is not None:
             return torch.where(mask > 0, x, new)
@@ -437,15 +449,140 @@ def coupling(net, log_scale, shift_first=False, swap=False, mask=None, offset=0)
 
     def forward(x, y):
         kept, changed = parts(x)
-        t, s = shift_scale(kept, changed)
-        new = (changed + t) * s.exp() if shift_first else changed * s.exp() + t
+        new, s = law[0](changed, net(kept))
         return join(x, kept, new), (s if mask is None else s * (1 - mask)).flatten(1).sum(1)
 
     def back(z, y):
         kept, changed = parts(z)
-        t, s = shift_scale(kept, changed)
-        new = changed * (-s).exp() - t if shift_first else (changed - t) * (-s).exp()
-        return join(z, kept, new)
+        return join(z, kept, law[1](changed, net(kept)))
+
+    return forward, back
+
+
+def autoregressive(net, law, order):
+    """z_i is what a transform makes of x_i and the network's numbers for it, which depend on what is before i in the order."""
+
+    def forward(x, y):
+        z, s = law[0](x, net(x))
+        return z, s.sum(1)
+
+    def back(z, y):
+        x = torch.zeros_like(z)
+        for i in order.tolist():
+            h = net(x).unflatten(1, (-1, len(order)))[:, :, i]
+            x[:, i : i + 1] = law[1](z[:, i : i + 1], h)
+        return x
+
+    return forward, back
+
+
+# Transforms: forward (x, h) -> (y, log dy/dx) and back (y, h) -> x, with the network's numbers h one kind after the other ----
+
+
+def transform(law, affine):
+    """The transform that a config names; `affine` makes what the model has for that name."""
+    if law == "additive":
+        return lambda x, h: (x + h, torch.zeros_like(x)), lambda y, h: y - h
+    if law == "affine":
+        return affine()
+    known = {"rational_quadratic_spline": spline, "mixture_of_logistics": mixture}
+    if not isinstance(law, dict) or set(law) - set(known):
+        raise ValueError(f"the transform {law!r} is unknown: use additive, affine or one of {', '.join(known)}")
+    return next(known[name](**settings) for name, settings in law.items())
+
+
+def shift_scale(log_scale, shift_first=False):
+    """x exp(s) + t or (x + t) exp(s), with h = (t, raw) and s = log_scale(raw)."""
+
+    def forward(x, h):
+        t, raw = h.chunk(2, 1)
+        s = log_scale(raw)
+        return (x + t) * s.exp() if shift_first else x * s.exp() + t, s
+
+    def back(y, h):
+        t, raw = h.chunk(2, 1)
+        s = log_scale(raw)
+        return y * (-s).exp() - t if shift_first else (y - t) * (-s).exp()
+
+    return forward, back
+
+
+def spline(bins, bound, min_width, min_height, min_slope):
+    """A monotone spline of rational-quadratic pieces on [-bound, bound], the identity beyond (arXiv 1906.04032)."""
+
+    def pieces(at, h, axis):
+        h = h.unflatten(1, (-1, at.shape[1])).movedim(1, -1)
+        knots = []
+        for raw, least in zip(h.split([bins, bins, bins - 1], -1), (min_width, min_height)):
+            share = least + (1 - least * bins) * raw.softmax(-1)
+            inner = 2 * bound * share.cumsum(-1)[..., :-1] - bound
+            knots.append(F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound))
+        inner = min_slope + F.softplus(h[..., 2 * bins :] + math.log(math.expm1(1 - min_slope)))
+        inside = at.abs() <= bound
+        within = torch.where(inside, at, torch.zeros_like(at))
+        k = (within[..., None] >= knots[axis][..., 1:-1]).sum(-1, keepdim=True)
+        pick = lambda t, k: t.gather(-1, k)[..., 0]
+        x, y = (pick(t, k) for t in knots)
+        w, height = pick(knots[0], k + 1) - x, pick(knots[1], k + 1) - y
+        d = F.pad(inner, (1, 1), value=1.0)
+        return inside, within, x, y, w, height, height / w, pick(d, k), pick(d, k + 1)
+
+    def forward(x, h):
+        inside, within, x0, y0, w, height, s, d0, d1 = pieces(x, h, 0)
+        t = (within - x0) / w
+        u = t * (1 - t)
+        denominator = s + (d0 + d1 - 2 * s) * u
+        y = y0 + height * (s * t.square() + d0 * u) / denominator
+        slope = s.square() * (d1 * t.square() + 2 * s * u + d0 * (1 - t).square()) / denominator.square()
+        return torch.where(inside, y, x), torch.where(inside, slope, torch.ones_like(slope)).log()
+
+    def back(y, h):
+        inside, within, x0, y0, w, height, s, d0, d1 = pieces(y, h, 1)
+        r = within - y0
+        bend = d0 + d1 - 2 * s
+        a, b, c = height * (s - d0) + r * bend, height * d0 - r * bend, -s * r
+        q = -0.5 * (b + torch.where(b >= 0, 1.0, -1.0) * (b.square() - 4 * a * c).clamp(min=0).sqrt())
+        t = torch.where(b >= 0, c, q) / torch.where(b >= 0, q, a)
+        return torch.where(inside, x0 + t * w, y)
+
+    return forward, back
+
+
+def mixture(components):
+    """exp(a) logit F(x) + b with F the distribution function of a mixture of logistics (arXiv 1902.00275)."""
+
+    def logit_cdf(x, h):
+        h = h.unflatten(1, (-1, x.shape[1]))
+        factors = [(-1) ** i * (i + 1) / components for i in range(components)]
+        factors = torch.tensor(factors, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
+        weights, mean, logs, a, b = h.split([components] * 3 + [1, 1], 1)
+        weights, mean, logs = weights.log_softmax(1), factors * mean, 7 * torch.tanh(logs / 7)
+        a, b = 7 * torch.tanh(a[:, 0] / 7), b[:, 0]
+
+        def run(x):
+            u = (x[:, None] - mean) * (-logs).exp()
+            below = (weights + F.logsigmoid(u)).logsumexp(1)
+            above = (weights + F.logsigmoid(-u)).logsumexp(1)
+            density = (weights + F.logsigmoid(u) + F.logsigmoid(-u) - logs).logsumexp(1)
+            return below - above, density - below - above
+
+        return run, mean, logs, a, b
+
+    def forward(x, h):
+        run, _, _, a, b = logit_cdf(x, h)
+        u, s = run(x)
+        return u * a.exp() + b, s + a
+
+    def back(y, h):
+        run, mean, logs, a, b = logit_cdf(y, h)
+        u = (y - b) * (-a).exp()
+        ends = mean + logs.exp() * u[:, None]
+        low, high = ends.amin(1), ends.amax(1)
+        for _ in range(100):
+            middle = (low + high) / 2
+            above = run(middle)[0] > u
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
 
     return forward, back
 

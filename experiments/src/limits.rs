@@ -12,7 +12,7 @@
 use crate::data::{Origin, known};
 use crate::recipe::{Recipe, Train};
 use anyhow::{Result, ensure};
-use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
+use flows::models::{GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::{Memory, ModelConfig};
 use std::path::Path;
 
@@ -84,6 +84,7 @@ impl Estimate {
             ModelConfig::Nice(c) => all.nice(c, dims, per_element),
             ModelConfig::RealNvp(c) => all.realnvp(c, per_element),
             ModelConfig::Glow(c) => all.glow(c, dims, per_element),
+            ModelConfig::Maf(c) => all.maf(c, dims, per_element),
         }
         if matches!(config.preprocess(), Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
@@ -91,16 +92,23 @@ impl Estimate {
         all
     }
 
+    /// The network of a coupling or an autoregressive layer: fully connected, `times` such layers.
+    fn connected(&mut self, inputs: f64, hidden: &[usize], outputs: f64, times: f64) {
+        let hidden = hidden.iter().map(|&h| h as f64);
+        let widths: Vec<f64> = std::iter::once(inputs).chain(hidden.clone()).chain([outputs]).collect();
+        let (weights, biases) = (widths.windows(2).map(|w| w[0] * w[1]), hidden.clone().sum::<f64>());
+        self.net(weights.sum::<f64>() + biases, biases, hidden.fold(0., f64::max), times);
+    }
+
     fn nice(&mut self, c: &NiceConfig, dims: f64, per_element: f64) {
-        let outputs = per_element * dims / 2.;
         for hidden in &c.hidden {
-            let hidden = hidden.iter().map(|&h| h as f64);
-            let ends = ((dims / 2.).floor(), outputs);
-            let widths: Vec<f64> = std::iter::once(ends.0).chain(hidden.clone()).chain([ends.1]).collect();
-            let (weights, biases) = (widths.windows(2).map(|w| w[0] * w[1]), hidden.clone().sum::<f64>());
-            self.net(weights.sum::<f64>() + biases, biases, hidden.fold(0., f64::max), 1.);
+            self.connected((dims / 2.).floor(), hidden, per_element * dims / 2., 1.);
         }
         self.parameters += dims;
+    }
+
+    fn maf(&mut self, c: &MafConfig, dims: f64, per_element: f64) {
+        self.connected(dims, &c.hidden, per_element * dims, c.layers as f64);
     }
 
     fn glow(&mut self, c: &GlowConfig, dims: f64, per_element: f64) {
@@ -195,6 +203,7 @@ fn fits(what: &str, bytes: f64, remedy: &str) -> Result<()> {
 fn size_keys(config: &ModelConfig) -> &'static str {
     match config {
         ModelConfig::Nice(_) => "`model.hidden`",
+        ModelConfig::Maf(_) => "`model.hidden` or `model.layers`",
         ModelConfig::RealNvp(_) => "`model.features`, `model.blocks` or `model.scales`",
         ModelConfig::Glow(c) if c.classes.is_some() => {
             "`model.classes`, `model.width`, `model.depth` or `model.levels`"

@@ -361,6 +361,25 @@ impl ParamBuilder {
         self.entry(len.into(), name, init, false, DType::U32)
     }
 
+    /// A saved permutation of 0..`len`, and its inverse.
+    ///
+    /// # Errors
+    /// As [`ParamBuilder::get`], and when the indices that a file has are no permutation.
+    pub fn permutation(&self, len: usize, name: &str, init: Init) -> Result<(Param, Vec<u32>)> {
+        let index = self.indices(len, name, init)?;
+        let mut inverse = vec![u32::MAX; len];
+        for (to, from) in index.value().to_vec1::<u32>()?.into_iter().enumerate() {
+            match inverse.get_mut(from as usize) {
+                Some(slot) if *slot == u32::MAX => *slot = to as u32,
+                _ => bail!(
+                    "the indices of `{}` are no permutation of 0..{len}: {from} is out of range or twice there",
+                    self.path
+                ),
+            }
+        }
+        Ok((index, inverse))
+    }
+
     fn entry(&self, shape: Shape, name: &str, init: Init, trained: bool, dtype: DType) -> Result<Param> {
         let key = self.key(name);
         let tensor = match &*self.store.origin.lock().unwrap() {

@@ -80,6 +80,7 @@ impl Story<'_> {
             ModelConfig::Nice(_) => "NICE",
             ModelConfig::RealNvp(_) => "RealNVP",
             ModelConfig::Glow(_) => "Glow",
+            ModelConfig::Maf(_) => "MAF",
         }
     }
 

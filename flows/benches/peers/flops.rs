@@ -33,7 +33,7 @@ fn places(config: &ModelConfig, name: &str) -> Option<usize> {
     let kind = name.rsplit('.').next()?;
     let halvings = match config {
         // Fully connected: once for each image.
-        ModelConfig::Nice(_) => return (kind == "weight").then_some(1),
+        ModelConfig::Nice(_) | ModelConfig::Maf(_) => return (kind == "weight").then_some(1),
         // Level i works after i + 1 squeezes.
         ModelConfig::Glow(_) if matches!(kind, "weight" | "lu") => level(name)? + 1,
         // Level i works after i squeezes, its channel-wise couplings after one more.

@@ -86,9 +86,8 @@ impl Conv1x1 {
                 // Only a fresh model needs them: a loaded one has its own.
                 let start = LazyCell::new(|| Factors::new(n, &mut vb.rng("rotation")));
                 let lu = vb.get((n, n), "lu", Init::With(&|_| start.lu.clone()))?;
-                let perm = vb.indices(n, "perm", Init::With(&|_| start.perm.clone()))?;
+                let (perm, _) = vb.permutation(n, "perm", Init::With(&|_| start.perm.clone()))?;
                 let perm = perm.value().to_vec1()?;
-                super::permute::invert(&perm, vb)?;
                 let sign = vb.buffer(n, "sign", Init::With(&|_| start.sign.clone()))?;
                 let sign = sign.value().to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
                 if sign.iter().any(|s| s.abs() != 1.) {

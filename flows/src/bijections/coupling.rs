@@ -11,7 +11,7 @@
 //! The network's input is the same before and after the layer, so one run of it serves a forward pass, an inverse, or, where
 //! inputs are reconstructed, both the inverse and the gradient.
 
-use crate::core::{Bijection, Context, Ctx, Gradients, LayerStats, Memory, Net, SavedState};
+use crate::core::{Bijection, Context, Ctx, Gradients, LayerStats, Memory, Net, SavedState, run_net};
 use crate::transforms::{Changed, Partition, Transform, forward_parts};
 use candle_core::{Result, Tensor};
 
@@ -56,17 +56,11 @@ impl Coupling {
         Ok((h.contiguous()?, changed))
     }
 
-    /// The network's output for its part `seen` of the input, outside candle's graph where `seen` is: the parameters of
-    /// candle-nn's layers are on the graph whatever `ctx.grad` says.
-    fn run_net(&self, seen: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let h = self.net.forward(seen, ctx)?;
-        Ok(if seen.track_op() { h } else { h.detach() })
-    }
-
     /// The input for the output `z`, with the network run in `ctx`.
     fn inverse_in(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let z = z.contiguous()?;
-        let (h, changed) = self.with_changed(&z, &self.run_net(&self.partition.seen(&z)?, ctx)?)?;
+        let (h, changed) =
+            self.with_changed(&z, &run_net(self.net.as_ref(), &self.partition.seen(&z)?, ctx)?)?;
         let x = self.transform.inverse_whole(&z, &h, &changed)?;
         Ok(if z.track_op() { x } else { x.detach() })
     }
@@ -85,7 +79,8 @@ impl Bijection for Coupling {
             return Ok(LayerStats::Fixed);
         }
         let (x, ctx) = (x.detach().contiguous()?, ctx.with_grad(false));
-        let (h, changed) = self.with_changed(&x, &self.run_net(&self.partition.seen(&x)?, ctx)?)?;
+        let (h, changed) =
+            self.with_changed(&x, &run_net(self.net.as_ref(), &self.partition.seen(&x)?, ctx)?)?;
         let (part, params) = changed.take(&x, &h)?;
         let (_, log_slopes) = self.transform.forward(&part, &params, ctx)?;
         Ok(LayerStats::Elements(changed.only(&log_slopes.detach())?))
@@ -110,7 +105,7 @@ impl Bijection for Coupling {
         let seen = self.partition.seen(&x)?;
         let (h, net) = match memory {
             Memory::Store => self.net.forward_saved(&seen, ctx)?,
-            Memory::Recompute => (self.run_net(&seen, ctx)?, SavedState::nothing()),
+            Memory::Recompute => (run_net(self.net.as_ref(), &seen, ctx)?, SavedState::nothing()),
         };
         let (h, changed) = self.with_changed(&x, &h)?;
         let (z, log_det) = self.transform.forward_whole(&x, &h, &changed, ctx)?;

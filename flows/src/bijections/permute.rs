@@ -2,7 +2,7 @@
 
 use crate::core::{Bijection, Context, Ctx, zeros_per_example};
 use crate::params::{Init, Param, ParamBuilder};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
@@ -19,28 +19,11 @@ pub struct Permute {
     inverse: Tensor,
 }
 
-/// The inverse of stored indices; an error if they are no permutation, since they may come from a file.
-pub(super) fn invert(ids: &[u32], vb: &ParamBuilder) -> Result<Vec<u32>> {
-    let mut inverse = vec![u32::MAX; ids.len()];
-    for (to, &from) in ids.iter().enumerate() {
-        match inverse.get_mut(from as usize) {
-            Some(slot) if *slot == u32::MAX => *slot = to as u32,
-            _ => bail!(
-                "the indices of `{}` are no permutation of 0..{}: {from} is out of range or twice there",
-                vb.path(),
-                ids.len()
-            ),
-        }
-    }
-    Ok(inverse)
-}
-
 impl Permute {
     /// The permutation that `vb` has, or else the one of `order`.
     fn new(n: usize, vb: &ParamBuilder, order: impl Fn(&mut ChaCha8Rng) -> Vec<usize>) -> Result<Self> {
         let init = |rng: &mut ChaCha8Rng| order(rng).into_iter().map(|i| i as f64).collect();
-        let index = vb.indices(n, "index", Init::With(&init))?;
-        let inverse = invert(&index.value().to_vec1()?, vb)?;
+        let (index, inverse) = vb.permutation(n, "index", Init::With(&init))?;
         let inverse = Tensor::new(inverse, index.value().device())?;
         Ok(Self { index, inverse })
     }

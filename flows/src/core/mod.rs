@@ -24,6 +24,7 @@ pub(crate) use bijection::{forward, inverse};
 pub use chain::Chain;
 pub use inspect::{Drift, TraceEntry};
 pub use layer_stats::LayerStats;
+pub(crate) use net::run_net;
 pub use net::{Net, net_backward, net_forward_saved};
 pub use pass::{Context, Ctx, Mode};
 pub(crate) use shape::{channel_shape, positions, split_levels};

@@ -52,3 +52,10 @@ pub fn net_backward(saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Re
     let graph: Graph = saved.take().expect("saved by forward_saved");
     Ok(graph.backward(&[gy], grads)?.swap_remove(0))
 }
+
+/// The output of a network, outside candle's graph where `x` is: the parameters of candle-nn's layers are on the graph whatever
+/// `ctx.grad` says.
+pub(crate) fn run_net(net: &dyn Net, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+    let y = net.forward(x, ctx)?;
+    Ok(if x.track_op() { y } else { y.detach() })
+}

@@ -2,15 +2,16 @@
 
 use super::built::Built;
 use super::glow::GlowConfig;
+use super::maf::MafConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
 use super::realnvp::RealNvpConfig;
+use super::transform::CouplingTransform;
 use crate::params::ParamBuilder;
-use crate::transforms::Affine;
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// One of the three papers' models.
+/// One of the papers' models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "model", rename_all = "snake_case")]
 pub enum ModelConfig {
@@ -21,6 +22,8 @@ pub enum ModelConfig {
     RealNvp(RealNvpConfig),
     /// Glow.
     Glow(GlowConfig),
+    /// MAF.
+    Maf(MafConfig),
 }
 
 /// Evaluates one expression for the config of any model.
@@ -30,6 +33,7 @@ macro_rules! each {
             ModelConfig::Nice($c) => $call,
             ModelConfig::RealNvp($c) => $call,
             ModelConfig::Glow($c) => $call,
+            ModelConfig::Maf($c) => $call,
         }
     };
 }
@@ -56,6 +60,7 @@ impl ModelConfig {
             ModelConfig::Nice(c) => c.shape = shape.to_vec(),
             ModelConfig::RealNvp(c) => c.shape = image?,
             ModelConfig::Glow(c) => c.shape = image?,
+            ModelConfig::Maf(c) => c.shape = shape.to_vec(),
         }
         Ok(())
     }
@@ -88,6 +93,10 @@ impl ModelConfig {
                 ("width", c.width),
                 ("classes", c.classes.unwrap_or_default()),
             ],
+            ModelConfig::Maf(c) => {
+                let widths = c.hidden.iter().map(|&width| ("hidden", width));
+                widths.chain([("layers", c.layers)]).collect()
+            }
         };
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
@@ -100,15 +109,23 @@ impl ModelConfig {
     /// # Errors
     /// At the first number that no model can have, by its name.
     pub fn check_numbers(&self) -> Result<()> {
+        let hidden: Vec<usize> = match self {
+            ModelConfig::Nice(c) => c.hidden.concat(),
+            ModelConfig::Maf(c) => c.hidden.clone(),
+            ModelConfig::RealNvp(_) | ModelConfig::Glow(_) => vec![],
+        };
+        if hidden.contains(&0) {
+            bail!("`hidden` has a layer of width 0: give each at least 1");
+        }
+        if let Some(transform) = self.transform() {
+            transform.check()?;
+        }
         let ranges = match self {
-            ModelConfig::Nice(c) if c.hidden.iter().flatten().any(|&width| width == 0) => {
-                bail!("`hidden` has a layer of width 0: give each at least 1")
-            }
             ModelConfig::Nice(c) => vec![("init", c.init, 0., f64::MAX)],
             ModelConfig::RealNvp(c) => {
                 vec![("eps", c.eps, f64::MIN_POSITIVE, 1.), ("momentum", c.momentum, 0., 1.)]
             }
-            ModelConfig::Glow(_) => vec![],
+            ModelConfig::Glow(_) | ModelConfig::Maf(_) => vec![],
         };
         match ranges.into_iter().find(|(_, x, least, most)| !(least..=most).contains(&x)) {
             Some((name, x, least, most)) => {
@@ -136,14 +153,20 @@ impl ModelConfig {
         each!(self, c => c.preprocess)
     }
 
-    /// Numbers that the network of a coupling gives for each element that is changed, as
+    /// The transform of the layers, where the config chooses one.
+    pub fn transform(&self) -> Option<CouplingTransform> {
+        match self {
+            ModelConfig::Nice(c) => Some(c.law),
+            ModelConfig::RealNvp(_) => None,
+            ModelConfig::Glow(c) => Some(c.law),
+            ModelConfig::Maf(c) => Some(c.transform),
+        }
+    }
+
+    /// Numbers that the network of a layer gives for each element that is changed, as
     /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
     pub fn params_per_element(&self) -> usize {
-        match self {
-            ModelConfig::Nice(c) => c.law.params_per_element(),
-            ModelConfig::RealNvp(_) => Affine::PARAMS,
-            ModelConfig::Glow(c) => c.law.params_per_element(),
-        }
+        self.transform().unwrap_or(CouplingTransform::Affine).params_per_element()
     }
 
     /// Classes, if the model is class-conditional.

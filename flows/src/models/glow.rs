@@ -12,7 +12,7 @@ use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, DiagonalPrior,
 use crate::core::Chain;
 use crate::nets::ConvNet;
 use crate::params::ParamBuilder;
-use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
+use crate::transforms::{Affine, Partition, Scale};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -109,10 +109,8 @@ impl GlowConfig {
             Permutation::Shuffle => chain.push(name, Permute::shuffle(c, &pv)?),
             Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
         }
-        let transform: Box<dyn Transform> = match self.law {
-            CouplingTransform::Additive => Box::new(Additive),
-            CouplingTransform::Affine => Box::new(Affine { scale: Scale::Sigmoid, shift_first: true }),
-        };
+        let affine = Affine { scale: Scale::Sigmoid, shift_first: true };
+        let transform = self.law.build(|| Ok(affine))?;
         let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
         chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);
         Ok(())

@@ -1,4 +1,4 @@
-//! NICE, RealNVP and Glow as configs; building, saving and loading.
+//! NICE, RealNVP, Glow and MAF as configs; building, saving and loading.
 //!
 //! A saved model is a folder: config.json builds it, model.safetensors fills it (above `max_shard_size`
 //! model-00001-of-0000N.safetensors with model.safetensors.index.json, as others write it; see [`storage`](crate::storage)).
@@ -10,6 +10,7 @@ mod config;
 pub mod file;
 pub mod glow;
 mod levels;
+pub mod maf;
 mod model;
 pub mod nice;
 mod preprocess;
@@ -18,6 +19,7 @@ mod transform;
 
 pub use config::ModelConfig;
 pub use glow::GlowConfig;
+pub use maf::MafConfig;
 pub use model::{Model, load};
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;

@@ -1,4 +1,5 @@
-//! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
+//! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal. With
+//! splines it is the coupling flow of Durkan et al. 2019 (arXiv 1906.04032), between permutations instead of linear layers.
 
 use super::built::Built;
 use super::preprocess::Preprocess;
@@ -6,9 +7,9 @@ pub use super::transform::CouplingTransform;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
 use crate::nets::{Mlp, Start};
-use crate::params::{Init, ParamBuilder};
+use crate::params::ParamBuilder;
 use crate::prior::Prior;
-use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
+use crate::transforms::{Affine, Partition};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -101,13 +102,7 @@ impl NiceConfig {
             let name = format!("coupling{i}");
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
-            let transform: Box<dyn Transform> = match self.law {
-                CouplingTransform::Additive => Box::new(Additive),
-                CouplingTransform::Affine => {
-                    let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
-                    Box::new(Affine { scale, shift_first: false })
-                }
-            };
+            let transform = self.law.build(|| Affine::tanh(&vb))?;
             let net = |inputs, outputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net"));
             chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
             if self.order == Order::Reverse {

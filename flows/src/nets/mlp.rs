@@ -3,7 +3,7 @@
 use crate::core::{Ctx, Gradients, Net, SavedState};
 use crate::ops::linear::{linear, linear_backward};
 use crate::params::{Init, Param, ParamBuilder};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 /// A fully connected network with ReLU.
 ///
@@ -11,9 +11,28 @@ use candle_core::{Result, Tensor};
 /// h_0 = x,   h_i = max(h_{i-1} W_i^T + b_i, 0),   out = h_n W^T + b
 /// ```
 ///
-/// **Shapes.** (B, D_in) to (B, D_out); parameters `<i>.weight` (out, in), `<i>.bias` (out,).
+/// With context features c (B, E) of each example, h_0 = (x, c).
+///
+/// **Shapes.** (B, D_in) to (B, D_out); parameters `<i>.weight` (out, in), `<i>.bias` (out,). The first layer has D_in + E
+/// inputs.
 pub struct Mlp {
-    layers: Vec<(Param, Param)>,
+    layers: Vec<Layer>,
+    features: usize,
+}
+
+/// The parameters of a layer, and which of its weights count.
+struct Layer {
+    weight: Param,
+    bias: Param,
+    /// 1 where a weight counts, 0 where it does not; (out, in).
+    mask: Option<Tensor>,
+}
+
+impl Layer {
+    fn weight(&self, grad: bool) -> Result<Tensor> {
+        let w = self.weight.get(grad);
+        self.mask.as_ref().map_or_else(|| Ok(w.clone()), |mask| w * mask)
+    }
 }
 
 /// The initial values of the layers.
@@ -37,36 +56,83 @@ impl Mlp {
         start: Start,
         vb: &ParamBuilder,
     ) -> Result<Self> {
-        let mut layers = Vec::new();
-        let mut n = inputs;
-        for (i, &m) in hidden.iter().chain([&outputs]).enumerate() {
-            let vb = vb.pp(i);
+        Self::with_features(inputs, 0, hidden, outputs, start, vb)
+    }
+
+    /// As [`Mlp::new`], of x and `features` context features of each example
+    /// ([`Context::features`](crate::Context::features), (B, E)).
+    ///
+    /// # Errors
+    /// When `vb` has no such tensors.
+    pub fn with_features(
+        inputs: usize,
+        features: usize,
+        hidden: &[usize],
+        outputs: usize,
+        start: Start,
+        vb: &ParamBuilder,
+    ) -> Result<Self> {
+        let widths = [&[inputs + features], hidden, &[outputs]].concat();
+        Self::masked(&widths, features, |_| Ok(None), start, vb)
+    }
+
+    /// Layers between the `widths`, of which the first counts the features; layer i has the mask `mask(i)`.
+    pub(super) fn masked(
+        widths: &[usize],
+        features: usize,
+        mask: impl Fn(usize) -> Result<Option<Tensor>>,
+        start: Start,
+        vb: &ParamBuilder,
+    ) -> Result<Self> {
+        let last = widths.len() - 2;
+        let layer = |(i, ends): (usize, &[usize])| {
+            let (n, m, vb) = (ends[0], ends[1], vb.pp(i));
             let init = match start {
                 Start::Uniform(a) => Init::Uniform(a),
-                Start::Identity if i == hidden.len() => Init::Const(0.),
+                Start::Identity if i == last => Init::Const(0.),
                 Start::Identity => Init::Uniform((n as f64).powf(-0.5)),
             };
-            layers.push((vb.get((m, n), "weight", init)?, vb.get(m, "bias", Init::Const(0.))?));
-            n = m;
+            let (weight, bias) = (vb.get((m, n), "weight", init)?, vb.get(m, "bias", Init::Const(0.))?);
+            Ok(Layer { weight, bias, mask: mask(i)? })
+        };
+        let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, features })
+    }
+
+    /// x, with the context features behind it where the network has any.
+    fn input(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        let e = self.features;
+        if e == 0 {
+            return Ok(x.clone());
         }
-        Ok(Self { layers })
+        match ctx.context.features {
+            Some(c) if c.dims() == [x.dim(0)?, e] => Tensor::cat(&[x, &c.to_dtype(x.dtype())?], 1),
+            Some(c) => bail!("this network takes {e} context features of each example, got {:?}", c.shape()),
+            None => {
+                bail!("this network takes {e} context features of each example: give `Context::features`")
+            }
+        }
+    }
+
+    fn is_hidden(&self, i: usize) -> bool {
+        i + 1 < self.layers.len()
     }
 }
 
 impl Net for Mlp {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let mut h = x.clone();
-        for (i, (w, b)) in self.layers.iter().enumerate() {
-            h = linear(&h, w.get(ctx.grad), b.get(ctx.grad), i + 1 < self.layers.len())?;
+        let mut h = self.input(x, ctx)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            h = linear(&h, &layer.weight(ctx.grad)?, layer.bias.get(ctx.grad), self.is_hidden(i))?;
         }
         Ok(h)
     }
 
     /// Keeps every layer's input, and the output.
-    fn forward_saved(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, SavedState)> {
-        let mut kept = vec![x.detach()];
-        for (i, (w, b)) in self.layers.iter().enumerate() {
-            kept.push(linear(&kept[i], w.value(), b.value(), i + 1 < self.layers.len())?);
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
+        let mut kept = vec![self.input(&x.detach(), ctx)?.detach()];
+        for (i, layer) in self.layers.iter().enumerate() {
+            kept.push(linear(&kept[i], &layer.weight(false)?, layer.bias.value(), self.is_hidden(i))?);
         }
         Ok((kept[self.layers.len()].clone(), SavedState::new(kept)))
     }
@@ -75,13 +141,14 @@ impl Net for Mlp {
         let mut kept: Vec<Tensor> = saved.take().expect("kept by forward_saved");
         let mut y = kept.pop().expect("the output");
         let mut g = gy.clone();
-        for (i, (w, b)) in self.layers.iter().enumerate().rev() {
+        for (i, layer) in self.layers.iter().enumerate().rev() {
             let x = kept.pop().expect("one for each layer");
-            let (gx, gw, gb) = linear_backward(&x, w.value(), &y, &g, i + 1 < self.layers.len())?;
-            grads.add(w, gw)?;
-            grads.add(b, gb)?;
+            let (gx, gw, gb) = linear_backward(&x, &layer.weight(false)?, &y, &g, self.is_hidden(i))?;
+            let gw = layer.mask.as_ref().map_or_else(|| Ok(gw.clone()), |mask| &gw * mask)?;
+            grads.add(&layer.weight, gw)?;
+            grads.add(&layer.bias, gb)?;
             (g, y) = (gx, x);
         }
-        Ok(g)
+        if self.features == 0 { Ok(g) } else { g.narrow(1, 0, g.dim(1)? - self.features)?.contiguous() }
     }
 }

@@ -1,13 +1,15 @@
-//! The networks of couplings: NICE's MLP, RealNVP's residual network, Glow's conv net.
+//! The networks of couplings: NICE's MLP, RealNVP's residual network, Glow's conv net; MADE for autoregressive layers.
 
 mod act_norm;
 mod batch_norm;
 mod conv;
+mod made;
 mod mlp;
 mod resnet;
 
 pub(crate) use act_norm::NetActNorm;
 pub(crate) use batch_norm::{RunningMoments, mix};
 pub use conv::ConvNet;
+pub use made::{Made, MadeConfig, Order};
 pub use mlp::{Mlp, Start};
 pub use resnet::{ResNet, ResNetConfig};

@@ -5,7 +5,7 @@ use super::transform::Transform;
 use crate::core::{Ctx, Gradients};
 use crate::ops::coupling::{AffineSpec, ScaleFn};
 use crate::ops::elementwise::log_sigmoid;
-use crate::params::Param;
+use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
 
 /// A shift t and a log-scale s:
@@ -39,6 +39,14 @@ pub enum Scale {
 impl Affine {
     /// Numbers that the network gives for each element: t and h.
     pub const PARAMS: usize = 2;
+
+    /// x exp(g tanh(h)) + t with a learned gain g, the parameter `gain`, which starts at 1.
+    ///
+    /// # Errors
+    /// When `vb` has no such tensor.
+    pub fn tanh(vb: &ParamBuilder) -> Result<Self> {
+        Ok(Self { scale: Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? }, shift_first: false })
+    }
 
     /// t and s of the network's output.
     fn shift_log_scale(&self, h: &Tensor, grad: bool) -> Result<(Tensor, Tensor)> {

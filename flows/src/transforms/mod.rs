@@ -1,4 +1,4 @@
-//! Transforms: what a coupling does to the elements that it changes.
+//! Transforms: what a coupling or an autoregressive layer does to the elements that it changes.
 //!
 //! A transform of your own is one file that implements [`Transform`]; `examples/own_coupling.rs` shows one.
 //!
@@ -8,11 +8,16 @@
 
 mod additive;
 mod affine;
+mod mixture;
 mod partition;
+mod rows;
+mod spline;
 mod transform;
 
 pub use additive::Additive;
 pub use affine::{Affine, Scale};
+pub use mixture::MixtureOfLogistics;
 pub use partition::{Changed, Partition, checkerboard};
+pub use spline::RationalQuadraticSpline;
 pub use transform::Transform;
 pub(crate) use transform::forward_parts;

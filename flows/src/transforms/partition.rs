@@ -89,12 +89,20 @@ pub struct Changed<'a> {
 }
 
 impl Changed<'_> {
+    /// All channels of x.
+    ///
+    /// # Errors
+    /// When x has no channels.
+    pub(crate) fn all(x: &Tensor) -> Result<Self> {
+        Ok(Self { channels: 0..x.dim(1)?, mask: None })
+    }
+
     /// Errors if the output `h` of a network does not have `k` numbers for each element of the changed channels of `x`.
     pub(crate) fn check(&self, x: &Tensor, h: &Tensor, k: usize) -> Result<()> {
         let mut want = x.dims().to_vec();
         want[1] = k * self.channels.len();
         if h.dims() != want {
-            bail!("the coupling's network gave {:?}, {want:?} are needed", h.shape());
+            bail!("the layer's network gave {:?}, {want:?} are needed", h.shape());
         }
         Ok(())
     }

@@ -39,6 +39,14 @@ pub trait Transform: Send + Sync {
     /// As [`Transform::forward`].
     fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor>;
 
+    /// Checks the settings, where the transform has any.
+    ///
+    /// # Errors
+    /// At the first setting that cannot be, by its name.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether log dy/dx is zero for every element.
     fn preserves_volume(&self) -> bool {
         false

@@ -63,6 +63,22 @@ twins! {
         Ok(check("nice_standardize")?)
     }
 
+    fn nice_with_splines() {
+        Ok(check("nice_spline")?)
+    }
+
+    fn glow_with_mixtures_of_logistics() {
+        Ok(check("glow_mixture")?)
+    }
+
+    fn maf() {
+        Ok(check("maf")?)
+    }
+
+    fn maf_with_splines_in_random_orders() {
+        Ok(check("maf_spline")?)
+    }
+
     fn realnvp() {
         Ok(check("realnvp")?)
     }

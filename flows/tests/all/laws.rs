@@ -4,12 +4,16 @@
 use crate::device;
 use candle_core::{DType, Result, Tensor};
 use flows::bijections::*;
-use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow, nice};
-use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
+use flows::models::{
+    CouplingTransform, GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, glow, maf, nice,
+};
+use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::testing::{Deviation, check, normal};
-use flows::transforms::{Additive, Affine, Partition, Scale, Transform, checkerboard};
+use flows::transforms::{
+    Additive, Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform, checkerboard,
+};
 use flows::{
     Bijection, Context, Ctx, Flow, Memory, Mode, Model, ModelConfig, ParamBuilder, ParamStore, Prior,
 };
@@ -90,7 +94,89 @@ fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
     }
 }
 
+/// A spline whose bound some of the elements exceed.
+const SPLINE: RationalQuadraticSpline =
+    RationalQuadraticSpline { bins: 5, bound: 1.5, min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+
+const MIXTURE: MixtureOfLogistics = MixtureOfLogistics { components: 3 };
+
+/// The transforms without a kernel of their own, by name.
+fn elementwise() -> Vec<(&'static str, fn() -> Box<dyn Transform>)> {
+    vec![("spline", || Box::new(SPLINE)), ("mixture", || Box::new(MIXTURE))]
+}
+
+/// An autoregressive layer of three hidden widths, given `features` context features.
+fn autoregressive(
+    vb: &ParamBuilder,
+    transform: Box<dyn Transform>,
+    (dims, features): (usize, usize),
+    order: Order,
+) -> Result<Autoregressive> {
+    let params_per_element = transform.params_per_element();
+    let sizes = MadeConfig { dims, features, hidden: &[9, 7, 8], params_per_element, order };
+    Ok(Autoregressive::new(transform, Made::new(&sizes, Start::Uniform(0.6), &vb.pp("net"))?))
+}
+
+/// The new transforms under each partition, and every transform in autoregressive layers and their inverses.
+fn transform_rows() -> Vec<(&'static str, Build, Tensor)> {
+    let mut all: Vec<(&'static str, Build, Tensor)> = vec![];
+    let name = |text: String| -> &'static str { text.leak() };
+    for (of, transform) in elementwise() {
+        for swap in [false, true] {
+            let coupling = move |vb: &ParamBuilder| {
+                let net = |n, m| Mlp::new(n, &[7, 6], m, Start::Uniform(0.5), &vb.pp("net"));
+                Coupling::with_net(Partition::Halves { swap }, transform(), 5, net)
+            };
+            let swapped = if swap { ", swapped" } else { "" };
+            all.push((name(format!("coupling, {of}{swapped}")), layer(coupling), gaussian(&[3, 5])));
+        }
+        let coupling = move |vb: &ParamBuilder| {
+            let net = |n, m| ConvNet::new(n, 5, m, true, &vb.pp("net"));
+            Coupling::with_net(Partition::Halves { swap: true }, transform(), 3, net)
+        };
+        all.push((name(format!("coupling, {of}, conv net")), layer(coupling), gaussian(&[2, 3, 2, 2])));
+        for (mask, of_mask) in [("checkerboard", true), ("channel mask", false)] {
+            let coupling = move |vb: &ParamBuilder| {
+                let mask = if of_mask { checkerboard(2, 4, true, vb)? } else { channel_mask(vb)? };
+                let net = |n, m| {
+                    ResNet::new(resnet(n, m, true), Some(mask.clone()).filter(|_| of_mask), &vb.pp("net"))
+                };
+                Coupling::with_net(Partition::Mask(mask.clone()), transform(), 3, net)
+            };
+            all.push((name(format!("coupling, {of}, {mask}")), layer(coupling), gaussian(&[2, 3, 2, 4])));
+        }
+    }
+    let orders = [("natural", Order::Natural), ("reversed", Order::Reversed), ("random", Order::Random)];
+    let transforms = ["additive", "affine", "spline", "mixture"];
+    for (i, of) in transforms.into_iter().enumerate() {
+        let transform = move |vb: &ParamBuilder| -> Result<Box<dyn Transform>> {
+            Ok(match of {
+                "additive" => Box::new(Additive),
+                "affine" => Box::new(Affine { scale: tanh(vb)?, shift_first: false }),
+                "spline" => Box::new(SPLINE),
+                _ => Box::new(MIXTURE),
+            })
+        };
+        let (order_name, order) = orders[i % 3];
+        let build = move |vb: &ParamBuilder| autoregressive(vb, transform(vb)?, (4, 0), order);
+        all.push((name(format!("autoregressive, {of}, {order_name}")), layer(build), gaussian(&[3, 4])));
+        let build = move |vb: &ParamBuilder| Ok(Inverted(autoregressive(vb, transform(vb)?, (4, 0), order)?));
+        all.push((name(format!("inverted autoregressive, {of}")), layer(build), gaussian(&[3, 4])));
+    }
+    let one = |vb: &ParamBuilder| autoregressive(vb, Box::new(SPLINE), (1, 0), Order::Natural);
+    all.push(("autoregressive, one dimension", layer(one), gaussian(&[3, 1])));
+    let twice = |vb: &ParamBuilder| Ok(Inverted(Inverted(Conv1x1::new(2, Weight::Plu, vb)?)));
+    all.push(("inverted twice, images", layer(twice), gaussian(&[2, 2, 2, 2])));
+    all
+}
+
 pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
+    let mut all = layer_rows();
+    all.extend(transform_rows());
+    all
+}
+
+fn layer_rows() -> Vec<(&'static str, Build, Tensor)> {
     let image = [2, 3, 4, 4];
     let affine = |scale, shift_first| Affine { scale, shift_first };
     vec![
@@ -292,6 +378,19 @@ fn small_glow() -> GlowConfig {
     GlowConfig { shape: [3, 4, 4], levels: 2, depth: 2, width: 5, ..GlowConfig::cifar_paper() }
 }
 
+fn small_maf() -> MafConfig {
+    MafConfig {
+        shape: vec![4],
+        bits: 8,
+        preprocess: Preprocess::Standardize {},
+        order: maf::Order::Reverse,
+        layers: 3,
+        hidden: vec![9, 9],
+        transform: CouplingTransform::Affine,
+        prior: Prior::Gaussian,
+    }
+}
+
 pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
     let zca = Preprocess::Zca { epsilon: 0.1 };
     vec![
@@ -370,6 +469,34 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
         (
             "Glow, all learned priors",
             ModelConfig::Glow(GlowConfig { shape: [1, 8, 4], learn_latent: true, ..small_glow() }),
+        ),
+        (
+            "NICE, splines",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![3],
+                law: CouplingTransform::RationalQuadraticSpline(SPLINE),
+                preprocess: Preprocess::Standardize {},
+                prior: Prior::Gaussian,
+                ..small_nice()
+            }),
+        ),
+        (
+            "Glow, mixtures of logistics",
+            ModelConfig::Glow(GlowConfig {
+                law: CouplingTransform::MixtureOfLogistics(MIXTURE),
+                ..small_glow()
+            }),
+        ),
+        ("MAF", ModelConfig::Maf(small_maf())),
+        (
+            "MAF, splines, random orders, images",
+            ModelConfig::Maf(MafConfig {
+                shape: vec![1, 2, 3],
+                preprocess: Preprocess::Unit {},
+                transform: CouplingTransform::RationalQuadraticSpline(SPLINE),
+                order: maf::Order::Random,
+                ..small_maf()
+            }),
         ),
         (
             "Glow, reverse, fixed priors",

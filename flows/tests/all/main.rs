@@ -104,3 +104,5 @@ mod latents;
 mod laws;
 mod lifecycle;
 mod memory;
+mod peers;
+mod transforms;

@@ -1,4 +1,4 @@
-"""Golden values: NICE, RealNVP and Glow once more, in plain PyTorch, to hold the Rust library against.
+"""Golden values: NICE, RealNVP, Glow and MAF once more, in plain PyTorch, to hold the Rust library against.
 
     python -m venv env && env/bin/pip install torch safetensors numpy
     env/bin/python flows/tests/golden/make.py           # everything, beside this script
@@ -79,6 +79,31 @@ CONFIGS = {
         "model": "glow", "shape": [1, 4, 8], "bits": 8, "preprocess": {"kind": "unit"}, "levels": 2, "depth": 1,
         "width": 4, "law": "affine", "permutation": "reverse", "edge_bias": False, "learn_top": False,
         "learn_split": False, "learn_latent": True, "classes": 3,
+    },
+    # Splines, whose bound some inputs exceed.
+    "nice_spline": {
+        "model": "nice", "shape": [5], "bits": 8, "preprocess": {"kind": "standardize"}, "order": "even_odd",
+        "hidden": [[7], [6]], "law": {"rational_quadratic_spline": {
+            "bins": 4, "bound": 1.5, "min_width": 1e-2, "min_height": 2e-2, "min_slope": 3e-2,
+        }}, "init": 0.01, "prior": "gaussian",
+    },
+    # Mixtures of logistics over images.
+    "glow_mixture": {
+        "model": "glow", "shape": [1, 4, 4], "bits": 8, "preprocess": {"kind": "centered"}, "levels": 1, "depth": 2,
+        "width": 4, "law": {"mixture_of_logistics": {"components": 3}}, "permutation": "reverse", "edge_bias": False,
+        "learn_top": True, "learn_split": False,
+    },
+    # The paper's alternating orders, affine.
+    "maf": {
+        "model": "maf", "shape": [5], "bits": 8, "preprocess": {"kind": "standardize"}, "order": "reverse",
+        "layers": 3, "hidden": [10, 6], "transform": "affine", "prior": "gaussian",
+    },
+    # Splines in random orders, over images.
+    "maf_spline": {
+        "model": "maf", "shape": [1, 2, 2], "bits": 8, "preprocess": {"kind": "unit"}, "order": "random", "layers": 2,
+        "hidden": [7], "transform": {"rational_quadratic_spline": {
+            "bins": 3, "bound": 2.0, "min_width": 1e-3, "min_height": 1e-3, "min_slope": 1e-3,
+        }}, "prior": "logistic",
     },
 }
 
@@ -222,39 +247,158 @@ class Squeeze:
 
 
 class Coupling:
-    """z = x where kept; elsewhere x exp(s) + t or (x + t) exp(s), with t and s functions of the kept part.
+    """z = x where kept; elsewhere what a transform makes of x and of the numbers that the network has for it.
 
     `swap` keeps the second half instead of the first; a `mask`, 1 where kept, is given instead of halves.
     """
 
-    def __init__(self, net, log_scale=None, shift_first=False, swap=False, mask=None):
-        self.net, self.log_scale, self.shift_first, self.swap, self.mask = net, log_scale, shift_first, swap, mask
+    def __init__(self, net, law, swap=False, mask=None):
+        self.net, self.law, self.swap, self.mask = net, law, swap, mask
 
     def parts(self, x):
         c = x.shape[1] // 2
         return (x[:, c:], x[:, :c]) if self.swap else (x[:, :c], x[:, c:])
 
-    def transform(self, x, undo):
+    def transform(self, x, run):
         kept, changed = (x * self.mask, x) if self.mask is not None else self.parts(x)
-        out = self.net(kept)
-        if self.log_scale is None:
-            t, s = out, torch.zeros_like(out)
-        else:
-            t, raw = out.split(changed.shape[1], 1)
-            s = self.log_scale(raw)
-        if undo:
-            new = changed / s.exp() - t if self.shift_first else (changed - t) / s.exp()
-        else:
-            new = (changed + t) * s.exp() if self.shift_first else changed * s.exp() + t
+        new = run(changed, self.net(kept))
         if self.mask is not None:
             return torch.where(self.mask > 0, x, new)
         return torch.cat([new, kept] if self.swap else [kept, new], 1)
 
     def forward(self, x, y):
-        return self.transform(x, False)
+        return self.transform(x, self.law.forward)
 
     def inverse(self, z, y):
-        return self.transform(z, True)
+        return self.transform(z, self.law.inverse)
+
+
+class Autoregressive:
+    """z_i = T(x_i; h_i), with h_i a function of the x before i in the order."""
+
+    def __init__(self, net, law, order):
+        self.net, self.law, self.order = net, law, order.tolist()
+
+    def forward(self, x, y):
+        return self.law.forward(x, self.net(x))
+
+    def inverse(self, z, y):
+        x, d = torch.zeros_like(z), len(self.order)
+        for i in self.order:
+            x[:, i : i + 1] = self.law.inverse(z[:, i : i + 1], self.net(x)[:, i::d])
+        return x
+
+
+# Transforms: forward(x, h) and inverse(y, h); h (B, k C, ..) has the first number of all channels, then the second ----------
+
+
+class Affine:
+    """x exp(s) + t or (x + t) exp(s), with s a function of the second number; x + t where there is none."""
+
+    def __init__(self, log_scale=None, shift_first=False):
+        self.log_scale, self.shift_first = log_scale, shift_first
+
+    def shift_scale(self, h):
+        if self.log_scale is None:
+            return h, torch.ones_like(h)
+        t, raw = h.chunk(2, 1)
+        return t, self.log_scale(raw).exp()
+
+    def forward(self, x, h):
+        t, scale = self.shift_scale(h)
+        return (x + t) * scale if self.shift_first else x * scale + t
+
+    def inverse(self, y, h):
+        t, scale = self.shift_scale(h)
+        return y / scale - t if self.shift_first else (y - t) / scale
+
+
+class Spline:
+    """Durkan et al. 2019, section 3.1: rational-quadratic pieces on [-bound, bound], the identity beyond, one piece at a time.
+
+    The slopes' parameters are counted from those of slope 1.
+    """
+
+    def __init__(self, bins, bound, min_width, min_height, min_slope):
+        self.bins, self.bound, self.least, self.min_slope = bins, bound, (min_width, min_height), min_slope
+
+    def pieces(self, h, c):
+        """The pieces from left to right: x, y, their widths and heights, and the slopes at both ends."""
+        h = h.reshape(h.shape[0], 3 * self.bins - 1, c, *h.shape[2:])
+        wide, high = (
+            2 * self.bound * (least + (1 - least * self.bins) * torch.softmax(h[:, i * self.bins : (i + 1) * self.bins], 1))
+            for i, least in enumerate(self.least)
+        )
+        one = torch.ones_like(h[:, 0])
+        start = math.log(math.exp(1 - self.min_slope) - 1)
+        slopes = [one, *(self.min_slope + F.softplus(h[:, 2 * self.bins :] + start)).unbind(1), one]
+        x = y = -self.bound * one
+        for k in range(self.bins):
+            yield x, y, wide[:, k], high[:, k], slopes[k], slopes[k + 1]
+            x, y = x + wide[:, k], y + high[:, k]
+
+    def forward(self, x, h):
+        y = x
+        for x0, y0, w, height, d0, d1 in self.pieces(h, x.shape[1]):
+            s, t = height / w, (x - x0) / w
+            new = y0 + height * (s * t**2 + d0 * t * (1 - t)) / (s + (d0 + d1 - 2 * s) * t * (1 - t))
+            y = torch.where((t >= 0) & (t < 1) & (x.abs() <= self.bound), new, y)
+        return y
+
+    def inverse(self, y, h):
+        x = y
+        for x0, y0, w, height, d0, d1 in self.pieces(h, y.shape[1]):
+            s, r = height / w, y - y0
+            a, b, c = height * (s - d0) + r * (d0 + d1 - 2 * s), height * d0 - r * (d0 + d1 - 2 * s), -s * r
+            t = 2 * c / (-b - torch.sqrt(torch.clamp(b**2 - 4 * a * c, min=0)))
+            x = torch.where((r >= 0) & (r < height) & (y.abs() <= self.bound), x0 + t * w, x)
+        return x
+
+
+class Mixture:
+    """Flow++, section 3.2: exp(a) logit F(x) + b with F the distribution function of a mixture of logistics."""
+
+    def __init__(self, components):
+        self.k = components
+
+    def parameters(self, h, c):
+        k = self.k
+        h = h.reshape(h.shape[0], 3 * k + 2, c, *h.shape[2:])
+        factors = torch.tensor([(i + 1) / k * (1 if i % 2 == 0 else -1) for i in range(k)], dtype=h.dtype)
+        mean = h[:, k : 2 * k] * factors.reshape(1, k, *[1] * (h.dim() - 2))
+        scale = torch.exp(7 * torch.tanh(h[:, 2 * k : 3 * k] / 7))
+        return torch.softmax(h[:, :k], 1), mean, scale, torch.exp(7 * torch.tanh(h[:, 3 * k] / 7)), h[:, 3 * k + 1]
+
+    def forward(self, x, h):
+        weight, mean, scale, a, b = self.parameters(h, x.shape[1])
+        u = (x[:, None] - mean) / scale
+        return a * ((weight * torch.sigmoid(u)).sum(1).log() - (weight * torch.sigmoid(-u)).sum(1).log()) + b
+
+    def inverse(self, y, h):
+        low, high = torch.full_like(y, -1e3), torch.full_like(y, 1e3)
+        for _ in range(80):
+            middle = (low + high) / 2
+            above = self.forward(middle, h) > y
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
+
+def transform(law, affine):
+    """The transform of a config; `affine` makes what the model has for that name."""
+    if law == "additive":
+        return Affine()
+    if law == "affine":
+        return affine()
+    ((kind, settings),) = law.items()
+    return {"rational_quadratic_spline": Spline, "mixture_of_logistics": Mixture}[kind](**settings)
+
+
+def numbers(law):
+    """How many numbers a network gives for each element."""
+    if isinstance(law, str):
+        return {"additive": 1, "affine": 2}[law]
+    ((kind, settings),) = law.items()
+    return 3 * settings["bins"] - 1 if kind == "rational_quadratic_spline" else 3 * settings["components"] + 2
 
 
 class ClassPrior:
@@ -349,10 +493,11 @@ class Levels:
 # Networks: functions -------------------------------------------------------------------------------------------------
 
 
-def mlp(get, path, widths):
+def mlp(get, path, widths, mask=lambda i: 1):
     layers = []
     for i, (n, m) in enumerate(zip(widths, widths[1:])):
-        layers.append((get(f"{path}.{i}.weight", [m, n], std=1 / n**0.5), get(f"{path}.{i}.bias", [m], std=0.2)))
+        w, b = get(f"{path}.{i}.weight", [m, n], std=1 / n**0.5), get(f"{path}.{i}.bias", [m], std=0.2)
+        layers.append((w * mask(i), b))
 
     def run(x):
         for i, (w, b) in enumerate(layers):
@@ -360,6 +505,22 @@ def mlp(get, path, widths):
         return x
 
     return run
+
+
+def made(get, path, order, hidden, k):
+    """MADE: a unit's degree is the number of inputs, in the order, that it may depend on; outputs come k for each input."""
+    d = len(order)
+    place = torch.empty(d, dtype=torch.long)
+    place[order] = torch.arange(d)
+    degrees = [place + 1]
+    degrees += [torch.tensor([1 + i * (d - 1) // n for i in range(n)]) for n in hidden]
+
+    def mask(i):
+        if i == len(hidden):
+            return (degrees[i][None] <= place[:, None]).repeat(k, 1).double()
+        return (degrees[i][None] <= degrees[i + 1][:, None]).double()
+
+    return mlp(get, path, [d, *hidden, k * d], mask)
 
 
 def resnet(get, path, c, inputs, outputs, features, mask):
@@ -469,7 +630,7 @@ def preprocessing(get, c):
         layers = [Scale(1 / n, -0.5)]
     elif kind in ("symmetric", "zca"):
         layers = [Scale(2 / n, -1.0)]
-    if c["model"] == "nice" and len(c["shape"]) > 1:
+    if c["model"] in ("nice", "maf") and len(c["shape"]) > 1:
         layers.append(Reshape(c["shape"]))
     if kind == "standardize":
         mean = get.buffer("standardize.mean", [d], lambda n: 0.2 * bell(n, d))
@@ -493,6 +654,12 @@ def reversal(get, path, d):
     return Take(get.buffer(f"{path}.index", [d], lambda _: np.arange(d, dtype=np.uint32)[::-1]))
 
 
+def bounded(get, path):
+    """x exp(gain tanh(h)) + t."""
+    gain = get(path, [1], mean=0.6)
+    return Affine(lambda h: gain * torch.tanh(h))
+
+
 def nice(get, c):
     d = math.prod(c["shape"])
     layers = preprocessing(get, c)
@@ -502,16 +669,28 @@ def nice(get, c):
     for i, hidden in enumerate(c["hidden"]):
         swap = c["order"] == "even_odd" and i % 2 == 1
         kept = d - d // 2 if swap else d // 2
-        affine = c["law"] == "affine"
-        net = mlp(get, f"coupling{i}.net", [kept, *hidden, (d - kept) * (2 if affine else 1)])
-        scale = None
-        if affine:
-            gain = get(f"coupling{i}.gain", [1], mean=0.6)
-            scale = lambda h, gain=gain: gain * torch.tanh(h)
-        layers.append(Coupling(net, scale, swap=swap))
+        net = mlp(get, f"coupling{i}.net", [kept, *hidden, (d - kept) * numbers(c["law"])])
+        law = transform(c["law"], lambda: bounded(get, f"coupling{i}.gain"))
+        layers.append(Coupling(net, law, swap=swap))
         if c["order"] == "reverse":
             layers.append(reversal(get, f"coupling{i}.reverse", d))
     layers.append(Scale(torch.exp(get("diagonal.logs", [d], std=0.3))))
+    return Chain(*layers)
+
+
+def maf(get, c):
+    d = math.prod(c["shape"])
+    layers = preprocessing(get, c)
+    for i in range(c["layers"]):
+        path = f"layer{i}"
+        orders = {
+            "reverse": lambda name: np.arange(d)[:: 1 if i % 2 == 0 else -1],
+            "random": lambda name: np.argsort(even(name, d), kind="stable"),
+        }
+        order = get.buffer(f"{path}.net.order", [d], lambda name: orders[c["order"]](name).astype(np.uint32))
+        net = made(get, f"{path}.net", order, c["hidden"], numbers(c["transform"]))
+        law = transform(c["transform"], lambda: bounded(get, f"{path}.gain"))
+        layers.append(Autoregressive(net, law, order))
     return Chain(*layers)
 
 
@@ -523,7 +702,7 @@ def realnvp(get, c):
     def coupling(path, inputs, outputs, features, swap, mask):
         gain = get(f"{path}.gain", [1], mean=0.5)
         net = resnet(get, f"{path}.net", c, inputs, 2 * outputs, features, mask)
-        yield Coupling(net, lambda s: gain * torch.tanh(s), c["shift_first"], swap, mask)
+        yield Coupling(net, Affine(lambda s: gain * torch.tanh(s), c["shift_first"]), swap, mask)
         if c["batch_norm"]:
             n = channels
             mean = get.buffer(f"{path}.norm.mean", [n], lambda name: 0.3 * bell(name, n))[:, None, None]
@@ -562,13 +741,13 @@ def glow(get, c):
             path = f"level{i}.step{k}"
             level.append(Scale(*actnorm(get, f"{path}.actnorm", n)))
             level.append(mixing(get, f"{path}.permutation", n, c["permutation"]))
-            affine = c["law"] == "affine"
-            net = glow_net(get, f"{path}.net", half, c["width"], half * (2 if affine else 1), c["edge_bias"])
-            level.append(Coupling(net, (lambda h: F.logsigmoid(h + 2)) if affine else None, True))
+            net = glow_net(get, f"{path}.net", half, c["width"], half * numbers(c["law"]), c["edge_bias"])
+            law = transform(c["law"], lambda: Affine(lambda h: F.logsigmoid(h + 2), True))
+            level.append(Coupling(net, law))
         if i + 1 < c["levels"]:
             if c["learn_split"]:
                 net = zero_conv(get, f"level{i}.split.zero", half, 2 * half, c["edge_bias"])
-                level.append(Coupling(net, lambda s: s, True))
+                level.append(Coupling(net, Affine(lambda s: s, True)))
             channels = half
         elif c["learn_top"]:
             level.append(ClassPrior(get, f"level{i}.top", n, c.get("classes")))
@@ -601,7 +780,7 @@ def mixing(get, path, n, kind):
 
 
 def build(get, c):
-    return {"nice": nice, "realnvp": realnvp, "glow": glow}[c["model"]](get, c)
+    return {"nice": nice, "realnvp": realnvp, "glow": glow, "maf": maf}[c["model"]](get, c)
 
 
 def log_prior(z, c):

@@ -12,8 +12,8 @@ use experiments::evaluate::Evaluation;
 use experiments::run_dir::{self, CARD, LICENSE, RECIPE, SAMPLES};
 use experiments::summary::{Baselines, Summary, Training};
 use flows::ModelConfig;
-use flows::models::CouplingTransform;
 use flows::models::file::{Stored, stored};
+use flows::models::{CouplingTransform, NiceConfig};
 use flows::storage::write_atomic;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -52,6 +52,13 @@ fn kind(config: &ModelConfig) -> Kind {
             arxiv: "1605.08803",
             how: "affine couplings between fully connected networks, then a learned scale for each dimension",
         },
+        ModelConfig::Nice(NiceConfig { law: CouplingTransform::RationalQuadraticSpline(_), .. }) => Kind {
+            name: "flow of spline couplings",
+            tag: "neural-spline-flow",
+            paper: "Neural Spline Flows",
+            arxiv: "1906.04032",
+            how: "rational-quadratic spline couplings between fully connected networks, then a learned scale for each dimension",
+        },
         ModelConfig::Nice(_) => Kind {
             name: "NICE",
             tag: "nice",
@@ -72,6 +79,13 @@ fn kind(config: &ModelConfig) -> Kind {
             paper: "Glow: Generative Flow with Invertible 1x1 Convolutions",
             arxiv: "1807.03039",
             how: "steps of actnorm, a permutation of channels and a coupling with a convolutional network, several levels",
+        },
+        ModelConfig::Maf(_) => Kind {
+            name: "MAF",
+            tag: "maf",
+            paper: "Masked Autoregressive Flow for Density Estimation",
+            arxiv: "1705.07057",
+            how: "autoregressive layers with masked fully connected networks, in alternating or random orders",
         },
     }
 }

@@ -1,0 +1,119 @@
+//! MADE, the masked network of autoregressive layers (Germain, Gregor, Murray, Larochelle 2015, arXiv 1502.03509).
+
+use super::mlp::{Mlp, Start};
+use crate::core::{Ctx, Gradients, Net, SavedState};
+use crate::params::{Init, ParamBuilder};
+use candle_core::{Result, Tensor, bail};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+/// A fully connected network with ReLU whose numbers for dimension i depend on x only through the dimensions before i (section
+/// 4):
+///
+/// ```text
+/// degree of input d: its place 1, .., D in the order        of a hidden unit: m in 1, .., D - 1
+/// weights count from input d to m where d <= m, between hidden units where m <= m', and from m to output i where m < i
+/// ```
+///
+/// The degrees of the units of a layer are spread evenly over 1, .., D - 1. With context features c of each example, which all
+/// units may see, they start at 0, so that the first dimension's numbers depend on c too.
+///
+/// **Shapes.** (B, D) to (B, k D): the first number of all dimensions, then the second, as
+/// [`Transform`](crate::transforms::Transform) takes them. Parameters as those of [`Mlp`], and the tensor of indices `order`.
+pub struct Made {
+    net: Mlp,
+    order: Vec<usize>,
+}
+
+/// The sizes of a [`Made`].
+#[derive(Clone, Copy, Debug)]
+pub struct MadeConfig<'a> {
+    /// Dimensions D.
+    pub dims: usize,
+    /// Context features E of each example; 0 for none.
+    pub features: usize,
+    /// The hidden widths.
+    pub hidden: &'a [usize],
+    /// k: the numbers for each dimension.
+    pub params_per_element: usize,
+    /// The order of the dimensions.
+    pub order: Order,
+}
+
+/// The order of the dimensions of an autoregressive layer: each depends on those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// 0, 1, .., D - 1.
+    Natural,
+    /// D - 1, .., 1, 0.
+    Reversed,
+    /// A random order, fixed by the parameters' seed.
+    Random,
+}
+
+impl Order {
+    fn indices(self, dims: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..dims).collect();
+        match self {
+            Self::Natural => {}
+            Self::Reversed => order.reverse(),
+            Self::Random => order.shuffle(rng),
+        }
+        order
+    }
+}
+
+impl Made {
+    /// A network of these sizes. A loaded one has the order it was saved with.
+    ///
+    /// # Errors
+    /// When there are no dimensions, or `vb` has no such tensors.
+    pub fn new(config: &MadeConfig, start: Start, vb: &ParamBuilder) -> Result<Self> {
+        let &MadeConfig { dims, features, hidden, params_per_element, order } = config;
+        if dims == 0 {
+            bail!("a masked network needs at least one dimension");
+        }
+        let init = |rng: &mut ChaCha8Rng| order.indices(dims, rng).into_iter().map(|i| i as f64).collect();
+        let (order, place) = vb.permutation(dims, "order", Init::With(&init))?;
+        let order = order.value().to_vec1::<u32>()?.into_iter().map(|i| i as usize).collect();
+
+        // Degrees of the inputs, of each hidden layer's units and of the outputs. A feature has degree 0.
+        let place: Vec<usize> = place.into_iter().map(|place| 1 + place as usize).collect();
+        let lowest = usize::from(features == 0 && dims > 1);
+        let spread = |width: usize| (0..width).map(|i| lowest + i * (dims - lowest) / width).collect();
+        let mut degrees = vec![[place.clone(), vec![0; features]].concat()];
+        degrees.extend(hidden.iter().map(|&width| spread(width)));
+        degrees.push(place.repeat(params_per_element));
+
+        let mask = |i: usize| {
+            let (from, to, strict) = (&degrees[i], &degrees[i + 1], i == hidden.len());
+            let counts = |m: usize, d: usize| if strict { d < m } else { d <= m };
+            let mask = to.iter().flat_map(|&m| from.iter().map(move |&d| u8::from(counts(m, d))));
+            let mask = Tensor::from_vec(mask.collect::<Vec<u8>>(), (to.len(), from.len()), vb.device())?;
+            Ok(Some(mask.to_dtype(vb.dtype())?))
+        };
+        let widths: Vec<usize> = degrees.iter().map(Vec::len).collect();
+        Ok(Self { net: Mlp::masked(&widths, features, mask, start, vb)?, order })
+    }
+
+    /// The dimensions in the order in which they depend on each other.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+}
+
+impl Net for Made {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        self.net.forward(x, ctx)
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
+        self.net.forward_saved(x, ctx)
+    }
+
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        self.net.backward(saved, gy, grads)
+    }
+}
