@@ -55,6 +55,9 @@ class Model(nn.Module):
     def __init__(self, config, tensors, dtype=torch.float32):
         super().__init__()
         self.config, self.used = config, set()
+        prior = config.get("prior", "gaussian")
+        self.base = {"kind": prior} if isinstance(prior, str) else prior
+        self.classes = config.get("classes", self.base.get("classes"))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -63,30 +66,51 @@ class Model(nn.Module):
                     module.add_module(part, nn.Module())
                 module = module._modules[part]
             t = t.to(dtype) if t.is_floating_point() else t.long()
-            named = last in BUFFERS and path != ["latent"]  # a learned latent's mean is trained
+            named = last in BUFFERS and path[:1] not in (["latent"], ["prior"])  # their means are trained
             frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
         zeros = torch.zeros(1, *config["shape"], dtype=dtype)
         with torch.no_grad():
-            self.decode(self.encode(zeros + 0.5, self._labels(zeros)), self._labels(zeros))
+            z = self.encode(zeros + 0.5, self._labels(zeros))
+            self._log_prior(z, self._labels(zeros))
+            self.decode(z, self._labels(zeros))
         left = set(self.state_dict()) - self.used
         if left:
             raise ValueError(f"{len(left)} tensors belong to no layer of this config, as {min(left)}")
         self.dims = d
 
     def _labels(self, x):
-        return None if self.config.get("classes") is None else torch.zeros(len(x), dtype=torch.long)
+        return None if self.classes is None else torch.zeros(len(x), dtype=torch.long)
 
     # What can be asked -------------------------------------------------------------------------------------------------
 
     def log_prob(self, x, y=None):
         z, log_det = self._forward(x, y)
-        if self.config.get("prior") == "logistic":
-            prior = -(F.softplus(z) + F.softplus(-z)).sum(1)
-        else:
-            prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
-        return prior + log_det
+        return self._log_prior(z, y) + log_det
+
+    def _log_prior(self, z, y):
+        kind = self.base["kind"]
+        normal = lambda e: -0.5 * (e.square() + math.log(2 * math.pi)).sum(-1)
+        if kind == "logistic":
+            return -(F.softplus(z) + F.softplus(-z)).sum(1)
+        if kind == "student_t":
+            return torch.distributions.StudentT(self._df(z)).log_prob(z).sum(1)
+        if kind == "mixture":
+            mean, logs = self.get("prior.mean"), self.get("prior.logs")
+            each = normal((z[:, None] - mean) * (-logs).exp()) - logs.sum(1)
+            return (each + self.get("prior.weights").log_softmax(0)).logsumexp(1)
+        if kind == "diagonal_gaussian":
+            e, log_det = self._latent("prior")[0](z, y)
+            return normal(e) + log_det
+        if kind != "gaussian":
+            raise ValueError(f"the prior of this model, {kind!r}, is unknown to this script: fetch a newer one")
+        return normal(z)
+
+    def _df(self, z):
+        if self.base.get("learned", False):
+            return self.get("prior.log_df").exp()
+        return torch.tensor(float(self.base.get("df", 5)), dtype=z.dtype, device=z.device)
 
     def bits_per_dim(self, x, y=None):
         return self.log_prob(x, y) / (-math.log(2) * x[0].numel())
@@ -101,10 +125,20 @@ class Model(nn.Module):
     def sample(self, n, temperature=1.0, y=None):
         like = next(self.parameters())
         z = torch.randn(n, self.dims, dtype=like.dtype, device=like.device)
-        if self.config.get("prior") == "logistic":
+        kind = self.base["kind"]
+        if kind == "logistic":
             u = torch.rand_like(z).clamp(1e-6, 1 - 1e-6)
             z = u.log() - (-u).log1p()
-        return self.decode(temperature * z, y)
+        z = temperature * z
+        if kind == "student_t":
+            df = self._df(z).expand_as(z)
+            z = z * (torch.distributions.Chi2(df).sample() / df).rsqrt()
+        if kind == "mixture":
+            k = torch.multinomial(self.get("prior.weights").softmax(0), n, replacement=True)
+            z = z * self.get("prior.logs")[k].exp() + self.get("prior.mean")[k]
+        if kind == "diagonal_gaussian":
+            z = self._latent("prior")[1](z, y)
+        return self.decode(z, y)
 
     def forward(self, x, y=None):
         return self.log_prob(x, y)
@@ -359,15 +393,16 @@ class Model(nn.Module):
 
         return gaussian(mean_logs)
 
-    def _latent(self):
+    def _latent(self, path="latent"):
         def mean_logs(y):
-            row = y if self._is_conditional(y) else slice(None)
-            return self.get("latent.mean")[row], self.get("latent.logs")[row]
+            mean, logs = self.get(f"{path}.mean"), self.get(f"{path}.logs")
+            row = y if len(mean) > 1 and self._is_conditional(y) else slice(None)
+            return mean[row], logs[row]
 
         return gaussian(mean_logs)
 
     def _is_conditional(self, y):
-        conditional = self.config.get("classes") is not None
+        conditional = self.classes is not None
         if conditional and y is None:
             raise ValueError("this model is class-conditional: give the class labels y")
         return conditional

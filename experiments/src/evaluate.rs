@@ -217,7 +217,8 @@ mod tests {
     fn vectors_have_nats() -> Result<()> {
         let config =
             NiceConfig { shape: vec![2], preprocess: Preprocess::None {}, ..NiceConfig::mnist_paper() };
-        let config = NiceConfig { hidden: vec![vec![4]; 2], prior: flows::Prior::Gaussian, ..config };
+        let config =
+            NiceConfig { hidden: vec![vec![4]; 2], prior: flows::models::PriorConfig::Gaussian {}, ..config };
         let model = Model::new(ModelConfig::Nice(config), 1, DType::F32, &Device::Cpu)?;
         let split = Split::new(vec![2], Values::Reals(vec![0.1, 0.2, -1., 1.]), None, None)?;
         let e = evaluate(&model, &split, &OPTIONS)?;

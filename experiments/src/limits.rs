@@ -85,6 +85,7 @@ impl Estimate {
             ModelConfig::RealNvp(c) => all.realnvp(c, per_element),
             ModelConfig::Glow(c) => all.glow(c, dims, per_element),
         }
+        all.parameters += config.prior().parameters(dims);
         if matches!(config.preprocess(), Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
         }

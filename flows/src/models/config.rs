@@ -4,6 +4,7 @@ use super::built::Built;
 use super::glow::GlowConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use super::realnvp::RealNvpConfig;
 use crate::params::ParamBuilder;
 use crate::transforms::Affine;
@@ -92,6 +93,10 @@ impl ModelConfig {
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
+        let of_prior = self.prior().parameters(dims.unwrap_or_default() as f64);
+        if of_prior > (most * Self::LARGEST_SIZE) as f64 {
+            bail!("`prior` would have {of_prior:.1e} parameters, which no model has: lower its settings");
+        }
         self.check_numbers()
     }
 
@@ -136,6 +141,11 @@ impl ModelConfig {
         each!(self, c => c.preprocess)
     }
 
+    /// The prior.
+    pub fn prior(&self) -> &PriorConfig {
+        each!(self, c => &c.prior)
+    }
+
     /// Numbers that the network of a coupling gives for each element that is changed, as
     /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
     pub fn params_per_element(&self) -> usize {
@@ -148,9 +158,10 @@ impl ModelConfig {
 
     /// Classes, if the model is class-conditional.
     pub fn classes(&self) -> Option<usize> {
+        let of_prior = self.prior().classes();
         match self {
-            ModelConfig::Glow(c) => c.classes,
-            _ => None,
+            ModelConfig::Glow(c) => c.classes.or(of_prior),
+            _ => of_prior,
         }
     }
 }

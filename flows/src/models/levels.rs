@@ -2,10 +2,10 @@
 
 use super::built::Built;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use crate::bijections::{Multiscale, Squeeze};
 use crate::core::{Bijection, Chain};
 use crate::params::ParamBuilder;
-use crate::prior::Prior;
 use candle_core::{Result, bail};
 
 /// The levels so far, and the shape that the next layer is given.
@@ -49,13 +49,20 @@ impl Levels {
         self.shape[0] /= 2;
     }
 
-    /// The model of these levels after the preprocessing of images, with a Gaussian prior.
-    pub(super) fn build(self, preprocess: Preprocess, bits: u8, vb: &ParamBuilder) -> Result<Built> {
+    /// The model of these levels after the preprocessing of images.
+    pub(super) fn build(
+        self,
+        preprocess: Preprocess,
+        bits: u8,
+        prior: &PriorConfig,
+        vb: &ParamBuilder,
+    ) -> Result<Built> {
         let multiscale = Multiscale::new(self.levels, &self.shapes)?;
         let latent = multiscale.shapes().to_vec();
         let mut chain = Chain::new();
         preprocess.push(&mut chain, &self.image, bits, false, vb)?;
         chain.push("", multiscale);
-        Ok(Built { chain, prior: Prior::Gaussian, latent })
+        let prior = prior.build(self.image.iter().product(), &vb.pp("prior"))?;
+        Ok(Built { chain, prior, latent })
     }
 }

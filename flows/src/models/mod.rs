@@ -11,8 +11,10 @@ pub mod file;
 pub mod glow;
 mod levels;
 mod model;
+mod named;
 pub mod nice;
 mod preprocess;
+mod prior;
 pub mod realnvp;
 mod transform;
 
@@ -21,5 +23,6 @@ pub use glow::GlowConfig;
 pub use model::{Model, load};
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;
+pub use prior::PriorConfig;
 pub use realnvp::RealNvpConfig;
 pub use transform::CouplingTransform;

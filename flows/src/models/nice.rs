@@ -2,12 +2,12 @@
 
 use super::built::Built;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 pub use super::transform::CouplingTransform;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
 use crate::nets::{Mlp, Start};
 use crate::params::{Init, ParamBuilder};
-use crate::prior::Prior;
 use crate::transforms::{Additive, Affine, Partition, Scale, Transform};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,8 @@ pub struct NiceConfig {
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,
     /// The prior.
-    pub prior: Prior,
+    #[serde(with = "super::named")]
+    pub prior: PriorConfig,
 }
 
 impl NiceConfig {
@@ -55,7 +56,7 @@ impl NiceConfig {
             hidden: vec![vec![1000; 5]; 4],
             law: CouplingTransform::Additive,
             init: 0.01,
-            prior: Prior::Logistic,
+            prior: PriorConfig::Logistic {},
         }
     }
 
@@ -80,7 +81,7 @@ impl NiceConfig {
             preprocess: Preprocess::Symmetric {},
             order: Order::Reverse,
             hidden: [1, 1, 3, 3, 2, 2, 1, 1].map(|n| vec![2400; n]).to_vec(),
-            prior: Prior::Gaussian,
+            prior: PriorConfig::Gaussian {},
             ..Self::cifar_paper()
         }
     }
@@ -115,6 +116,6 @@ impl NiceConfig {
             }
         }
         chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);
-        Ok(Built { chain, prior: self.prior, latent: vec![[d, 1, 1]] })
+        Ok(Built { chain, prior: self.prior.build(d, &vb.pp("prior"))?, latent: vec![[d, 1, 1]] })
     }
 }

@@ -8,6 +8,7 @@
 use super::built::Built;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Permute};
 use crate::core::Chain;
 use crate::nets::{ResNet, ResNetConfig};
@@ -67,6 +68,9 @@ pub struct RealNvpConfig {
     /// go on, as in figure 3, instead of the first half of the channels: chrischute/real-nvp has it so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub diagonal: bool,
+    /// The prior of the whole latent.
+    #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
+    pub prior: PriorConfig,
 }
 
 fn yes() -> bool {
@@ -98,6 +102,7 @@ impl RealNvpConfig {
             norm_input: false,
             channel_gains: false,
             diagonal: false,
+            prior: PriorConfig::Gaussian {},
         }
     }
 
@@ -203,6 +208,6 @@ impl RealNvpConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.bits, vb)
+        levels.build(self.preprocess, self.bits, &self.prior, vb)
     }
 }

@@ -104,3 +104,4 @@ mod latents;
 mod laws;
 mod lifecycle;
 mod memory;
+mod priors;
