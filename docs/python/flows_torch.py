@@ -205,7 +205,7 @@ class Model(nn.Module):
         c = self.config
         n, kind = 2.0 ** c["bits"], c["preprocess"]["kind"]
         scale = {"none": None, "standardize": None, "unit": (1 / n, 0), "logit": (1 / n, 0), "centered": (1 / n, -0.5)}.get(kind, (2 / n, -1))
-        steps = [] if scale is None else [affine(torch.tensor(scale[0]), scale[1])]
+        steps = self._dequantize() + ([] if scale is None else [affine(torch.tensor(scale[0]), scale[1])])
         if kind == "logit":
             a = c["preprocess"]["alpha"]
             slope = 1 - a if c["preprocess"]["scale"] == "paper" else 1 - 2 * a
@@ -224,6 +224,43 @@ class Model(nn.Module):
             w, inverse, mean, ld = (self.get(f"whiten.{k}") for k in ("weight", "inverse", "mean", "log_det"))
             steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))
         return steps
+
+    def _dequantize(self):
+        noise = self.config.get("dequantize", "uniform")
+        noise = {"kind": noise} if isinstance(noise, str) else noise
+        if noise["kind"] == "uniform":
+            return []
+        if noise["kind"] != "variational":
+            raise ValueError(f"the noise of this model, {noise['kind']!r}, is unknown to this script: fetch a newer one")
+        edge, steps = 2.0**-16, []
+        sees = lambda n: F.pixel_unshuffle(n, 2) * (4 / 2.0 ** self.config["bits"]) - 2
+        inner = math.log(1 - 2 * edge)
+        log_slope = lambda h: F.logsigmoid(h) + F.logsigmoid(-h)
+        for i in range(noise.get("couplings", 4)):
+            path = f"dequantize.coupling{i}"
+            steps.append((self._conv_net(f"{path}.net"), self._tanh(f"{path}.gain"), i % 2 == 1))
+        with_pixels = lambda pixels: [coupling(lambda x, net=net: net(torch.cat([x, pixels], 1)), scale, swap=swap) for net, scale, swap in steps]
+
+        def forward(x, y):
+            n = x.floor()
+            h = torch.logit(edge + (1 - 2 * edge) * (x - n))
+            log_det = (inner - log_slope(h)).flatten(1).sum(1)
+            h = F.pixel_unshuffle(h, 2)
+            for step, _ in with_pixels(sees(n)):
+                h, ld = step(h, y)
+                log_det = log_det + ld
+            h = F.pixel_shuffle(h, 2)
+            return n + edge + (1 - 2 * edge) * torch.sigmoid(h), log_det + (inner + log_slope(h)).flatten(1).sum(1)
+
+        def back(z, y):
+            n = z.floor()
+            h = F.pixel_unshuffle(torch.logit(((z - n - edge) / (1 - 2 * edge)).clamp(edge / 256, 1 - edge / 256)), 2)
+            for _, step in reversed(with_pixels(sees(n))):
+                h = step(h, y)
+            v = (torch.sigmoid(F.pixel_shuffle(h, 2)) - edge) / (1 - 2 * edge)
+            return n + v.clamp(0, 1 - edge)
+
+        return [(forward, back)]
 
     def _affine_law(self):
         law = self.config["law"]
@@ -362,7 +399,7 @@ class Model(nn.Module):
 
     def _conv(self, path, x):
         w = self.get(f"{path}.weight")
-        if not self.config["edge_bias"]:
+        if not self.config.get("edge_bias", False) or path.startswith("dequantize."):
             return F.conv2d(x, w, padding=1)
         edge = self.get(f"{path}.edge").reshape(-1, 1, 3, 3)
         border = F.pad(torch.zeros_like(x[:, :1]), (1, 1, 1, 1), value=1.0)

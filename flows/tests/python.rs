@@ -5,7 +5,7 @@
 
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor};
-use flows::models::{NiceConfig, PriorConfig, RealNvpConfig};
+use flows::models::{Dequantize, GlowConfig, NiceConfig, PriorConfig, RealNvpConfig};
 use flows::{Model, ModelConfig, SaveOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,18 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
         priors.push(dir.path().join(name));
         model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
     }
+    let noise = GlowConfig {
+        shape: [2, 8, 8],
+        levels: 2,
+        depth: 1,
+        width: 4,
+        dequantize: Dequantize::Variational { couplings: 2, width: 6 },
+        ..GlowConfig::cifar_code()
+    };
+    let model = Model::new(ModelConfig::Glow(noise), 1, DType::F32, &Device::Cpu)?;
+    model.params().perturb(2, 0.1)?;
+    priors.push(dir.path().join("noise"));
+    model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
     for folder in folders().into_iter().chain(priors) {
         let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;
         let file = dir.path().join("values.safetensors");

@@ -1,6 +1,7 @@
 //! The config of any model.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::glow::GlowConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
@@ -94,8 +95,13 @@ impl ModelConfig {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
         let of_prior = self.prior().parameters(dims.unwrap_or_default() as f64);
-        if of_prior > (most * Self::LARGEST_SIZE) as f64 {
-            bail!("`prior` would have {of_prior:.1e} parameters, which no model has: lower its settings");
+        let of_noise = self.dequantize().parameters(shape.first().map_or(0., |&c| c as f64));
+        for (key, parameters) in [("prior", of_prior), ("dequantize", of_noise)] {
+            if parameters > (most * Self::LARGEST_SIZE) as f64 {
+                bail!(
+                    "`{key}` would have {parameters:.1e} parameters, which no model has: lower its settings"
+                );
+            }
         }
         self.check_numbers()
     }
@@ -139,6 +145,11 @@ impl ModelConfig {
     /// The first layers.
     pub fn preprocess(&self) -> Preprocess {
         each!(self, c => c.preprocess)
+    }
+
+    /// The noise that is added to pixels.
+    pub fn dequantize(&self) -> &Dequantize {
+        each!(self, c => &c.dequantize)
     }
 
     /// The prior.

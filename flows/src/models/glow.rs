@@ -5,6 +5,7 @@
 //! renaming of output channels.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
@@ -69,6 +70,9 @@ pub struct GlowConfig {
     /// The prior of the whole latent; learned top and split priors are layers before it.
     #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
     pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 impl GlowConfig {
@@ -89,6 +93,7 @@ impl GlowConfig {
             learn_latent: false,
             classes: None,
             prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -159,7 +164,11 @@ impl GlowConfig {
             }
             levels.push(chain);
         }
-        let mut built = levels.build(self.preprocess, self.bits, &self.prior, vb)?;
+        let mut chain = Chain::new();
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
+        let mut built = levels.build(chain, prior)?;
         if self.learn_latent {
             let dims = self.shape.iter().product();
             built.chain.push("latent", DiagonalPrior::new(dims, self.classes, &vb.pp("latent"))?);

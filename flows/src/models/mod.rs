@@ -7,6 +7,7 @@
 
 mod built;
 mod config;
+mod dequantize;
 pub mod file;
 pub mod glow;
 mod levels;
@@ -19,6 +20,7 @@ pub mod realnvp;
 mod transform;
 
 pub use config::ModelConfig;
+pub use dequantize::Dequantize;
 pub use glow::GlowConfig;
 pub use model::{Model, load};
 pub use nice::NiceConfig;

@@ -1,6 +1,7 @@
 //! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
 pub use super::transform::CouplingTransform;
@@ -43,6 +44,9 @@ pub struct NiceConfig {
     /// The prior.
     #[serde(with = "super::named")]
     pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 impl NiceConfig {
@@ -57,6 +61,7 @@ impl NiceConfig {
             law: CouplingTransform::Additive,
             init: 0.01,
             prior: PriorConfig::Logistic {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -93,6 +98,7 @@ impl NiceConfig {
         }
         let mut chain = Chain::new();
         let flatten = self.shape.len() > 1;
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
         self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
         if self.order == Order::EvenOdd {
             chain.push("even_odd", Permute::even_odd(d, &vb.pp("even_odd"))?);

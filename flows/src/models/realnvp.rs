@@ -6,6 +6,7 @@
 //! configuration: its depth and width are section 4.1's.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
@@ -71,6 +72,9 @@ pub struct RealNvpConfig {
     /// The prior of the whole latent.
     #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
     pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 fn yes() -> bool {
@@ -103,6 +107,7 @@ impl RealNvpConfig {
             channel_gains: false,
             diagonal: false,
             prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -208,6 +213,10 @@ impl RealNvpConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.bits, &self.prior, vb)
+        let mut chain = Chain::new();
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
+        levels.build(chain, prior)
     }
 }

@@ -3,11 +3,13 @@
 mod act_norm;
 mod batch_norm;
 mod conv;
+mod features;
 mod mlp;
 mod resnet;
 
 pub(crate) use act_norm::NetActNorm;
 pub(crate) use batch_norm::{RunningMoments, mix};
 pub use conv::ConvNet;
+pub use features::WithFeatures;
 pub use mlp::{Mlp, Start};
 pub use resnet::{ResNet, ResNetConfig};

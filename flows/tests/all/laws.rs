@@ -4,7 +4,7 @@
 use crate::device;
 use candle_core::{DType, Result, Tensor};
 use flows::bijections::*;
-use flows::models::{GlowConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig, glow, nice};
+use flows::models::{Dequantize, GlowConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig, glow, nice};
 use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
@@ -28,6 +28,13 @@ fn unit(shape: &[usize]) -> Tensor {
     let t = gaussian(shape);
     // tanh(x)/2.2 + .5
     ((t.tanh().unwrap() / 2.2).unwrap() + 0.5).unwrap()
+}
+
+/// Small pixel values with noise that no step of a difference takes to another value.
+fn noisy(shape: &[usize]) -> Tensor {
+    let n = (unit(shape) * 3.).and_then(|t| t.floor()).unwrap();
+    let noise = normal(shape, 2, &device()).and_then(|t| (t.tanh()? / 4.)? + 0.5).unwrap();
+    (n + noise).unwrap()
 }
 
 pub(crate) type Build = Box<dyn Fn(&ParamBuilder) -> Result<Box<dyn Bijection>>>;
@@ -124,6 +131,16 @@ pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
         ("rescale", layer(|_| Rescale::new(-0.3, 2.)), gaussian(&image)),
         ("logit, paper", layer(|_| Logit::new(0.05, LogitScale::Paper)), unit(&image)),
         ("logit, code", layer(|_| Logit::new(0.05, LogitScale::Code)), unit(&image)),
+        (
+            "variational dequantization",
+            layer(|vb| VariationalDequantization::new(1, 8, 3, 5, vb)),
+            noisy(&[2, 1, 4, 6]),
+        ),
+        (
+            "variational dequantization, one bit",
+            layer(|vb| VariationalDequantization::new(3, 1, 2, 4, vb)),
+            noisy(&[2, 3, 2, 4]),
+        ),
         (
             "whitening",
             layer(|vb| {
@@ -274,7 +291,12 @@ fn small_nice() -> NiceConfig {
         law: nice::CouplingTransform::Additive,
         init: 0.2,
         prior: PriorConfig::Logistic {},
+        dequantize: Dequantize::Uniform {},
     }
+}
+
+fn learned_noise() -> Dequantize {
+    Dequantize::Variational { couplings: 2, width: 5 }
 }
 
 fn small_realnvp() -> RealNvpConfig {
@@ -369,6 +391,14 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
             }),
         ),
         (
+            "Glow, learned noise",
+            ModelConfig::Glow(GlowConfig { bits: 2, dequantize: learned_noise(), ..small_glow() }),
+        ),
+        (
+            "NICE, learned noise",
+            ModelConfig::Nice(NiceConfig { bits: 2, dequantize: learned_noise(), ..small_nice() }),
+        ),
+        (
             "Glow, all learned priors",
             ModelConfig::Glow(GlowConfig { shape: [1, 8, 4], learn_latent: true, ..small_glow() }),
         ),
@@ -390,6 +420,7 @@ pub(crate) fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
     shape.extend(config.shape());
     match config.preprocess() {
         Preprocess::None {} | Preprocess::Standardize {} => Ok(gaussian(&shape)),
+        _ if *config.dequantize() != Dequantize::default() => Ok(noisy(&shape)),
         _ => unit(&shape) * 256.,
     }
 }

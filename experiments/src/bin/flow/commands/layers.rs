@@ -26,7 +26,7 @@ pub struct LayersArgs {
 }
 
 /// The layers of preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
-const PREPROCESSING: [&str; 4] = ["rescale", "logit", "flatten", "whiten"];
+const PREPROCESSING: [&str; 5] = ["dequantize", "rescale", "logit", "flatten", "whiten"];
 
 /// Which steps are drawn: at most so many of `all`, evenly spread, the last among them.
 fn spread(all: &[usize], most: usize) -> Vec<usize> {
