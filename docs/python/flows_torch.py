@@ -55,6 +55,9 @@ class Model(nn.Module):
     def __init__(self, config, tensors, dtype=torch.float32):
         super().__init__()
         self.config, self.used = config, set()
+        prior = config.get("prior", "gaussian")
+        self.base = {"kind": prior} if isinstance(prior, str) else prior
+        self.classes = config.get("classes", self.base.get("classes"))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -63,30 +66,51 @@ class Model(nn.Module):
                     module.add_module(part, nn.Module())
                 module = module._modules[part]
             t = t.to(dtype) if t.is_floating_point() else t.long()
-            named = last in BUFFERS and path != ["latent"]  # a learned latent's mean is trained
+            named = last in BUFFERS and path[:1] not in (["latent"], ["prior"])  # their means are trained
             frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
         zeros = torch.zeros(1, *config["shape"], dtype=dtype)
         with torch.no_grad():
-            self.decode(self.encode(zeros + 0.5, self._labels(zeros)), self._labels(zeros))
+            z = self.encode(zeros + 0.5, self._labels(zeros))
+            self._log_prior(z, self._labels(zeros))
+            self.decode(z, self._labels(zeros))
         left = set(self.state_dict()) - self.used
         if left:
             raise ValueError(f"{len(left)} tensors belong to no layer of this config, as {min(left)}")
         self.dims = d
 
     def _labels(self, x):
-        return None if self.config.get("classes") is None else torch.zeros(len(x), dtype=torch.long)
+        return None if self.classes is None else torch.zeros(len(x), dtype=torch.long)
 
     # What can be asked -------------------------------------------------------------------------------------------------
 
     def log_prob(self, x, y=None):
         z, log_det = self._forward(x, y)
-        if self.config.get("prior") == "logistic":
-            prior = -(F.softplus(z) + F.softplus(-z)).sum(1)
-        else:
-            prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
-        return prior + log_det
+        return self._log_prior(z, y) + log_det
+
+    def _log_prior(self, z, y):
+        kind = self.base["kind"]
+        normal = lambda e: -0.5 * (e.square() + math.log(2 * math.pi)).sum(-1)
+        if kind == "logistic":
+            return -(F.softplus(z) + F.softplus(-z)).sum(1)
+        if kind == "student_t":
+            return torch.distributions.StudentT(self._df(z)).log_prob(z).sum(1)
+        if kind == "mixture":
+            mean, logs = self.get("prior.mean"), self.get("prior.logs")
+            each = normal((z[:, None] - mean) * (-logs).exp()) - logs.sum(1)
+            return (each + self.get("prior.weights").log_softmax(0)).logsumexp(1)
+        if kind == "diagonal_gaussian":
+            e, log_det = self._latent("prior")[0](z, y)
+            return normal(e) + log_det
+        if kind != "gaussian":
+            raise ValueError(f"the prior of this model, {kind!r}, is unknown to this script: fetch a newer one")
+        return normal(z)
+
+    def _df(self, z):
+        if self.base.get("learned", False):
+            return self.get("prior.log_df").exp()
+        return torch.tensor(float(self.base.get("df", 5)), dtype=z.dtype, device=z.device)
 
     def bits_per_dim(self, x, y=None):
         return self.log_prob(x, y) / (-math.log(2) * x[0].numel())
@@ -101,10 +125,20 @@ class Model(nn.Module):
     def sample(self, n, temperature=1.0, y=None):
         like = next(self.parameters())
         z = torch.randn(n, self.dims, dtype=like.dtype, device=like.device)
-        if self.config.get("prior") == "logistic":
+        kind = self.base["kind"]
+        if kind == "logistic":
             u = torch.rand_like(z).clamp(1e-6, 1 - 1e-6)
             z = u.log() - (-u).log1p()
-        return self.decode(temperature * z, y)
+        z = temperature * z
+        if kind == "student_t":
+            df = self._df(z).expand_as(z)
+            z = z * (torch.distributions.Chi2(df).sample() / df).rsqrt()
+        if kind == "mixture":
+            k = torch.multinomial(self.get("prior.weights").softmax(0), n, replacement=True)
+            z = z * self.get("prior.logs")[k].exp() + self.get("prior.mean")[k]
+        if kind == "diagonal_gaussian":
+            z = self._latent("prior")[1](z, y)
+        return self.decode(z, y)
 
     def forward(self, x, y=None):
         return self.log_prob(x, y)
@@ -171,7 +205,7 @@ class Model(nn.Module):
         c = self.config
         n, kind = 2.0 ** c["bits"], c["preprocess"]["kind"]
         scale = {"none": None, "standardize": None, "unit": (1 / n, 0), "logit": (1 / n, 0), "centered": (1 / n, -0.5)}.get(kind, (2 / n, -1))
-        steps = [] if scale is None else [affine(torch.tensor(scale[0]), scale[1])]
+        steps = self._dequantize() + ([] if scale is None else [affine(torch.tensor(scale[0]), scale[1])])
         if kind == "logit":
             a = c["preprocess"]["alpha"]
             slope = 1 - a if c["preprocess"]["scale"] == "paper" else 1 - 2 * a
@@ -190,6 +224,43 @@ class Model(nn.Module):
             w, inverse, mean, ld = (self.get(f"whiten.{k}") for k in ("weight", "inverse", "mean", "log_det"))
             steps.append((lambda x, y: ((x - mean) @ w, ld.sum()), lambda z, y: z @ inverse + mean))
         return steps
+
+    def _dequantize(self):
+        noise = self.config.get("dequantize", "uniform")
+        noise = {"kind": noise} if isinstance(noise, str) else noise
+        if noise["kind"] == "uniform":
+            return []
+        if noise["kind"] != "variational":
+            raise ValueError(f"the noise of this model, {noise['kind']!r}, is unknown to this script: fetch a newer one")
+        edge, steps = 2.0**-16, []
+        sees = lambda n: F.pixel_unshuffle(n, 2) * (4 / 2.0 ** self.config["bits"]) - 2
+        inner = math.log(1 - 2 * edge)
+        log_slope = lambda h: F.logsigmoid(h) + F.logsigmoid(-h)
+        for i in range(noise.get("couplings", 4)):
+            path = f"dequantize.coupling{i}"
+            steps.append((self._conv_net(f"{path}.net"), self._tanh(f"{path}.gain"), i % 2 == 1))
+        with_pixels = lambda pixels: [coupling(lambda x, net=net: net(torch.cat([x, pixels], 1)), scale, swap=swap) for net, scale, swap in steps]
+
+        def forward(x, y):
+            n = x.floor()
+            h = torch.logit(edge + (1 - 2 * edge) * (x - n))
+            log_det = (inner - log_slope(h)).flatten(1).sum(1)
+            h = F.pixel_unshuffle(h, 2)
+            for step, _ in with_pixels(sees(n)):
+                h, ld = step(h, y)
+                log_det = log_det + ld
+            h = F.pixel_shuffle(h, 2)
+            return n + edge + (1 - 2 * edge) * torch.sigmoid(h), log_det + (inner + log_slope(h)).flatten(1).sum(1)
+
+        def back(z, y):
+            n = z.floor()
+            h = F.pixel_unshuffle(torch.logit(((z - n - edge) / (1 - 2 * edge)).clamp(edge / 256, 1 - edge / 256)), 2)
+            for _, step in reversed(with_pixels(sees(n))):
+                h = step(h, y)
+            v = (torch.sigmoid(F.pixel_shuffle(h, 2)) - edge) / (1 - 2 * edge)
+            return n + v.clamp(0, 1 - edge)
+
+        return [(forward, back)]
 
     def _nice(self):
         c, steps = self.config, self._preprocess()
@@ -347,7 +418,7 @@ class Model(nn.Module):
 
     def _conv(self, path, x):
         w = self.get(f"{path}.weight")
-        if not self.config["edge_bias"]:
+        if not self.config.get("edge_bias", False) or path.startswith("dequantize."):
             return F.conv2d(x, w, padding=1)
         edge = self.get(f"{path}.edge").reshape(-1, 1, 3, 3)
         border = F.pad(torch.zeros_like(x[:, :1]), (1, 1, 1, 1), value=1.0)
@@ -378,15 +449,16 @@ class Model(nn.Module):
 
         return gaussian(mean_logs)
 
-    def _latent(self):
+    def _latent(self, path="latent"):
         def mean_logs(y):
-            row = y if self._is_conditional(y) else slice(None)
-            return self.get("latent.mean")[row], self.get("latent.logs")[row]
+            mean, logs = self.get(f"{path}.mean"), self.get(f"{path}.logs")
+            row = y if len(mean) > 1 and self._is_conditional(y) else slice(None)
+            return mean[row], logs[row]
 
         return gaussian(mean_logs)
 
     def _is_conditional(self, y):
-        conditional = self.config.get("classes") is not None
+        conditional = self.classes is not None
         if conditional and y is None:
             raise ValueError("this model is class-conditional: give the class labels y")
         return conditional

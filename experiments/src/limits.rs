@@ -86,6 +86,8 @@ impl Estimate {
             ModelConfig::Glow(c) => all.glow(c, dims, per_element),
             ModelConfig::Maf(c) => all.maf(c, dims, per_element),
         }
+        all.parameters += config.prior().parameters(dims);
+        all.parameters += config.dequantize().parameters(config.shape().first().map_or(0., |&c| c as f64));
         if matches!(config.preprocess(), Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
         }

@@ -9,9 +9,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module, linear};
 use flows::bijections::Coupling;
 use flows::optim::{Optimizer, Rule};
+use flows::priors::Gaussian;
 use flows::testing::{Deviation, check, normal};
 use flows::transforms::{Partition, Transform};
-use flows::{Chain, Ctx, Flow, Gradients, Memory, Net, ParamStore, Prior};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, Net, ParamStore};
 
 /// y = sinh(asinh(x) e^s + t), a map of the real line with heavier or lighter tails:
 ///
@@ -76,7 +77,7 @@ fn main() -> Result<()> {
     );
 
     // Gaussian numbers, cubed: their tails are heavier than those of the prior.
-    let flow = Flow::new(chain, Prior::Gaussian, &[4]);
+    let flow = Flow::new(chain, Gaussian, &[4]);
     let mut optimizer = Optimizer::new(Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 }, &params)?;
     let nats = |x: &Tensor| flow.log_prob(x, None)?.mean_all()?.neg()?.to_scalar::<f64>();
     let test = normal(&[4000, 4], 0, &Device::Cpu)?.powf(3.)?;

@@ -7,9 +7,11 @@ use flows::bijections::{ActNorm, Coupling};
 use flows::nets::{Mlp, Start};
 use flows::optim::{Optimizer, Rule};
 use flows::params::{Init, rng_for};
+use flows::priors::Gaussian;
 use flows::transforms::{Affine, Partition, Scale, Transform};
-use flows::{Chain, Ctx, Flow, Gradients, Memory, ParamStore, Prior, SaveOptions};
+use flows::{Chain, Ctx, Flow, Gradients, Memory, ParamStore, SaveOptions};
 use rand::Rng;
+use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
 /// `n` points of two interleaved half circles with noise of .1.
@@ -19,8 +21,7 @@ fn moons(n: usize, seed: u64) -> Result<Tensor> {
     for i in 0..n {
         let a = rng.random_range(0.0..std::f64::consts::PI);
         let (x, y) = if i % 2 == 0 { (a.cos(), a.sin()) } else { (1. - a.cos(), 0.5 - a.sin()) };
-        let z = Prior::Gaussian.draw(2, &mut rng);
-        v.extend([x + 0.1 * z[0], y + 0.1 * z[1]]);
+        v.extend([x, y].map(|v| v + 0.1 * rng.sample::<f64, _>(StandardNormal)));
     }
     Tensor::from_vec(v, (n, 2), &Device::Cpu)?.to_dtype(DType::F32)
 }
@@ -44,7 +45,7 @@ fn build(config: &Config, params: &ParamStore) -> Result<Flow> {
         chain.push(format!("norm{i}"), ActNorm::new(2, 1., &vb.pp("norm"))?);
         chain.push(format!("coupling{i}"), Coupling::new(partition, net, transform));
     }
-    Ok(Flow::new(chain, Prior::Gaussian, &[2]))
+    Ok(Flow::new(chain, Gaussian, &[2]))
 }
 
 fn main() -> Result<()> {

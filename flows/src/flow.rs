@@ -1,7 +1,7 @@
 //! A flow: a bijection and a prior.
 
 use crate::core::{self, Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
-use crate::prior::Prior;
+use crate::priors::Prior;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rand::Rng;
 use std::collections::BTreeSet;
@@ -20,10 +20,10 @@ use std::collections::BTreeSet;
 /// p(x) = N((x - 1)/2) / 2.
 ///
 /// ```
-/// use flows::{Flow, Prior, bijections::Rescale};
+/// use flows::{Flow, bijections::Rescale, priors::Gaussian};
 /// use candle_core::{Device, Tensor};
 ///
-/// let flow = Flow::new(Rescale::new(0.5, -0.5)?, Prior::Gaussian, &[1]);
+/// let flow = Flow::new(Rescale::new(0.5, -0.5)?, Gaussian, &[1]);
 /// let x = Tensor::new(&[[1f64], [3.]], &Device::Cpu)?;
 /// let p = flow.log_prob(&x, None)?.to_vec1::<f64>()?;
 /// let normal = |z: f64| -0.5 * z * z - 0.5 * (2. * std::f64::consts::PI).ln();
@@ -33,7 +33,7 @@ use std::collections::BTreeSet;
 /// ```
 pub struct Flow {
     bijection: Box<dyn Bijection>,
-    prior: Prior,
+    prior: Box<dyn Prior>,
     shape: Vec<usize>,
 }
 
@@ -59,8 +59,13 @@ impl LogProbTerms {
 
 impl Flow {
     /// `shape` is that of one example: `[D]` or `[C, H, W]`.
-    pub fn new(bijection: impl Bijection + 'static, prior: Prior, shape: &[usize]) -> Self {
-        Self { bijection: Box::new(bijection), prior, shape: shape.to_vec() }
+    pub fn new(bijection: impl Bijection + 'static, prior: impl Prior + 'static, shape: &[usize]) -> Self {
+        Self::of(Box::new(bijection), Box::new(prior), shape)
+    }
+
+    /// As [`Flow::new`].
+    pub(crate) fn of(bijection: Box<dyn Bijection>, prior: Box<dyn Prior>, shape: &[usize]) -> Self {
+        Self { bijection, prior, shape: shape.to_vec() }
     }
 
     /// The shape of one example.
@@ -74,8 +79,8 @@ impl Flow {
     }
 
     /// The prior.
-    pub fn prior(&self) -> Prior {
-        self.prior
+    pub fn prior(&self) -> &dyn Prior {
+        self.prior.as_ref()
     }
 
     /// The bijection.
@@ -91,7 +96,7 @@ impl Flow {
         self.check(x)?;
         let (z, log_det) = core::forward(self.bijection(), x, ctx)?;
         let z = z.flatten_from(1)?;
-        Ok(LogProbTerms { prior: self.prior.log_prob(&z)?, log_det, z })
+        Ok(LogProbTerms { prior: self.prior.log_prob(&z, ctx)?, log_det, z })
     }
 
     /// Runs a training pass and its backward pass, and returns the loss outside any graph. `loss` makes a scalar of log p(x),
@@ -116,12 +121,15 @@ impl Flow {
         let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, memory)?;
         // The end of the pass, where prior and log-det meet, is on candle's graph.
         let (leaf_z, leaf_log_det) = (Var::from_tensor(&z.detach())?, Var::from_tensor(&log_det.detach())?);
-        let log_prob = (self.prior.log_prob(&leaf_z.flatten_from(1)?)? + leaf_log_det.as_tensor())?;
+        let log_prob =
+            (self.prior.log_prob(&leaf_z.flatten_from(1)?, ctx.with_grad(true))? + leaf_log_det.as_tensor())?;
         let value = loss(&log_prob)?;
         let mut store = value.backward()?;
         let mut of = |v: &Var| store.remove(v).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()));
         let (gz, grad_log_det) = (of(&leaf_z)?, of(&leaf_log_det)?);
         drop((leaf_z, leaf_log_det, log_prob));
+        grads.add_all(&store)?;
+        drop(store);
         self.bijection.backward(&z, saved, (&gz, &grad_log_det), ctx, grads)?;
         Ok(value.detach())
     }
@@ -140,7 +148,7 @@ impl Flow {
         self.check(x)?;
         let (ctx, mut none) = (Ctx::eval().with_context(context), Gradients::default());
         let (z, log_det, saved) = self.bijection.forward_saved(x, ctx, Memory::Store)?;
-        let (graph, [prior]) = Graph::of(&z, |z| Ok([self.prior.log_prob(&z.flatten_from(1)?)?]))?;
+        let (graph, [prior]) = Graph::of(&z, |z| Ok([self.prior.log_prob(&z.flatten_from(1)?, ctx)?]))?;
         let one = log_det.ones_like()?.detach();
         let gz = graph.backward(&[&one], &mut none)?.swap_remove(0);
         let (_, gx) = self.bijection.backward(&z, saved, (&gz, &one), ctx, &mut none)?;
@@ -203,7 +211,7 @@ impl Flow {
         x.reshape([&[b], self.shape()].concat())
     }
 
-    /// `n` samples at a temperature: z ~ prior, x = f^-1(temperature z).
+    /// `n` samples, x = f^-1(z) with z of the prior at a temperature, which multiplies the prior's scale (see [`Prior`]).
     ///
     /// # Errors
     /// When the temperature is negative or not finite, and those of [`Flow::decode`].
@@ -215,16 +223,26 @@ impl Flow {
         context: impl Into<Context<'a>>,
         to: (DType, &Device),
     ) -> Result<Tensor> {
+        let context = context.into();
+        self.decode(&self.draw(n, temperature, rng, context, to)?, context)
+    }
+
+    /// `n` latents of the prior at a temperature, (n, D).
+    ///
+    /// # Errors
+    /// When the temperature is negative or not finite, and those of the prior.
+    pub(crate) fn draw(
+        &self,
+        n: usize,
+        temperature: f64,
+        rng: &mut impl Rng,
+        context: Context,
+        to: (DType, &Device),
+    ) -> Result<Tensor> {
         if !(temperature >= 0. && temperature.is_finite()) {
             bail!("a temperature is a number from 0 on, got {temperature}");
         }
-        self.decode(&(self.draw(n, rng, to)? * temperature)?, context)
-    }
-
-    /// `n` latents of the prior, (n, D).
-    pub(crate) fn draw(&self, n: usize, rng: &mut impl Rng, to: (DType, &Device)) -> Result<Tensor> {
-        let z = self.prior.draw(n * self.dims(), rng);
-        Tensor::from_vec(z, (n, self.dims()), &Device::Cpu)?.to_dtype(to.0)?.to_device(to.1)
+        self.prior.sample((n, self.dims()), temperature, rng, Ctx::eval().with_context(context), to)
     }
 
     /// Data-dependent initialisation from one batch: actnorm, running statistics, whitening.
@@ -243,7 +261,7 @@ impl Flow {
         match inspect::find_non_finite(self.bijection(), x, ctx)? {
             Err(path) => Ok(Some(path)),
             Ok(z) => {
-                let p = self.prior.log_prob(&z.flatten_from(1)?)?;
+                let p = self.prior.log_prob(&z.flatten_from(1)?, ctx)?;
                 Ok((!crate::params::is_finite(&p)?).then(|| "prior".to_string()))
             }
         }

@@ -17,7 +17,7 @@
 //! let frames = model.decode(&latents::slerp(&z.get(0)?, &z.get(1)?, &[0., 0.25, 0.5, 0.75, 1.])?, None)?;
 //! assert_eq!(frames.dims(), [5, 3, 8, 8]);
 //! // The same images with other fine details.
-//! let fresh = latents::prior(&model, 4, 1)?;
+//! let fresh = latents::prior(&model, 4, 1., 1, None)?;
 //! let varied = model.decode(&latents::swap_levels(&model, &z, &fresh, &[0])?, None)?;
 //! assert_eq!(varied.dims(), images.dims());
 //! // Each layer's share of log p.
@@ -138,13 +138,20 @@ pub fn apply(z: &Tensor, direction: &Tensor, strengths: &[f64]) -> Result<Tensor
     z.unsqueeze(1)?.broadcast_add(&moves)?.reshape((b * strengths.len(), d))
 }
 
-/// `n` latents of the prior, (n, D), as [`Flow::sample`] draws them: z ~ p_Z, not yet scaled by a temperature.
+/// `n` latents of the prior at a temperature, (n, D), as [`Model::sample`] decodes them.
 ///
 /// # Errors
-/// When the device has no memory left.
-pub fn prior(model: &Model, n: usize, seed: u64) -> Result<Tensor> {
+/// As [`Model::sample`], but for those of decoding.
+pub fn prior<'a>(
+    model: &Model,
+    n: usize,
+    temperature: f64,
+    seed: u64,
+    context: impl Into<Context<'a>>,
+) -> Result<Tensor> {
     let params = model.params();
-    model.draw(n, &mut rng_for(seed, "sample"), (params.dtype(), params.device()))
+    let to = (params.dtype(), params.device());
+    model.draw(n, temperature, &mut rng_for(seed, "sample"), context.into(), to)
 }
 
 /// The inverse of [`Model::levels`]: each level's (B, C, H, W) put together to z (B, D).

@@ -4,6 +4,7 @@
 //!   does not grow with depth.
 //! - [`transforms`]: what couplings do to the elements that they change; [`nets`]: the networks inside couplings;
 //!   [`bijections`]: the layers.
+//! - [`priors`]: the distributions of the latent.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
 //! - [`models`]: the papers' models as configs.
 //! - [`storage`]: a flow of any kind saved to a folder and loaded from it.
@@ -16,7 +17,7 @@
 //! A file uses items of the layers before its own only, and within a layer there is no circle of files:
 //!
 //! ```text
-//! ops -> params -> storage, core -> transforms, nets -> bijections -> prior, flow -> models -> latents, hub, testing
+//! ops -> params -> storage, core -> transforms, nets -> bijections -> priors -> flow -> models -> latents, hub, testing
 //! ```
 //!
 //! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
@@ -37,7 +38,7 @@ pub mod models;
 pub mod nets;
 pub mod optim;
 pub mod params;
-mod prior;
+pub mod priors;
 pub mod storage;
 pub mod testing;
 pub mod transforms;
@@ -49,7 +50,7 @@ pub use flow::{Flow, LogProbTerms};
 pub use flows_ops as ops;
 pub use models::{Model, ModelConfig, load};
 pub use params::{ParamBuilder, ParamStore};
-pub use prior::Prior;
+pub use priors::Prior;
 pub use storage::SaveOptions;
 
 /// The documents' code is compiled and run with the library's own examples.

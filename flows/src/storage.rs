@@ -418,7 +418,7 @@ impl ParamStore {
     ///
     /// ```
     /// use candle_core::{Device, Result};
-    /// use flows::{Chain, Flow, ParamStore, Prior, SaveOptions, bijections::Diagonal};
+    /// use flows::{Chain, Flow, ParamStore, SaveOptions, bijections::Diagonal, priors::Gaussian};
     ///
     /// #[derive(serde::Serialize, serde::Deserialize)]
     /// struct Config { layers: usize }
@@ -428,7 +428,7 @@ impl ParamStore {
     ///     for i in 0..config.layers {
     ///         chain.push(format!("layer{i}"), Diagonal::new(2, &params.vb().pp(i))?);
     ///     }
-    ///     Ok(Flow::new(chain, Prior::Gaussian, &[2]))
+    ///     Ok(Flow::new(chain, Gaussian, &[2]))
     /// }
     ///
     /// # let dir = tempfile::tempdir()?;

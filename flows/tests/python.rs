@@ -5,7 +5,7 @@
 
 use anyhow::Context;
 use candle_core::{DType, Device, Result, Tensor};
-use flows::models::RealNvpConfig;
+use flows::models::{Dequantize, GlowConfig, NiceConfig, PriorConfig, RealNvpConfig};
 use flows::{Model, ModelConfig, SaveOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,33 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
     let model = Model::new(ModelConfig::RealNvp(config), 1, DType::F32, &Device::Cpu)?;
     model.params().perturb(2, 0.2)?;
     model.save(&imported, &SaveOptions { max_shard_size: 4000, dtype: Some(DType::BF16) })?;
-    for folder in folders().into_iter().chain([imported]) {
+    let mut priors = vec![imported];
+    for (name, prior) in [
+        ("t", PriorConfig::StudentT { df: 3., learned: false }),
+        ("learned-t", PriorConfig::StudentT { df: 3., learned: true }),
+        ("mixture", PriorConfig::Mixture { components: 3 }),
+        ("diagonal", PriorConfig::DiagonalGaussian { classes: Some(2) }),
+    ] {
+        let config =
+            NiceConfig { shape: vec![2, 4, 4], hidden: vec![vec![4]; 2], prior, ..NiceConfig::mnist_paper() };
+        let model = Model::new(ModelConfig::Nice(config), 1, DType::F32, &Device::Cpu)?;
+        model.params().perturb(2, 0.2)?;
+        priors.push(dir.path().join(name));
+        model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+    }
+    let noise = GlowConfig {
+        shape: [2, 8, 8],
+        levels: 2,
+        depth: 1,
+        width: 4,
+        dequantize: Dequantize::Variational { couplings: 2, width: 6 },
+        ..GlowConfig::cifar_code()
+    };
+    let model = Model::new(ModelConfig::Glow(noise), 1, DType::F32, &Device::Cpu)?;
+    model.params().perturb(2, 0.1)?;
+    priors.push(dir.path().join("noise"));
+    model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+    for folder in folders().into_iter().chain(priors) {
         let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;
         let file = dir.path().join("values.safetensors");
         candle_core::safetensors::save(&values(&model)?, &file)?;

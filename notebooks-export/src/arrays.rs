@@ -127,9 +127,11 @@ impl Source<'_> {
         Ok(all)
     }
 
-    /// Draws latents from the prior, (n, D). With `offset` 0 they are those of `flow sample` with this seed.
-    fn prior(&self, n: usize, offset: u64) -> Result<Tensor> {
-        Ok(latents::prior(self.model, n, self.seed.wrapping_add(offset))?)
+    /// Draws latents from the prior at a temperature, (n, D), of all classes in turn. With `offset` 0 they are those of `flow sample`
+    /// with this seed.
+    fn prior(&self, n: usize, temperature: f64, offset: u64) -> Result<Tensor> {
+        let seed = self.seed.wrapping_add(offset);
+        Ok(latents::prior(self.model, n, temperature, seed, self.labels(n)?.as_ref())?)
     }
 
     /// The class of each of `n` examples, all classes in turn; `None` for a model without classes.
@@ -221,8 +223,7 @@ impl Source<'_> {
     fn compared(&self, all: &mut Drawn) -> Result<()> {
         let made = self.first(all, "pytorch", COMPARED, |m| {
             let labels = self.labels(m)?;
-            let x =
-                self.decode(&(self.prior(m, 0)? * TEMPERATURE)?, labels.as_ref())?.to_dtype(DType::F32)?;
+            let x = self.decode(&self.prior(m, TEMPERATURE, 0)?, labels.as_ref())?.to_dtype(DType::F32)?;
             let log_prob = self.exact.log_prob(&x.to_dtype(DType::F64)?, labels.as_ref())?;
             Ok([x, log_prob].into_iter().chain(labels).collect())
         })?;
@@ -237,8 +238,8 @@ impl Source<'_> {
 
     fn temperatures(&self, all: &mut Drawn) -> Result<()> {
         let made = self.first(all, "samples", 6, |m| {
-            let (z, labels) = (self.prior(m, 0)?, self.labels(m)?);
-            let at = |t: &f64| self.decode_with_bits(&(&z * *t)?, labels.as_ref());
+            let labels = self.labels(m)?;
+            let at = |t: &f64| self.decode_with_bits(&self.prior(m, *t, 0)?, labels.as_ref());
             let (images, bits): (Vec<_>, Vec<_>) = TEMPERATURES.iter().map(at).collect::<Result<_>>()?;
             Ok(vec![Tensor::stack(&images, 1)?, Tensor::stack(&bits, 1)?])
         })?;
@@ -255,7 +256,7 @@ impl Source<'_> {
         // The same class at every point.
         let labels = self.labels(1)?.map(|l| l.broadcast_as(STEPS)?.contiguous()).transpose()?;
         let made = self.first(all, "interpolation", 1, |m| {
-            let ends = self.prior(2 * m, 0)?;
+            let ends = self.prior(2 * m, 1., 0)?;
             let (mut images, mut bits) = (vec![], vec![]);
             for pair in 0..m {
                 let (a, b) = (ends.get(2 * pair)?, ends.get(2 * pair + 1)?);
@@ -280,7 +281,7 @@ impl Source<'_> {
     /// darker half: it needs no labels.
     fn attribute(&self, all: &mut Drawn) -> Result<()> {
         let Many { x, z, .. } =
-            self.finite_of(all, "attribute", &(self.prior(self.samples, 0)? * TEMPERATURE)?)?;
+            self.finite_of(all, "attribute", &self.prior(self.samples, TEMPERATURE, 0)?)?;
         let brightness: Vec<f64> = x.flatten_from(1)?.mean(1)?.to_dtype(DType::F64)?.to_vec1()?;
         if brightness.len() < 2 {
             return Ok(());
@@ -292,7 +293,7 @@ impl Source<'_> {
         let direction = latents::attribute(&of(&order[half..])?, &of(&order[..half])?)?;
         let steps = STRENGTHS.len();
         let made = self.first(all, "attribute-moved", 5, |m| {
-            let held = (self.prior(m, HELD_OUT)? * TEMPERATURE)?;
+            let held = self.prior(m, TEMPERATURE, HELD_OUT)?;
             let each = |l: Tensor| l.unsqueeze(1)?.broadcast_as((m, steps))?.flatten_all();
             let labels = self.labels(m)?.map(each).transpose()?;
             let moved = self.decode(&latents::apply(&held, &direction, &STRENGTHS)?, labels.as_ref())?;
@@ -305,13 +306,13 @@ impl Source<'_> {
     }
 
     fn levels(&self, all: &mut Drawn) -> Result<()> {
-        let levels = self.model.levels(&self.prior(1, 0)?)?.len();
+        let levels = self.model.levels(&self.prior(1, 1., 0)?)?.len();
         if levels < 2 {
             return Ok(());
         }
         let made = self.first(all, "levels", 6, |m| {
             let labels = self.labels(m)?;
-            let (z, fresh) = ((self.prior(m, 0)? * TEMPERATURE)?, (self.prior(m, FRESH)? * TEMPERATURE)?);
+            let (z, fresh) = (self.prior(m, TEMPERATURE, 0)?, self.prior(m, TEMPERATURE, FRESH)?);
             let redrawn = std::iter::once(vec![]).chain((0..levels).map(|l| vec![l]));
             let decode = |levels: Vec<usize>| {
                 self.decode(&latents::swap_levels(self.model, &z, &fresh, &levels)?, labels.as_ref())
@@ -328,7 +329,7 @@ impl Source<'_> {
     /// one grey level in all pixels, and uniform noise. All have uniform noise within the last bit, as dequantised data do.
     fn out_of_distribution(&self, all: &mut Drawn) -> Result<()> {
         let dims = self.model.dims();
-        let Many { x, labels, .. } = self.finite_of(all, "ood", &self.prior(self.samples, 0)?)?;
+        let Many { x, labels, .. } = self.finite_of(all, "ood", &self.prior(self.samples, 1., 0)?)?;
         let n = x.dim(0)?;
         let shape = [&[n], self.model.config().shape()].concat();
         let channels = shape[1];
@@ -355,7 +356,7 @@ impl Source<'_> {
     }
 
     fn points(&self, all: &mut Drawn) -> Result<()> {
-        let Many { x, labels, .. } = self.finite_of(all, "samples", &self.prior(8 * self.samples, 0)?)?;
+        let Many { x, labels, .. } = self.finite_of(all, "samples", &self.prior(8 * self.samples, 1., 0)?)?;
         let flat = x.flatten_from(1)?.to_dtype(DType::F64)?;
         all.put("points", flat.to_dtype(DType::F32)?);
         if self.model.config().shape() != [2] || labels.is_some() {

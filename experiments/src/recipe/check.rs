@@ -38,6 +38,7 @@ impl Recipe {
             ("train.validate_images", train.validate_images),
             ("eval.batch", Some(eval.batch)),
             ("eval.noise_draws", Some(eval.noise_draws)),
+            ("eval.importance_samples", Some(eval.importance_samples)),
         ] {
             ensure!(n != Some(0), "`{key}` = 0: it must be at least 1");
         }

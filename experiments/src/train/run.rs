@@ -344,6 +344,7 @@ impl<'a> Run<'a> {
                 let options = EvalOptions {
                     batch: run.recipe.eval.batch,
                     draws: 1,
+                    importance: 1,
                     seed: run.recipe.train.seed,
                     limit: run.recipe.train.validate_images,
                     progress: Some(&go_on),

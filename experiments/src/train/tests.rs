@@ -157,7 +157,7 @@ fn a_run_learns_and_leaves_its_files() -> Result<()> {
     let (update, bits) = outcome.best_validation.unwrap();
     assert!(update.is_multiple_of(5));
     let model = Model::load(out.path(), &Device::Cpu)?;
-    let o = EvalOptions { batch: 100, draws: 1, seed: 3, limit: None, progress: None };
+    let o = EvalOptions { batch: 100, draws: 1, importance: 1, seed: 3, limit: None, progress: None };
     let e = evaluate(&model, &split(8), &o)?;
     assert!((e.bits_per_dim - bits).abs() < 1e-6);
     // The same call again has nothing to do.

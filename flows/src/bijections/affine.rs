@@ -133,6 +133,11 @@ impl DiagonalPrior {
         let labels = labels(ctx, x.dim(0)?, classes)?;
         Ok((mean.index_select(labels, 0)?, logs.index_select(labels, 0)?))
     }
+
+    /// The inverse in the graph of the parameters if `ctx.grad`.
+    pub(crate) fn inverse_in(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        from_standard(z, &self.mean_logs(z, ctx)?)
+    }
 }
 
 impl Bijection for DiagonalPrior {
@@ -145,7 +150,7 @@ impl Bijection for DiagonalPrior {
     }
 
     fn inverse(&self, z: &Tensor, context: Context) -> Result<Tensor> {
-        from_standard(z, &self.mean_logs(z, Ctx::eval().with_context(context))?)
+        self.inverse_in(z, Ctx::eval().with_context(context))
     }
 }
 

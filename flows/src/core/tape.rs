@@ -108,7 +108,10 @@ impl Gradients {
     }
 
     /// Adds the gradients of parameters that candle's graph has computed.
-    fn add_all(&mut self, store: &GradStore) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Gradients::add`].
+    pub fn add_all(&mut self, store: &GradStore) -> Result<()> {
         // The order in which a hash map gives them does not matter: each is added to its own sum.
         store.get_ids().try_for_each(|&id| self.add_id(id, store.get_id(id).expect("listed").detach()))
     }

@@ -1,10 +1,12 @@
 //! The config of any model.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::glow::GlowConfig;
 use super::maf::MafConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use super::realnvp::RealNvpConfig;
 use super::transform::CouplingTransform;
 use crate::params::ParamBuilder;
@@ -101,6 +103,15 @@ impl ModelConfig {
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
+        let of_prior = self.prior().parameters(dims.unwrap_or_default() as f64);
+        let of_noise = self.dequantize().parameters(shape.first().map_or(0., |&c| c as f64));
+        for (key, parameters) in [("prior", of_prior), ("dequantize", of_noise)] {
+            if parameters > (most * Self::LARGEST_SIZE) as f64 {
+                bail!(
+                    "`{key}` would have {parameters:.1e} parameters, which no model has: lower its settings"
+                );
+            }
+        }
         self.check_numbers()
     }
 
@@ -163,6 +174,16 @@ impl ModelConfig {
         }
     }
 
+    /// The noise that is added to pixels.
+    pub fn dequantize(&self) -> &Dequantize {
+        each!(self, c => &c.dequantize)
+    }
+
+    /// The prior.
+    pub fn prior(&self) -> &PriorConfig {
+        each!(self, c => &c.prior)
+    }
+
     /// Numbers that the network of a layer gives for each element that is changed, as
     /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
     pub fn params_per_element(&self) -> usize {
@@ -171,9 +192,10 @@ impl ModelConfig {
 
     /// Classes, if the model is class-conditional.
     pub fn classes(&self) -> Option<usize> {
+        let of_prior = self.prior().classes();
         match self {
-            ModelConfig::Glow(c) => c.classes,
-            _ => None,
+            ModelConfig::Glow(c) => c.classes.or(of_prior),
+            _ => of_prior,
         }
     }
 }

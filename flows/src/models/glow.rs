@@ -5,8 +5,10 @@
 //! renaming of output channels.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 pub use super::transform::CouplingTransform;
 use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, DiagonalPrior, Permute, Weight};
 use crate::core::Chain;
@@ -65,6 +67,12 @@ pub struct GlowConfig {
     /// Classes of a class-conditional model, whose learned top prior and latent differ from class to class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<usize>,
+    /// The prior of the whole latent; learned top and split priors are layers before it.
+    #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
+    pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 impl GlowConfig {
@@ -84,6 +92,8 @@ impl GlowConfig {
             learn_split: true,
             learn_latent: false,
             classes: None,
+            prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -123,8 +133,14 @@ impl GlowConfig {
         if self.classes == Some(0) {
             bail!("`classes` = 0: give at least one, or leave it out");
         }
-        if self.classes.is_some() && !self.learn_top && !self.learn_latent {
-            bail!("`classes` needs `learn_top = true` or `learn_latent = true`");
+        let of_prior = self.prior.classes();
+        if self.classes.is_some() && !self.learn_top && !self.learn_latent && of_prior.is_none() {
+            bail!("`classes` needs `learn_top = true`, `learn_latent = true` or a prior with `classes`");
+        }
+        if let (Some(classes), Some(of_prior)) = (self.classes, of_prior)
+            && classes != of_prior
+        {
+            bail!("`classes` = {classes} and `prior.classes` = {of_prior}: give both the same number");
         }
         let mut levels = Levels::new(self.shape)?;
         for i in 0..self.levels {
@@ -146,7 +162,11 @@ impl GlowConfig {
             }
             levels.push(chain);
         }
-        let mut built = levels.build(self.preprocess, self.bits, vb)?;
+        let mut chain = Chain::new();
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
+        let mut built = levels.build(chain, prior)?;
         if self.learn_latent {
             let dims = self.shape.iter().product();
             built.chain.push("latent", DiagonalPrior::new(dims, self.classes, &vb.pp("latent"))?);

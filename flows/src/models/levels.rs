@@ -1,16 +1,13 @@
 //! The levels of a multi-scale model, as a config adds them.
 
 use super::built::Built;
-use super::preprocess::Preprocess;
 use crate::bijections::{Multiscale, Squeeze};
 use crate::core::{Bijection, Chain};
-use crate::params::ParamBuilder;
-use crate::prior::Prior;
+use crate::priors::Prior;
 use candle_core::{Result, bail};
 
 /// The levels so far, and the shape that the next layer is given.
 pub(super) struct Levels {
-    image: [usize; 3],
     /// (C, H, W).
     pub(super) shape: [usize; 3],
     levels: Vec<Box<dyn Bijection>>,
@@ -23,7 +20,7 @@ impl Levels {
         if shape.contains(&0) {
             bail!("`shape` {shape:?} has no pixels");
         }
-        Ok(Self { image: shape, shape, levels: Vec::new(), shapes: Vec::new() })
+        Ok(Self { shape, levels: Vec::new(), shapes: Vec::new() })
     }
 
     /// Appends a squeeze to the level that is being built, one of `n`. For the error message, `level` is the config's word for a
@@ -49,13 +46,11 @@ impl Levels {
         self.shape[0] /= 2;
     }
 
-    /// The model of these levels after the preprocessing of images, with a Gaussian prior.
-    pub(super) fn build(self, preprocess: Preprocess, bits: u8, vb: &ParamBuilder) -> Result<Built> {
+    /// The model of these levels after the layers of `chain`.
+    pub(super) fn build(self, mut chain: Chain, prior: Box<dyn Prior>) -> Result<Built> {
         let multiscale = Multiscale::new(self.levels, &self.shapes)?;
         let latent = multiscale.shapes().to_vec();
-        let mut chain = Chain::new();
-        preprocess.push(&mut chain, &self.image, bits, false, vb)?;
         chain.push("", multiscale);
-        Ok(Built { chain, prior: Prior::Gaussian, latent })
+        Ok(Built { chain, prior, latent })
     }
 }

@@ -4,13 +4,14 @@
 //! layers, which the paper has for its five data sets: standardized data and a bounded log-scale do without, as in zuko.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use super::transform::CouplingTransform;
 use crate::bijections::Autoregressive;
 use crate::core::Chain;
 use crate::nets::{self, Made, MadeConfig, Start};
 use crate::params::ParamBuilder;
-use crate::prior::Prior;
 use crate::transforms::Affine;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -43,8 +44,12 @@ pub struct MafConfig {
     pub hidden: Vec<usize>,
     /// The transform of the layers.
     pub transform: CouplingTransform,
-    /// The prior.
-    pub prior: Prior,
+    /// The prior of the whole latent.
+    #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
+    pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 impl MafConfig {
@@ -54,6 +59,7 @@ impl MafConfig {
             bail!("`shape` {:?} and `layers` = {}: give at least one of each", self.shape, self.layers);
         }
         let mut chain = Chain::new();
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
         self.preprocess.push(&mut chain, &self.shape, self.bits, self.shape.len() > 1, vb)?;
         for i in 0..self.layers {
             let name = format!("layer{i}");
@@ -71,6 +77,6 @@ impl MafConfig {
                 Autoregressive::new(transform, Made::new(&sizes, Start::Identity, &vb.pp("net"))?),
             );
         }
-        Ok(Built { chain, prior: self.prior, latent: vec![[dims, 1, 1]] })
+        Ok(Built { chain, prior: self.prior.build(dims, &vb.pp("prior"))?, latent: vec![[dims, 1, 1]] })
     }
 }

@@ -7,21 +7,26 @@
 
 mod built;
 mod config;
+mod dequantize;
 pub mod file;
 pub mod glow;
 mod levels;
 pub mod maf;
 mod model;
+mod named;
 pub mod nice;
 mod preprocess;
+mod prior;
 pub mod realnvp;
 mod transform;
 
 pub use config::ModelConfig;
+pub use dequantize::Dequantize;
 pub use glow::GlowConfig;
 pub use maf::MafConfig;
 pub use model::{Model, load};
 pub use nice::NiceConfig;
 pub use preprocess::Preprocess;
+pub use prior::PriorConfig;
 pub use realnvp::RealNvpConfig;
 pub use transform::CouplingTransform;

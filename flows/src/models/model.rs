@@ -54,7 +54,7 @@ impl Model {
     fn build(config: ModelConfig, params: &ParamStore) -> Result<Self> {
         config.check()?;
         let built = config.build(&params.vb())?;
-        let flow = Flow::new(built.chain, built.prior, config.shape());
+        let flow = Flow::of(Box::new(built.chain), built.prior, config.shape());
         Ok(Self { config, params: params.clone(), flow, latent: built.latent })
     }
 

@@ -2,13 +2,14 @@
 //! splines it is the coupling flow of Durkan et al. 2019 (arXiv 1906.04032), between permutations instead of linear layers.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 pub use super::transform::CouplingTransform;
 use crate::bijections::{Coupling, Diagonal, Permute};
 use crate::core::Chain;
 use crate::nets::{Mlp, Start};
 use crate::params::ParamBuilder;
-use crate::prior::Prior;
 use crate::transforms::{Affine, Partition};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,11 @@ pub struct NiceConfig {
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,
     /// The prior.
-    pub prior: Prior,
+    #[serde(with = "super::named")]
+    pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 impl NiceConfig {
@@ -56,7 +61,8 @@ impl NiceConfig {
             hidden: vec![vec![1000; 5]; 4],
             law: CouplingTransform::Additive,
             init: 0.01,
-            prior: Prior::Logistic,
+            prior: PriorConfig::Logistic {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -81,7 +87,7 @@ impl NiceConfig {
             preprocess: Preprocess::Symmetric {},
             order: Order::Reverse,
             hidden: [1, 1, 3, 3, 2, 2, 1, 1].map(|n| vec![2400; n]).to_vec(),
-            prior: Prior::Gaussian,
+            prior: PriorConfig::Gaussian {},
             ..Self::cifar_paper()
         }
     }
@@ -93,6 +99,7 @@ impl NiceConfig {
         }
         let mut chain = Chain::new();
         let flatten = self.shape.len() > 1;
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
         self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
         if self.order == Order::EvenOdd {
             chain.push("even_odd", Permute::even_odd(d, &vb.pp("even_odd"))?);
@@ -110,6 +117,6 @@ impl NiceConfig {
             }
         }
         chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);
-        Ok(Built { chain, prior: self.prior, latent: vec![[d, 1, 1]] })
+        Ok(Built { chain, prior: self.prior.build(d, &vb.pp("prior"))?, latent: vec![[d, 1, 1]] })
     }
 }

@@ -6,8 +6,10 @@
 //! configuration: its depth and width are section 4.1's.
 
 use super::built::Built;
+use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
+use super::prior::PriorConfig;
 use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Permute};
 use crate::core::Chain;
 use crate::nets::{ResNet, ResNetConfig};
@@ -67,6 +69,12 @@ pub struct RealNvpConfig {
     /// go on, as in figure 3, instead of the first half of the channels: chrischute/real-nvp has it so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub diagonal: bool,
+    /// The prior of the whole latent.
+    #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
+    pub prior: PriorConfig,
+    /// The noise that is added to pixels.
+    #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
+    pub dequantize: Dequantize,
 }
 
 fn yes() -> bool {
@@ -98,6 +106,8 @@ impl RealNvpConfig {
             norm_input: false,
             channel_gains: false,
             diagonal: false,
+            prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
         }
     }
 
@@ -203,6 +213,10 @@ impl RealNvpConfig {
             }
             levels.push(chain);
         }
-        levels.build(self.preprocess, self.bits, vb)
+        let mut chain = Chain::new();
+        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
+        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
+        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
+        levels.build(chain, prior)
     }
 }

@@ -3,6 +3,7 @@
 mod act_norm;
 mod batch_norm;
 mod conv;
+mod features;
 mod made;
 mod mlp;
 mod resnet;
@@ -10,6 +11,7 @@ mod resnet;
 pub(crate) use act_norm::NetActNorm;
 pub(crate) use batch_norm::{RunningMoments, mix};
 pub use conv::ConvNet;
+pub use features::WithFeatures;
 pub use made::{Made, MadeConfig, Order};
 pub use mlp::{Mlp, Start};
 pub use resnet::{ResNet, ResNetConfig};

@@ -6,7 +6,7 @@ use crate::laws::{input, models, rows};
 use candle_core::{DType, Result, Tensor, Var};
 use flows::latents::{self, Inpainting, LayerStats};
 use flows::testing::normal;
-use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, ParamStore, Prior};
+use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, ParamStore};
 
 /// Every model of the law, perturbed and initialised, in f64, with labels for `n` examples and the examples.
 fn lived(config: ModelConfig, n: usize) -> Result<(Model, Tensor, Tensor)> {
@@ -147,7 +147,7 @@ twins! {
             let there = latents::apply(&z, &v, &[1.])?;
             same(&latents::apply(&there, &v, &[-1.])?, &z, "the move undone")?;
             // Swapped levels are the other's, all others stay, also through the image.
-            let other = (latents::prior(&m, 3, 4)? * 0.5)?;
+            let other = latents::prior(&m, 3, 0.5, 4, cond)?;
             let levels = m.levels(&z)?.len();
             let swapped = latents::swap_levels(&m, &z, &other, &[levels - 1])?;
             let again = m.encode(&m.decode(&swapped, cond)?, cond)?;
@@ -168,7 +168,7 @@ twins! {
 
     fn inpainting_climbs_and_keeps_what_is_known() {
         // log p of a Gaussian: the missing value goes to its mean.
-        let flow = Flow::new(flows::bijections::Rescale::new(0.5, -1.)?, Prior::Gaussian, &[2]);
+        let flow = Flow::new(flows::bijections::Rescale::new(0.5, -1.)?, flows::priors::Gaussian, &[2]);
         let x = Tensor::new(&[[1f64, 9.], [3., -7.]], &device())?;
         let known = Tensor::new(&[[1f64, 0.]], &device())?;
         let start = Tensor::new(&[[5f64, 8.], [5., -9.]], &device())?;

@@ -5,11 +5,13 @@ use crate::device;
 use candle_core::{DType, Result, Tensor};
 use flows::bijections::*;
 use flows::models::{
-    CouplingTransform, GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, glow, maf, nice,
+    CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
+    glow, maf, nice,
 };
 use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
+use flows::priors::{Gaussian, Logistic};
 use flows::testing::{Deviation, check, normal};
 use flows::transforms::{
     Additive, Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform, checkerboard,
@@ -31,6 +33,13 @@ fn unit(shape: &[usize]) -> Tensor {
     let t = gaussian(shape);
     // tanh(x)/2.2 + .5
     ((t.tanh().unwrap() / 2.2).unwrap() + 0.5).unwrap()
+}
+
+/// Small pixel values with noise that no step of a difference takes to another value.
+fn noisy(shape: &[usize]) -> Tensor {
+    let n = (unit(shape) * 3.).and_then(|t| t.floor()).unwrap();
+    let noise = normal(shape, 2, &device()).and_then(|t| (t.tanh()? / 4.)? + 0.5).unwrap();
+    (n + noise).unwrap()
 }
 
 pub(crate) type Build = Box<dyn Fn(&ParamBuilder) -> Result<Box<dyn Bijection>>>;
@@ -210,6 +219,16 @@ fn layer_rows() -> Vec<(&'static str, Build, Tensor)> {
         ("logit, paper", layer(|_| Logit::new(0.05, LogitScale::Paper)), unit(&image)),
         ("logit, code", layer(|_| Logit::new(0.05, LogitScale::Code)), unit(&image)),
         (
+            "variational dequantization",
+            layer(|vb| VariationalDequantization::new(1, 8, 3, 5, vb)),
+            noisy(&[2, 1, 4, 6]),
+        ),
+        (
+            "variational dequantization, one bit",
+            layer(|vb| VariationalDequantization::new(3, 1, 2, 4, vb)),
+            noisy(&[2, 3, 2, 4]),
+        ),
+        (
             "whitening",
             layer(|vb| {
                 let w = Whiten::new(6, 1e-3, vb)?;
@@ -358,8 +377,13 @@ fn small_nice() -> NiceConfig {
         hidden: vec![vec![9; 2]; 4],
         law: nice::CouplingTransform::Additive,
         init: 0.2,
-        prior: Prior::Logistic,
+        prior: PriorConfig::Logistic {},
+        dequantize: Dequantize::Uniform {},
     }
+}
+
+fn learned_noise() -> Dequantize {
+    Dequantize::Variational { couplings: 2, width: 5 }
 }
 
 fn small_realnvp() -> RealNvpConfig {
@@ -387,7 +411,8 @@ fn small_maf() -> MafConfig {
         layers: 3,
         hidden: vec![9, 9],
         transform: CouplingTransform::Affine,
-        prior: Prior::Gaussian,
+        prior: PriorConfig::Gaussian {},
+        dequantize: Dequantize::Uniform {},
     }
 }
 
@@ -403,7 +428,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 shape: vec![3],
                 law: nice::CouplingTransform::Affine,
                 preprocess: Preprocess::None {},
-                prior: Prior::Gaussian,
+                prior: PriorConfig::Gaussian {},
                 ..small_nice()
             }),
         ),
@@ -413,7 +438,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 shape: vec![3],
                 law: nice::CouplingTransform::Affine,
                 preprocess: Preprocess::Standardize {},
-                prior: Prior::Gaussian,
+                prior: PriorConfig::Gaussian {},
                 ..small_nice()
             }),
         ),
@@ -467,6 +492,14 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
             }),
         ),
         (
+            "Glow, learned noise",
+            ModelConfig::Glow(GlowConfig { bits: 2, dequantize: learned_noise(), ..small_glow() }),
+        ),
+        (
+            "NICE, learned noise",
+            ModelConfig::Nice(NiceConfig { bits: 2, dequantize: learned_noise(), ..small_nice() }),
+        ),
+        (
             "Glow, all learned priors",
             ModelConfig::Glow(GlowConfig { shape: [1, 8, 4], learn_latent: true, ..small_glow() }),
         ),
@@ -476,7 +509,7 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 shape: vec![3],
                 law: CouplingTransform::RationalQuadraticSpline(SPLINE),
                 preprocess: Preprocess::Standardize {},
-                prior: Prior::Gaussian,
+                prior: PriorConfig::Gaussian {},
                 ..small_nice()
             }),
         ),
@@ -516,6 +549,7 @@ pub(crate) fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
     shape.extend(config.shape());
     match config.preprocess() {
         Preprocess::None {} | Preprocess::Standardize {} => Ok(gaussian(&shape)),
+        _ if *config.dequantize() != Dequantize::default() => Ok(noisy(&shape)),
         _ => unit(&shape) * 256.,
     }
 }
@@ -603,27 +637,28 @@ twins! {
 
     /// One- and two-dimensional densities integrate to 1.
     fn densities_integrate_to_one() {
-        // One dimension: logistic and Gaussian after a learned diagonal and a shift.
-        for prior in [Prior::Logistic, Prior::Gaussian] {
+        // One dimension, after a learned diagonal and a shift; heavy tails are in `priors`.
+        for logistic in [true, false] {
             let p = params();
             let mut chain = flows::Chain::new();
             chain.push("diagonal", Diagonal::new(1, &p.vb().pp("d"))?);
             chain.push("actnorm", ActNorm::new(1, 3., &p.vb().pp("a"))?);
             p.perturb(2, 0.2)?;
-            let flow = Flow::new(chain, prior, &[1]);
+            let flow =
+                if logistic { Flow::new(chain, Logistic, &[1]) } else { Flow::new(chain, Gaussian, &[1]) };
             let (n, lo, hi) = (40_000, -60., 60.);
             let h = (hi - lo) / n as f64;
             let x: Vec<f64> = (0..n).map(|i| lo + (i as f64 + 0.5) * h).collect();
             let lp = flow.log_prob(&Tensor::from_vec(x, (n, 1), &device())?, None)?;
             let mass = (lp.exp()?.sum_all()?.to_scalar::<f64>()?) * h;
-            assert!((mass - 1.).abs() < 1e-9, "{prior:?}: {mass}");
+            assert!((mass - 1.).abs() < 1e-9, "logistic {logistic}: {mass}");
         }
         // Two dimensions: an affine NICE with perturbed networks.
         let config = NiceConfig {
             shape: vec![2],
             preprocess: Preprocess::None {},
             law: nice::CouplingTransform::Affine,
-            prior: Prior::Gaussian,
+            prior: PriorConfig::Gaussian {},
             init: 0.5,
             ..small_nice()
         };
@@ -642,9 +677,9 @@ twins! {
     /// The constants of the papers, to the digits in which they are known.
     fn constants() {
         let at = |v: f64| Tensor::new(&[[v]], &device());
-        let prior = |p: Prior| -> Result<f64> { p.log_prob(&at(0.)?)?.squeeze(0)?.to_scalar() };
-        assert!((prior(Prior::Logistic)? + 1.38629436).abs() < 1e-8);
-        assert!((prior(Prior::Gaussian)? + 0.91893853).abs() < 1e-8);
+        let prior = |p: &dyn Prior| -> Result<f64> { p.log_prob(&at(0.)?, Ctx::eval())?.squeeze(0)?.to_scalar() };
+        assert!((prior(&Logistic)? + 1.38629436).abs() < 1e-8);
+        assert!((prior(&Gaussian)? + 0.91893853).abs() < 1e-8);
         let logit = Logit::new(0.05, LogitScale::Code)?;
         for (x, z, ld) in [(0., -2.94443898, 2.94166505), (0.1, -1.81528997, 2.01157523), (0.5, 0., 1.28093385)] {
             let (got, det) = logit.forward(&at(x)?, Ctx::eval())?;
@@ -652,7 +687,7 @@ twins! {
             assert!((det.to_vec1::<f64>()?[0] - ld).abs() < 1e-8, "log-det at {x}");
         }
         // bits/dim of z = 0 under N(0, 1) at 8 bits, where x / 256 is the latent.
-        let flow = Flow::new(Rescale::new(1. / 256., 0.)?, Prior::Gaussian, &[1]);
+        let flow = Flow::new(Rescale::new(1. / 256., 0.)?, Gaussian, &[1]);
         let bpd = flow.bits_per_dim(&at(0.)?, None)?.to_vec1::<f64>()?[0];
         assert!((bpd - 9.32574806).abs() < 1e-8, "{bpd}");
         // Glow's coupling at a zero network scales by sigmoid(2).

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::optim::{Optimizer, Rule};
 use flows::testing::normal;
-use flows::{Chain, Ctx, Flow, Memory, Model, ModelConfig, ParamStore, Prior, SaveOptions};
+use flows::{Chain, Ctx, Flow, Memory, Model, ModelConfig, ParamStore, SaveOptions};
 use std::path::Path;
 use std::process::Command;
 
@@ -292,7 +292,7 @@ fn build(config: &OwnConfig, params: &ParamStore) -> Result<Flow> {
     for i in 0..config.layers {
         chain.push(format!("layer{i}"), flows::bijections::Diagonal::new(2, &params.vb().pp(i))?);
     }
-    Ok(Flow::new(chain, Prior::Gaussian, &[2]))
+    Ok(Flow::new(chain, flows::priors::Gaussian, &[2]))
 }
 
 #[test]

@@ -105,4 +105,5 @@ mod laws;
 mod lifecycle;
 mod memory;
 mod peers;
+mod priors;
 mod transforms;

@@ -8,11 +8,11 @@ use flows::bijections::{ActNorm, Coupling, Permute};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig};
 use flows::nets::{Mlp, Start};
 use flows::params::rng_for;
+use flows::priors::Gaussian;
 use flows::testing::normal;
 use flows::transforms::{Affine, Partition, Scale, Transform};
 use flows::{
     Bijection, Chain, Context, Ctx, Drift, Flow, Gradients, Memory, Model, ModelConfig, Net, ParamStore,
-    Prior,
 };
 use rand::Rng;
 
@@ -128,7 +128,7 @@ twins! {
             chain.push(name, Coupling::new(Partition::Halves { swap }, net, gain));
             chain.push(format!("{name}.scale"), CandleScale(vb.get_with_hints(4, "s", Init::Const(0.1))?));
         }
-        let flow = Flow::new(chain, Prior::Gaussian, &[4]);
+        let flow = Flow::new(chain, Gaussian, &[4]);
         let x = normal(&[5, 4], 1, &device())?;
 
         let outside = |what: &str, t: &Tensor| assert!(!t.track_op(), "{what} is on candle's graph");
@@ -236,7 +236,7 @@ twins! {
             // x exp(s) + t with s near -16: in f32 nothing of x is left beside t.
             let (_, bias) = params.all().into_iter().find(|(n, _)| n == "net1.1.bias").expect("it has one");
             bias.set(&Tensor::new(&[40., 40., -16., -16.], &device())?.to_dtype(dtype)?)?;
-            Ok((Flow::new(chain, Prior::Gaussian, &[4]), params))
+            Ok((Flow::new(chain, Gaussian, &[4]), params))
         };
         let x = normal(&[32, 4], 1, &device())?;
         let run = |dtype, memory, store: bool| -> Result<Grads> {

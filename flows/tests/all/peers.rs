@@ -7,8 +7,9 @@ use crate::device;
 use candle_core::{DType, Result, Tensor, safetensors};
 use flows::bijections::{Autoregressive, Inverted};
 use flows::nets::{Made, MadeConfig, Order, Start};
+use flows::priors::Gaussian;
 use flows::transforms::{Affine, MixtureOfLogistics, RationalQuadraticSpline, Scale, Transform};
-use flows::{Bijection, Chain, Context, Ctx, Flow, ParamStore, Prior};
+use flows::{Bijection, Chain, Context, Ctx, Flow, ParamStore};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -78,7 +79,7 @@ fn maf(name: &str, features: usize, hidden: &[usize]) -> Result<()> {
         let features = values.get("c").map(|c| c.to_dtype(dtype)).transpose()?;
         let context = Context { labels: None, features: features.as_ref() };
         let x = of("x")?;
-        let flow = Flow::new(flow, Prior::Gaussian, &[4]);
+        let flow = Flow::new(flow, Gaussian, &[4]);
         near(
             &format!("{name} {dtype:?}, log_prob"),
             &flow.log_prob(&x, context)?,

@@ -215,6 +215,10 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>, license: Option
         let set = &summary.data;
         let figure = figure(score, stored.config.shape().iter().product());
         let args = match images {
+            true if score.importance_samples > 1 => json!({
+                "std_err": figure.std_err, "images": score.images, "noise_draws": score.noise_draws,
+                "importance_samples": score.importance_samples
+            }),
             true => {
                 json!({ "std_err": figure.std_err, "images": score.images, "noise_draws": score.noise_draws })
             }

@@ -105,6 +105,7 @@ pub fn score_each(
         let options = EvalOptions {
             batch: recipe.eval.batch,
             draws: recipe.eval.noise_draws,
+            importance: recipe.eval.importance_samples,
             seed,
             limit,
             progress: Some(&go_on),

@@ -8,9 +8,10 @@ let mut layers: Vec<(String, f64)> = Vec::new();
 for step in &steps {
     layers.push((step.path.clone(), step.log_det.mean(0)?.to_scalar::<f64>()? * per_dim));
 }
-let prior = exact.prior().log_prob(&exact.encode(&x, classes.as_ref())?)?.mean(0)?.to_scalar::<f64>()? * per_dim;
+let ctx = Ctx::eval().with_context(classes.as_ref());
+let prior = exact.terms(&x, ctx)?.prior.mean(0)?.to_scalar::<f64>()? * per_dim;
 // The first layers bring pixels to the range of the flow: D log 256 would dwarf all others.
-let first = ["rescale", "logit", "flatten", "whiten"];
+let first = ["dequantize", "rescale", "logit", "flatten", "whiten"];
 let (data, flow): (Vec<_>, Vec<_>) = layers.into_iter().partition(|(path, _)| first.contains(&path.as_str()));
 println!(
     "{bits_per_dim:.4} bits/dim = {prior:.4} of the prior {:+.4} of the first layers {:+.4} of the {} others",

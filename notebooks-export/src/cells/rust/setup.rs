@@ -1,6 +1,6 @@
 use base64::Engine;
 use candle_core::{DType, Device, Tensor};
-use flows::{Model, latents};
+use flows::{Ctx, Model, latents};
 use plotters::prelude::*;
 use std::collections::HashMap;
 

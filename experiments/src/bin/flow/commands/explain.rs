@@ -217,7 +217,14 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
     };
     let start = Instant::now();
     let evaluated = size.min(split.len());
-    let options = EvalOptions { batch: evaluated, draws: 1, seed: 0, limit: Some(evaluated), progress: None };
+    let options = EvalOptions {
+        batch: evaluated,
+        draws: 1,
+        importance: 1,
+        seed: 0,
+        limit: Some(evaluated),
+        progress: None,
+    };
     evaluate(model, &split, &options).context("the model cannot evaluate random pixels")?;
     Ok(Cost {
         batch: size,

@@ -7,6 +7,7 @@ use crate::session::{Picked, Session, brief, doubles, host, pooled};
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
+use flows::Ctx;
 use flows::latents::{self, LayerStats, TraceEntry};
 use plotters::prelude::*;
 use serde_json::json;
@@ -25,7 +26,7 @@ pub struct LayersArgs {
 }
 
 /// The layers of preprocessing, whose log-det (8 bits for 8-bit images) would dwarf all others in a picture.
-const PREPROCESSING: [&str; 4] = ["rescale", "logit", "flatten", "whiten"];
+const PREPROCESSING: [&str; 5] = ["dequantize", "rescale", "logit", "flatten", "whiten"];
 
 /// Which steps are drawn: at most so many of `all`, evenly spread, the last among them.
 fn spread(all: &[usize], most: usize) -> Vec<usize> {
@@ -58,13 +59,14 @@ pub fn run(args: &LayersArgs) -> Result<()> {
         let steps = latents::trace(&s.model, &picked.x, picked.cond.as_ref())?;
         let per_dim = |nats: f64| -nats / (s.model.dims() as f64 * LN_2);
         let mut sum = 0.;
+        let ctx = Ctx::eval().with_context(picked.cond.as_ref());
         let (mut states, mut log_dets, mut ended) = (vec![], vec![], vec![]);
         for step in &steps {
             let state = step.layout(&shape)?;
             let log_det = doubles(&step.log_det)?[0];
             sum += log_det;
             log_dets.push(log_det);
-            ended.push(per_dim(doubles(&s.model.prior().log_prob(&state.flatten_from(1)?)?)?[0] + sum));
+            ended.push(per_dim(doubles(&s.model.prior().log_prob(&state.flatten_from(1)?, ctx)?)?[0] + sum));
             states.push(state);
         }
         let names: Vec<&str> = steps.iter().map(|step| step.path.as_str()).collect();

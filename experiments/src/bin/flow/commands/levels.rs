@@ -45,9 +45,9 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
             let mut off = vec![];
             for draw in 0..args.draws {
                 go_on()?;
-                let fresh =
-                    latents::prior(&s.model, n, args.shown.grid.base.seed.wrapping_add(u64::from(draw)))?;
-                let swapped = latents::swap_levels(&s.model, &z, &(fresh * t)?, &[level])?;
+                let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
+                let fresh = latents::prior(&s.model, n, t, seed, cond)?;
+                let swapped = latents::swap_levels(&s.model, &z, &fresh, &[level])?;
                 let x = s.model.decode(&swapped, cond)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
                 let mut seen = vec![];

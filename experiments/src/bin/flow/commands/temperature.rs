@@ -37,11 +37,12 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
     check_size(args.temperatures.len(), args.n, shape, args.grid.scale)?;
     let cond = s.labels(args.n)?;
     pooled(|| {
-        let z = latents::prior(&s.model, args.n, args.grid.base.seed)?;
+        let z = latents::prior(&s.model, args.n, 1., args.grid.base.seed, cond.as_ref())?;
         let (mut cells, mut bits, mut images, mut lost) = (vec![], vec![], vec![], vec![]);
         for t in &args.temperatures {
             go_on()?;
-            let x = s.model.decode(&(&z * *t)?, cond.as_ref())?;
+            // The same noise at every temperature.
+            let x = s.model.sample(args.n, *t, args.grid.base.seed, cond.as_ref())?;
             let row = s.seen(&x)?;
             let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?.into_iter().zip(&row);
             let finite = each.filter(|(b, cell)| cell.is_some() && b.is_finite());
@@ -55,7 +56,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
             "no sample is finite at any of these temperatures, for the inverse of {} overflows: give smaller --temperatures",
             args.grid.base.weights
         );
-        let mut notes = vec!["each column one latent, multiplied by the temperature".to_owned()];
+        let mut notes = vec!["each column one latent, its noise multiplied by the temperature".to_owned()];
         let free = lost.iter().any(|n| *n > 0);
         notes.extend(free.then(|| "empty cells: the inverse overflowed".to_owned()));
         let (mut rows, mut lines) = (vec![], vec![]);

@@ -6,16 +6,24 @@ use experiments::summary::Baselines;
 /// The terms of an evaluation, for people.
 pub fn terms(score: &Evaluation, split: &str) -> String {
     let Evaluation { bits_per_dim, std_err, log_det_bits, prior_bits, images, .. } = score;
-    let noise = match score.nats {
-        Some(nats) => format!("{nats:.4} nats a point"),
-        None => {
-            let draws = if score.noise_draws == 1 { "draw" } else { "draws" };
-            format!("{} bins, {} noise {draws} an image", score.bins, score.noise_draws)
+    let (noise, tighter) = match (score.nats, score.noise_draws, score.importance_samples) {
+        (Some(nats), ..) => (format!("{nats:.4} nats a point"), String::new()),
+        (None, draws, k @ 2..) => {
+            let times = if draws == 1 { String::new() } else { format!("{draws} times ") };
+            let gain = prior_bits + log_det_bits - bits_per_dim;
+            (
+                format!("{} bins, {times}K = {k} noise draws an image", score.bins),
+                format!(" - {gain:.4} by K = {k}"),
+            )
+        }
+        (None, draws, _) => {
+            let s = if draws == 1 { "" } else { "s" };
+            (format!("{} bins, {draws} noise draw{s} an image", score.bins), String::new())
         }
     };
     format!(
         "{split}: {bits_per_dim:.4} ± {std_err:.4} bits/dim over {images} examples = prior {prior_bits:.4} + log-det \
-         {log_det_bits:.4}; {noise}; log-likelihood {:.2} nats",
+         {log_det_bits:.4}{tighter}; {noise}; log-likelihood {:.2} nats",
         score.log_likelihood
     )
 }

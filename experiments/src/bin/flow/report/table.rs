@@ -69,13 +69,14 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
 }
 
 /// The columns, and the values of one run.
-pub const COLUMNS: [&str; 19] = [
+pub const COLUMNS: [&str; 20] = [
     "recipe",
     "run",
     "data",
     "images",
     "bits/dim",
     "std err",
+    "K",
     "log-likelihood",
     "paper",
     "entropy",
@@ -124,6 +125,8 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         shown.map_or_else(String::new, |(_, s)| s.images.to_string()),
         number(score(|s| s.bits_per_dim), 4),
         number(score(|s| s.std_err), 4),
+        // Noise draws of the tighter bound.
+        text(shown.map(|(_, s)| s.importance_samples as u64).filter(|k| *k > 1)),
         // Only NICE's paper reports nats, so other rows leave the column empty.
         if likelihood.is_some() { number(score(|s| s.log_likelihood), 2) } else { String::new() },
         match (paper, likelihood) {
@@ -186,16 +189,19 @@ pub fn markdown(rows: &[Vec<String>]) -> String {
 }
 
 /// Markdown with these columns, aligned for a terminal; columns that no run fills are left out, and the standard error
-/// stands beside its mean.
+/// and the number of noise draws stand beside their mean.
 fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
     let mut columns: Vec<Vec<String>> = Vec::new();
     for (i, title) in COLUMNS.iter().enumerate().filter(|(_, title)| shown.contains(title)) {
-        let cells = rows.iter().map(|row| match (*title, row[i].as_str(), row.get(i + 1)) {
-            ("bits/dim", mean, Some(error)) if !mean.is_empty() => format!("{mean} ± {error}"),
-            (_, cell, _) => cell.to_owned(),
+        let cells = rows.iter().map(|row| match (*title, row[i].as_str(), row.get(i + 1), row.get(i + 2)) {
+            ("bits/dim", mean, Some(error), Some(k)) if !mean.is_empty() => {
+                let draws = if k.is_empty() { String::new() } else { format!(", K = {k}") };
+                format!("{mean} ± {error}{draws}")
+            }
+            (_, cell, ..) => cell.to_owned(),
         });
         let cells: Vec<String> = cells.collect();
-        if *title != "std err" && (rows.is_empty() || cells.iter().any(|c| !c.is_empty())) {
+        if !["std err", "K"].contains(title) && (rows.is_empty() || cells.iter().any(|c| !c.is_empty())) {
             columns.push(std::iter::once((*title).to_owned()).chain(cells).collect());
         }
     }

@@ -1,0 +1,43 @@
+//! Settings that are a name with settings of its own: `prior = "gaussian"`, `prior = { kind = "student_t", df = 4 }`.
+//!
+//! For fields of enums that are tagged by `kind`, as `#[serde(with = "named")]`: the name alone stands for a table with
+//! nothing but `kind`, and such a table is written as the name.
+
+use serde::de::value::{MapAccessDeserializer, MapDeserializer};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::ser::{Error as _, Serialize, Serializer};
+use serde_json::Value;
+use std::marker::PhantomData;
+
+pub(super) fn serialize<T: Serialize, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    let table = serde_json::to_value(value).map_err(S::Error::custom)?;
+    match table.as_object() {
+        Some(only) if only.len() == 1 => only.get("kind").unwrap_or(&Value::Null).serialize(serializer),
+        _ => value.serialize(serializer),
+    }
+}
+
+pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    deserializer.deserialize_any(NameOrTable(PhantomData))
+}
+
+struct NameOrTable<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a name, or a table with `kind`")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<T, E> {
+        let table = MapDeserializer::<_, serde::de::value::Error>::new(std::iter::once(("kind", name)));
+        T::deserialize(table).map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map_err(A::Error::custom)
+    }
+}
