@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A folder of stripped CUDA binaries, 40 MB at most, for a machine that has a GPU and no compiler: dist-cuda.sh [FOLDER]
+# Stripped CUDA binaries for a machine that has a GPU and no compiler, as FOLDER and as FOLDER.tar.xz, 40 MB at most:
+# dist-cuda.sh [FOLDER]
 #
 #   flow        the command line
 #   tests       every test of the library that computes: FLOWS_NEED_CUDA=1 FLOWS_GOLDEN=./golden ./tests cuda
@@ -11,12 +12,6 @@
 #
 # With nvcc on PATH the ordinary build serves; without one, build-cuda.sh beside this script brings the compiler.
 # CUDA's own libraries (cuBLAS, cuRAND, cuDNN, NVRTC) are opened at their first use, so the binaries start anywhere.
-#
-# What makes it small: flow, tests and bench were 41.1 + 19.4 MB and one more in the profile `release`.
-# - The profile `dist` (Cargo.toml) optimises each program as one piece: 26.9 + 15.1 + 14.3 MB. Compiled in parts, candle
-#   held some kernels' PTX twice, and each program what it never calls.
-# - build-cuda.sh packs candle's PTX, 5.4 MB in each, to 0.9; `dist` builds for size what no timed number depends on:
-#   20.1 + 8.3 + 7.6 MB, and training a Glow on a CPU as fast as before.
 set -euo pipefail
 # Errors are tested for being one sentence.
 unset RUST_BACKTRACE
@@ -26,9 +21,8 @@ most=40000000
 fail() { echo "dist-cuda.sh: $*" >&2; exit 1; }
 mkdir -p "$out"
 rm -rf "$out"/{flow,tests,bench,golden,python,peers.py,gpu-run.sh,commit}
-# By itself, `flow` is without what the tests alone need of shared dependencies.
-build() { tools/build-cuda.sh build --profile dist --workspace --locked --features experiments/cudnn "$@" --message-format json-render-diagnostics; }
-built=$(build --bin flow && build --test all --bench peers)
+built=$(tools/build-cuda.sh build --release --workspace --locked --features experiments/cudnn \
+    --bin flow --test all --bench peers --message-format json-render-diagnostics)
 take() { # take TARGET AS: the executable that cargo says it made of the target
     local path
     path=$(python3 -c '
@@ -56,7 +50,8 @@ for program in "flow reproduce quickstart" bench; do
     said=$("$out"/$program --device cuda:999 2>&1) && fail "$program runs on a GPU that is not there"
     [ "$(wc -l <<< "$said")" = 1 ] && [[ $said = error:* ]] || fail "$program does not say in one sentence what is missing: $said"
 done
-bytes=$(find "$out" -type f -printf '%s\n' | awk '{ n += $1 } END { print n }')
 ls -l "$out" | awk 'NR > 1 { print $5, $9 }'
-echo "$out: $bytes bytes"
+tar -C "$(dirname "$out")" -c "$(basename "$out")" | xz -T0 > "$out.tar.xz"
+bytes=$(wc -c < "$out.tar.xz")
+echo "$out.tar.xz: $bytes bytes"
 [ "$bytes" -le "$most" ] || fail "more than $most bytes"

@@ -4,7 +4,7 @@
 //!
 //! 0. [`untrusted`]: reading files whose contents nobody has checked; [`suggest`]: what a name that does not exist was meant for.
 //! 1. [`data`]: data sets. Its types come first, then one reader a file, then the table of all of them.
-//! 2. [`recipe`]: the settings of an experiment; [`limits`]: whether this machine's memory can hold them.
+//! 2. [`recipe`]: the settings of an experiment, [`sweep`]: of many; [`limits`]: whether this machine's memory can hold them.
 //! 3. [`batches`]: examples as a flow takes them; [`evaluate`]: bits/dim of a split; [`codecs`]: what PNG, WebP, JPEG XL
 //!    and a Gaussian need for the same images.
 //! 4. [`run_dir`], [`lock`]: the folder of a run; [`events`], [`checkpoint`], [`summary`]: what is written there.
@@ -25,6 +25,7 @@ pub mod recipe;
 pub mod run_dir;
 pub mod suggest;
 pub mod summary;
+pub mod sweep;
 #[cfg(test)]
 mod testing;
 pub mod train;

@@ -604,3 +604,27 @@ fn the_table_marks_what_is_not_the_recipe_of_that_name() {
     std::fs::write(&path, old.to_string()).unwrap();
     assert_eq!(ok(&["table", str_of(&out)]), table);
 }
+
+/// Values and seeds are combined, a second call repeats nothing, and a slip is said before anything runs.
+#[test]
+fn a_sweep_is_a_table_over_seeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    let mut args = tiny("sweep", str_of(&out));
+    args.extend(["--set", "train.lr=1e-3,1e-2", "--seeds", "0..2", "--jobs", "2"]);
+    let first = ok(&args);
+    assert!(
+        first.contains("train.lr=0.001") && first.contains("train.lr=0.01") && first.contains(" ± "),
+        "{first}"
+    );
+    assert_eq!(first.matches("**").count(), 2, "one is the best: {first}");
+    let logs = |name: &str| std::fs::metadata(out.join(name)).unwrap().modified().unwrap();
+    let weights = "lr=1e-2_seed=1/model.safetensors";
+    let before = logs(weights);
+    assert_eq!(ok(&args), first);
+    assert_eq!(logs(weights), before);
+    assert_eq!(ok(&["table", str_of(&out), "--seeds"]), first);
+    let failed = error(&["sweep", "moons", "--set", "train.lr=1e-3,-1", "--out", str_of(&out.join("no"))]);
+    assert!(failed.contains("train.lr"), "{failed}");
+    assert!(!out.join("no").exists());
+}

@@ -35,6 +35,10 @@ enum Command {
     ///
     /// As `flow reproduce`, but the test set is not used.
     Train(reproduce::RunArgs),
+    /// Train a recipe with several values of settings and several seeds.
+    ///
+    /// One folder a run, resumed by the same command; then a table of mean and standard deviation over seeds.
+    Sweep(sweep::SweepArgs),
     /// Evaluate saved weights.
     ///
     /// Prints bits/dim with its standard error, its terms, and the baselines: entropy, Gaussian, PNG, WebP, JPEG XL, the paper.
@@ -197,6 +201,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Reproduce(args) => reproduce::run(&args, true),
         Command::Train(args) => reproduce::run(&args, false),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Encode(args) => encode::run(&args),

@@ -23,6 +23,7 @@ pub mod reconstruct;
 pub mod report;
 pub mod reproduce;
 pub mod sample;
+pub mod sweep;
 pub mod table;
 pub mod temperature;
 pub mod weights;

@@ -1,6 +1,7 @@
-//! `flow table`: runs against the papers, or runs side by side.
+//! `flow table`: runs against the papers, side by side, or over seeds.
 
 use crate::output;
+use crate::report::groups;
 use crate::report::table::{self, Format};
 use anyhow::Result;
 use clap::Args;
@@ -17,6 +18,9 @@ pub struct TableArgs {
     /// Print one column a run: results, and the settings that differ.
     #[arg(long)]
     side_by_side: bool,
+    /// Print one row for runs that differ in their seed alone: mean ± standard deviation, the best by validation in bold.
+    #[arg(long, conflicts_with_all = ["side_by_side", "format"])]
+    seeds: bool,
 }
 
 /// Prints the table.
@@ -24,6 +28,9 @@ pub struct TableArgs {
 /// # Errors
 /// When a folder that was named has no run, or a summary cannot be read.
 pub fn run(args: &TableArgs) -> Result<()> {
+    if args.seeds {
+        return output::raw(&groups::markdown(&table::find(&args.runs)?)?);
+    }
     let render = if args.side_by_side { table::side_by_side } else { table::render };
     output::raw(&render(&table::find(&args.runs)?, args.format)?)
 }

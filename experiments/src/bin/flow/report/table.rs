@@ -210,7 +210,7 @@ fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
 }
 
 /// Columns, each with its title on top, as Markdown.
-fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
+pub fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
     let widths: Vec<usize> =
         columns.iter().map(|c| c.iter().map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)).collect();
     let mut text = String::new();
