@@ -1,4 +1,4 @@
-def transform(x, path, *h):  # a rational-quadratic spline on [-bound, bound], the identity beyond; y and log dy/dx
+def transform(x, path, *h):  # a rational-quadratic spline on [-bound, bound], the identity beyond: y and log dy/dx
     c = (config.get("law") or config["transform"])["rational_quadratic_spline"]
     k, bound = c["bins"], c["bound"]
     wide, high, d = torch.stack(h, -1).split([k, k, k - 1], -1)
