@@ -395,7 +395,6 @@ mod tests {
             ("moons-nsf", "model.law=rational_quadratic_spline", "{ name = {} }"),
             ("moons-nsf", "model.law={mixture_of_logistics={components=0}}", "`components`"),
             ("moons-maf", "model.hidden=[0]", "`hidden`"),
-            ("moons-maf", "model.layers=20000000", "`layers`"),
         ] {
             let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
             assert!(error.contains(key) && !error.contains("spline.bin`"), "{set}: {error}");

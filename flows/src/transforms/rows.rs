@@ -16,6 +16,12 @@ pub(super) fn row(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.reshape((1, x.elem_count()))
 }
 
+/// Constants as a column (K, 1), made on the device: what is uploaded cannot be part of a recorded training step.
+pub(super) fn column(values: &[f64], like: &Tensor) -> Result<Tensor> {
+    let each = |&value: &f64| Tensor::full(value, (1, 1), like.device());
+    Tensor::cat(&values.iter().map(each).collect::<Result<Vec<_>>>()?, 0)?.to_dtype(like.dtype())
+}
+
 /// log sum_k exp(a_k) of each column, (1, N). The largest term is subtracted first, and is no part of the graph: it cancels.
 pub(super) fn log_sum_exp(a: &Tensor) -> Result<Tensor> {
     let most = a.max_keepdim(0)?.detach();

@@ -1,6 +1,6 @@
 //! Rational-quadratic splines (Durkan, Bekasov, Murray, Papamakarios 2019, "Neural Spline Flows", arXiv 1906.04032).
 
-use super::rows::{count_up_to, partial_sums, row, rows, softmax};
+use super::rows::{column, count_up_to, partial_sums, row, rows, softmax};
 use super::transform::Transform;
 use crate::core::Ctx;
 use crate::ops::elementwise::softplus;
@@ -81,12 +81,10 @@ impl RationalQuadraticSpline {
     fn knots(&self, h: &Tensor) -> Result<(Tensor, Tensor)> {
         let (k, n) = (self.bins, h.dim(1)?);
         let least = [self.min_width, self.min_height];
-        let of_axis = |f: &dyn Fn(f64) -> f64| {
-            Tensor::new(&least.map(f), h.device())?.reshape((2, 1, 1))?.to_dtype(h.dtype())
-        };
-        let share = softmax(&h.reshape((2, k, n))?)?
-            .broadcast_mul(&of_axis(&|least| 1. - least * k as f64)?)?
-            .broadcast_add(&of_axis(&|least| least)?)?;
+        let rest = least.map(|least| 1. - least * k as f64);
+        let of_axis = |values: &[f64]| column(values, h)?.unsqueeze(2);
+        let share = softmax(&h.reshape((2, k, n))?)?;
+        let share = share.broadcast_mul(&of_axis(&rest)?)?.broadcast_add(&of_axis(&least)?)?;
         let inner = partial_sums(&share)?.affine(2. * self.bound, -self.bound)?;
         let end = h.detach().narrow(0, 0, 1)?.zeros_like()?;
         let axis = |i: usize| {
