@@ -1,8 +1,9 @@
-//! Flow-based generative models on candle: NICE, RealNVP and Glow from shared coupling and permutation layers.
+//! Flow-based generative models on candle: NICE, RealNVP, Glow and MAF from shared coupling, autoregressive and permutation
+//! layers.
 //!
 //! - [`core`](mod@crate::core): the abstractions: [`Bijection`], [`Chain`], [`Net`], and the backward pass in memory that
 //!   does not grow with depth.
-//! - [`transforms`]: what couplings do to the elements that they change; [`nets`]: the networks inside couplings;
+//! - [`transforms`]: what couplings and autoregressive layers do to the elements that they change; [`nets`]: their networks;
 //!   [`bijections`]: the layers.
 //! - [`priors`]: the distributions of the latent.
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.

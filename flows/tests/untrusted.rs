@@ -5,9 +5,10 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Counting, LIVE, PEAK};
-use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
+use flows::models::{CouplingTransform, GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, maf};
 use flows::storage::{CONFIG, INDEX, WEIGHTS};
-use flows::{Model, ModelConfig, SaveOptions};
+use flows::transforms::RationalQuadraticSpline;
+use flows::{Model, ModelConfig, Prior, SaveOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fs;
@@ -20,6 +21,19 @@ static ALLOCATOR: Counting = Counting;
 /// Bytes of a folder's files.
 fn size(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().map(|f| f.unwrap().metadata().unwrap().len() as usize).sum()
+}
+
+fn masked() -> ModelConfig {
+    ModelConfig::Maf(MafConfig {
+        shape: vec![8],
+        bits: 8,
+        preprocess: Preprocess::None {},
+        order: maf::Order::Random,
+        layers: 1,
+        hidden: vec![4],
+        transform: CouplingTransform::RationalQuadraticSpline(RationalQuadraticSpline::default()),
+        prior: Prior::Gaussian,
+    })
 }
 
 /// Loads a folder; a megabyte and a few times its size are enough for that, whatever it claims.
@@ -173,6 +187,11 @@ fn sizes_are_refused_before_they_are_made() {
         (ModelConfig::RealNvp(nvp.clone()), r#""features": 4"#, r#""features": 16777216"#, "has shape"),
         (ModelConfig::RealNvp(nvp.clone()), r#""blocks": 1"#, r#""blocks": 16777216"#, "block1"),
         (ModelConfig::RealNvp(nvp.clone()), r#""scales": 2"#, r#""scales": 16777216"#, "is missing"),
+        (masked(), r#""layers": 1"#, r#""layers": 16777216"#, "layer1.net.order` is missing"),
+        (masked(), "4\n", "16777216\n", "layer0.net.0.weight` has shape [4, 8]"),
+        (masked(), "      8\n", "      16777216\n", "layer0.net.order` has shape [8]"),
+        (masked(), r#""bins": 8"#, r#""bins": 999"#, "layer0.net.1.weight` has shape [184, 4]"),
+        (masked(), r#""bins": 8"#, r#""bins": 18446744073709551615"#, "`bins` = 18446744073709551615"),
         // A mask of sixteen million pixels is all that a config alone can make, and only where the tensors fit.
         (ModelConfig::RealNvp(nvp), "8,\n      8", "8388608,\n      4", "more than 16777216 dimensions"),
     ];
@@ -316,7 +335,8 @@ fn no_damage_panics_or_takes_memory() {
     model.save(shards.path(), &SaveOptions { max_shard_size: 1500, dtype: None }).unwrap();
     let nvp = RealNvpConfig { shape: [1, 8, 8], features: 2, blocks: 1, ..RealNvpConfig::cifar_code() };
     let nice = NiceConfig { shape: vec![8], hidden: vec![vec![4]; 2], ..NiceConfig::mnist_paper() };
-    let whole = [saved(glow()), saved(ModelConfig::RealNvp(nvp)), saved(ModelConfig::Nice(nice))];
+    let whole =
+        [saved(glow()), saved(ModelConfig::RealNvp(nvp)), saved(ModelConfig::Nice(nice)), saved(masked())];
     let mut cases = vec![(shards.path(), INDEX, 600)];
     for dir in &whole {
         cases.extend([(dir.path(), CONFIG, 600), (dir.path(), WEIGHTS, 800)]);

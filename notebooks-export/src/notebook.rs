@@ -11,6 +11,7 @@ use askama::Template;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flows::ModelConfig;
+use flows::models::CouplingTransform;
 use serde_json::{Map, Value, json};
 
 /// A picture: the name of its file and the bytes.
@@ -82,6 +83,29 @@ impl Story<'_> {
             ModelConfig::Glow(_) => "Glow",
             ModelConfig::Maf(_) => "MAF",
         }
+    }
+
+    /// The code of log p(x): the transform of the model's layers, then the model.
+    fn model(&self) -> String {
+        let model = match self.config {
+            ModelConfig::Nice(_) => include_str!("cells/nice.py"),
+            ModelConfig::RealNvp(_) => return include_str!("cells/realnvp.py").to_owned(),
+            ModelConfig::Glow(_) => include_str!("cells/glow.py"),
+            ModelConfig::Maf(_) => include_str!("cells/maf.py"),
+        };
+        let transform = match (self.config.transform(), self.config) {
+            (Some(CouplingTransform::RationalQuadraticSpline(_)), _) => include_str!("cells/spline.py"),
+            (Some(CouplingTransform::MixtureOfLogistics(_)), _) => include_str!("cells/mixture.py"),
+            (_, ModelConfig::Glow(_)) => include_str!("cells/sigmoid.py"),
+            _ => include_str!("cells/affine.py"),
+        };
+        format!("{transform}\n\n{model}")
+    }
+
+    /// The lines of that code and of what it needs.
+    fn lines(&self) -> usize {
+        let code = [include_str!("cells/weights.py"), &self.model()].concat();
+        code.lines().filter(|line| !line.trim().is_empty()).count()
     }
 
     /// The bits/dim that the summary reports, of the test images or else the validation images.
@@ -187,12 +211,23 @@ mod tests {
             ("NICE", include_str!("cells/nice.py")),
             ("RealNVP", include_str!("cells/realnvp.py")),
             ("Glow", include_str!("cells/glow.py")),
+            ("MAF", include_str!("cells/maf.py")),
         ];
         for (family, model) in models {
             let lines: Vec<&str> =
                 weights.lines().chain(model.lines()).filter(|line| !line.trim().is_empty()).collect();
             assert!(lines.len() <= 60, "{family}: {} lines", lines.len());
             assert!(lines.iter().all(|line| line.len() <= 120 && !line.contains(';')), "{family}: crowded");
+        }
+        let transforms = [
+            include_str!("cells/affine.py"),
+            include_str!("cells/sigmoid.py"),
+            include_str!("cells/spline.py"),
+            include_str!("cells/mixture.py"),
+        ];
+        for transform in transforms {
+            assert!(transform.lines().count() <= 25, "{transform}");
+            assert!(transform.lines().all(|line| line.len() <= 120 && !line.contains(';')), "{transform}");
         }
     }
 }

@@ -6,8 +6,9 @@
 use candle_core::{DType, Device, Tensor};
 use flows::bijections::LogitScale;
 use flows::models::glow::{CouplingTransform, Permutation};
-use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, nice};
-use flows::{Model, ModelConfig, SaveOptions};
+use flows::models::{GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, maf, nice};
+use flows::transforms::{MixtureOfLogistics, RationalQuadraticSpline};
+use flows::{Model, ModelConfig, Prior, SaveOptions};
 use nbformat::Notebook;
 use nbformat::v4::Cell;
 use std::collections::HashMap;
@@ -68,6 +69,19 @@ fn scaled(config: RealNvpConfig) -> ModelConfig {
 
 fn small(config: GlowConfig) -> ModelConfig {
     ModelConfig::Glow(GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 4, ..config })
+}
+
+fn masked(transform: CouplingTransform, order: maf::Order) -> ModelConfig {
+    ModelConfig::Maf(MafConfig {
+        shape: vec![3],
+        bits: 8,
+        preprocess: Preprocess::Standardize {},
+        order,
+        layers: 3,
+        hidden: vec![8, 7],
+        transform,
+        prior: Prior::Gaussian,
+    })
 }
 
 /// Models that together take every way through the cells.
@@ -146,6 +160,27 @@ fn models(dir: &Path) -> Vec<PathBuf> {
             }),
             usize::MAX,
         ),
+        (
+            "spline",
+            grey(NiceConfig {
+                law: CouplingTransform::RationalQuadraticSpline(RationalQuadraticSpline {
+                    bound: 1.,
+                    ..RationalQuadraticSpline::default()
+                }),
+                ..NiceConfig::cifar_code()
+            }),
+            usize::MAX,
+        ),
+        (
+            "mixture",
+            small(GlowConfig {
+                law: CouplingTransform::MixtureOfLogistics(MixtureOfLogistics { components: 3 }),
+                ..GlowConfig::cifar_paper()
+            }),
+            usize::MAX,
+        ),
+        ("maf", masked(CouplingTransform::Affine, maf::Order::Reverse), usize::MAX),
+        ("maf-additive", masked(CouplingTransform::Additive, maf::Order::Random), usize::MAX),
     ];
     let folder = |(name, config, shard)| {
         let run = dir.join(name);

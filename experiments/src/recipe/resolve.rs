@@ -284,11 +284,17 @@ fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String])
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     let close = match quoted.next().filter(|_| message.starts_with("unknown field")) {
         Some(unknown) => {
-            let itself = format!("{path}.{unknown}");
-            let others = keys.iter().filter(|key| **key != path && **key != itself).cloned();
+            // The unknown key itself, which may stand in a table below the one that the error names.
+            let (below, end) = (format!("{path}."), format!(".{unknown}"));
+            let itself = |key: &&String| key.starts_with(&below) && key.ends_with(&end);
+            let others = keys.iter().filter(|key| **key != path && !itself(key)).cloned();
             did_you_mean(&unknown, quoted.chain(others))
         }
         None if message.starts_with("missing field") => ", give it a value".to_owned(),
+        None if message.starts_with("invalid type: unit variant") => {
+            ": this choice has settings, write it as { name = {} } to have them as they are by default"
+                .to_owned()
+        }
         None => String::new(),
     };
     if path == "." { anyhow!("{message}{close}") } else { anyhow!("`{path}`: {message}{close}") }
@@ -384,9 +390,14 @@ mod tests {
             ("realnvp-cifar-small", "model.eps=0.0", "`eps`"),
             ("realnvp-cifar-small", "model.momentum=5.0", "`momentum`"),
             ("realnvp-cifar-small", "model.momentum=nan", "`momentum`"),
+            ("moons-nsf", "model.law={rational_quadratic_spline={bins=1}}", "`bins` = 1"),
+            ("moons-nsf", "model.law={rational_quadratic_spline={bin=4}}", "expected one of `bins`"),
+            ("moons-nsf", "model.law=rational_quadratic_spline", "{ name = {} }"),
+            ("moons-nsf", "model.law={mixture_of_logistics={components=0}}", "`components`"),
+            ("moons-maf", "model.hidden=[0]", "`hidden`"),
         ] {
             let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
-            assert!(error.contains(key), "{set}: {error}");
+            assert!(error.contains(key) && !error.contains("spline.bin`"), "{set}: {error}");
         }
         let deep = format!("{}=1", vec!["a"; 40_000].join("."));
         let error = format!("{:#}", with("quickstart", &[&deep]).unwrap_err());

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 /// weights count from input d to m where d <= m, between hidden units where m <= m', and from m to output i where m < i
 /// ```
 ///
-/// The degrees of the units of a layer are spread evenly over 1, .., D - 1. With context features c of each example, which all
-/// units may see, they start at 0, so that the first dimension's numbers depend on c too.
+/// The degrees of the units of a layer are spread evenly over 1, .., D - 1. Context features c (B, E) of each example stand behind x,
+/// which is to add a linear map of them in the first layer, and are seen by all units; degrees then start at 0, so that the first
+/// dimension's numbers depend on c too.
 ///
 /// **Shapes.** (B, D) to (B, k D): the first number of all dimensions, then the second, as
 /// [`Transform`](crate::transforms::Transform) takes them. Parameters as those of [`Mlp`], and the tensor of indices `order`.
@@ -79,22 +80,23 @@ impl Made {
         let (order, place) = vb.permutation(dims, "order", Init::With(&init))?;
         let order = order.value().to_vec1::<u32>()?.into_iter().map(|i| i as usize).collect();
 
-        // Degrees of the inputs, of each hidden layer's units and of the outputs. A feature has degree 0.
-        let place: Vec<usize> = place.into_iter().map(|place| 1 + place as usize).collect();
+        // The degree of unit j of layer i: inputs, of which the features come last and have degree 0; hidden units; outputs.
+        // Computed for each weight: a config alone must not make anything of the size of a layer.
+        let widths = [&[dims + features], hidden, &[params_per_element * dims]].concat();
         let lowest = usize::from(features == 0 && dims > 1);
-        let spread = |width: usize| (0..width).map(|i| lowest + i * (dims - lowest) / width).collect();
-        let mut degrees = vec![[place.clone(), vec![0; features]].concat()];
-        degrees.extend(hidden.iter().map(|&width| spread(width)));
-        degrees.push(place.repeat(params_per_element));
-
+        let last = widths.len() - 1;
+        let degree = |i: usize, j: usize| match i {
+            0 if j >= dims => 0,
+            _ if i == 0 || i == last => 1 + place[j % dims] as usize,
+            _ => lowest + j * (dims - lowest) / widths[i],
+        };
         let mask = |i: usize| {
-            let (from, to, strict) = (&degrees[i], &degrees[i + 1], i == hidden.len());
-            let counts = |m: usize, d: usize| if strict { d < m } else { d <= m };
-            let mask = to.iter().flat_map(|&m| from.iter().map(move |&d| u8::from(counts(m, d))));
-            let mask = Tensor::from_vec(mask.collect::<Vec<u8>>(), (to.len(), from.len()), vb.device())?;
+            let counts = |to: usize, from: usize| if i + 1 == last { from < to } else { from <= to };
+            let row = |to| (0..widths[i]).map(move |j| u8::from(counts(to, degree(i, j))));
+            let mask: Vec<u8> = (0..widths[i + 1]).flat_map(|j| row(degree(i + 1, j))).collect();
+            let mask = Tensor::from_vec(mask, (widths[i + 1], widths[i]), vb.device())?;
             Ok(Some(mask.to_dtype(vb.dtype())?))
         };
-        let widths: Vec<usize> = degrees.iter().map(Vec::len).collect();
         Ok(Self { net: Mlp::masked(&widths, features, mask, start, vb)?, order })
     }
 

@@ -1,6 +1,6 @@
 //! Flow++'s mixture of logistics (Ho, Chen, Srinivas, Duan, Abbeel 2019, arXiv 1902.00275, section 3.2).
 
-use super::rows::{log_sum_exp, row, rows};
+use super::rows::{column, log_sum_exp, row, rows};
 use super::transform::Transform;
 use crate::core::Ctx;
 use crate::ops::elementwise::softplus;
@@ -120,10 +120,9 @@ impl MixtureOfLogistics {
     const MOST_COMPONENTS: usize = 1024;
 
     /// g_k, the factors of the means.
-    fn mean_factors(&self, like: &Tensor) -> Result<Tensor> {
-        let k = self.components;
-        let g = (0..k).map(|i| if i % 2 == 0 { 1. } else { -1. } * (i + 1) as f64 / k as f64);
-        Tensor::from_vec(g.collect::<Vec<f64>>(), (k, 1), like.device())?.to_dtype(like.dtype())
+    fn mean_factors(&self) -> Vec<f64> {
+        let sign = |i| if i % 2 == 0 { 1. } else { -1. };
+        (0..self.components).map(|i| sign(i) * (i + 1) as f64 / self.components as f64).collect()
     }
 
     fn components(&self, h: &Tensor) -> Result<Components> {
@@ -131,7 +130,7 @@ impl MixtureOfLogistics {
         let h = rows(h, self.params_per_element())?;
         let weight = h.narrow(0, 0, k)?;
         let log_weight = weight.broadcast_sub(&log_sum_exp(&weight)?)?;
-        let mean = h.narrow(0, k, k)?.broadcast_mul(&self.mean_factors(&h)?)?;
+        let mean = h.narrow(0, k, k)?.broadcast_mul(&column(&self.mean_factors(), &h)?)?;
         let log_scale = bounded(&h.narrow(0, 2 * k, k)?)?;
         let (a, b) = (bounded(&h.narrow(0, 3 * k, 1)?)?, h.narrow(0, 3 * k + 1, 1)?);
         Ok(Components { log_weight, mean, log_scale, a, b })

@@ -1,9 +1,8 @@
 //! Parameters of a transform as rows of a matrix, for transforms that compute with several numbers of a kind for each element.
 //!
-//! An element is a column and each of its k parameters a row, so that sums over parameters are sums of whole rows, and one
-//! product with a triangular matrix accumulates them for all elements at once.
+//! An element is a column and each of its k parameters a row, so that sums over parameters are sums of whole rows.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// h (B, k C, ..) as (k, N), where N counts the elements of (B, C, ..).
 pub(super) fn rows(h: &Tensor, k: usize) -> Result<Tensor> {
@@ -17,25 +16,36 @@ pub(super) fn row(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.reshape((1, x.elem_count()))
 }
 
+/// Constants as a column (K, 1), made on the device: what is uploaded cannot be part of a recorded training step.
+pub(super) fn column(values: &[f64], like: &Tensor) -> Result<Tensor> {
+    let each = |&value: &f64| Tensor::full(value, (1, 1), like.device());
+    Tensor::cat(&values.iter().map(each).collect::<Result<Vec<_>>>()?, 0)?.to_dtype(like.dtype())
+}
+
 /// log sum_k exp(a_k) of each column, (1, N). The largest term is subtracted first, and is no part of the graph: it cancels.
 pub(super) fn log_sum_exp(a: &Tensor) -> Result<Tensor> {
     let most = a.max_keepdim(0)?.detach();
     a.broadcast_sub(&most)?.exp()?.sum_keepdim(0)?.log()? + most
 }
 
-/// exp(a_k) / sum_j exp(a_j) of each column.
+/// exp(a_k) / sum_j exp(a_j) along dimension 1.
 pub(super) fn softmax(a: &Tensor) -> Result<Tensor> {
-    let e = a.broadcast_sub(&a.max_keepdim(0)?.detach())?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(0)?)
+    let e = a.broadcast_sub(&a.max_keepdim(1)?.detach())?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(1)?)
 }
 
 /// The number of rows up to each column's value, (1, N) in u32: how many `a_k` are at most `x`.
 pub(super) fn count_up_to(a: &Tensor, x: &Tensor) -> Result<Tensor> {
-    x.detach().broadcast_ge(&a.detach())?.to_dtype(candle_core::DType::U32)?.sum_keepdim(0)
+    x.detach().broadcast_ge(&a.detach())?.to_dtype(DType::U32)?.sum_keepdim(0)
 }
 
-/// The sums a_0, a_0 + a_1, .. of the first rows, without the last of them: (K - 1, N) of (K, N).
+/// The sums a_0, a_0 + a_1, .. along dimension 1 of (M, K, N), in log K additions of all of them. A product with a triangular
+/// matrix, as candle's own has it, takes twice the time for a few hundred elements, most of it to wake threads.
 pub(super) fn partial_sums(a: &Tensor) -> Result<Tensor> {
-    let k = a.dim(0)?;
-    Tensor::tril2(k, a.dtype(), a.device())?.narrow(D::Minus2, 0, k - 1)?.matmul(a)
+    let (k, mut sums, mut shift) = (a.dim(1)?, a.clone(), 1);
+    while shift < k {
+        sums = (&sums + sums.narrow(1, 0, k - shift)?.pad_with_zeros(1, shift, 0)?)?;
+        shift *= 2;
+    }
+    Ok(sums)
 }

@@ -1,6 +1,6 @@
 //! Rational-quadratic splines (Durkan, Bekasov, Murray, Papamakarios 2019, "Neural Spline Flows", arXiv 1906.04032).
 
-use super::rows::{count_up_to, partial_sums, row, rows, softmax};
+use super::rows::{column, count_up_to, partial_sums, row, rows, softmax};
 use super::transform::Transform;
 use crate::core::Ctx;
 use crate::ops::elementwise::softplus;
@@ -77,20 +77,28 @@ impl RationalQuadraticSpline {
         Ok((inside, within))
     }
 
-    /// The positions of all K + 1 knots along one axis, from the network's K numbers.
-    fn knots(&self, h: &Tensor, least: f64) -> Result<Tensor> {
-        let share = softmax(h)?.affine(1. - least * self.bins as f64, least)?;
+    /// The positions of all K + 1 knots along the x axis and along the y axis, from the network's 2 K numbers for them.
+    fn knots(&self, h: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (k, n) = (self.bins, h.dim(1)?);
+        let least = [self.min_width, self.min_height];
+        let rest = least.map(|least| 1. - least * k as f64);
+        let of_axis = |values: &[f64]| column(values, h)?.unsqueeze(2);
+        let share = softmax(&h.reshape((2, k, n))?)?;
+        let share = share.broadcast_mul(&of_axis(&rest)?)?.broadcast_add(&of_axis(&least)?)?;
         let inner = partial_sums(&share)?.affine(2. * self.bound, -self.bound)?;
-        let end = h.narrow(0, 0, 1)?.detach().zeros_like()?;
-        Tensor::cat(&[&(&end - self.bound)?, &inner, &(&end + self.bound)?], 0)
+        let end = h.detach().narrow(0, 0, 1)?.zeros_like()?;
+        let axis = |i: usize| {
+            let inner = inner.get(i)?.narrow(0, 0, k - 1)?;
+            Tensor::cat(&[&(&end - self.bound)?, &inner, &(&end + self.bound)?], 0)
+        };
+        Ok((axis(0)?, axis(1)?))
     }
 
     /// The pieces that the elements `at` (1, N) are in, along the y axis if `inverse`, and otherwise along the x axis.
     fn pieces(&self, at: &Tensor, h: &Tensor, inverse: bool) -> Result<Piece> {
         let k = self.bins;
         let h = rows(h, self.params_per_element())?;
-        let xs = self.knots(&h.narrow(0, 0, k)?, self.min_width)?;
-        let ys = self.knots(&h.narrow(0, k, k)?, self.min_height)?;
+        let (xs, ys) = self.knots(&h.narrow(0, 0, 2 * k)?)?;
         // softplus(c) = 1 - min_slope.
         let c = (1. - self.min_slope).exp_m1().ln();
         let inner = (softplus(&(h.narrow(0, 2 * k, k - 1)? + c)?)? + self.min_slope)?;

@@ -43,7 +43,7 @@ fn by_stats(stats: &LayerStats, positions: usize, batch: usize) -> Result<Option
 twins! {
     fn what_a_layer_is_inside_gives_its_log_det() {
         let mut told = 0;
-        for (name, build, x) in rows() {
+        for (name, build, x) in rows().into_iter().chain(crate::transforms::rows()) {
             let p = ParamStore::seeded(3, DType::F64, &device());
             let layer = build(&p.vb())?;
             p.perturb(11, 0.1)?;

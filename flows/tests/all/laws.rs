@@ -1,5 +1,6 @@
 //! One table over every bijection and every model: inverse, log-det against the autodiff Jacobian, gradients against
-//! central differences; f64, evaluation, at most 64 dimensions, parameters perturbed by N(0, .1^2). A new layer is a row.
+//! central differences; f64, evaluation, at most 64 dimensions, parameters perturbed by N(0, .1^2). A new layer is a row. The rows
+//! of transforms without a kernel and of autoregressive layers are in transforms.rs.
 
 use crate::device;
 use candle_core::{DType, Result, Tensor};
@@ -8,7 +9,7 @@ use flows::models::{
     CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
     glow, maf, nice,
 };
-use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, ResNetConfig, Start};
+use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
 use flows::priors::{Gaussian, Logistic};
@@ -24,7 +25,7 @@ fn params() -> ParamStore {
     ParamStore::seeded(3, DType::F64, &device())
 }
 
-fn gaussian(shape: &[usize]) -> Tensor {
+pub(crate) fn gaussian(shape: &[usize]) -> Tensor {
     normal(shape, 1, &device()).unwrap()
 }
 
@@ -42,13 +43,16 @@ fn noisy(shape: &[usize]) -> Tensor {
     (n + noise).unwrap()
 }
 
+/// A bijection's name, how it is made, and an input.
+pub(crate) type Row = (&'static str, Build, Tensor);
+
 pub(crate) type Build = Box<dyn Fn(&ParamBuilder) -> Result<Box<dyn Bijection>>>;
 
-fn layer<B: Bijection + 'static>(f: impl Fn(&ParamBuilder) -> Result<B> + 'static) -> Build {
+pub(crate) fn layer<B: Bijection + 'static>(f: impl Fn(&ParamBuilder) -> Result<B> + 'static) -> Build {
     Box::new(move |vb| Ok(Box::new(f(vb)?)))
 }
 
-fn tanh(vb: &ParamBuilder) -> Result<Scale> {
+pub(crate) fn tanh(vb: &ParamBuilder) -> Result<Scale> {
     Ok(Scale::Tanh { gain: vb.get(1, "gain", Init::Const(0.7))? })
 }
 
@@ -65,7 +69,7 @@ fn mlp_coupling(
 }
 
 /// The mask that keeps the first of three channels, (1, 3, 1, 1).
-fn channel_mask(vb: &ParamBuilder) -> Result<Tensor> {
+pub(crate) fn channel_mask(vb: &ParamBuilder) -> Result<Tensor> {
     Tensor::new(&[1f64, 0., 0.], vb.device())?.reshape((1, 3, 1, 1))?.to_dtype(vb.dtype())
 }
 
@@ -86,7 +90,7 @@ impl<T: Transform> Transform for Plain<T> {
     }
 }
 
-fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
+pub(crate) fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
     ResNetConfig {
         inputs,
         features: 4,
@@ -103,89 +107,7 @@ fn resnet(inputs: usize, outputs: usize, plain: bool) -> ResNetConfig {
     }
 }
 
-/// A spline whose bound some of the elements exceed.
-const SPLINE: RationalQuadraticSpline =
-    RationalQuadraticSpline { bins: 5, bound: 1.5, min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
-
-const MIXTURE: MixtureOfLogistics = MixtureOfLogistics { components: 3 };
-
-/// The transforms without a kernel of their own, by name.
-fn elementwise() -> Vec<(&'static str, fn() -> Box<dyn Transform>)> {
-    vec![("spline", || Box::new(SPLINE)), ("mixture", || Box::new(MIXTURE))]
-}
-
-/// An autoregressive layer of three hidden widths, given `features` context features.
-fn autoregressive(
-    vb: &ParamBuilder,
-    transform: Box<dyn Transform>,
-    (dims, features): (usize, usize),
-    order: Order,
-) -> Result<Autoregressive> {
-    let params_per_element = transform.params_per_element();
-    let sizes = MadeConfig { dims, features, hidden: &[9, 7, 8], params_per_element, order };
-    Ok(Autoregressive::new(transform, Made::new(&sizes, Start::Uniform(0.6), &vb.pp("net"))?))
-}
-
-/// The new transforms under each partition, and every transform in autoregressive layers and their inverses.
-fn transform_rows() -> Vec<(&'static str, Build, Tensor)> {
-    let mut all: Vec<(&'static str, Build, Tensor)> = vec![];
-    let name = |text: String| -> &'static str { text.leak() };
-    for (of, transform) in elementwise() {
-        for swap in [false, true] {
-            let coupling = move |vb: &ParamBuilder| {
-                let net = |n, m| Mlp::new(n, &[7, 6], m, Start::Uniform(0.5), &vb.pp("net"));
-                Coupling::with_net(Partition::Halves { swap }, transform(), 5, net)
-            };
-            let swapped = if swap { ", swapped" } else { "" };
-            all.push((name(format!("coupling, {of}{swapped}")), layer(coupling), gaussian(&[3, 5])));
-        }
-        let coupling = move |vb: &ParamBuilder| {
-            let net = |n, m| ConvNet::new(n, 5, m, true, &vb.pp("net"));
-            Coupling::with_net(Partition::Halves { swap: true }, transform(), 3, net)
-        };
-        all.push((name(format!("coupling, {of}, conv net")), layer(coupling), gaussian(&[2, 3, 2, 2])));
-        for (mask, of_mask) in [("checkerboard", true), ("channel mask", false)] {
-            let coupling = move |vb: &ParamBuilder| {
-                let mask = if of_mask { checkerboard(2, 4, true, vb)? } else { channel_mask(vb)? };
-                let net = |n, m| {
-                    ResNet::new(resnet(n, m, true), Some(mask.clone()).filter(|_| of_mask), &vb.pp("net"))
-                };
-                Coupling::with_net(Partition::Mask(mask.clone()), transform(), 3, net)
-            };
-            all.push((name(format!("coupling, {of}, {mask}")), layer(coupling), gaussian(&[2, 3, 2, 4])));
-        }
-    }
-    let orders = [("natural", Order::Natural), ("reversed", Order::Reversed), ("random", Order::Random)];
-    let transforms = ["additive", "affine", "spline", "mixture"];
-    for (i, of) in transforms.into_iter().enumerate() {
-        let transform = move |vb: &ParamBuilder| -> Result<Box<dyn Transform>> {
-            Ok(match of {
-                "additive" => Box::new(Additive),
-                "affine" => Box::new(Affine { scale: tanh(vb)?, shift_first: false }),
-                "spline" => Box::new(SPLINE),
-                _ => Box::new(MIXTURE),
-            })
-        };
-        let (order_name, order) = orders[i % 3];
-        let build = move |vb: &ParamBuilder| autoregressive(vb, transform(vb)?, (4, 0), order);
-        all.push((name(format!("autoregressive, {of}, {order_name}")), layer(build), gaussian(&[3, 4])));
-        let build = move |vb: &ParamBuilder| Ok(Inverted(autoregressive(vb, transform(vb)?, (4, 0), order)?));
-        all.push((name(format!("inverted autoregressive, {of}")), layer(build), gaussian(&[3, 4])));
-    }
-    let one = |vb: &ParamBuilder| autoregressive(vb, Box::new(SPLINE), (1, 0), Order::Natural);
-    all.push(("autoregressive, one dimension", layer(one), gaussian(&[3, 1])));
-    let twice = |vb: &ParamBuilder| Ok(Inverted(Inverted(Conv1x1::new(2, Weight::Plu, vb)?)));
-    all.push(("inverted twice, images", layer(twice), gaussian(&[2, 2, 2, 2])));
-    all
-}
-
-pub(crate) fn rows() -> Vec<(&'static str, Build, Tensor)> {
-    let mut all = layer_rows();
-    all.extend(transform_rows());
-    all
-}
-
-fn layer_rows() -> Vec<(&'static str, Build, Tensor)> {
+pub(crate) fn rows() -> Vec<Row> {
     let image = [2, 3, 4, 4];
     let affine = |scale, shift_first| Affine { scale, shift_first };
     vec![
@@ -348,22 +270,27 @@ fn layer_rows() -> Vec<(&'static str, Build, Tensor)> {
     ]
 }
 
+/// Checks each row.
+pub(crate) fn obey_the_law(rows: Vec<Row>) {
+    let mut failed = vec![];
+    for (name, build, x) in rows {
+        let p = params();
+        let run = || -> Result<Deviation> {
+            let b = build(&p.vb())?;
+            p.perturb(11, 0.1)?;
+            check(b.as_ref(), &x, None, &p, Deviation::LAYER)
+        };
+        match run() {
+            Ok(d) => println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient),
+            Err(e) => failed.push(format!("{name}: {e}")),
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
 twins! {
     fn every_bijection_obeys_the_law() {
-        let mut failed = vec![];
-        for (name, build, x) in rows() {
-            let p = params();
-            let run = || -> Result<Deviation> {
-                let b = build(&p.vb())?;
-                p.perturb(11, 0.1)?;
-                check(b.as_ref(), &x, None, &p, Deviation::LAYER)
-            };
-            match run() {
-                Ok(d) => println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient),
-                Err(e) => failed.push(format!("{name}: {e}")),
-            }
-        }
-        assert!(failed.is_empty(), "{}", failed.join("\n"));
+        obey_the_law(rows());
         Ok(())
     }
 }
@@ -401,6 +328,12 @@ fn small_realnvp() -> RealNvpConfig {
 fn small_glow() -> GlowConfig {
     GlowConfig { shape: [3, 4, 4], levels: 2, depth: 2, width: 5, ..GlowConfig::cifar_paper() }
 }
+
+/// A spline whose bound some of the elements exceed.
+pub(crate) const SPLINE: RationalQuadraticSpline =
+    RationalQuadraticSpline { bins: 5, bound: 1.5, min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+
+pub(crate) const MIXTURE: MixtureOfLogistics = MixtureOfLogistics { components: 3 };
 
 fn small_maf() -> MafConfig {
     MafConfig {

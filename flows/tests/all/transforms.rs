@@ -1,13 +1,16 @@
-//! What the table of laws does not test of transforms and autoregressive layers: inverses over the whole line, the start, inputs
-//! that are no numbers, which output depends on which input, and context features.
+//! Transforms without a kernel of their own and autoregressive layers: their rows of the law; inverses over the whole line, the
+//! start, inputs that are no numbers, which output depends on which input, and context features.
 
 use crate::device;
+use crate::laws::{MIXTURE, Row, SPLINE, channel_mask, gaussian, layer, obey_the_law, resnet, tanh};
 use candle_core::{DType, Result, Tensor, Var};
-use flows::bijections::{Autoregressive, Coupling, Inverted};
-use flows::nets::{Made, MadeConfig, Mlp, Order, Start};
+use flows::bijections::{Autoregressive, Conv1x1, Coupling, Inverted, Weight};
+use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, Start};
 use flows::testing::{Deviation, check, check_net, normal};
-use flows::transforms::{Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform};
-use flows::{Bijection, Context, Ctx, Memory, Net, ParamStore};
+use flows::transforms::{
+    Additive, Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform, checkerboard,
+};
+use flows::{Bijection, Context, Ctx, Memory, Net, ParamBuilder, ParamStore};
 
 fn values(t: &Tensor) -> Result<Vec<f64>> {
     t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
@@ -47,7 +50,83 @@ fn transforms() -> [(&'static str, Box<dyn Transform>); 2] {
     [("spline", Box::new(spline)), ("mixture", Box::new(MixtureOfLogistics::default()))]
 }
 
+type MakeTransform = fn() -> Box<dyn Transform>;
+
+/// The transforms without a kernel of their own, by name.
+const ELEMENTWISE: [(&str, MakeTransform); 2] =
+    [("spline", || Box::new(SPLINE)), ("mixture", || Box::new(MIXTURE))];
+
+/// An autoregressive layer of three hidden widths, given `features` context features.
+fn autoregressive(
+    vb: &ParamBuilder,
+    transform: Box<dyn Transform>,
+    (dims, features): (usize, usize),
+    order: Order,
+) -> Result<Autoregressive> {
+    let params_per_element = transform.params_per_element();
+    let sizes = MadeConfig { dims, features, hidden: &[9, 7, 8], params_per_element, order };
+    Ok(Autoregressive::new(transform, Made::new(&sizes, Start::Uniform(0.6), &vb.pp("net"))?))
+}
+
+/// The new transforms under each partition, and every transform in autoregressive layers and their inverses.
+pub(crate) fn rows() -> Vec<Row> {
+    let mut all: Vec<Row> = vec![];
+    let name = |text: String| -> &'static str { text.leak() };
+    for (of, transform) in ELEMENTWISE {
+        for swap in [false, true] {
+            let coupling = move |vb: &ParamBuilder| {
+                let net = |n, m| Mlp::new(n, &[7, 6], m, Start::Uniform(0.5), &vb.pp("net"));
+                Coupling::with_net(Partition::Halves { swap }, transform(), 5, net)
+            };
+            let swapped = if swap { ", swapped" } else { "" };
+            all.push((name(format!("coupling, {of}{swapped}")), layer(coupling), gaussian(&[3, 5])));
+        }
+        let coupling = move |vb: &ParamBuilder| {
+            let net = |n, m| ConvNet::new(n, 5, m, true, &vb.pp("net"));
+            Coupling::with_net(Partition::Halves { swap: true }, transform(), 3, net)
+        };
+        all.push((name(format!("coupling, {of}, conv net")), layer(coupling), gaussian(&[2, 3, 2, 2])));
+        for (mask, of_mask) in [("checkerboard", true), ("channel mask", false)] {
+            let coupling = move |vb: &ParamBuilder| {
+                let mask = if of_mask { checkerboard(2, 4, true, vb)? } else { channel_mask(vb)? };
+                let net = |n, m| {
+                    ResNet::new(resnet(n, m, true), Some(mask.clone()).filter(|_| of_mask), &vb.pp("net"))
+                };
+                Coupling::with_net(Partition::Mask(mask.clone()), transform(), 3, net)
+            };
+            all.push((name(format!("coupling, {of}, {mask}")), layer(coupling), gaussian(&[2, 3, 2, 4])));
+        }
+    }
+    let orders = [("natural", Order::Natural), ("reversed", Order::Reversed), ("random", Order::Random)];
+    let transforms = ["additive", "affine", "spline", "mixture"];
+    for (i, of) in transforms.into_iter().enumerate() {
+        let transform = move |vb: &ParamBuilder| -> Result<Box<dyn Transform>> {
+            Ok(match of {
+                "additive" => Box::new(Additive),
+                "affine" => Box::new(Affine { scale: tanh(vb)?, shift_first: false }),
+                "spline" => Box::new(SPLINE),
+                _ => Box::new(MIXTURE),
+            })
+        };
+        let (order_name, order) = orders[i % 3];
+        let build = move |vb: &ParamBuilder| autoregressive(vb, transform(vb)?, (4, 0), order);
+        all.push((name(format!("autoregressive, {of}, {order_name}")), layer(build), gaussian(&[3, 4])));
+        let build = move |vb: &ParamBuilder| Ok(Inverted(autoregressive(vb, transform(vb)?, (4, 0), order)?));
+        all.push((name(format!("inverted autoregressive, {of}")), layer(build), gaussian(&[3, 4])));
+    }
+    let one = |vb: &ParamBuilder| autoregressive(vb, Box::new(SPLINE), (1, 0), Order::Natural);
+    all.push(("autoregressive, one dimension", layer(one), gaussian(&[3, 1])));
+    let twice = |vb: &ParamBuilder| Ok(Inverted(Inverted(Conv1x1::new(2, Weight::Plu, vb)?)));
+    all.push(("inverted twice, images", layer(twice), gaussian(&[2, 2, 2, 2])));
+    all
+}
+
 twins! {
+    fn every_transform_obeys_the_law() {
+        obey_the_law(rows());
+        Ok(())
+    }
+
     fn inverses_are_exact_over_the_whole_line() {
         for (name, transform) in transforms() {
             for (dtype, most, rounding) in [(DType::F64, 1e-9, 1e-14), (DType::F32, 1e-5, 4e-6)] {

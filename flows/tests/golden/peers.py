@@ -49,7 +49,7 @@ def mixture(components=4):
     h, x = normal("mixture.h", b, k * c), 2 * normal("mixture.x", b, c)
     each = h.reshape(b, k, c).transpose(1, 2)
     weights, means, scales, a, shift = each.split([components] * 3 + [1, 1], -1)
-    means = means * torch.tensor([(-1) ** i * (i + 1) / components for i in range(components)])
+    means = means * torch.tensor([(-1) ** i * (i + 1) / components for i in range(components)], dtype=means.dtype)
     bounded = lambda h: 7 * torch.tanh(h / 7)
     uniform = dist.Uniform(torch.zeros_like(means), torch.ones_like(means), validate_args=False)
     to_logistic = [dist.SigmoidTransform().inv, dist.AffineTransform(means, bounded(scales).exp())]

@@ -21,13 +21,12 @@ def mix(x, path):  # z = W x at every pixel
     return torch.einsum("ij,bjhw->bihw", w, x), torch.linalg.slogdet(w)[1] * x[0, 0].numel()
 
 
-def coupling(x, path, hidden, log_scale):  # the first half stays, the second becomes (x + t) exp(s), s = 0 if additive
+def coupling(x, path, hidden, law):  # the first half stays, the second is changed as the network says
     h, moved = x.tensor_split([x.shape[1] // 2], 1)
     for i in hidden:
         h = F.relu(norm(conv(h, f"{path}.conv{i}"), f"{path}.norm{i}")[0])
-    t, *s = norm(conv(h, f"{path}.zero"), f"{path}.zero")[0].split(moved.shape[1], 1)
-    s = log_scale(s[0]) if s else torch.zeros_like(t)
-    return torch.cat([x[:, : x.shape[1] // 2], (moved + t) * s.exp()], 1), s.flatten(1).sum(1)
+    y, s = law(moved, path, *norm(conv(h, f"{path}.zero"), f"{path}.zero")[0].split(moved.shape[1], 1))
+    return torch.cat([x[:, : x.shape[1] // 2], y], 1), s.flatten(1).sum(1)
 
 
 def log_prob(x, y=None):
@@ -37,10 +36,11 @@ def log_prob(x, y=None):
         for path in (f"level{i}.step{k}" for k in range(config["depth"])):
             x, a = norm(x, f"{path}.actnorm")
             x, b = mix(x, f"{path}.permutation")
-            x, c = coupling(x, f"{path}.net", (1, 2), lambda h: F.logsigmoid(h + 2))
+            x, c = coupling(x, f"{path}.net", (1, 2), transform)
             log_det = log_det + a + b + c
         if i + 1 < config["levels"]:  # the second half of the channels is done, perhaps moved by the first
-            x, a = coupling(x, f"level{i}.split", (), lambda h: h) if config["learn_split"] else (x, 0)
+            exp = lambda x, _, t, s: ((x + t) * s.exp(), s)
+            x, a = coupling(x, f"level{i}.split", (), exp) if config["learn_split"] else (x, 0)
             (x, half), log_det = x.tensor_split([x.shape[1] // 2], 1), log_det + a
             done.append(half.flatten(1))
         elif config["learn_top"]:  # the last level's mean and scale, by class where there are classes

@@ -23,7 +23,7 @@ def log_prob(x):
         x = (x - weights["whiten.mean"]) @ weights["whiten.weight"]
         log_det = log_det + weights["whiten.log_det"].sum()
     for i in range(config["layers"]):
-        x, a = transform(x, network(x, f"layer{i}.net"), config["transform"], f"layer{i}")
+        x, a = transform(x, f"layer{i}", *network(x, f"layer{i}.net").split(x.shape[1], 1))
         log_det = log_det + a.sum(1)
     if config["prior"] == "logistic":
         return log_det - (F.softplus(x) + F.softplus(-x)).sum(1)

@@ -4,11 +4,10 @@ def network(h, path, layers):
     return h
 
 
-def coupling(x, path, layers, swap):  # one half stays, the other becomes x exp(s) + t, s = 0 if additive
+def coupling(x, path, layers, swap):  # one half stays, the other is changed as the network says
     kept, moved = x.tensor_split([x.shape[1] // 2], 1)[:: -1 if swap else 1]
-    t, *s = network(kept, f"{path}.net", layers).split(moved.shape[1], 1)
-    s = weights[f"{path}.gain"] * torch.tanh(s[0]) if s else torch.zeros_like(t)
-    return torch.cat([kept, moved * s.exp() + t][:: -1 if swap else 1], 1), s.sum(1)
+    y, s = transform(moved, path, *network(kept, f"{path}.net", layers).split(moved.shape[1], 1))
+    return torch.cat([kept, y][:: -1 if swap else 1], 1), s.sum(1)
 
 
 def log_prob(x):

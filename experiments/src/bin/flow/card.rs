@@ -59,6 +59,13 @@ fn kind(config: &ModelConfig) -> Kind {
             arxiv: "1906.04032",
             how: "rational-quadratic spline couplings between fully connected networks, then a learned scale for each dimension",
         },
+        ModelConfig::Nice(NiceConfig { law: CouplingTransform::MixtureOfLogistics(_), .. }) => Kind {
+            name: "flow of mixture couplings",
+            tag: "flow-plus-plus",
+            paper: "Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design",
+            arxiv: "1902.00275",
+            how: "couplings by mixtures of logistics between fully connected networks, then a learned scale for each dimension",
+        },
         ModelConfig::Nice(_) => Kind {
             name: "NICE",
             tag: "nice",
