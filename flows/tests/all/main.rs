@@ -105,3 +105,4 @@ mod laws;
 mod lifecycle;
 mod memory;
 mod priors;
+mod variational;
