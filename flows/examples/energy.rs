@@ -35,7 +35,7 @@ fn by_grid() -> Result<f64> {
     Ok((sum.to_scalar::<f64>()? * (side / n as f64).powi(2)).ln())
 }
 
-/// Couplings, the first of which keep what is added of the prior: two dimensions make one coupling of one number each.
+/// Twelve affine couplings that change the two dimensions in turn.
 fn flow(params: &ParamStore) -> Result<Flow> {
     let mut chain = Chain::new();
     for i in 0..12 {

@@ -26,7 +26,7 @@ fn log_target(x: &Tensor) -> Result<Tensor> {
     let (v, rest) = (x.narrow(1, 0, 1)?.squeeze(1)?, x.narrow(1, 1, DIMS - 1)?);
     let n = (DIMS - 1) as f64;
     let of_v = ((&v / 3.)?.sqr()? * -0.5)?;
-    let of_rest = (rest.sqr()?.sum(1)? * v.neg()?.exp()? * -0.5)? - (v * (n / 2.))?;
+    let of_rest = ((rest.sqr()?.sum(1)? * v.neg()?.exp()?)? * -0.5)? - (v * (n / 2.))?;
     let constant = 0.5 * DIMS as f64 * (2. * std::f64::consts::PI).ln() + 3f64.ln();
     (of_v + of_rest?)? - constant
 }
