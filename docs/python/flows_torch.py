@@ -236,6 +236,7 @@ class Model(nn.Module):
         levels = 2.0 ** self.config["bits"]
 
         def sees(n):
+            n = n.clamp(0, levels - 1)
             off = n - F.avg_pool2d(F.pad(n, (1, 1, 1, 1), mode="replicate"), 3, 1)
             return torch.cat([F.pixel_unshuffle(n, 2) * (4 / levels) - 2, F.pixel_unshuffle(off, 2) * (16 / levels)], 1)
 
