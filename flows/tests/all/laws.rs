@@ -615,7 +615,8 @@ twins! {
         };
         let [exact, error, bound] = measure(&model(Dequantize::Uniform {}, 0.3)?)?;
         let [other, other_error, learned] = measure(&model(Dequantize::Variational { couplings: 3, width: 4 }, 0.3)?)?;
-        println!("P = {exact:.4} ± {error:.4}, with learned noise {other:.4} ± {other_error:.4}");
+        println!("P = {exact:.3e} ± {error:.0e}, with learned noise {other:.3e} ± {other_error:.0e}");
+        assert!(error.max(other_error) < 0.05 * exact);
         assert!((exact - other).abs() < 4. * error.hypot(other_error), "{exact} ± {error}, {other} ± {other_error}");
         assert!(bound < exact.ln() && learned < exact.ln());
         let [_, _, uniform] = measure(&model(Dequantize::Uniform {}, 0.)?)?;
