@@ -233,13 +233,19 @@ class Model(nn.Module):
         if noise["kind"] != "variational":
             raise ValueError(f"the noise of this model, {noise['kind']!r}, is unknown to this script: fetch a newer one")
         edge, steps = 2.0**-16, []
-        sees = lambda n: F.pixel_unshuffle(n, 2) * (4 / 2.0 ** self.config["bits"]) - 2
+        levels = 2.0 ** self.config["bits"]
+
+        def sees(n):
+            n = n.clamp(0, levels - 1)
+            off = n - F.avg_pool2d(F.pad(n, (1, 1, 1, 1), mode="replicate"), 3, 1)
+            return torch.cat([F.pixel_unshuffle(n, 2) * (4 / levels) - 2, F.pixel_unshuffle(off, 2) * (16 / levels)], 1)
+
         inner = math.log(1 - 2 * edge)
         log_slope = lambda h: F.logsigmoid(h) + F.logsigmoid(-h)
         for i in range(noise.get("couplings", 4)):
             path = f"dequantize.coupling{i}"
             steps.append((self._conv_net(f"{path}.net"), self._tanh(f"{path}.gain"), i % 2 == 1))
-        with_pixels = lambda pixels: [coupling(lambda x, net=net: net(torch.cat([x, pixels], 1)), scale, swap=swap) for net, scale, swap in steps]
+        with_pixels = lambda pixels: [coupling(lambda x, net=net: 0.1 * net(torch.cat([x, pixels], 1)), scale, swap=swap) for net, scale, swap in steps]
 
         def forward(x, y):
             n = x.floor()

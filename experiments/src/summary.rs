@@ -86,19 +86,19 @@ pub struct Baselines {
 impl Baselines {
     /// The baselines that are known before anything is measured. Entropies of densities, in nats a point, become bits/dim.
     ///
-    /// Entropy and paper apply to bytes: for a model of fewer bits per pixel there is nothing to compare with.
+    /// The paper's number applies to bytes, as does the entropy of a set that does not know it for fewer bits per pixel.
     #[must_use]
     pub fn new(recipe: &Recipe, data: &Dataset) -> Self {
         let scale = if data.test.is_pixels() { 1. } else { 1. / (data.test.dims() as f64 * LN_2) };
-        if data.test.is_pixels() && recipe.model.bits() != 8 {
-            return Self::default();
-        }
+        let bits = recipe.model.bits();
+        let bytes = !data.test.is_pixels() || bits == 8;
+        let entropy = if bytes { data.entropy } else { data.entropy_of_bits.map(|of| of(bits)) };
         Self {
-            entropy_lower: data.entropy.map(|e| e.lower * scale),
-            entropy_upper: data.entropy.map(|e| e.upper * scale),
+            entropy_lower: entropy.map(|e| e.lower * scale),
+            entropy_upper: entropy.map(|e| e.upper * scale),
             codecs: None,
             gaussian: None,
-            paper: recipe.paper.clone(),
+            paper: recipe.paper.clone().filter(|_| bytes),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A flow: a bijection and a prior.
 
 use crate::core::{self, Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
+use crate::ops::autodiff::with_gradient;
 use crate::priors::Prior;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rand::Rng;
@@ -225,6 +226,63 @@ impl Flow {
     ) -> Result<Tensor> {
         let context = context.into();
         self.decode(&self.draw(n, temperature, rng, context, to)?, context)
+    }
+
+    /// `n` samples x, of the shape of examples, and log q(x) (n,) in nats, outside any graph.
+    ///
+    /// # Errors
+    /// As [`Flow::sample`].
+    pub fn sample_with_log_prob<'a>(
+        &self,
+        n: usize,
+        rng: &mut impl Rng,
+        context: impl Into<Context<'a>>,
+        to: (DType, &Device),
+    ) -> Result<(Tensor, Tensor)> {
+        let ctx = Ctx::eval().with_context(context);
+        let z = self.draw(n, 1., rng, ctx.context, to)?;
+        let x = self.decode(&z, ctx.context)?;
+        let (_, log_det) = core::forward(self.bijection(), &x, ctx)?;
+        Ok((x, (self.prior.log_prob(&z, ctx)? + log_det)?))
+    }
+
+    /// As [`Flow::sample_with_log_prob`], on candle's graph: both can be differentiated by the parameters of the flow and of its
+    /// prior, for a loss of samples such as [`Flow::reverse_kl`].
+    ///
+    /// ```text
+    /// x = f^-1(z),  z ~ p_Z fixed,     dx/dtheta = -J^-1 df/dtheta,     J = df/dx
+    /// ```
+    ///
+    /// which is the derivative of f(x) = z (the implicit function theorem). So a layer needs no inverse that is differentiable by its
+    /// parameters: J^-1 is the derivative of the inverse by z, and df/dtheta that of the forward pass. Both are of the evaluated
+    /// flow: batch norm has its running statistics. Activations are stored; the cost is that of an inverse and two forward passes
+    /// with their gradients.
+    ///
+    /// # Errors
+    /// As [`Flow::sample`], and when the prior's samples cannot be differentiated by its parameters.
+    pub fn rsample_with_log_prob<'a>(
+        &self,
+        n: usize,
+        rng: &mut impl Rng,
+        context: impl Into<Context<'a>>,
+        to: (DType, &Device),
+    ) -> Result<(Tensor, Tensor)> {
+        let ctx = Ctx::eval().with_context(context).with_grad(true);
+        if n == 0 {
+            bail!("there is nothing to differentiate in no samples: ask for at least one");
+        }
+        let z = self.prior.sample((n, self.dims()), 1., rng, ctx, to)?;
+        let (inverse, [x]) = Graph::of(&z, |z| Ok([self.decode(z, ctx.context)?]))?;
+        // Zero, with the derivative of z - f(x) by all parameters at this x.
+        let step = (&z - self.bijection.forward(&x, ctx)?.0.flatten_from(1)?)?;
+        let carrier = (&x + (&step - step.detach())?.reshape(x.shape())?)?;
+        let x = with_gradient(&carrier, move |gx| {
+            let gz = inverse.backward(&[gx], &mut Gradients::default())?.swap_remove(0);
+            gz.reshape(gx.shape())
+        })?;
+        let (_, log_det) = self.bijection.forward(&x, ctx)?;
+        let log_prob = (self.prior.log_prob(&z, ctx)? + log_det)?;
+        Ok((x, log_prob))
     }
 
     /// `n` latents of the prior at a temperature, (n, D).

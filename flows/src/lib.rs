@@ -18,7 +18,7 @@
 //! A file uses items of the layers before its own only, and within a layer there is no circle of files:
 //!
 //! ```text
-//! ops -> params -> storage, core -> transforms, nets -> bijections -> priors -> flow -> models -> latents, hub, testing
+//! ops -> params -> storage, core -> transforms, nets -> bijections -> priors -> flow -> variational, models -> latents, hub, testing
 //! ```
 //!
 //! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
@@ -43,6 +43,7 @@ pub mod priors;
 pub mod storage;
 pub mod testing;
 pub mod transforms;
+mod variational;
 
 pub use crate::core::{
     Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, SavedState,
@@ -53,6 +54,7 @@ pub use models::{Model, ModelConfig, load};
 pub use params::{ParamBuilder, ParamStore};
 pub use priors::Prior;
 pub use storage::SaveOptions;
+pub use variational::LogZ;
 
 /// The documents' code is compiled and run with the library's own examples.
 #[cfg(doctest)]

@@ -91,6 +91,7 @@ mod tests {
             classes: vec![],
             attribute_names: vec![],
             entropy: None,
+            entropy_of_bits: None,
             parts: Parts::Named,
             revision: String::new(),
         };

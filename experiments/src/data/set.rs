@@ -222,6 +222,8 @@ pub struct Dataset {
     pub attribute_names: Vec<String>,
     /// The entropy, for the sets drawn here.
     pub entropy: Option<Entropy>,
+    /// The entropy of the images with fewer bits, for those drawn here.
+    pub entropy_of_bits: Option<fn(u8) -> Entropy>,
     /// How the examples came into their parts.
     pub parts: Parts,
     /// Which bytes these are, wherever they lie: the SHA-256 of the file, or of the files and their names in their folder; the
@@ -247,6 +249,7 @@ impl Dataset {
             classes: classes.into_iter().map(|class| class.to_string()).collect(),
             attribute_names: vec![],
             entropy: None,
+            entropy_of_bits: None,
             parts: Parts::Named,
             revision,
         }

@@ -186,6 +186,7 @@ mod tests {
             classes: (0..10).map(|class| class.to_string()).collect(),
             attribute_names: vec![],
             entropy: None,
+            entropy_of_bits: None,
             parts: Parts::Named,
             revision: String::new(),
         }

@@ -76,6 +76,7 @@ fn data() -> Dataset {
         classes: vec![],
         attribute_names: vec![],
         entropy: None,
+        entropy_of_bits: None,
         parts: Parts::Named,
         revision: "test".to_string(),
     }

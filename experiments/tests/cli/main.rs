@@ -413,7 +413,7 @@ fn faces<'a>(command: &'a str, out: &'a str) -> Vec<&'a str> {
 }
 
 #[test]
-fn fewer_bits_have_neither_entropy_nor_paper_beside_them() {
+fn fewer_bits_have_their_own_entropy_and_no_paper_beside_them() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("eight");
     let eight = json(&[&faces("reproduce", str_of(&out))[..], &["--json"]].concat());
@@ -422,12 +422,15 @@ fn fewer_bits_have_neither_entropy_nor_paper_beside_them() {
     let args = [&faces("reproduce", str_of(&out))[..], &["--set", "model.bits=5"]].concat();
     let five = json(&[&args[..], &["--json"]].concat());
     assert_eq!(five["bins"], 32);
-    for key in ["entropy_lower", "entropy_upper", "paper", "gaussian_bits_per_dim"] {
+    for key in ["paper", "gaussian_bits_per_dim"] {
         assert!(five.get(key).is_none(), "{key}");
+    }
+    for (key, bits) in [("entropy_lower", 1.2422), ("entropy_upper", 1.2873)] {
+        assert!((five[key].as_f64().unwrap() - bits).abs() < 1e-4, "{key}: {}", five[key]);
     }
     let output = flow(&args);
     let all = text(&output.stdout) + &text(&output.stderr);
-    assert!(!all.contains("entropy") && !all.contains("bug"), "{all}");
+    assert!(all.contains("entropy of the data: 1.2422 to 1.2873") && !all.contains("bug"), "{all}");
 }
 
 #[cfg(target_os = "linux")]

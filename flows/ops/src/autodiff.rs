@@ -1,6 +1,7 @@
-//! Gradients from candle's graph, of one function at a time.
+//! Gradients from candle's graph, of one function at a time, and gradients of one's own on it.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, Var};
 
 /// The gradients of `inputs` through `f`, given those of its outputs.
 pub(crate) fn gradients(
@@ -19,4 +20,37 @@ pub(crate) fn gradients(
     }
     let mut store = sum.expect("at least one output").backward()?;
     vars.iter().map(|v| store.remove(v).map_or_else(|| v.zeros_like(), |g| Ok(g.detach()))).collect()
+}
+
+/// The identity with another gradient.
+struct WithGradient<F>(F);
+
+impl<F: Fn(&Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for WithGradient<F> {
+    fn name(&self) -> &'static str {
+        "with-gradient"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((x.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((x.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        (self.0)(&g.detach()).map(Some)
+    }
+}
+
+/// x on candle's graph, with `gradient(g)` for the gradient of x where g is that of the result.
+///
+/// # Errors
+/// If the device has no memory left.
+pub fn with_gradient(
+    x: &Tensor,
+    gradient: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    // A copy begins at the first element of its storage.
+    x.copy()?.contiguous()?.apply_op1(WithGradient(gradient))
 }

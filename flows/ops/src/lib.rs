@@ -20,7 +20,7 @@
 //! run, and a launch would be an error.
 
 pub mod act_norm;
-mod autodiff;
+pub mod autodiff;
 pub mod batch_norm;
 pub mod channel_mix;
 pub mod conv;

@@ -1,7 +1,9 @@
 //! Variational dequantization (Flow++, Ho et al. 2019, arXiv 1902.00275, section 3.1).
 
 use super::coupling::Coupling;
-use crate::core::{Bijection, Chain, Context, Ctx, Gradients, Graph, Memory, SavedState, sum_per_example};
+use crate::core::{
+    Bijection, Chain, Context, Ctx, Gradients, Graph, Memory, Net, SavedState, sum_per_example,
+};
 use crate::nets::{ConvNet, WithFeatures};
 use crate::ops::elementwise::log_sigmoid;
 use crate::ops::squeeze::{squeeze, unsqueeze};
@@ -23,8 +25,10 @@ const EDGE: f64 = 1. / 65536.;
 /// log P(n) (equation 8). So the bound is the log p(x) of a flow that begins with this layer, and whatever is done with x = n + v
 /// works as with uniform noise: training, evaluation, samples, latents. The inverse of a sample n + u is n + v, the same pixel.
 ///
-/// f_n consists of affine couplings of the squeezed logits, whose networks see all pixels n beside the kept half. They start as
-/// the identity, and the layer as uniform noise. u stays 2^-16 away from 0 and 1, as x must in f32; a sample nearer to a whole number
+/// f_n consists of affine couplings of the squeezed logits, whose networks see all pixels n, and how far each is from the mean of the
+/// 3x3 pixels around, beside the kept half. They start as the identity, and the layer as uniform noise. Where a grey level is
+/// small beside the spread of p, the best q is nearly uniform, too; so the networks' outputs are multiplied by .1, for otherwise the
+/// steps of a learning rate that suits the rest of a model cost more than learned noise gains. u stays 2^-16 away from 0 and 1, as x must in f32; a sample nearer to a whole number
 /// is moved to that distance. What the backward pass needs is stored in any case, since a reconstructed n could be another pixel's.
 ///
 /// **Shapes.** (B, C, H, W), H and W even, x in units of one grey level; parameters `coupling0`, ...
@@ -46,8 +50,8 @@ impl VariationalDequantization {
             let scale = Scale::Tanh { gain: vb.get(1, "gain", Init::Const(1.))? };
             let transform = Box::new(Affine { scale, shift_first: false });
             let net = |inputs, outputs| {
-                let net = ConvNet::new(inputs + 4 * channels, width, outputs, false, &vb.pp("net"))?;
-                Ok(WithFeatures(net))
+                let net = ConvNet::new(inputs + 8 * channels, width, outputs, false, &vb.pp("net"))?;
+                Ok(Scaled(WithFeatures(net)))
             };
             let partition = Partition::Halves { swap: i % 2 == 1 };
             noise.push(&name, Coupling::with_net(partition, transform, 4 * channels, net)?);
@@ -69,9 +73,32 @@ impl VariationalDequantization {
         Ok((n, v))
     }
 
-    /// The pixels as the networks see them, from -2 to 2: about as large as logits of noise.
+    /// What the networks see of the pixels, in the units of noise's logits: the pixels from -2 to 2, and how far they are from
+    /// their surroundings. Samples may lie outside of the range of data, and are seen as its ends there, lest a network overflow.
     fn features(&self, n: &Tensor) -> Result<Tensor> {
-        n.affine(4. / self.levels, -2.)
+        let n = &n.clamp(0., self.levels - 1.)?;
+        let whole = unsqueeze(n)?;
+        let padded = whole.pad_with_same(2, 1, 1)?.pad_with_same(3, 1, 1)?;
+        let off = squeeze(&(whole - padded.avg_pool2d_with_stride(3, 1)?)?)?;
+        Tensor::cat(&[n.affine(4. / self.levels, -2.)?, (off * (16. / self.levels))?], 1)
+    }
+}
+
+/// A network whose output is multiplied by .1.
+struct Scaled<N>(N);
+
+impl<N: Net> Net for Scaled<N> {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        self.0.forward(x, ctx)? * 0.1
+    }
+
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
+        let (y, saved) = self.0.forward_saved(x, ctx)?;
+        Ok(((y * 0.1)?, saved))
+    }
+
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        self.0.backward(saved, &(gy * 0.1)?, grads)
     }
 }
 

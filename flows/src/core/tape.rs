@@ -163,7 +163,7 @@ impl Graph {
     ///
     /// # Errors
     /// When a gradient's shape does not fit its output.
-    pub fn backward(self, of_outputs: &[&Tensor], grads: &mut Gradients) -> Result<Vec<Tensor>> {
+    pub fn backward(&self, of_outputs: &[&Tensor], grads: &mut Gradients) -> Result<Vec<Tensor>> {
         if of_outputs.len() != self.outputs.len() {
             bail!("{} gradients were given for {} outputs", of_outputs.len(), self.outputs.len());
         }

@@ -71,7 +71,7 @@ impl Dequantize {
             Self::Uniform {} => 0.,
             Self::Variational { couplings, width } => {
                 let width = width as f64;
-                couplings as f64 * (9. * 6. * channels * width + width * width + 9. * width * 4. * channels)
+                couplings as f64 * (9. * 10. * channels * width + width * width + 9. * width * 4. * channels)
             }
         }
     }

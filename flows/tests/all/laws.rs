@@ -652,6 +652,41 @@ twins! {
         Ok(())
     }
 
+    /// Learned noise leaves P(n) as it is: the mean over noise of exp(log p) is the integral of p over the cell of the pixels n, with
+    /// any q, and the mean of log p is below its logarithm. At first learned noise is uniform.
+    fn learned_noise_bounds_the_same_likelihood() {
+        let model = |dequantize, std| -> Result<Model> {
+            let config = GlowConfig {
+                shape: [1, 2, 2], bits: 1, levels: 1, depth: 2, width: 4, dequantize, ..GlowConfig::cifar_paper()
+            };
+            let m = Model::new(ModelConfig::Glow(config), 3, DType::F64, &device())?;
+            m.params().perturb(11, std)?;
+            Ok(m)
+        };
+        let n = Tensor::new(&[0f64, 1., 1., 0.], &device())?.reshape((1, 1, 2, 2))?;
+        let draws = 40_000;
+        let mut rng = flows::params::rng_for(0, "noise");
+        let v: Vec<f64> = (0..4 * draws).map(|_| rand::Rng::random(&mut rng)).collect();
+        let x = Tensor::from_vec(v, (draws, 1, 2, 2), &device())?.broadcast_add(&n)?;
+        let measure = |m: &Model| -> Result<[f64; 3]> {
+            let lp = m.log_prob(&x, None)?;
+            let p = lp.exp()?.to_vec1::<f64>()?;
+            let mean = p.iter().sum::<f64>() / draws as f64;
+            let var = p.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / draws as f64;
+            Ok([mean, (var / draws as f64).sqrt(), lp.mean_all()?.to_scalar()?])
+        };
+        let [exact, error, bound] = measure(&model(Dequantize::Uniform {}, 0.3)?)?;
+        let [other, other_error, learned] = measure(&model(Dequantize::Variational { couplings: 3, width: 4 }, 0.3)?)?;
+        println!("P = {exact:.3e} ± {error:.0e}, with learned noise {other:.3e} ± {other_error:.0e}");
+        assert!(error.max(other_error) < 0.05 * exact);
+        assert!((exact - other).abs() < 4. * error.hypot(other_error), "{exact} ± {error}, {other} ± {other_error}");
+        assert!(bound < exact.ln() && learned < exact.ln());
+        let [_, _, uniform] = measure(&model(Dequantize::Uniform {}, 0.)?)?;
+        let [_, _, first] = measure(&model(Dequantize::Variational { couplings: 3, width: 4 }, 0.)?)?;
+        assert!((uniform - first).abs() < 1e-3, "{uniform}, {first}");
+        Ok(())
+    }
+
     /// Actnorm gives mean 0 and variance 1 on the batch that sets it, and warns about a constant channel without infinities.
     fn actnorm_is_set_by_the_first_batch() {
         let p = params();

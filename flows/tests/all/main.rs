@@ -107,3 +107,4 @@ mod memory;
 mod peers;
 mod priors;
 mod transforms;
+mod variational;
