@@ -6,9 +6,11 @@
 use candle_core::{DType, Device, Tensor};
 use flows::bijections::LogitScale;
 use flows::models::glow::{CouplingTransform, Permutation};
-use flows::models::{GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, maf, nice};
+use flows::models::{
+    Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig, maf, nice,
+};
 use flows::transforms::{MixtureOfLogistics, RationalQuadraticSpline};
-use flows::{Model, ModelConfig, Prior, SaveOptions};
+use flows::{Model, ModelConfig, SaveOptions};
 use nbformat::Notebook;
 use nbformat::v4::Cell;
 use std::collections::HashMap;
@@ -80,7 +82,8 @@ fn masked(transform: CouplingTransform, order: maf::Order) -> ModelConfig {
         layers: 3,
         hidden: vec![8, 7],
         transform,
-        prior: Prior::Gaussian,
+        prior: PriorConfig::default(),
+        dequantize: Dequantize::default(),
     })
 }
 
