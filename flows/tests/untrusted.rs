@@ -5,10 +5,13 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Counting, LIVE, PEAK};
-use flows::models::{CouplingTransform, GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, maf};
+use flows::models::{
+    CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
+    maf,
+};
 use flows::storage::{CONFIG, INDEX, WEIGHTS};
 use flows::transforms::RationalQuadraticSpline;
-use flows::{Model, ModelConfig, Prior, SaveOptions};
+use flows::{Model, ModelConfig, SaveOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fs;
@@ -32,7 +35,8 @@ fn masked() -> ModelConfig {
         layers: 1,
         hidden: vec![4],
         transform: CouplingTransform::RationalQuadraticSpline(RationalQuadraticSpline::default()),
-        prior: Prior::Gaussian,
+        prior: PriorConfig::default(),
+        dequantize: Dequantize::default(),
     })
 }
 
