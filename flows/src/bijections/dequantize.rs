@@ -76,7 +76,8 @@ impl VariationalDequantization {
     /// What the networks see of the pixels, in the units of noise's logits: the pixels from -2 to 2, and how far they are from
     /// their surroundings. Samples may lie outside of the range of data, and are seen as its ends there, lest a network overflow.
     fn features(&self, n: &Tensor) -> Result<Tensor> {
-        let n = &n.clamp(0., self.levels - 1.)?;
+        // clamp would copy its bounds to a GPU, where a training step is recorded.
+        let n = &(n.relu()? - (n - (self.levels - 1.))?.relu()?)?;
         let whole = unsqueeze(n)?;
         let padded = whole.pad_with_same(2, 1, 1)?.pad_with_same(3, 1, 1)?;
         let off = squeeze(&(whole - padded.avg_pool2d_with_stride(3, 1)?)?)?;

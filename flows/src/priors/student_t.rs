@@ -47,14 +47,6 @@ impl StudentT {
         check(df)?;
         Ok(Self(Df::Learned(vb.get(dims, "log_df", Init::Const(df.ln()))?)))
     }
-
-    /// The degrees of freedom, (1,) or (D,), in f64: differences of log G cancel in f32.
-    fn df(&self, z: &Tensor, grad: bool) -> Result<Tensor> {
-        match &self.0 {
-            Df::Fixed(df) => Tensor::new(&[*df], z.device()),
-            Df::Learned(log_df) => log_df.get(grad).to_dtype(DType::F64)?.exp(),
-        }
-    }
 }
 
 fn check(df: f64) -> Result<()> {
@@ -64,12 +56,14 @@ fn check(df: f64) -> Result<()> {
     Ok(())
 }
 
-/// log G(x + 1/2) - log G(x) for x > 0 in f64, on candle's graph. With x raised by 10 steps of G(x + 1) = x G(x), Stirling's
-/// series to x^-9 is exact to 1e-14.
-fn log_gamma_step(x: &Tensor) -> Result<Tensor> {
-    log_gamma(&(x + 0.5)?)? - log_gamma(x)?
+/// log G((nu + 1)/2) - log G(nu/2) - log(nu pi)/2, on candle's graph.
+fn log_constant(df: &Tensor) -> Result<Tensor> {
+    let half = (df / 2.)?;
+    (log_gamma(&(&half + 0.5)?)? - log_gamma(&half)?)? - ((df * std::f64::consts::PI)?.log()? / 2.)?
 }
 
+/// log G(x) for x > 0 in f64, on candle's graph. With x raised by 10 steps of G(x + 1) = x G(x), Stirling's series to x^-9 is
+/// exact to 1e-14.
 fn log_gamma(x: &Tensor) -> Result<Tensor> {
     const STEPS: usize = 10;
     const SERIES: [f64; 5] = [1. / 12., -1. / 360., 1. / 1260., -1. / 1680., 1. / 1188.];
@@ -91,13 +85,23 @@ fn log_gamma(x: &Tensor) -> Result<Tensor> {
 impl Prior for StudentT {
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let (_, d) = z.dims2()?;
-        let df = self.df(z, ctx.grad)?;
-        let constant = (log_gamma_step(&(&df / 2.)?)? - ((&df * std::f64::consts::PI)?.log()? / 2.)?)?;
-        let repeated = d as f64 / df.dim(0)? as f64;
-        let constant = (constant.sum_all()? * repeated)?.to_dtype(z.dtype())?;
-        let df = df.to_dtype(z.dtype())?;
-        let tail = (z.sqr()?.broadcast_div(&df)? + 1.)?.log()?.broadcast_mul(&((df + 1.)? * -0.5)?)?;
-        tail.sum(1)?.broadcast_add(&constant)
+        match &self.0 {
+            // Numbers of the host alone, so that a recorded pass on a GPU copies nothing to it.
+            Df::Fixed(df) => {
+                let constant = log_constant(&Tensor::new(*df, &Device::Cpu)?)?.to_scalar::<f64>()?;
+                let tails = ((z.sqr()? / *df)? + 1.)?.log()?.sum(1)?;
+                (tails * (-0.5 * (df + 1.)))? + constant * d as f64
+            }
+            Df::Learned(log_df) => {
+                // In f64: differences of log G cancel in f32.
+                let df = log_df.get(ctx.grad).to_dtype(DType::F64)?.exp()?;
+                let constant = log_constant(&df)?.sum_all()?.to_dtype(z.dtype())?;
+                let df = df.to_dtype(z.dtype())?;
+                let tails =
+                    (z.sqr()?.broadcast_div(&df)? + 1.)?.log()?.broadcast_mul(&((df + 1.)? * -0.5)?)?;
+                tails.sum(1)?.broadcast_add(&constant)
+            }
+        }
     }
 
     fn sample(

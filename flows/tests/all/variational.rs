@@ -82,7 +82,8 @@ fn compare(
                 p.set(&Tensor::from_vec(moved, p.value().shape(), p.value().device())?)?;
                 fixed()
             };
-            let h = 1e-5;
+            // Small: near a whole number the noise of a pixel bends within thousandths of a grey level.
+            let h = 2e-6;
             let difference = (at(values[i] + h)? - at(values[i] - h)?) / (2. * h);
             at(values[i])?;
             let off = (difference - g[i]).abs() / (1. + g[i].abs());
@@ -142,7 +143,7 @@ twins! {
 
     fn samples_of_models_are_differentiable() {
         for (name, config) in laws::models() {
-            if matches!(config.shape(), [3, ..] | [_, 8, ..]) {
+            if matches!(config.shape(), [3, _, _] | [_, 8, _]) {
                 // As deep as the others, and larger.
                 continue;
             }
