@@ -245,7 +245,7 @@ class Model(nn.Module):
         for i in range(noise.get("couplings", 4)):
             path = f"dequantize.coupling{i}"
             steps.append((self._conv_net(f"{path}.net"), self._tanh(f"{path}.gain"), i % 2 == 1))
-        with_pixels = lambda pixels: [coupling(lambda x, net=net: 0.1 * net(torch.cat([x, pixels], 1)), scale, swap=swap) for net, scale, swap in steps]
+        with_pixels = lambda pixels: [coupling(lambda x, net=net: 0.1 * net(torch.cat([x, pixels], 1)), shift_scale(scale), swap=swap) for net, scale, swap in steps]
 
         def forward(x, y):
             n = x.floor()

@@ -20,6 +20,7 @@ use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, rea
 use experiments::untrusted::open;
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
+use flows::models::{Dequantize, PriorConfig};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, parse_index, read_header};
 use metrics::Metrics;
 use notebook::{Picture, Story, code, escaped};
@@ -136,6 +137,13 @@ fn fill(
     out: &Path,
 ) -> Result<Vec<String>> {
     let model = Model::load_as(run, Some(DType::F32), &Device::Cpu)?;
+    let config = model.config();
+    ensure!(
+        matches!(config.prior(), PriorConfig::Gaussian {} | PriorConfig::Logistic {})
+            && *config.dequantize() == Dequantize::default(),
+        "a notebook's PyTorch code has the fixed priors and uniform noise only, and {name} has others: docs/python/flows_torch.py \
+         runs it"
+    );
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
     let samples = cli.samples as usize;
     output::tell(format_args!("{name}: drawing and measuring {samples} samples"));

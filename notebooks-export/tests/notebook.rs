@@ -693,3 +693,17 @@ fn jupyter_executes_every_cell() {
     // evcxr's own words are there, too.
     assert_eq!(stdout.lines().filter(|line| line.contains(".ipynb ")).count(), notebooks.len());
 }
+
+/// The code of a notebook would compute another density for these.
+#[test]
+fn learned_priors_and_noise_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = NiceConfig { shape: vec![1, 2, 2], hidden: vec![vec![4]], ..NiceConfig::mnist_paper() };
+    let mixture = NiceConfig { prior: PriorConfig::Mixture { components: 2 }, ..small.clone() };
+    let noise = NiceConfig { dequantize: Dequantize::Variational { couplings: 1, width: 2 }, ..small };
+    for (name, config) in [("mixture", mixture), ("noise", noise)] {
+        let run = dir.path().join(name);
+        save(ModelConfig::Nice(config), &run, usize::MAX);
+        assert!(refused(&run, &dir.path().join("out"), &[]).contains("flows_torch.py"));
+    }
+}

@@ -45,7 +45,7 @@ pub struct MafConfig {
     /// The transform of the layers.
     pub transform: CouplingTransform,
     /// The prior of the whole latent.
-    #[serde(with = "super::named", default, skip_serializing_if = "PriorConfig::is_gaussian")]
+    #[serde(with = "super::named")]
     pub prior: PriorConfig,
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
