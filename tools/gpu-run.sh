@@ -34,6 +34,8 @@ device=${DEVICE:-cuda:0} python=${PYTHON:-python3} end=$(awk "BEGIN { print int(
 export FLOWS_PEERS=$here/peers.py FLOWS_PYTHON=$python FLOWS_GOLDEN=$here/golden PYTHONPATH=$here/python
 FLOWS_COMMIT=$(cat "$here/commit")
 export FLOWS_COMMIT
+# Kernels are compiled for the GPU at their first use; later processes read them there.
+export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$here/.cuda-cache}
 # PyTorch's wheels bring CUDA's libraries.
 wheels=$("$python" -c 'import os, nvidia; print(list(nvidia.__path__)[0])' 2> /dev/null) &&
     export LD_LIBRARY_PATH=$wheels/cu13/lib:$wheels/cudnn/lib:${LD_LIBRARY_PATH:-}

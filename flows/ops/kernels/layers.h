@@ -278,7 +278,8 @@ KERNEL(NAME(scaled_sum), NAME(ScaledSum)) {
     if (THREAD == 0) *a.out = (R)(a.factor * sum);
 }
 
-// Running moments, (1 - share) running + share batch, in place; `batch` is (2, C).
+// Running moments, (1 - share) running + share batch, in place; `batch` is (2, C). What is not finite is left out: passes go on
+// until the host reads that a loss was not, and the layer that it is then looked for in has to be as it was.
 typedef struct {
     R *mean, *var;
     const R *batch;
@@ -290,7 +291,7 @@ LAYOUT(NAME(Mixed), 40, channels, 32);
 KERNEL(NAME(mix_moments), NAME(Mixed)) {
     for EACH(i, 2 * a.channels) {
         R *running = i < a.channels ? a.mean + i : a.var + (i - a.channels);
-        *running = *running * (R)(1 - a.share) + a.batch[i] * (R)a.share;
+        if (a.batch[i] - a.batch[i] == 0) *running = *running * (R)(1 - a.share) + a.batch[i] * (R)a.share;
     }
 }
 

@@ -92,6 +92,9 @@ fn layers() -> Result<()> {
         assert!(crate::device::emulate(|| crate::batch_norm::mix_moments(&mean, &var, &batch, 0.1))?);
         near("running mean", &mean, &((&logs * 0.9)? + (batch.get(0)? * 0.1)?)?);
         near("running variance", &var, &((&bias * 0.9)? + (batch.get(1)? * 0.1)?)?);
+        let (kept, broken) = (mean.copy()?, (&batch * f64::NAN)?);
+        crate::device::emulate(|| crate::batch_norm::mix_moments(&mean, &var, &broken, 0.1))?;
+        near("running mean after a batch that is not finite", &mean, &kept);
 
         let w = to(&wave(&[4, 4], 0.7));
         near("channel_mix", &channel_mix(&x, &w)?, &mix::reference::channel_mix(&x, &w)?);
