@@ -54,6 +54,8 @@ pub(crate) trait Real:
     fn ln_1p_in_loop(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
     /// The mutable slice of a storage.
     fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]>;
     /// A storage that owns `v`.
@@ -86,6 +88,10 @@ macro_rules! real {
             #[inline(always)]
             fn tanh(self) -> Self {
                 $t::tanh(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
             }
             fn slice_mut(s: &mut CpuStorage) -> Option<&mut [Self]> {
                 match s {

@@ -2,109 +2,100 @@
 
 use super::spec::RuleStep;
 use crate::real::{Real, View, contiguous, dispatch, dtype};
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::cell::RefCell;
 
 /// Elementwise work is handed out in blocks of this many numbers; sums are taken over these blocks, in order.
 const BLOCK: usize = 1 << 15;
 
-struct Accumulate {
-    step: RuleStep,
+/// A step of the rule, as an op on the state, which then works on the parameter: state, gradient and parameter are read and written
+/// once. candle's in-place ops write one tensor each.
+struct Step<'a> {
+    p: &'a Tensor,
+    g: &'a Tensor,
     factor: f64,
+    keep: f64,
+    step: RuleStep,
 }
 
-impl InplaceOp2 for Accumulate {
+impl InplaceOp1 for Step<'_> {
     fn name(&self) -> &'static str {
         "optimizer_state"
     }
 
-    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
-        dispatch!("optimizer_state", dtype(s1), T => {
-            let g = contiguous::<T>("optimizer_state", s2, l2)?;
-            let (m, v) = contiguous_mut::<T>(s1, l1)?.split_at_mut(g.len());
-            let factor = T::of(self.factor);
-            let zip = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
-            match self.step {
-                RuleStep::Adam { b1, b2, .. } => {
-                    let (b1, c1, b2, c2) = (T::of(b1), T::of(1. - b1), T::of(b2), T::of(1. - b2));
-                    zip.for_each(|((m, v), g)| {
-                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
-                            let g = g * factor;
-                            *m = b1 * *m + c1 * g;
-                            *v = b2 * *v + c2 * g * g;
-                        }
-                    });
-                }
-                RuleStep::Adamax { b1, b2, .. } => {
-                    let (b1, c1, b2) = (T::of(b1), T::of(1. - b1), T::of(b2));
-                    zip.for_each(|((m, v), g)| {
-                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
-                            let g = g * factor;
-                            *m = b1 * *m + c1 * g;
-                            let (a, b) = (b2 * *v, if g < T::default() { -g } else { g });
-                            *v = if a > b { a } else { b };
-                        }
-                    });
-                }
-                RuleStep::RmsProp { rho, momentum, lr, eps } => {
-                    let (rho, c, momentum) = (T::of(rho), T::of(1. - rho), T::of(momentum));
-                    let (lr, eps) = (T::of(lr), T::of(eps));
-                    zip.for_each(|((m, v), g)| {
-                        for ((m, v), &g) in m.iter_mut().zip(v).zip(g) {
-                            let g = g * factor;
-                            *v = rho * *v + c * g * g;
-                            *m = momentum * *m + lr * g / (*v + eps).sqrt();
-                        }
-                    });
-                }
-            }
-        });
-        Ok(())
+    fn cpu_fwd(&self, state: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let state = RefCell::new((state, layout));
+        self.p.inplace_op2(self.g, &OnParameter { of: self, state })
     }
 }
 
-/// p <- keep p - what the state says.
-struct Apply {
-    step: RuleStep,
-    keep: f64,
+/// The same as an op on the parameter, with the state at hand.
+struct OnParameter<'a> {
+    of: &'a Step<'a>,
+    state: RefCell<(&'a mut CpuStorage, &'a Layout)>,
 }
 
-impl InplaceOp2 for Apply {
+impl InplaceOp2 for OnParameter<'_> {
     fn name(&self) -> &'static str {
-        "optimizer_apply"
+        "optimizer_step"
     }
 
     fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
-        dispatch!("optimizer_apply", dtype(s1), T => {
-            let p = contiguous_mut::<T>(s1, l1)?;
-            let (m, v) = contiguous::<T>("optimizer_apply", s2, l2)?.split_at(p.len());
-            let zip = p.par_chunks_mut(BLOCK).zip(m.par_chunks(BLOCK)).zip(v.par_chunks(BLOCK));
-            let keep = T::of(self.keep);
-            match self.step {
-                RuleStep::Adam { a, c, eps, .. } => {
-                    let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
-                    zip.for_each(|((p, m), v)| {
-                        for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p = keep * *p - a * m / (v.sqrt() * c + eps);
-                        }
-                    });
-                }
-                RuleStep::Adamax { a, eps, .. } => {
-                    let (a, eps) = (T::of(a), T::of(eps));
-                    zip.for_each(|((p, m), v)| {
-                        for ((p, &m), &v) in p.iter_mut().zip(m).zip(v) {
-                            *p = keep * *p - a * m / (v + eps);
-                        }
-                    });
-                }
-                RuleStep::RmsProp { .. } => zip.for_each(|((p, m), _)| {
-                    for (p, &m) in p.iter_mut().zip(m) {
-                        *p = keep * *p - m;
-                    }
-                }),
-            }
+        let (state, layout) = &mut *self.state.borrow_mut();
+        dispatch!("optimizer_step", dtype(s1), T => {
+            let g = contiguous::<T>("optimizer_step", s2, l2)?;
+            let (m, v) = contiguous_mut::<T>(state, layout)?.split_at_mut(g.len());
+            self.of.run(contiguous_mut::<T>(s1, l1)?, m, v, g);
         });
         Ok(())
+    }
+}
+
+impl Step<'_> {
+    fn run<T: Real>(&self, p: &mut [T], m: &mut [T], v: &mut [T], g: &[T]) {
+        let (factor, keep) = (T::of(self.factor), T::of(self.keep));
+        let states = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
+        let zip = p.par_chunks_mut(BLOCK).zip(states).zip(g.par_chunks(BLOCK));
+        match self.step {
+            RuleStep::Adam { b1, b2, a, c, eps } => {
+                let (b1, c1, b2, c2) = (T::of(b1), T::of(1. - b1), T::of(b2), T::of(1. - b2));
+                let (a, c, eps) = (T::of(a), T::of(c), T::of(eps));
+                zip.for_each(|((p, (m, v)), g)| {
+                    for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = g * factor;
+                        *m = b1 * *m + c1 * g;
+                        *v = b2 * *v + c2 * g * g;
+                        *p = keep * *p - a * *m / ((*v).sqrt() * c + eps);
+                    }
+                });
+            }
+            RuleStep::Adamax { b1, b2, a, eps } => {
+                let (b1, c1, b2) = (T::of(b1), T::of(1. - b1), T::of(b2));
+                let (a, eps) = (T::of(a), T::of(eps));
+                zip.for_each(|((p, (m, v)), g)| {
+                    for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = g * factor;
+                        *m = b1 * *m + c1 * g;
+                        let (old, new) = (b2 * *v, if g < T::default() { -g } else { g });
+                        *v = if old > new { old } else { new };
+                        *p = keep * *p - a * *m / (*v + eps);
+                    }
+                });
+            }
+            RuleStep::RmsProp { rho, momentum, lr, eps } => {
+                let (rho, c, momentum) = (T::of(rho), T::of(1. - rho), T::of(momentum));
+                let (lr, eps) = (T::of(lr), T::of(eps));
+                zip.for_each(|((p, (m, v)), g)| {
+                    for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+                        let g = g * factor;
+                        *v = rho * *v + c * g * g;
+                        *m = momentum * *m + lr * g / (*v + eps).sqrt();
+                        *p = keep * *p - *m;
+                    }
+                });
+            }
+        }
     }
 }
 
@@ -150,8 +141,8 @@ pub(crate) fn step(
     keep: f64,
     step: RuleStep,
 ) -> Result<()> {
-    state.inplace_op2(&g.contiguous()?, &Accumulate { step, factor })?;
-    p.inplace_op2(state, &Apply { step, keep })
+    let g = &g.contiguous()?;
+    state.inplace_op1(&Step { p, g, factor, keep, step })
 }
 
 /// [`super::average`].

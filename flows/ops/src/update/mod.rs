@@ -1,7 +1,7 @@
 //! In-place updates of parameters.
 //!
-//! Optimizer state is one tensor of two rows beside each parameter. A step is two in-place ops, state then parameter:
-//! candle's in-place ops write one tensor and read one. On a GPU [`FusedUpdate`] does all parameters in three launches.
+//! Optimizer state is one tensor of two rows beside each parameter. On a GPU [`FusedUpdate`] does all parameters in three
+//! launches.
 
 mod cpu;
 mod cuda;
