@@ -2,7 +2,8 @@
 //! the layers adds up to the flow's own log-det.
 
 use crate::device;
-use crate::laws::{input, models, rows};
+use crate::laws::{input, rows};
+use crate::small_models::models;
 use candle_core::{DType, Result, Tensor, Var};
 use flows::latents::{self, Inpainting, LayerStats};
 use flows::testing::normal;

@@ -106,5 +106,6 @@ mod lifecycle;
 mod memory;
 mod peers;
 mod priors;
+mod small_models;
 mod transforms;
 mod variational;

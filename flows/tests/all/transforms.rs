@@ -2,7 +2,8 @@
 //! start, inputs that are no numbers, which output depends on which input, and context features.
 
 use crate::device;
-use crate::laws::{MIXTURE, Row, SPLINE, channel_mask, gaussian, layer, obey_the_law, resnet, tanh};
+use crate::laws::{Row, channel_mask, gaussian, layer, obey_the_law, resnet, tanh};
+use crate::small_models::{MIXTURE, SPLINE};
 use candle_core::{DType, Result, Tensor, Var};
 use flows::bijections::{Autoregressive, Conv1x1, Coupling, Inverted, Weight};
 use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, Start};

@@ -1,7 +1,7 @@
 //! Samples that are differentiable by the parameters, and log Z: every bijection of the table of laws, models, networks of
 //! candle-nn, in f64.
 
-use crate::{device, laws};
+use crate::{device, laws, small_models};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module, linear};
 use flows::bijections::{ActNorm, Coupling, Diagonal};
@@ -142,7 +142,7 @@ twins! {
     }
 
     fn samples_of_models_are_differentiable() {
-        for (name, config) in laws::models() {
+        for (name, config) in small_models::models() {
             if matches!(config.shape(), [3, _, _] | [_, 8, _]) {
                 // As deep as the others, and larger.
                 continue;

@@ -1,0 +1,190 @@
+//! A small config of every kind of model, for the laws and whatever else holds for all of them.
+
+use flows::ModelConfig;
+use flows::bijections::BatchStatistics;
+use flows::models::{
+    CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
+    glow, maf, nice,
+};
+use flows::transforms::{MixtureOfLogistics, RationalQuadraticSpline};
+
+pub(crate) fn small_nice() -> NiceConfig {
+    NiceConfig {
+        shape: vec![1, 4, 4],
+        bits: 8,
+        preprocess: Preprocess::Unit {},
+        order: nice::Order::EvenOdd,
+        hidden: vec![vec![9; 2]; 4],
+        law: nice::CouplingTransform::Additive,
+        init: 0.2,
+        prior: PriorConfig::Logistic {},
+        dequantize: Dequantize::Uniform {},
+    }
+}
+
+fn learned_noise() -> Dequantize {
+    Dequantize::Variational { couplings: 2, width: 5 }
+}
+
+pub(crate) fn small_realnvp() -> RealNvpConfig {
+    RealNvpConfig {
+        shape: [1, 4, 4],
+        features: 3,
+        blocks: 1,
+        checkerboard: 2,
+        channelwise: 2,
+        last_checkerboard: 2,
+        ..RealNvpConfig::cifar_code()
+    }
+}
+
+pub(crate) fn small_glow() -> GlowConfig {
+    GlowConfig { shape: [3, 4, 4], levels: 2, depth: 2, width: 5, ..GlowConfig::cifar_paper() }
+}
+
+/// A spline whose bound some of the elements exceed.
+pub(crate) const SPLINE: RationalQuadraticSpline =
+    RationalQuadraticSpline { bins: 5, bound: 1.5, min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+
+pub(crate) const MIXTURE: MixtureOfLogistics = MixtureOfLogistics { components: 3 };
+
+pub(crate) fn small_maf() -> MafConfig {
+    MafConfig {
+        shape: vec![4],
+        bits: 8,
+        preprocess: Preprocess::Standardize {},
+        order: maf::Order::Reverse,
+        layers: 3,
+        hidden: vec![9, 9],
+        transform: CouplingTransform::Affine,
+        prior: PriorConfig::Gaussian {},
+        dequantize: Dequantize::Uniform {},
+    }
+}
+
+pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
+    let zca = Preprocess::Zca { epsilon: 0.1 };
+    vec![
+        ("NICE, paper", ModelConfig::Nice(small_nice())),
+        ("NICE, code", ModelConfig::Nice(NiceConfig { order: nice::Order::Reverse, ..small_nice() })),
+        ("NICE, ZCA", ModelConfig::Nice(NiceConfig { preprocess: zca, ..small_nice() })),
+        (
+            "NICE, affine, vectors",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![3],
+                law: nice::CouplingTransform::Affine,
+                preprocess: Preprocess::None {},
+                prior: PriorConfig::Gaussian {},
+                ..small_nice()
+            }),
+        ),
+        (
+            "NICE, affine, standardized vectors",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![3],
+                law: nice::CouplingTransform::Affine,
+                preprocess: Preprocess::Standardize {},
+                prior: PriorConfig::Gaussian {},
+                ..small_nice()
+            }),
+        ),
+        ("RealNVP, code", ModelConfig::RealNvp(small_realnvp())),
+        (
+            "RealNVP, paper, three channels",
+            ModelConfig::RealNvp(RealNvpConfig {
+                shape: [3, 4, 4],
+                statistics: BatchStatistics::Running,
+                shift_first: false,
+                ..small_realnvp()
+            }),
+        ),
+        (
+            "RealNVP as chrischute/real-nvp has it",
+            ModelConfig::RealNvp(RealNvpConfig {
+                shape: [2, 4, 4],
+                norm_couplings: false,
+                norm_input: true,
+                channel_gains: true,
+                diagonal: true,
+                ..small_realnvp()
+            }),
+        ),
+        ("Glow, paper", ModelConfig::Glow(small_glow())),
+        (
+            "Glow, code",
+            ModelConfig::Glow(GlowConfig {
+                permutation: glow::Permutation::Plain,
+                edge_bias: true,
+                ..small_glow()
+            }),
+        ),
+        (
+            "Glow, additive, shuffle, classes",
+            ModelConfig::Glow(GlowConfig {
+                law: glow::CouplingTransform::Additive,
+                permutation: glow::Permutation::Shuffle,
+                classes: Some(3),
+                ..small_glow()
+            }),
+        ),
+        (
+            "Glow, learned latent, classes",
+            ModelConfig::Glow(GlowConfig {
+                learn_top: false,
+                learn_split: false,
+                learn_latent: true,
+                classes: Some(3),
+                ..small_glow()
+            }),
+        ),
+        (
+            "Glow, learned noise",
+            ModelConfig::Glow(GlowConfig { bits: 2, dequantize: learned_noise(), ..small_glow() }),
+        ),
+        (
+            "NICE, learned noise",
+            ModelConfig::Nice(NiceConfig { bits: 2, dequantize: learned_noise(), ..small_nice() }),
+        ),
+        (
+            "Glow, all learned priors",
+            ModelConfig::Glow(GlowConfig { shape: [1, 8, 4], learn_latent: true, ..small_glow() }),
+        ),
+        (
+            "NICE, splines",
+            ModelConfig::Nice(NiceConfig {
+                shape: vec![3],
+                law: CouplingTransform::RationalQuadraticSpline(SPLINE),
+                preprocess: Preprocess::Standardize {},
+                prior: PriorConfig::Gaussian {},
+                ..small_nice()
+            }),
+        ),
+        (
+            "Glow, mixtures of logistics",
+            ModelConfig::Glow(GlowConfig {
+                law: CouplingTransform::MixtureOfLogistics(MIXTURE),
+                ..small_glow()
+            }),
+        ),
+        ("MAF", ModelConfig::Maf(small_maf())),
+        (
+            "MAF, splines, random orders, images",
+            ModelConfig::Maf(MafConfig {
+                shape: vec![1, 2, 3],
+                preprocess: Preprocess::Unit {},
+                transform: CouplingTransform::RationalQuadraticSpline(SPLINE),
+                order: maf::Order::Random,
+                ..small_maf()
+            }),
+        ),
+        (
+            "Glow, reverse, fixed priors",
+            ModelConfig::Glow(GlowConfig {
+                permutation: glow::Permutation::Reverse,
+                learn_top: false,
+                learn_split: false,
+                ..small_glow()
+            }),
+        ),
+    ]
+}
