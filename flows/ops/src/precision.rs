@@ -1,7 +1,8 @@
 //! In which precision networks multiply, and whether a GPU adds in a fixed order.
 //!
-//! Parameters, gradients that reach them, the optimiser, log-dets and everything outside the networks stay f32 (f64 sums)
-//! whatever is set here: what an inverse must undo is never rounded. A network's own output is the same on both sides, so
+//! Parameters, the optimiser, log-dets and everything outside the networks stay f32 (f64 sums) whatever is set here: what an
+//! inverse must undo is never rounded. On a GPU the gradient of a convolution's kernel is summed in f32 and rounded to bf16 once, as
+//! cuDNN writes it. A network's own output is the same on both sides, so
 //! rounding inside it costs likelihood, not invertibility; the likelihood is that of the rounded network, which is why a run
 //! is evaluated in full precision from its file, and the gap printed.
 //!
