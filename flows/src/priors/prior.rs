@@ -15,8 +15,9 @@ pub trait Prior: Send + Sync {
     /// When z is no matrix, or has another number of dimensions than the prior.
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor>;
 
-    /// Independent samples at a temperature, as many and of as many dimensions as `shape` (n, D) says, from the host generator `rng`. If `ctx.grad`, they are
-    /// on candle's graph, and their gradients by the prior's parameters are those of the distribution.
+    /// Independent samples at a temperature, as many and of as many dimensions as `shape` (n, D) says, from the host generator
+    /// `rng`. If `ctx.grad`, they are on candle's graph, and their gradients by the prior's parameters are those of the
+    /// distribution.
     ///
     /// # Errors
     /// When the prior has another number of dimensions; and, if `ctx.grad`, when samples have no such gradient.

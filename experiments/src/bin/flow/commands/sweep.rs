@@ -4,6 +4,7 @@
 //! fails ends no other, and the memory of one is gone before the next begins.
 
 use super::print;
+use crate::args::DataArgs;
 use crate::progress::{Stopped, go_on, stopped};
 use crate::report::{groups, table};
 use anyhow::{Context, Result, ensure};
@@ -41,9 +42,8 @@ pub struct SweepArgs {
     /// Number of threads of each run (default: all cores, divided by --jobs).
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
     threads: Option<u16>,
-    /// Folder of the data (default: the Hugging Face Hub).
-    #[arg(long = "data", value_name = "DIR", env = "FLOW_DATA")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
@@ -137,7 +137,7 @@ fn start(args: &SweepArgs, run: &sweep::Run, out: &Path) -> Result<Job> {
     if let Some(threads) = args.threads.map(|n| n.to_string()).or(share) {
         command.arg("--threads").arg(threads);
     }
-    if let Some(data) = &args.data {
+    if let Some(data) = &args.data.dir {
         command.arg("--data").arg(data);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null());
