@@ -278,8 +278,9 @@ KERNEL(NAME(scaled_sum), NAME(ScaledSum)) {
     if (THREAD == 0) *a.out = (R)(a.factor * sum);
 }
 
-// Running moments, (1 - share) running + share batch, in place; `batch` is (2, C). What is not finite is left out: passes go on
-// until the host reads that a loss was not, and the layer that it is then looked for in has to be as it was.
+// Running moments, (1 - share) running + share batch, in place; `batch` is (2, C). Moments that are not
+// finite are left out: more passes run before the host learns of a loss that is not finite, and it then searches for the layer that
+// caused it with these running moments.
 typedef struct {
     R *mean, *var;
     const R *batch;

@@ -106,7 +106,8 @@ impl<T: Real> Inner for T {
         let dst = MatMut::rows(out, size.1);
         gemm(size, a, b, dst, T::of(1.), false, rayon::current_num_threads());
     }
-    /// Of a long b it is b a^T that is computed, and turned: the `gemm` crate would pack b element by element.
+    /// Where b has more rows than a, b a^T is computed and then transposed, because the `gemm` crate packs a transposed b one
+    /// element at a time.
     fn rows_by_rows((m, n, k): (usize, usize, usize), a: &[T], b: &[T], out: &mut [T]) {
         if n < m || k < 64 {
             return Self::product_in_parallel((m, n, k), Mat::rows(a, k), Mat::transposed(b, k), out);

@@ -9,8 +9,8 @@ use std::cell::RefCell;
 /// Elementwise work is handed out in blocks of this many numbers; sums are taken over these blocks, in order.
 const BLOCK: usize = 1 << 15;
 
-/// A step of the rule, as an op on the state, which then works on the parameter: state, gradient and parameter are read and written
-/// once. candle's in-place ops write one tensor each.
+/// A step of the rule that reads and writes each number once. candle's in-place ops write one tensor each, so this op on the state
+/// runs another one on the parameter.
 struct Step<'a> {
     p: &'a Tensor,
     g: &'a Tensor,
