@@ -207,7 +207,13 @@ pub fn read_metrics(out: &Path) -> Result<Option<Vec<Map<String, Value>>>> {
 /// The points (update, value) of a column of the log.
 #[must_use]
 pub fn column(log: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
-    let point = |line: &Map<String, Value>| Some((line.get("update")?.as_f64()?, line.get(key)?.as_f64()?));
+    column_over(log, "update", key)
+}
+
+/// As [`column`], over another column that only grows (`images_seen`, `seconds`).
+#[must_use]
+pub fn column_over(log: &[Map<String, Value>], over: &str, key: &str) -> Vec<(f64, f64)> {
+    let point = |line: &Map<String, Value>| Some((line.get(over)?.as_f64()?, line.get(key)?.as_f64()?));
     log.iter().filter_map(point).collect()
 }
 

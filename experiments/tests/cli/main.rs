@@ -627,6 +627,16 @@ fn a_sweep_is_a_table_over_seeds() {
     assert_eq!(ok(&args), first);
     assert_eq!(logs(weights), before);
     assert_eq!(ok(&["table", str_of(&out), "--seeds"]), first);
+    let picture = dir.path().join("curves.png");
+    let (folder, file) = (str_of(&out), str_of(&picture));
+    assert_eq!(ok(&["table", folder, "--curves", "--over", "hours", "--out", file]).trim(), file);
+    assert_eq!(image::open(&picture).unwrap().width(), 900);
+    let (one, other) = (out.join("lr=1e-2_seed=1"), out.join("lr=1e-3_seed=0"));
+    ok(&["report", str_of(&one), "--beside", str_of(&other)]);
+    let report = std::fs::read_to_string(one.join("report.html")).unwrap();
+    assert!(report.contains("curves of several runs"));
+    let failed = error(&["report", str_of(&one), "--beside", str_of(dir.path())]);
+    assert!(failed.contains("has no log"), "{failed}");
     let failed = error(&["sweep", "moons", "--set", "train.lr=1e-3,-1", "--out", str_of(&out.join("no"))]);
     assert!(failed.contains("train.lr"), "{failed}");
     assert!(!out.join("no").exists());

@@ -14,6 +14,9 @@ pub struct ReportArgs {
     /// Folder of a finished run.
     #[arg(value_name = "RUN")]
     run: PathBuf,
+    /// Other runs: the report shows the curves of all in one picture.
+    #[arg(long, value_name = "RUN", num_args = 1..)]
+    beside: Vec<PathBuf>,
     /// Output file (default: report.html in the folder of the run).
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -30,7 +33,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         format!("{run} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder")
     })?;
     output::writable(&out, "html", "the report is HTML")?;
-    let html = html::render(&args.run, &summary)?;
+    let html = html::render(&args.run, &summary, &args.beside)?;
     write_atomic(&out, html.as_bytes())?;
     output::line(out.display())
 }

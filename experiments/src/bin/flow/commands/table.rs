@@ -1,11 +1,13 @@
-//! `flow table`: runs against the papers, side by side, or over seeds.
+//! `flow table`: runs against the papers, side by side, over seeds, or as curves.
 
-use crate::output;
+use crate::draw::curve::{self, Over};
+use crate::output::{self, PICTURE, PNG};
 use crate::report::groups;
 use crate::report::table::{self, Format};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
-use std::path::PathBuf;
+use flows::storage::write_atomic;
+use std::path::{Path, PathBuf};
 
 /// `table`.
 #[derive(Args)]
@@ -21,16 +23,41 @@ pub struct TableArgs {
     /// Print one row for runs that differ in their seed alone: mean ± standard deviation, the best by validation in bold.
     #[arg(long, conflicts_with_all = ["side_by_side", "format"])]
     seeds: bool,
+    /// Draw the validation curves of the runs in one picture.
+    #[arg(long, conflicts_with_all = ["side_by_side", "format", "seeds"])]
+    curves: bool,
+    /// What the curves are drawn over.
+    #[arg(long, value_enum, default_value = "updates", requires = "curves")]
+    over: Over,
+    /// Output file of the curves (.png; default: curves.png).
+    #[arg(long, value_name = "FILE", requires = "curves")]
+    out: Option<PathBuf>,
 }
 
 /// Prints the table.
 ///
 /// # Errors
-/// When a folder that was named has no run, or a summary cannot be read.
+/// When a folder that was named has no run, a summary or a log cannot be read, or the picture cannot be written.
 pub fn run(args: &TableArgs) -> Result<()> {
+    if args.curves {
+        return draw(args);
+    }
     if args.seeds {
         return output::raw(&groups::markdown(&table::find(&args.runs)?)?);
     }
     let render = if args.side_by_side { table::side_by_side } else { table::render };
     output::raw(&render(&table::find(&args.runs)?, args.format)?)
+}
+
+fn draw(args: &TableArgs) -> Result<()> {
+    let out = args.out.as_deref().unwrap_or(Path::new("curves.png"));
+    ensure!(
+        args.out.is_some() || !out.exists(),
+        "{0} is there: name another file, or say --out {0} to replace it",
+        out.display()
+    );
+    output::writable(out, PNG, PICTURE)?;
+    let runs: Vec<PathBuf> = table::find(&args.runs)?.into_iter().map(|run| run.dir).collect();
+    write_atomic(out, &curve::compare(&runs, args.over)?)?;
+    output::line(out.display())
 }

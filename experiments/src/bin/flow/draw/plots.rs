@@ -22,16 +22,21 @@ pub const FINE: u32 = 3;
 /// What is drawn on.
 pub type Area<'b> = DrawingArea<BitMapBackend<'b>, Shift>;
 
+/// RGB pixels as PNG.
+fn png(rgb: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
+        .write_image(rgb, width, height, ExtendedColorType::Rgb8)
+        .context("a picture cannot be encoded as PNG")?;
+    Ok(file)
+}
+
 /// Writes RGB pixels as PNG.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn write_png(path: &Path, rgb: &[u8], (width, height): (u32, u32)) -> Result<()> {
-    let mut file = Vec::new();
-    PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
-        .write_image(rgb, width, height, ExtendedColorType::Rgb8)
-        .with_context(|| format!("cannot encode {}", path.display()))?;
-    Ok(write_atomic(path, &file)?)
+pub fn write_png(path: &Path, rgb: &[u8], size: (u32, u32)) -> Result<()> {
+    Ok(write_atomic(path, &png(rgb, size)?)?)
 }
 
 /// Copies an image (planar bytes of shape \[C, H, W\] with C = 1 or 3) into a picture whose rows have `stride` pixels, each
@@ -143,86 +148,106 @@ pub fn within(points: &[(f64, f64)], low: f64, high: f64) -> Vec<Points> {
     pieces
 }
 
-/// A learning curve: train and validation against updates, and horizontal lines with their labels.
-///
-/// The range of values is that of the last nine tenths of training, without its worst hundredth: what matters is the end,
-/// and one spike would flatten it. A line ends at the border of the range where it leaves it. Above the range is room for the legend.
-///
-/// # Errors
-/// When there is no point, or the file cannot be written.
-pub fn curve(
-    path: &Path,
-    title: &str,
-    unit: &str,
-    train: &Points,
-    validation: &Points,
-    lines: &[(String, f64)],
-) -> Result<()> {
-    let all = || train.iter().chain(validation).filter(|p| p.1.is_finite());
-    ensure!(all().next().is_some(), "there is nothing to plot yet");
-    let last = all().map(|p| p.0).fold(1., f64::max);
-    let mut late: Vec<f64> = all().filter(|p| p.0 >= 0.1 * last).map(|p| p.1).collect();
-    late.sort_by(f64::total_cmp);
-    late.truncate(late.len() - late.len() / 100);
-    let (low, high) = range(late.into_iter().chain(lines.iter().map(|l| l.1)));
-    let margin = 0.05 * (high - low).max(1e-3);
-    let (low, high) = (low - margin, high + margin);
-    // An entry of the legend is about a twentieth of the picture's height.
-    let entries = lines.len() + [train, validation].iter().filter(|line| !line.is_empty()).count();
-    let top = low + (high - low) / (1. - 0.055 * (entries as f64 + 0.5)).max(0.3);
-    let size = (900, 560);
-    let rgb = canvas(size, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .caption(title, ("sans-serif", 22))
-            .margin(14)
-            .x_label_area_size(44)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0. ..last, low..top)?;
-        chart
-            .configure_mesh()
-            .light_line_style(WHITE)
-            .bold_line_style(BLACK.mix(0.1))
-            .x_desc("updates")
-            .x_label_formatter(&|x| format!("{x:.0}"))
-            .y_desc(unit)
-            .label_style(("sans-serif", 15))
-            .axis_desc_style(("sans-serif", 17))
-            .draw()?;
-        let blue = RGBColor(31, 119, 180);
-        let orange = RGBColor(230, 110, 10);
-        // The batch's own loss is noisy: a pale line, with the validation on top.
-        let both = [
-            ("train", train, blue.mix(0.7).stroke_width(1)),
-            ("validation", validation, orange.stroke_width(2)),
-        ];
-        for (name, points, style) in both.into_iter().filter(|line| !line.1.is_empty()) {
-            let pieces = within(points, low, high);
-            // A point alone has no line.
-            let alone = pieces.iter().filter(|piece| piece.len() == 1);
-            let dots: Vec<_> = alone.map(|piece| Circle::new(piece[0], 2, style.filled())).collect();
-            chart.draw_series(dots)?;
-            chart
-                .draw_series(pieces.into_iter().map(|piece| PathElement::new(piece, style)))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+/// A line of a chart of learning curves.
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// Its points.
+    pub points: Points,
+    /// How it is drawn.
+    pub style: ShapeStyle,
+}
+
+/// A chart of learning curves.
+pub struct Curves<'a> {
+    /// What stands above it.
+    pub title: &'a str,
+    /// What the points are over: `updates`.
+    pub over: &'a str,
+    /// The unit of the values.
+    pub unit: &'a str,
+    /// The lines.
+    pub series: Vec<Series>,
+    /// Horizontal lines with their labels.
+    pub marks: Vec<(String, f64)>,
+}
+
+impl Curves<'_> {
+    /// The range of values: that of the last nine tenths of each line, without the worst hundredth, because what matters is the
+    /// end, and one spike would flatten it.
+    fn range(&self) -> (f64, f64) {
+        let mut late = Vec::new();
+        for Series { points, .. } in &self.series {
+            let last = points.iter().map(|p| p.0).fold(1e-9, f64::max);
+            late.extend(points.iter().filter(|p| p.1.is_finite() && p.0 >= 0.1 * last).map(|p| p.1));
         }
-        let colours = [RGBColor(20, 130, 60), RGBColor(120, 60, 160), RGBColor(160, 30, 30), BLACK];
-        for ((label, y), colour) in lines.iter().zip(colours.into_iter().cycle()) {
+        late.sort_by(f64::total_cmp);
+        late.truncate(late.len() - late.len() / 100);
+        let (low, high) = range(late.into_iter().chain(self.marks.iter().map(|l| l.1)));
+        let margin = 0.05 * (high - low).max(1e-3);
+        (low - margin, high + margin)
+    }
+
+    /// The picture as a PNG. A line ends at the border of the range where it leaves it. Above the range is room for the legend.
+    ///
+    /// # Errors
+    /// When there is no point.
+    pub fn png(mut self) -> Result<Vec<u8>> {
+        self.series.retain(|line| line.points.iter().any(|p| p.1.is_finite()));
+        ensure!(!self.series.is_empty(), "there is nothing to plot yet");
+        let last = self.series.iter().flat_map(|s| s.points.iter().map(|p| p.0)).fold(1e-9, f64::max);
+        let (low, high) = self.range();
+        // An entry of the legend is about a twentieth of the picture's height.
+        let entries = self.marks.len() + self.series.len();
+        let top = low + (high - low) / (1. - 0.055 * (entries as f64 + 0.5)).max(0.3);
+        let size = (900, 560);
+        let rgb = canvas(size, |area| {
+            let mut chart = ChartBuilder::on(area)
+                .caption(self.title, ("sans-serif", 22))
+                .margin(14)
+                .x_label_area_size(44)
+                .y_label_area_size(64)
+                .build_cartesian_2d(0. ..last, low..top)?;
             chart
-                .draw_series(DashedLineSeries::new([(0., *y), (last, *y)], 7, 5, colour.stroke_width(1)))?
-                .label(label.clone())
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], colour));
-        }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .label_font(("sans-serif", 15))
-            .draw()?;
-        Ok(())
-    })?;
-    write_png(path, &rgb, size)
+                .configure_mesh()
+                .light_line_style(WHITE)
+                .bold_line_style(BLACK.mix(0.1))
+                .x_desc(self.over)
+                // Ticks are sums of a step: what rounding leaves behind the sixth digit is not theirs.
+                .x_label_formatter(&|x| ((x * 1e6).round() / 1e6).to_string())
+                .y_desc(self.unit)
+                .label_style(("sans-serif", 15))
+                .axis_desc_style(("sans-serif", 17))
+                .draw()?;
+            for Series { name, points, style } in self.series {
+                let pieces = within(&points, low, high);
+                // A point alone has no line.
+                let alone = pieces.iter().filter(|piece| piece.len() == 1);
+                let dots: Vec<_> = alone.map(|piece| Circle::new(piece[0], 2, style.filled())).collect();
+                chart.draw_series(dots)?;
+                chart
+                    .draw_series(pieces.into_iter().map(|piece| PathElement::new(piece, style)))?
+                    .label(name)
+                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+            }
+            let colours = [RGBColor(20, 130, 60), RGBColor(120, 60, 160), RGBColor(160, 30, 30), BLACK];
+            for ((label, y), colour) in self.marks.into_iter().zip(colours.into_iter().cycle()) {
+                chart
+                    .draw_series(DashedLineSeries::new([(0., y), (last, y)], 7, 5, colour.stroke_width(1)))?
+                    .label(label)
+                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], colour));
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .background_style(WHITE.mix(0.85))
+                .border_style(BLACK.mix(0.3))
+                .label_font(("sans-serif", 15))
+                .draw()?;
+            Ok(())
+        })?;
+        png(&rgb, size)
+    }
 }
 
 /// Where a plane is looked at: the square that holds both clouds, with a margin.
@@ -347,6 +372,14 @@ mod tests {
         (picture.width(), picture.height())
     }
 
+    fn curve(lines: &[Points], marks: &[(String, f64)]) -> Result<Vec<u8>> {
+        let style = RGBColor(31, 119, 180).stroke_width(1);
+        let series =
+            lines.iter().map(|points| Series { name: "a line".into(), points: points.clone(), style });
+        let (series, marks) = (series.collect(), marks.to_vec());
+        Curves { title: "a run", over: "updates", unit: "bits/dim", series, marks }.png()
+    }
+
     #[test]
     fn a_grid_shows_each_image_in_its_cell() {
         let dir = tempfile::tempdir().unwrap();
@@ -377,9 +410,9 @@ mod tests {
         let path = dir.path().join("curve.png");
         let line = |n: usize| (0..n).map(|i| (i as f64, 8. - i as f64 / n as f64)).collect::<Points>();
         let lines = [("paper 3.35".to_owned(), 6.9), ("entropy".to_owned(), 6.8)];
-        curve(&path, "a run", "bits/dim", &line(100), &line(10), &lines).unwrap();
+        std::fs::write(&path, curve(&[line(100), line(10)], &lines).unwrap()).unwrap();
         assert_eq!(size(&path), (900, 560));
-        assert!(curve(&path, "a run", "bits/dim", &vec![], &vec![], &lines).is_err());
+        assert!(curve(&[vec![], vec![]], &lines).is_err());
         let points = [[0., 0.], [1., 2.], [-1., 0.5_f32]];
         let window = Window::about(&points);
         let density: Vec<f64> = window.raster(20).iter().map(|[x, y]| (-x * x - y * y).exp()).collect();
@@ -396,13 +429,10 @@ mod tests {
 
     #[test]
     fn a_curve_does_not_run_along_the_edge_of_its_picture() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("curve.png");
         // High for the first twentieth, then level but for a few spikes.
         let high = |u: u32| u < 100 || (u > 1000 && u % 1000 < 6);
         let line: Points = (0..2000).map(|u| (f64::from(u), if high(u) { 1e3 } else { 5. })).collect();
-        curve(&path, "a run", "bits/dim", &line, &vec![], &[]).unwrap();
-        let picture = image::open(&path).unwrap().into_rgb8();
+        let picture = image::load_from_memory(&curve(&[line], &[]).unwrap()).unwrap().into_rgb8();
         let blue = |y: u32| {
             let pixels = (70..picture.width()).map(|x| picture.get_pixel(x, y).0);
             pixels.filter(|[r, _, b]| *b > r.saturating_add(40)).count()

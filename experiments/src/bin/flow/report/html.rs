@@ -5,6 +5,7 @@
 //! script only say the value under the pointer. The HTML is the template templates/report.html; what it shows is computed
 //! here.
 
+use crate::draw::curve::{Over, compare};
 use crate::draw::plots::within;
 use anyhow::{Context, Result};
 use askama::Template;
@@ -45,14 +46,23 @@ struct Row {
     own: Option<f64>,
 }
 
-/// The report of a run.
+/// The report of a run, with its curve and those of the runs `beside` it in one picture.
 ///
 /// # Errors
-/// When its log or its recipe is damaged.
-pub fn render(run: &Path, summary: &Summary) -> Result<String> {
+/// When its log or its recipe is damaged, or a run beside it has no curve.
+pub fn render(run: &Path, summary: &Summary, beside: &[PathBuf]) -> Result<String> {
     let folder = run.canonicalize().unwrap_or_else(|_| run.to_owned());
     let changed = summary.changed.as_deref().unwrap_or_default().join(", ");
     let scores = [("test", &summary.test), ("validation", &summary.validation), ("train", &summary.train)];
+    let mut pictures = pictures(run)?;
+    if !beside.is_empty() {
+        let runs: Vec<PathBuf> =
+            std::iter::once(run).chain(beside.iter().map(PathBuf::as_path)).map(Path::to_owned).collect();
+        pictures.insert(
+            0,
+            ("curves of several runs".to_owned(), STANDARD.encode(compare(&runs, Over::Updates)?)),
+        );
+    }
     let report = Report {
         name: &file_name(&folder),
         summary,
@@ -60,7 +70,7 @@ pub fn render(run: &Path, summary: &Summary) -> Result<String> {
         scores: scores.into_iter().filter_map(|(split, score)| Some((split, score.as_ref()?))).collect(),
         baselines: baselines(summary),
         charts: charts(run, summary)?,
-        pictures: pictures(run)?,
+        pictures,
         settings: settings(run, summary)?,
     };
     Ok(report.render()?)
