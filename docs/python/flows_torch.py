@@ -1,4 +1,4 @@
-"""Weights of `flows` in plain PyTorch: NICE, RealNVP, Glow and MAF from config.json and model.safetensors, one file.
+"""Weights of `flows` in plain PyTorch: NICE, RealNVP, Glow, MAF and composed flows from config.json and model.safetensors, one file.
 
     import flows_torch
     model = flows_torch.load("weights/faces-glow-small")   # a folder; f32, or dtype=torch.float64
@@ -18,6 +18,7 @@ VALUES is a safetensors file with x, log_prob and perhaps cond; the largest diff
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -55,9 +56,9 @@ class Model(nn.Module):
     def __init__(self, config, tensors, dtype=torch.float32):
         super().__init__()
         self.config, self.used = config, set()
-        prior = config.get("prior", "gaussian")
-        self.base = {"kind": prior} if isinstance(prior, str) else prior
-        self.classes = config.get("classes", self.base.get("classes"))
+        self.levels, self.layers = known("model", config["model"], MODELS)(config)
+        self.base = settings(config.get("prior", "gaussian"))
+        self.classes = next(classes([*self.levels, self.layers]), self.base.get("classes"))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -66,7 +67,8 @@ class Model(nn.Module):
                     module.add_module(part, nn.Module())
                 module = module._modules[part]
             t = t.to(dtype) if t.is_floating_point() else t.long()
-            named = last in BUFFERS and path[:1] not in (["latent"], ["prior"])  # their means are trained
+            trained = last == "mean" and ".".join([*path, "logs"]) in tensors  # that of a learned prior
+            named = last in BUFFERS and not trained
             frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
@@ -155,51 +157,64 @@ class Model(nn.Module):
             t = getattr(t, part)
         return t
 
+    def has(self, path):
+        *path, last = path.split(".")
+        t = self
+        for part in path:
+            t = getattr(t, part)
+        return hasattr(t, last)
+
     def _run(self, x, y, inverse):
-        steps, levels = getattr(self, "_" + self.config["model"])()
-        latent = [self._latent()] if self.config.get("learn_latent", False) else []
-        log_det = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        shape, levels, sizes = list(self.config["shape"]), [], []
+        for i, layers in enumerate(self.levels):
+            levels.append(self._steps(layers, shape, f"level{i}"))
+            c, h, w = shape
+            last = i + 1 == len(self.levels)
+            sizes.append((c if last else c - c // 2, h, w))
+            shape[0] = c // 2
+        before, after = self._preprocess(), self._steps(self.layers, [math.prod(self.config["shape"])], "")
         if not inverse:
-            for forward, _ in steps:
-                x, ld = forward(x, y)
-                log_det = log_det + ld
-            if levels is None:
-                return x, log_det
+            x, log_det = through(before, x, y, torch.zeros(len(x), dtype=x.dtype, device=x.device))
             done = []
             for i, level in enumerate(levels):
-                for forward, _ in level:
-                    x, ld = forward(x, y)
-                    log_det = log_det + ld
-                if i + 1 < len(levels):
-                    half = x.shape[1] // 2
-                    done.append(x[:, half:].flatten(1))
-                    x = x[:, :half]
-            x = torch.cat([*done, x.flatten(1)], 1)
-            for forward, _ in latent:
-                x, ld = forward(x, y)
-                log_det = log_det + ld
-            return x, log_det
-        for _, back in latent:
-            x = back(x, y)
-        if levels is not None:
-            c, h, w = self.config["shape"]
-            shapes = []
-            for i in range(len(levels)):
-                last = i + 1 == len(levels)
-                if not last or self.config["model"] == "glow":
-                    c, h, w = 4 * c, h // 2, w // 2
-                shapes.append((c if last else c - c // 2, h, w))
-                c = c // 2
-            parts = x.split([math.prod(s) for s in shapes], 1)
-            parts = [p.reshape(-1, *s) for p, s in zip(parts, shapes)]
+                x, log_det = through(level, x, y, log_det)
+                half = x.shape[1] // 2 if i + 1 < len(levels) else 0
+                done.append(x[:, half:].flatten(1))
+                x = x[:, :half]
+            x = torch.cat(done, 1) if levels else x
+            return through(after, x, y, log_det)
+        x = undone(after, x, y)
+        if levels:
+            parts = x.split([math.prod(s) for s in sizes], 1)
             x = None
-            for level, part in zip(reversed(levels), reversed(parts)):
-                x = part if x is None else torch.cat([x, part], 1)
-                for _, back in reversed(level):
-                    x = back(x, y)
-        for _, back in reversed(steps):
-            x = back(x, y)
-        return x, None
+            for level, part, size in reversed(list(zip(levels, parts, sizes))):
+                part = part.reshape(-1, *size)
+                x = undone(level, part if x is None else torch.cat([x, part], 1), y)
+        return undone(before, x, y), None
+
+    def _steps(self, layers, shape, path, odd=None):
+        """The steps of a list of layers under a path, of examples of a shape, which becomes that of what comes out.
+
+        `odd` is None outside of repeated steps, and otherwise whether the step is every second one."""
+        steps, met, has_net = [], Counter(), False
+        join = lambda *parts: ".".join(part for part in parts if part)
+        for layer in map(settings, layers):
+            kind, own = layer["kind"], layer.get("name")
+            word, make = known("layer", kind, LAYERS)
+            word = own or word
+            if kind == "steps":
+                for _ in range(layer["repeat"]):
+                    within = join(path, f"{word}{met[word]}")
+                    steps += self._steps(layer["layers"], shape, within, met[word] % 2 == 1)
+                    met[word] += 1
+                continue
+            name = word if own or not met[word] else f"{word}{met[word]}"
+            met[word] += 1
+            net = kind in ("coupling", "autoregressive")
+            of_step = net and odd is not None and not own and not has_net
+            has_net = has_net or net
+            steps.append(make(self, layer, shape, path if of_step else join(path, name), bool(odd)))
+        return steps
 
     def _preprocess(self):
         c = self.config
@@ -215,7 +230,7 @@ class Model(nn.Module):
                 return torch.logit(p), (math.log(slope) - p.log() - (-p).log1p()).flatten(1).sum(1)
 
             steps.append((logit, lambda z, y: (torch.sigmoid(z) - a) / slope))
-        if c["model"] in ("nice", "maf") and len(c["shape"]) > 1:
+        if not self.levels and len(c["shape"]) > 1:
             steps.append((lambda x, y: (x.flatten(1), 0), lambda z, y: z.reshape(-1, *c["shape"])))
         if kind == "standardize":
             mean, std = self.get("standardize.mean"), self.get("standardize.std")
@@ -226,8 +241,7 @@ class Model(nn.Module):
         return steps
 
     def _dequantize(self):
-        noise = self.config.get("dequantize", "uniform")
-        noise = {"kind": noise} if isinstance(noise, str) else noise
+        noise = settings(self.config.get("dequantize", "uniform"))
         if noise["kind"] == "uniform":
             return []
         if noise["kind"] != "variational":
@@ -244,7 +258,7 @@ class Model(nn.Module):
         log_slope = lambda h: F.logsigmoid(h) + F.logsigmoid(-h)
         for i in range(noise.get("couplings", 4)):
             path = f"dequantize.coupling{i}"
-            steps.append((self._conv_net(f"{path}.net"), self._tanh(f"{path}.gain"), i % 2 == 1))
+            steps.append((conv_net(self, {}, f"{path}.net", None), tanh(self, f"{path}.gain"), i % 2 == 1))
         with_pixels = lambda pixels: [coupling(lambda x, net=net: 0.1 * net(torch.cat([x, pixels], 1)), shift_scale(scale), swap=swap) for net, scale, swap in steps]
 
         def forward(x, y):
@@ -268,163 +282,9 @@ class Model(nn.Module):
 
         return [(forward, back)]
 
-    def _nice(self):
-        c, steps = self.config, self._preprocess()
-        d = math.prod(c["shape"])
-        even_odd = c["order"] == "even_odd"
-        if even_odd:
-            steps.append(take(self.get("even_odd.index")))
-        for i, hidden in enumerate(c["hidden"]):
-            path = f"coupling{i}"
-            net = self._mlp(f"{path}.net", len(hidden) + 1)
-            law = transform(c["law"], lambda: shift_scale(self._tanh(f"{path}.gain")))
-            steps.append(coupling(net, law, swap=even_odd and i % 2 == 1))
-            if not even_odd:
-                steps.append(take(self.get(f"{path}.reverse.index")))
-        logs = self.get("diagonal.logs")
-        steps.append((lambda x, y: (x * logs.exp(), logs.sum()), lambda z, y: z * (-logs).exp()))
-        return steps, None
-
-    def _mlp(self, path, depth, mask=lambda k: 1):
-        layers = [(self.get(f"{path}.{k}.weight") * mask(k), self.get(f"{path}.{k}.bias")) for k in range(depth)]
-
-        def net(x):
-            for k, (w, b) in enumerate(layers):
-                x = F.linear(x if k == 0 else F.relu(x), w, b)
-            return x
-
-        return net
-
-    def _maf(self):
-        c, steps = self.config, self._preprocess()
-        for i in range(c["layers"]):
-            path = f"layer{i}"
-            order = self.get(f"{path}.net.order")
-            dims, depth = len(order), len(c["hidden"])
-            lowest = int(dims > 1)
-            # A weight counts from a unit of lower degree to one of higher, and within hidden layers to one of the same.
-            widths = [len(self.get(f"{path}.net.{k}.bias")) for k in range(depth + 1)]
-            degrees = [lowest + torch.arange(n).to(order) * (dims - lowest) // n for n in widths[:-1]]
-            place = order.argsort() + 1
-            degrees = [place, *degrees, place.repeat(widths[-1] // dims)]
-
-            def mask(k, degrees=degrees, depth=depth):
-                before, after = degrees[k][None], degrees[k + 1][:, None]
-                return (before < after if k == depth else before <= after).to(next(self.parameters()))
-
-            law = transform(c["transform"], lambda path=path: shift_scale(self._tanh(f"{path}.gain")))
-            steps.append(autoregressive(self._mlp(f"{path}.net", depth + 1, mask), law, order))
-        return steps, None
-
-    def _tanh(self, path):
-        gain = self.get(path)
-        return lambda h: gain * torch.tanh(h)
-
-    def _realnvp(self):
-        c, levels = self.config, []
-        channels, h, w = c["shape"]
-        diagonal, gains = c.get("diagonal", False), c.get("channel_gains", False)
-
-        def step(path, mask, swap):
-            net = self._resnet(f"{path}.net", mask)
-            log_scale = (lambda s: s) if gains else self._tanh(f"{path}.gain")
-            level.append(coupling(net, shift_scale(log_scale, c["shift_first"]), swap, mask))
-            if c["batch_norm"] and c.get("norm_couplings", True):
-                std = (self.get(f"{path}.norm.var") + c["eps"]).sqrt()
-                level.append(affine(1 / std, -self.get(f"{path}.norm.mean") / std))
-
-        for i in range(c["scales"]):
-            last, level = i + 1 == c["scales"], []
-            for k in range(c["last_checkerboard" if last else "checkerboard"]):
-                like = self.get(f"level{i}.checker{k}.net.last.bias")
-                board = torch.arange(h)[:, None] + torch.arange(w)[None]
-                mask = ((board + k + diagonal) % 2 == 0).to(like)[None, None]
-                step(f"level{i}.checker{k}", mask, False)
-            if not last:
-                level.append(squeeze())
-                channels, h, w = 2 * channels, h // 2, w // 2
-                for k in range(c["channelwise"]):
-                    step(f"level{i}.channel{k}", None, (k % 2 == 1) != diagonal)
-                if diagonal:
-                    level.append(take(self.get(f"level{i}.order.index")))
-            levels.append(level)
-        return self._preprocess(), levels
-
-    def _resnet(self, path, mask):
-        c = self.config
-
-        def conv(name, x):
-            v, b = self.get(f"{path}.{name}.weight"), self.get(f"{path}.{name}.bias")
-            if c["weight_norm"]:
-                g = self.get(f"{path}.{name}.magnitude")
-                v = v * (g / (v.flatten(1).square().sum(1) + 1e-12).sqrt())[:, None, None, None]
-            return F.conv2d(x, v, b, padding=v.shape[2] // 2)
-
-        def norm(name, x):
-            mean, var, gamma, beta = (self.get(f"{path}.{name}.{k}") for k in ("mean", "var", "gamma", "beta"))
-            return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=c["eps"])
-
-        norm_relu = (lambda name, x: F.relu(norm(name, x))) if c["batch_norm"] else (lambda name, x: F.relu(x))
-
-        def net(x):
-            rectify = c.get("norm_input", False)
-            x = norm("input", x) if rectify else x
-            u = torch.cat([x, -x] if c["signed_input"] else [x], 1)
-            if mask is not None:
-                u = torch.cat([u, mask.expand(len(x), -1, -1, -1)], 1)
-            h = conv("first", F.relu(u) if rectify else u)
-            s = conv("skip", h) if c["skip"] else None
-            for i in range(c["blocks"]):
-                b = f"block{i}"
-                h = h + conv(f"{b}.conv2", norm_relu(f"{b}.norm2", conv(f"{b}.conv1", norm_relu(f"{b}.norm1", h))))
-                s = s + conv(f"{b}.skip", h) if c["skip"] else None
-            out = conv("last", norm_relu("norm", h if s is None else s))
-            if c.get("channel_gains", False):
-                t, raw = out.chunk(2, 1)
-                out = torch.cat([t, self.get(f"{path}.gains")[:, None, None] * torch.tanh(raw)], 1)
-            return out
-
-        return net
-
-    def _glow(self):
-        c, levels = self.config, []
-        law = transform(c["law"], lambda: shift_scale(lambda h: F.logsigmoid(h + 2), True))
-        for i in range(c["levels"]):
-            level = [squeeze()]
-            for k in range(c["depth"]):
-                path = f"level{i}.step{k}"
-                scale = torch.exp(3 * self.get(f"{path}.actnorm.logs"))
-                level.append(affine(scale, scale * self.get(f"{path}.actnorm.bias")))
-                level.append(self._mixing(f"{path}.permutation"))
-                level.append(coupling(self._conv_net(f"{path}.net"), law))
-            if i + 1 < c["levels"]:
-                if c["learn_split"]:
-                    net = lambda x, path=f"level{i}.split": self._zero(path, x)
-                    level.append(coupling(net, shift_scale(lambda s: s, True)))
-            elif c["learn_top"]:
-                level.append(self._top(f"level{i}.top"))
-            levels.append(level)
-        return self._preprocess(), levels
-
-    def _mixing(self, path):
-        kind = self.config["permutation"]
-        if kind in ("shuffle", "reverse"):
-            return take(self.get(f"{path}.index"))
-        if kind == "plain":
-            w = self.get(f"{path}.weight")
-            logs = torch.linalg.slogdet(w)[1]
-        else:
-            # W = P L (U + diag(sign exp(log s))), L and U packed: row i of W is row perm[i] of L U.
-            lu, sign, perm = self.get(f"{path}.lu"), self.get(f"{path}.sign"), self.get(f"{path}.perm")
-            logs = lu.diagonal()
-            w = ((lu.tril(-1) + torch.eye(len(lu)).to(lu)) @ (lu.triu(1) + torch.diag(sign * logs.exp())))[perm]
-            logs = logs.sum()
-        mix = lambda m, x: torch.einsum("ij,bjhw->bihw", m, x)
-        return lambda x, y: (mix(w, x), logs * x[0, 0].numel()), lambda z, y: mix(torch.linalg.inv(w), z)
-
     def _conv(self, path, x):
         w = self.get(f"{path}.weight")
-        if not self.config.get("edge_bias", False) or path.startswith("dequantize."):
+        if not self.has(f"{path}.edge"):
             return F.conv2d(x, w, padding=1)
         edge = self.get(f"{path}.edge").reshape(-1, 1, 3, 3)
         border = F.pad(torch.zeros_like(x[:, :1]), (1, 1, 1, 1), value=1.0)
@@ -434,28 +294,7 @@ class Model(nn.Module):
         y = self._conv(f"{path}.zero", x) + self.get(f"{path}.zero.bias")[:, None, None]
         return y * torch.exp(3 * self.get(f"{path}.zero.logs"))[:, None, None]
 
-    def _conv_net(self, path):
-        def norm(name, x):
-            bias, logs = self.get(f"{path}.{name}.bias"), self.get(f"{path}.{name}.logs")
-            return (x + bias[:, None, None]) * torch.exp(3 * logs)[:, None, None]
-
-        def net(x):
-            x = F.relu(norm("norm1", self._conv(f"{path}.conv1", x)))
-            x = F.relu(norm("norm2", F.conv2d(x, self.get(f"{path}.conv2.weight"))))
-            return self._zero(path, x)
-
-        return net
-
-    def _top(self, path):
-        def mean_logs(y):
-            h = self.get(f"{path}.bias")[None]
-            if self._is_conditional(y):
-                h = h + self.get(f"{path}.emb")[y]
-            return (h * torch.exp(3 * self.get(f"{path}.gain")))[:, :, None, None].chunk(2, 1)
-
-        return gaussian(mean_logs)
-
-    def _latent(self, path="latent"):
+    def _latent(self, path):
         def mean_logs(y):
             mean, logs = self.get(f"{path}.mean"), self.get(f"{path}.logs")
             row = y if len(mean) > 1 and self._is_conditional(y) else slice(None)
@@ -470,7 +309,285 @@ class Model(nn.Module):
         return conditional
 
 
+# The papers' models as lists of layers, as the library builds them ----------------------------------------------------------
+
+
+def settings(named):
+    """A name alone stands for a table with nothing but `kind`."""
+    return {"kind": named} if isinstance(named, str) else named
+
+
+def known(what, name, table):
+    if name not in table:
+        raise ValueError(f"the {what} {name!r} is unknown to this script, which has {', '.join(table)}: fetch a newer one")
+    return table[name]
+
+
+def classes(lists):
+    """The classes that layers depend on."""
+    for layer in map(settings, sum(lists, [])):
+        yield from classes([layer["layers"]]) if layer["kind"] == "steps" else [layer["classes"]] if layer.get("classes") else []
+
+
+def law(named, affine):
+    """The transform of a paper's model, where `affine` is what it has for that name."""
+    if named == "affine":
+        return {"kind": "affine", **affine}
+    if isinstance(named, str):
+        return {"kind": named}
+    (kind, own), = named.items()
+    return {"kind": kind, **own}
+
+
+TANH = {"scale": {"kind": "tanh"}, "shift_first": False}
+
+
+def listed(c):
+    return [level["layers"] for level in c.get("levels", [])], c.get("layers", [])
+
+
+def nice(c):
+    even_odd, layers = c["order"] == "even_odd", []
+    if even_odd:
+        layers.append({"kind": "even_odd", "name": "even_odd"})
+    for i, hidden in enumerate(c["hidden"]):
+        halves = {"kind": "halves", "swap": even_odd and i % 2 == 1}
+        layers.append({"kind": "coupling", "name": f"coupling{i}", "partition": halves, "transform": law(c["law"], TANH), "net": {"kind": "mlp", "hidden": hidden}})
+        if not even_odd:
+            layers.append({"kind": "reverse", "name": f"coupling{i}.reverse"})
+    return [], [*layers, "diagonal"]
+
+
+def maf(c):
+    layer = {"kind": "autoregressive", "transform": law(c["transform"], TANH), "hidden": c["hidden"]}
+    return [], [{"kind": "steps", "name": "layer", "repeat": c["layers"], "layers": [layer]}]
+
+
+def realnvp(c):
+    diagonal, gains, levels = c.get("diagonal", False), c.get("channel_gains", False), []
+    channels = c["shape"][0]
+    transform = {"kind": "affine", "scale": {"kind": "exp" if gains else "tanh"}, "shift_first": c["shift_first"]}
+    keys = ("blocks", "signed_input", "weight_norm", "batch_norm", "skip", "eps")
+    net = {"kind": "res_net", "norm_input": c.get("norm_input", False), "channel_gains": gains, **{k: c[k] for k in keys}}
+    norm = [{"kind": "batch_norm", "eps": c["eps"]}] if c["batch_norm"] and c.get("norm_couplings", True) else []
+
+    def steps(name, repeat, partition):
+        layer = {"kind": "coupling", "partition": {"kind": partition, "swap": diagonal, "alternate": True}, "transform": transform, "net": net}
+        return {"kind": "steps", "name": name, "repeat": repeat, "layers": [layer, *norm]}
+
+    for i in range(c["scales"]):
+        if i + 1 == c["scales"]:
+            levels.append([steps("checker", c["last_checkerboard"], "checkerboard")])
+            break
+        level = [steps("checker", c["checkerboard"], "checkerboard"), "squeeze", steps("channel", c["channelwise"], "halves")]
+        levels.append([*level, {"kind": "permute", "name": "order"}] if diagonal else level)
+    return levels, []
+
+
+def glow(c):
+    transform = law(c["law"], {"scale": {"kind": "sigmoid"}, "shift_first": True})
+    mixing = c["permutation"]
+    mixing = mixing if mixing in ("shuffle", "reverse") else {"kind": "conv1x1", "weight": mixing}
+    coupling = {"kind": "coupling", "transform": transform, "net": {"kind": "conv_net"}}
+    step = [{"kind": "actnorm", "factor": 3}, mixing, coupling]
+    levels = []
+    for i in range(c["levels"]):
+        level = ["squeeze", {"kind": "steps", "repeat": c["depth"], "layers": step}]
+        if i + 1 < c["levels"]:
+            levels.append([*level, "split_prior"] if c["learn_split"] else level)
+        else:
+            levels.append([*level, {"kind": "channel_prior", "classes": c.get("classes")}] if c["learn_top"] else level)
+    return levels, [{"kind": "diagonal_prior", "classes": c.get("classes")}] if c.get("learn_latent", False) else []
+
+
+MODELS = {"nice": nice, "realnvp": realnvp, "glow": glow, "maf": maf, "composed": listed}
+
+# Layers: a config's settings, the shape of an example, the path of the tensors, and whether it is in every second step -----------
+
+
+def squeezed(m, s, shape, path, odd):
+    shape[:] = [4 * shape[0], shape[1] // 2, shape[2] // 2]
+    return squeeze()
+
+
+def actnorm(m, s, shape, path, odd):
+    scale = torch.exp(s["factor"] * m.get(f"{path}.logs"))
+    return affine(scale, scale * m.get(f"{path}.bias"))
+
+
+def batch_norm(m, s, shape, path, odd):
+    std = (m.get(f"{path}.var") + s["eps"]).sqrt()
+    return affine(1 / std, -m.get(f"{path}.mean") / std)
+
+
+def conv1x1(m, s, shape, path, odd):
+    if s["weight"] == "plain":
+        w = m.get(f"{path}.weight")
+        logs = torch.linalg.slogdet(w)[1]
+    else:
+        # W = P L (U + diag(sign exp(log s))), L and U packed: row i of W is row perm[i] of L U.
+        lu, sign, perm = m.get(f"{path}.lu"), m.get(f"{path}.sign"), m.get(f"{path}.perm")
+        logs = lu.diagonal()
+        w = ((lu.tril(-1) + torch.eye(len(lu)).to(lu)) @ (lu.triu(1) + torch.diag(sign * logs.exp())))[perm]
+        logs = logs.sum()
+    mix = lambda m, x: torch.einsum("ij,bj...->bi...", m, x)
+    return lambda x, y: (mix(w, x), logs * x[0, 0].numel()), lambda z, y: mix(torch.linalg.inv(w), z)
+
+
+def permutation(m, s, shape, path, odd):
+    return take(m.get(f"{path}.index"))
+
+
+def coupled(m, s, shape, path, odd):
+    partition = settings(s.get("partition", "halves"))
+    swap = partition.get("swap", False) != (odd and partition.get("alternate", False))
+    mask = None
+    if known("partition", partition["kind"], {"halves": False, "checkerboard": True}):
+        board = torch.arange(shape[1])[:, None] + torch.arange(shape[2])[None]
+        mask, swap = ((board + swap) % 2 == 0).to(next(m.parameters()))[None, None], False
+    net = settings(s["net"])
+    net = known("network", net["kind"], NETS)(m, net, f"{path}.net", mask)
+    return coupling(net, transform(m, s["transform"], path), swap, mask)
+
+
+def masked(m, s, shape, path, odd):
+    order = m.get(f"{path}.net.order")
+    dims, depth = len(order), len(s["hidden"])
+    lowest = int(dims > 1)
+    # A weight counts from a unit of lower degree to one of higher, and within hidden layers to one of the same.
+    widths = [len(m.get(f"{path}.net.{k}.bias")) for k in range(depth + 1)]
+    degrees = [lowest + torch.arange(n).to(order) * (dims - lowest) // n for n in widths[:-1]]
+    place = order.argsort() + 1
+    degrees = [place, *degrees, place.repeat(widths[-1] // dims)]
+
+    def mask(k):
+        before, after = degrees[k][None], degrees[k + 1][:, None]
+        return (before < after if k == depth else before <= after).to(next(m.parameters()))
+
+    return autoregressive(connected(m, f"{path}.net", depth + 1, mask), transform(m, s["transform"], path), order)
+
+
+def diagonal(m, s, shape, path, odd):
+    logs = m.get(f"{path}.logs")
+    return lambda x, y: (x * logs.exp(), logs.sum()), lambda z, y: z * (-logs).exp()
+
+
+def split_prior(m, s, shape, path, odd):
+    return coupling(lambda x: m._zero(path, x), shift_scale(lambda s: s, True))
+
+
+def channel_prior(m, s, shape, path, odd):
+    def mean_logs(y):
+        h = m.get(f"{path}.bias")[None]
+        if s.get("classes") and m._is_conditional(y):
+            h = h + m.get(f"{path}.emb")[y]
+        return (h * torch.exp(3 * m.get(f"{path}.gain")))[:, :, None, None].chunk(2, 1)
+
+    return gaussian(mean_logs)
+
+
+LAYERS = {  # each with its default name
+    "steps": ("step", None),
+    "squeeze": ("squeeze", squeezed),
+    "actnorm": ("actnorm", actnorm),
+    "batch_norm": ("norm", batch_norm),
+    "conv1x1": ("permutation", conv1x1),
+    "reverse": ("permutation", permutation),
+    "shuffle": ("permutation", permutation),
+    "even_odd": ("permutation", permutation),
+    "permute": ("permutation", permutation),
+    "coupling": ("coupling", coupled),
+    "autoregressive": ("autoregressive", masked),
+    "diagonal": ("diagonal", diagonal),
+    "split_prior": ("split", split_prior),
+    "channel_prior": ("top", channel_prior),
+    "diagonal_prior": ("latent", lambda m, s, shape, path, odd: m._latent(path)),
+}
+
+# Networks: a config's settings, the path of the tensors, and the mask --------------------------------------------------------------
+
+
+def mlp(m, s, path, mask):
+    return connected(m, path, len(s["hidden"]) + 1, lambda k: 1)
+
+
+def connected(m, path, depth, mask):
+    layers = [(m.get(f"{path}.{k}.weight") * mask(k), m.get(f"{path}.{k}.bias")) for k in range(depth)]
+
+    def net(x):
+        for k, (w, b) in enumerate(layers):
+            x = F.linear(x if k == 0 else F.relu(x), w, b)
+        return x
+
+    return net
+
+
+def conv_net(m, s, path, mask):
+    def norm(name, x):
+        bias, logs = m.get(f"{path}.{name}.bias"), m.get(f"{path}.{name}.logs")
+        return (x + bias[:, None, None]) * torch.exp(3 * logs)[:, None, None]
+
+    def net(x):
+        x = F.relu(norm("norm1", m._conv(f"{path}.conv1", x)))
+        x = F.relu(norm("norm2", F.conv2d(x, m.get(f"{path}.conv2.weight"))))
+        return m._zero(path, x)
+
+    return net
+
+
+def res_net(m, s, path, mask):
+    def conv(name, x):
+        v, b = m.get(f"{path}.{name}.weight"), m.get(f"{path}.{name}.bias")
+        if s["weight_norm"]:
+            g = m.get(f"{path}.{name}.magnitude")
+            v = v * (g / (v.flatten(1).square().sum(1) + 1e-12).sqrt())[:, None, None, None]
+        return F.conv2d(x, v, b, padding=v.shape[2] // 2)
+
+    def norm(name, x):
+        mean, var, gamma, beta = (m.get(f"{path}.{name}.{k}") for k in ("mean", "var", "gamma", "beta"))
+        return F.batch_norm(x, mean, var, gamma, beta, training=False, eps=s["eps"])
+
+    norm_relu = (lambda name, x: F.relu(norm(name, x))) if s["batch_norm"] else (lambda name, x: F.relu(x))
+
+    def net(x):
+        rectify = s["norm_input"]
+        x = norm("input", x) if rectify else x
+        u = torch.cat([x, -x] if s["signed_input"] else [x], 1)
+        if mask is not None:
+            u = torch.cat([u, mask.expand(len(x), -1, -1, -1)], 1)
+        h = conv("first", F.relu(u) if rectify else u)
+        out = conv("skip", h) if s["skip"] else None
+        for i in range(s["blocks"]):
+            b = f"block{i}"
+            h = h + conv(f"{b}.conv2", norm_relu(f"{b}.norm2", conv(f"{b}.conv1", norm_relu(f"{b}.norm1", h))))
+            out = out + conv(f"{b}.skip", h) if s["skip"] else None
+        out = conv("last", norm_relu("norm", h if out is None else out))
+        if s["channel_gains"]:
+            t, raw = out.chunk(2, 1)
+            out = torch.cat([t, m.get(f"{path}.gains")[:, None, None] * torch.tanh(raw)], 1)
+        return out
+
+    return net
+
+
+NETS = {"mlp": mlp, "conv_net": conv_net, "res_net": res_net}
+
+
 # Steps ---------------------------------------------------------------------------------------------------------------
+
+
+def through(steps, x, y, log_det):
+    """x and the log-det after steps."""
+    for forward, _ in steps:
+        x, more = forward(x, y)
+        log_det = log_det + more
+    return x, log_det
+
+
+def undone(steps, x, y):
+    for _, back in reversed(steps):
+        x = back(x, y)
+    return x
 
 
 def affine(a, b):
@@ -557,16 +674,30 @@ def autoregressive(net, law, order):
 # Transforms: forward (x, h) -> (y, log dy/dx) and back (y, h) -> x, with the network's numbers h one kind after the other ----
 
 
-def transform(law, affine):
-    """The transform that a config names; `affine` makes what the model has for that name."""
-    if law == "additive":
-        return lambda x, h: (x + h, torch.zeros_like(x)), lambda y, h: y - h
-    if law == "affine":
-        return affine()
-    known = {"rational_quadratic_spline": spline, "mixture_of_logistics": mixture}
-    if not isinstance(law, dict) or set(law) - set(known):
-        raise ValueError(f"the transform {law!r} is unknown: use additive, affine or one of {', '.join(known)}")
-    return next(known[name](**settings) for name, settings in law.items())
+def transform(m, named, path):
+    """The transform that a config names, with its own parameters under a path."""
+    own = dict(settings(named))
+    return known("transform", own.pop("kind"), TRANSFORMS)(m, path, **own)
+
+
+def additive(m, path):
+    return lambda x, h: (x + h, torch.zeros_like(x)), lambda y, h: y - h
+
+
+def tanh(m, path):
+    gain = m.get(path)
+    return lambda h: gain * torch.tanh(h)
+
+
+SCALES = {
+    "exp": lambda m, path: lambda h: h,
+    "tanh": tanh,
+    "sigmoid": lambda m, path: lambda h: F.logsigmoid(h + 2),
+}
+
+
+def scaled(m, path, scale, shift_first):
+    return shift_scale(known("scale", settings(scale)["kind"], SCALES)(m, f"{path}.gain"), shift_first)
 
 
 def shift_scale(log_scale, shift_first=False):
@@ -585,7 +716,7 @@ def shift_scale(log_scale, shift_first=False):
     return forward, back
 
 
-def spline(bins, bound, min_width, min_height, min_slope):
+def spline(m, path, bins, bound, min_width, min_height, min_slope):
     """A monotone spline of rational-quadratic pieces on [-bound, bound], the identity beyond (arXiv 1906.04032)."""
 
     def pieces(at, h, axis):
@@ -626,7 +757,7 @@ def spline(bins, bound, min_width, min_height, min_slope):
     return forward, back
 
 
-def mixture(components):
+def mixture(m, path, components):
     """exp(a) logit F(x) + b with F the distribution function of a mixture of logistics (arXiv 1902.00275)."""
 
     def logit_cdf(x, h):
@@ -663,6 +794,9 @@ def mixture(components):
         return (low + high) / 2
 
     return forward, back
+
+
+TRANSFORMS = {"additive": additive, "affine": scaled, "rational_quadratic_spline": spline, "mixture_of_logistics": mixture}
 
 
 def check(folder, values):

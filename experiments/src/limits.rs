@@ -1,7 +1,7 @@
 //! Sizes that this machine's memory cannot hold, refused before anything is allocated.
 //!
 //! What a setting needs is estimated from below, in floating point so that no product overflows: a run that is refused
-//! could not have worked; one that is not may still be too large.
+//! could not have worked; one that is not may still be too large. The sizes of a model are [`ModelConfig::size`]'s.
 //!
 //! ```text
 //! training    4 bytes (parameters (4 + average) + batch (values that backpropagation keeps for an image))
@@ -12,7 +12,7 @@
 use crate::data::{Origin, known};
 use crate::recipe::{Recipe, Train};
 use anyhow::{Result, ensure};
-use flows::models::{GlowConfig, MafConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
+use flows::models::Size;
 use flows::{Memory, ModelConfig};
 use std::path::Path;
 
@@ -25,146 +25,25 @@ pub const GRID_IMAGES: usize = 10_000;
 /// Bytes that the records of a flow step's tensors take, whatever the step's width.
 const STEP: f64 = 2048.;
 
-/// Lower bounds of the sizes of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Estimate {
-    /// Trained scalars.
-    pub parameters: f64,
-    /// Values of an image that backpropagation keeps when it stores them.
-    pub activations: f64,
-    /// Those of the largest layer, which it keeps in any case.
-    pub largest: f64,
-    /// Values of an image in the widest layer.
-    pub widest: f64,
-    /// Bytes of records.
-    records: f64,
+/// Bytes of the records of all tensors.
+fn records(size: &Size) -> f64 {
+    size.nets * STEP
 }
 
-impl Estimate {
-    /// A coupling's network: `parameters`, and the values of its hidden layers.
-    fn net(&mut self, parameters: f64, hidden: f64, widest: f64, times: f64) {
-        self.parameters += times * parameters;
-        self.activations += times * hidden;
-        if times > 0. {
-            self.largest = self.largest.max(hidden);
-        }
-        self.widest = self.widest.max(widest);
-        self.records += times * STEP;
-    }
+/// Bytes that training a model of this size takes: parameters with gradients, the optimiser and the average, and what an update
+/// keeps of its batch.
+fn training(size: &Size, train: &Train, memory: Memory) -> f64 {
+    let kept = match memory {
+        Memory::Store => size.activations,
+        Memory::Recompute => size.largest,
+    };
+    (size.parameters * copies(train) + train.batch as f64 * kept) * VALUE + records(size)
+}
 
-    /// Values of an image while the widest layer is computed: what goes in is as large as what comes out, and the image
-    /// itself waits for the coupling.
-    fn layer(&self) -> f64 {
-        2. * self.widest
-    }
-
-    /// Bytes that training this model takes: parameters with gradients, the optimiser and the average, and what an update
-    /// keeps of its batch.
-    #[must_use]
-    pub fn training(&self, train: &Train, memory: Memory) -> f64 {
-        let kept = match memory {
-            Memory::Store => self.activations,
-            Memory::Recompute => self.largest,
-        };
-        (self.parameters * copies(train) + train.batch as f64 * kept) * VALUE + self.records
-    }
-
-    /// Bytes that computing a batch of this size takes, without gradients.
-    fn evaluation(&self, batch: usize) -> f64 {
-        (self.parameters + batch as f64 * self.layer()) * VALUE
-    }
-
-    /// Estimates the sizes of this model.
-    #[must_use]
-    pub fn of(config: &ModelConfig) -> Self {
-        let dims = config.shape().iter().map(|&n| n as f64).product();
-        let mut all = Self { widest: dims, ..Self::default() };
-        let per_element = config.params_per_element() as f64;
-        match config {
-            ModelConfig::Nice(c) => all.nice(c, dims, per_element),
-            ModelConfig::RealNvp(c) => all.realnvp(c, per_element),
-            ModelConfig::Glow(c) => all.glow(c, dims, per_element),
-            ModelConfig::Maf(c) => all.maf(c, dims, per_element),
-        }
-        all.parameters += config.prior().parameters(dims);
-        all.parameters += config.dequantize().parameters(config.shape().first().map_or(0., |&c| c as f64));
-        if matches!(config.preprocess(), Preprocess::Zca { .. }) {
-            all.parameters += dims * dims;
-        }
-        all
-    }
-
-    /// The network of a coupling or an autoregressive layer: fully connected, `times` such layers.
-    fn connected(&mut self, inputs: f64, hidden: &[usize], outputs: f64, times: f64) {
-        let hidden = hidden.iter().map(|&h| h as f64);
-        let widths: Vec<f64> = std::iter::once(inputs).chain(hidden.clone()).chain([outputs]).collect();
-        let (weights, biases) = (widths.windows(2).map(|w| w[0] * w[1]), hidden.clone().sum::<f64>());
-        self.net(weights.sum::<f64>() + biases, biases, hidden.fold(0., f64::max), times);
-    }
-
-    fn nice(&mut self, c: &NiceConfig, dims: f64, per_element: f64) {
-        for hidden in &c.hidden {
-            self.connected((dims / 2.).floor(), hidden, per_element * dims / 2., 1.);
-        }
-        self.parameters += dims;
-    }
-
-    fn maf(&mut self, c: &MafConfig, dims: f64, per_element: f64) {
-        self.connected(dims, &c.hidden, per_element * dims, c.layers as f64);
-    }
-
-    fn glow(&mut self, c: &GlowConfig, dims: f64, per_element: f64) {
-        let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
-        let width = c.width as f64;
-        for _ in 0..c.levels.min(64) {
-            // Sides that are odd are refused by name when the model is built.
-            if h % 2. != 0. || w % 2. != 0. {
-                break;
-            }
-            (channels, h, w) = (4. * channels, h / 2., w / 2.);
-            let half = (channels / 2.).floor();
-            let outputs = per_element * half;
-            let mixing = match c.permutation {
-                glow::Permutation::Plu | glow::Permutation::Plain => channels * channels,
-                glow::Permutation::Shuffle | glow::Permutation::Reverse => 0.,
-            };
-            let parameters = mixing + 9. * half * width + width * width + 9. * width * outputs;
-            let layer = width * h * w;
-            // Without a gradient the fused network takes a few images at a time through its hidden layers.
-            self.net(parameters, 2. * layer, 0., c.depth as f64);
-            channels = half;
-        }
-        let classes = c.classes.map(|n| n as f64);
-        if c.learn_top {
-            self.parameters += classes.unwrap_or(0.) * channels;
-        }
-        if c.learn_latent {
-            self.parameters += classes.unwrap_or(1.) * 2. * dims;
-        }
-    }
-
-    fn realnvp(&mut self, c: &RealNvpConfig, per_element: f64) {
-        let [mut channels, mut h, mut w] = c.shape.map(|n| n as f64);
-        let mut features = c.features as f64;
-        let blocks = c.blocks as f64;
-        for i in 0..c.scales.min(64) {
-            let last = i + 1 == c.scales;
-            let mut couplings = |channels: f64, f: f64, area: f64, n: usize| {
-                let parameters = 9. * channels * f + blocks * 18. * f * f + per_element * f * channels;
-                self.net(parameters, 2. * blocks * f * area, f * area, n as f64);
-            };
-            let checkers = if last { c.last_checkerboard } else { c.checkerboard };
-            couplings(channels, features, h * w, checkers);
-            if last || h % 2. != 0. || w % 2. != 0. {
-                break;
-            }
-            (channels, h, w) = (4. * channels, h / 2., w / 2.);
-            let half = (channels / 2.).floor();
-            couplings(half, 2. * features, h * w, c.channelwise);
-            channels = half;
-            features *= 2.;
-        }
-    }
+/// Bytes that computing a batch takes, without gradients. While the widest layer is computed, what goes in is as large as what comes
+/// out, and the image itself waits for the coupling.
+fn evaluation(size: &Size, batch: usize) -> f64 {
+    (size.parameters + batch as f64 * 2. * size.widest) * VALUE
 }
 
 /// The number of copies of the parameters during training: parameters, gradients, two of the optimiser, and the average.
@@ -211,6 +90,7 @@ fn size_keys(config: &ModelConfig) -> &'static str {
             "`model.classes`, `model.width`, `model.depth` or `model.levels`"
         }
         ModelConfig::Glow(_) => "`model.width`, `model.depth` or `model.levels`",
+        ModelConfig::Composed(_) => "the widths in `model.levels` and `model.layers`, or their `repeat`",
     }
 }
 
@@ -251,13 +131,13 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
             model.set_shape(&[1, size, size])?;
         }
     }
-    let need = Estimate::of(&model);
+    let need = model.size()?;
     let sized = data.size.map(|size| format!(", for images of `data.size` = {size},")).unwrap_or_default();
     let copies = match purpose {
         Use::Evaluation => 1.,
         _ => copies(train),
     };
-    let parameters = need.parameters * VALUE * copies + need.records;
+    let parameters = need.parameters * VALUE * copies + records(&need);
     let what = format!("`model` with its {:.3e} parameters{sized}", need.parameters);
     fits(&what, parameters, &format!("lower {}", size_keys(&model)))?;
     if purpose == Use::Explain {
@@ -267,8 +147,8 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         return samples(&model, eval.samples, "`eval.samples`", host);
     }
     if purpose == Use::Training {
-        let bytes = need.training(train, train.memory);
-        let less = need.training(train, Memory::Recompute);
+        let bytes = training(&need, train, train.memory);
+        let less = training(&need, train, Memory::Recompute);
         let remedy = match less <= self::memory() && train.memory == Memory::Store {
             true => format!(
                 "reconstruct activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
@@ -286,21 +166,23 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         None => LARGEST_SET,
     };
     let batch = eval.batch.min(examples.min(LARGEST_SET));
-    fits(&format!("`eval.batch` = {}{sized}", eval.batch), need.evaluation(batch), "lower `eval.batch`")?;
+    fits(&format!("`eval.batch` = {}{sized}", eval.batch), evaluation(&need, batch), "lower `eval.batch`")?;
     samples(&model, eval.samples, "`eval.samples`", host)
 }
 
 /// One line with the least memory that training takes.
-#[must_use]
-pub fn announce(recipe: &Recipe) -> String {
-    let need = Estimate::of(&recipe.model);
-    let [store, less] = [Memory::Store, Memory::Recompute].map(|m| gib(need.training(&recipe.train, m)));
-    match recipe.train.memory {
+///
+/// # Errors
+/// When the config builds no model.
+pub fn announce(recipe: &Recipe) -> Result<String> {
+    let need = recipe.model.size()?;
+    let [store, less] = [Memory::Store, Memory::Recompute].map(|m| gib(training(&need, &recipe.train, m)));
+    Ok(match recipe.train.memory {
         Memory::Store => {
             format!("memory: at least {store:.2} GiB; {less:.2} with --set train.memory=recompute")
         }
         Memory::Recompute => format!("memory: at least {less:.2} GiB, activations are reconstructed"),
-    }
+    })
 }
 
 /// The number of examples assumed for a set of unknown size, so that `eval.batch = 1000000`, meaning all of it, is not refused.
@@ -318,7 +200,7 @@ pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<
     if !host {
         return Ok(());
     }
-    fits(&format!("{key} = {n}"), Estimate::of(config).evaluation(n), "ask for fewer samples")
+    fits(&format!("{key} = {n}"), evaluation(&config.size()?, n), "ask for fewer samples")
 }
 
 /// Refuses a saved model that cannot be held, before its tensors are made. A config that cannot be read is left to the
@@ -337,8 +219,8 @@ pub fn saved(dir: &Path) -> Result<()> {
 /// # Errors
 /// When the config asks for more than there is.
 pub fn held(config: &ModelConfig, what: &str, remedy: &str) -> Result<()> {
-    let need = Estimate::of(config);
-    fits(what, need.parameters * VALUE + need.records + need.widest * VALUE, remedy)
+    let need = config.size()?;
+    fits(what, need.parameters * VALUE + records(&need) + need.widest * VALUE, remedy)
 }
 
 #[cfg(test)]
@@ -347,6 +229,7 @@ mod tests {
     use crate::recipe::{BUILTIN, Resolved};
     use candle_core::{DType, Device};
     use flows::Model;
+    use flows::models::GlowConfig;
 
     #[test]
     fn the_estimate_is_a_bound_from_below_and_near() {
@@ -357,6 +240,9 @@ mod tests {
             "moons",
             "moons-maf",
             "moons-nsf",
+            "realnvp-1x1@faces",
+            "glow-spline@faces",
+            "glow-resnet@faces",
         ];
         for (name, text) in BUILTIN.iter().filter(|(name, _)| small.contains(name)) {
             near(name, Resolved::parse(name, text, &[]).unwrap().recipe.model);
@@ -369,7 +255,7 @@ mod tests {
     }
 
     fn near(name: &str, config: ModelConfig) {
-        let need = Estimate::of(&config).parameters;
+        let need = config.size().unwrap().parameters;
         let count = Model::new(config, 1, DType::F32, &Device::Cpu).unwrap().params().count() as f64;
         assert!(need <= count && need > 0.8 * count, "{name}: {need} of {count}");
     }

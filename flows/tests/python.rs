@@ -13,6 +13,56 @@ use std::process::Command;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/python/flows_torch.py");
 
+/// Flows that list their layers, of which every kind is there.
+const COMPOSED: &str = r#"[
+    {
+        "model": "composed", "shape": [2, 8, 8], "preprocess": { "kind": "unit" },
+        "levels": [
+            { "layers": [
+                { "kind": "steps", "name": "checker", "repeat": 3, "layers": [
+                    {
+                        "kind": "coupling", "partition": { "kind": "checkerboard", "alternate": true, "swap": true },
+                        "net": { "kind": "res_net", "features": 4, "blocks": 1 }
+                    },
+                    "batch_norm"
+                ] },
+                "squeeze",
+                { "kind": "steps", "repeat": 2, "layers": [
+                    { "kind": "actnorm", "factor": 2 },
+                    "conv1x1",
+                    { "kind": "coupling", "transform": "rational_quadratic_spline", "net": { "kind": "conv_net", "width": 4, "edge_bias": true } },
+                    { "kind": "coupling", "transform": "additive", "net": { "kind": "conv_net", "width": 4 } }
+                ] },
+                "shuffle",
+                "split_prior"
+            ] },
+            { "layers": ["squeeze", "squeeze", { "kind": "channel_prior", "classes": 2 }] }
+        ],
+        "layers": [{ "kind": "diagonal_prior", "classes": 2 }]
+    },
+    {
+        "model": "composed", "shape": [5], "preprocess": { "kind": "standardize" },
+        "layers": [
+            "even_odd",
+            { "kind": "steps", "repeat": 2, "layers": [
+                { "kind": "conv1x1", "weight": "plain" },
+                {
+                    "kind": "coupling", "partition": { "kind": "halves", "alternate": true },
+                    "transform": { "kind": "affine", "scale": "sigmoid" }, "net": { "kind": "mlp", "hidden": [6] }
+                },
+                "batch_norm"
+            ] },
+            { "kind": "steps", "repeat": 2, "layers": [
+                { "kind": "autoregressive", "alternate": true, "transform": { "kind": "mixture_of_logistics", "components": 3 }, "hidden": [6] },
+                "reverse"
+            ] },
+            { "kind": "permute", "order": [3, 0, 4, 1, 2] },
+            { "kind": "autoregressive", "order": "random", "transform": { "kind": "affine", "scale": "exp", "shift_first": true }, "hidden": [] },
+            "diagonal"
+        ]
+    }
+]"#;
+
 /// Two samples, what the library makes of them in f64, and labels where the model has classes. Samples, because a trained
 /// model gives noise a likelihood of minus millions of nats, whose inverse no arithmetic undoes.
 fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
@@ -85,6 +135,12 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
     model.params().perturb(2, 0.1)?;
     priors.push(dir.path().join("noise"));
     model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+    for (i, config) in serde_json::from_str::<Vec<ModelConfig>>(COMPOSED)?.into_iter().enumerate() {
+        let model = Model::new(config, 1, DType::F32, &Device::Cpu)?;
+        model.params().perturb(2, 0.1)?;
+        priors.push(dir.path().join(format!("composed{i}")));
+        model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+    }
     for folder in folders().into_iter().chain(priors) {
         let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;
         let file = dir.path().join("values.safetensors");

@@ -18,10 +18,10 @@ use clap::Parser;
 use experiments::data::file_name;
 use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
 use experiments::untrusted::open;
-use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
 use flows::models::{Dequantize, PriorConfig};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, parse_index, read_header};
+use flows::{Model, ModelConfig};
 use metrics::Metrics;
 use notebook::{Picture, Story, code, escaped};
 use rust::Dependencies;
@@ -143,6 +143,11 @@ fn fill(
             && *config.dequantize() == Dequantize::default(),
         "a notebook's PyTorch code has the fixed priors and uniform noise only, and {name} has others: docs/python/flows_torch.py \
          runs it"
+    );
+    ensure!(
+        !matches!(config, ModelConfig::Composed(_)),
+        "a notebook's PyTorch code is that of NICE, RealNVP, Glow or MAF, and {name} lists layers of its own: \
+         docs/python/flows_torch.py runs it"
     );
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
     let samples = cli.samples as usize;

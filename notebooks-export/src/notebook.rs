@@ -82,12 +82,15 @@ impl Story<'_> {
             ModelConfig::RealNvp(_) => "RealNVP",
             ModelConfig::Glow(_) => "Glow",
             ModelConfig::Maf(_) => "MAF",
+            ModelConfig::Composed(_) => "composed flow",
         }
     }
 
     /// The code of log p(x): the transform of the model's layers, then the model.
     fn model(&self) -> String {
         let model = match self.config {
+            // `main` has refused it.
+            ModelConfig::Composed(_) => "",
             ModelConfig::Nice(_) => include_str!("cells/nice.py"),
             ModelConfig::RealNvp(_) => return include_str!("cells/realnvp.py").to_owned(),
             ModelConfig::Glow(_) => include_str!("cells/glow.py"),

@@ -234,23 +234,53 @@ fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
             table.insert(key.into(), value);
             Ok(())
         }
-        Some((first, rest)) => match table.entry(first).or_insert_with(|| Value::Table(Table::new())) {
-            Value::Table(inner) => put(inner, rest, value),
-            _ => bail!("there is no `{rest}` in `{first}`, which is a value"),
-        },
+        Some((first, rest)) => {
+            put_within(table.entry(first).or_insert_with(|| Value::Table(Table::new())), first, rest, value)
+        }
     }
 }
 
-/// The values of a table and of the tables in it, each with its dotted key.
-fn leaves(table: &Table) -> impl Iterator<Item = (String, Value)> {
-    table.iter().flat_map(|(key, value)| -> Vec<(String, Value)> {
-        match value {
-            Value::Table(inner) => {
-                leaves(inner).map(|(rest, value)| (format!("{key}.{rest}"), value)).collect()
+/// Inserts a value at a dotted key of what the key `of` holds: a table, or a list of tables, whose items are counted from 0.
+fn put_within(inside: &mut Value, of: &str, key: &str, value: Value) -> Result<()> {
+    match inside {
+        Value::Table(inner) => put(inner, key, value),
+        Value::Array(items) if has_tables(items) => {
+            let (number, rest) = key.split_once('.').map_or((key, None), |(n, rest)| (n, Some(rest)));
+            let n = items.len();
+            let item = number.parse::<usize>().ok().and_then(|i| items.get_mut(i));
+            let item =
+                item.with_context(|| format!("`{of}` has the items 0 to {}, not `{number}`", n - 1))?;
+            match rest {
+                Some(rest) => put_within(item, number, rest, value),
+                None => {
+                    *item = value;
+                    Ok(())
+                }
             }
-            _ => vec![(key.clone(), value.clone())],
         }
-    })
+        _ => bail!("there is no `{key}` in `{of}`, which is a value"),
+    }
+}
+
+/// Whether a list is one of tables, whose items have keys of their own.
+fn has_tables(items: &[Value]) -> bool {
+    items.iter().any(Value::is_table)
+}
+
+/// The values of a table and of the tables and lists of tables in it, each with its dotted key.
+fn leaves(table: &Table) -> impl Iterator<Item = (String, Value)> {
+    table.iter().flat_map(|(key, value)| leaves_of(key.clone(), value))
+}
+
+fn leaves_of(key: String, value: &Value) -> Vec<(String, Value)> {
+    let within = |name: &dyn std::fmt::Display, value| leaves_of(format!("{key}.{name}"), value);
+    match value {
+        Value::Table(inner) => inner.iter().flat_map(|(name, value)| within(name, value)).collect(),
+        Value::Array(items) if has_tables(items) => {
+            items.iter().enumerate().flat_map(|(i, value)| within(&i, value)).collect()
+        }
+        _ => vec![(key, value.clone())],
+    }
 }
 
 /// Puts the preset's fields where the file has none of its own.
@@ -282,7 +312,10 @@ fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String])
     let path = error.path().to_string();
     let message = error.into_inner().message().trim().to_owned();
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
-    let close = match quoted.next().filter(|_| message.starts_with("unknown field")) {
+    let close = match quoted
+        .next()
+        .filter(|_| message.contains("unknown field") || message.contains("unknown variant"))
+    {
         Some(unknown) => {
             // The unknown key itself, which may stand in a table below the one that the error names.
             let (below, end) = (format!("{path}."), format!(".{unknown}"));

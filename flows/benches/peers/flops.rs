@@ -38,6 +38,7 @@ fn places(config: &ModelConfig, name: &str) -> Option<usize> {
         ModelConfig::Glow(_) if matches!(kind, "weight" | "lu") => level(name)? + 1,
         // Level i works after i squeezes, its channel-wise couplings after one more.
         ModelConfig::RealNvp(_) if kind == "weight" => level(name)? + usize::from(name.contains(".channel")),
+        // A composed model squeezes where it likes; it has no peer either.
         _ => return None,
     };
     let [_, h, w] = config.shape() else { return None };

@@ -1,19 +1,22 @@
 //! The config of any model.
 
 use super::built::Built;
+use super::composed::ComposedConfig;
 use super::dequantize::Dequantize;
 use super::glow::GlowConfig;
 use super::maf::MafConfig;
 use super::nice::NiceConfig;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
+use super::range::{LARGEST_SIZE, positive, range};
 use super::realnvp::RealNvpConfig;
+use super::size::Size;
 use super::transform::CouplingTransform;
 use crate::params::ParamBuilder;
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// One of the papers' models.
+/// One of the papers' models, or one that lists its layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "model", rename_all = "snake_case")]
 pub enum ModelConfig {
@@ -26,6 +29,8 @@ pub enum ModelConfig {
     Glow(GlowConfig),
     /// MAF.
     Maf(MafConfig),
+    /// A list of layers.
+    Composed(ComposedConfig),
 }
 
 /// Evaluates one expression for the config of any model.
@@ -36,13 +41,37 @@ macro_rules! each {
             ModelConfig::RealNvp($c) => $call,
             ModelConfig::Glow($c) => $call,
             ModelConfig::Maf($c) => $call,
+            ModelConfig::Composed($c) => $call,
         }
     };
 }
 
 impl ModelConfig {
     pub(crate) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
-        each!(self, c => c.build(vb))
+        self.composed()?.build(vb)
+    }
+
+    /// The model as a list of its layers. As [`ModelConfig::Composed`] it has the same parameters under the same names, and the same
+    /// density.
+    ///
+    /// # Errors
+    /// When the config builds no model, saying which setting is wrong.
+    pub fn composed(&self) -> Result<ComposedConfig> {
+        match self {
+            ModelConfig::Nice(c) => c.composed(),
+            ModelConfig::RealNvp(c) => c.composed(),
+            ModelConfig::Glow(c) => c.composed(),
+            ModelConfig::Maf(c) => c.composed(),
+            ModelConfig::Composed(c) => Ok(c.clone()),
+        }
+    }
+
+    /// The size of the model.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::composed`].
+    pub fn size(&self) -> Result<Size> {
+        self.composed()?.size()
     }
 
     /// The shape of one example.
@@ -63,6 +92,7 @@ impl ModelConfig {
             ModelConfig::RealNvp(c) => c.shape = image?,
             ModelConfig::Glow(c) => c.shape = image?,
             ModelConfig::Maf(c) => c.shape = shape.to_vec(),
+            ModelConfig::Composed(c) => c.shape = shape.to_vec(),
         }
         Ok(())
     }
@@ -99,6 +129,8 @@ impl ModelConfig {
                 let widths = c.hidden.iter().map(|&width| ("hidden", width));
                 widths.chain([("layers", c.layers)]).collect()
             }
+            // Its layers name theirs.
+            ModelConfig::Composed(_) => vec![],
         };
         if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
@@ -123,6 +155,7 @@ impl ModelConfig {
         let hidden: Vec<usize> = match self {
             ModelConfig::Nice(c) => c.hidden.concat(),
             ModelConfig::Maf(c) => c.hidden.clone(),
+            ModelConfig::Composed(c) => return c.size().map(drop),
             ModelConfig::RealNvp(_) | ModelConfig::Glow(_) => vec![],
         };
         if hidden.contains(&0) {
@@ -131,20 +164,13 @@ impl ModelConfig {
         if let Some(transform) = self.transform() {
             transform.check()?;
         }
-        let ranges = match self {
-            ModelConfig::Nice(c) => vec![("init", c.init, 0., f64::MAX)],
+        match self {
+            ModelConfig::Nice(c) => range("init", c.init, 0., f64::MAX),
             ModelConfig::RealNvp(c) => {
-                vec![("eps", c.eps, f64::MIN_POSITIVE, 1.), ("momentum", c.momentum, 0., 1.)]
+                positive("eps", c.eps, 1.)?;
+                range("momentum", c.momentum, 0., 1.)
             }
-            ModelConfig::Glow(_) | ModelConfig::Maf(_) => vec![],
-        };
-        match ranges.into_iter().find(|(_, x, least, most)| !(least..=most).contains(&x)) {
-            Some((name, x, least, most)) => {
-                let least = if least > 0. { "above 0".to_owned() } else { format!("from {least} on") };
-                let most = if most < f64::MAX { format!("at most {most}") } else { "finite".to_owned() };
-                bail!("`{name}` = {x}: it must be {least} and {most}")
-            }
-            None => Ok(()),
+            ModelConfig::Glow(_) | ModelConfig::Maf(_) | ModelConfig::Composed(_) => Ok(()),
         }
     }
 
@@ -152,7 +178,7 @@ impl ModelConfig {
     pub const MOST_DIMS: usize = 1 << 24;
 
     /// Any other size, at most.
-    pub const LARGEST_SIZE: usize = 1 << 24;
+    pub const LARGEST_SIZE: usize = LARGEST_SIZE;
 
     /// Bits of a pixel value.
     pub fn bits(&self) -> u8 {
@@ -168,7 +194,7 @@ impl ModelConfig {
     pub fn transform(&self) -> Option<CouplingTransform> {
         match self {
             ModelConfig::Nice(c) => Some(c.law),
-            ModelConfig::RealNvp(_) => None,
+            ModelConfig::RealNvp(_) | ModelConfig::Composed(_) => None,
             ModelConfig::Glow(c) => Some(c.law),
             ModelConfig::Maf(c) => Some(c.transform),
         }
@@ -184,17 +210,12 @@ impl ModelConfig {
         each!(self, c => &c.prior)
     }
 
-    /// Numbers that the network of a layer gives for each element that is changed, as
-    /// [`Transform::params_per_element`](crate::transforms::Transform::params_per_element) says when the model is built.
-    pub fn params_per_element(&self) -> usize {
-        self.transform().unwrap_or(CouplingTransform::Affine).params_per_element()
-    }
-
     /// Classes, if the model is class-conditional.
     pub fn classes(&self) -> Option<usize> {
         let of_prior = self.prior().classes();
         match self {
             ModelConfig::Glow(c) => c.classes.or(of_prior),
+            ModelConfig::Composed(c) => c.classes(),
             _ => of_prior,
         }
     }

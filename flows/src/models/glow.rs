@@ -4,22 +4,18 @@
 //! The network's output holds the shifts first and the raw scales second, where the released code interleaves them: a
 //! renaming of output channels.
 
-use super::built::Built;
+use super::composed::{ComposedConfig, Level};
 use super::dequantize::Dequantize;
-use super::levels::Levels;
+use super::layer::{Layer, LayerConfig, PartitionConfig};
+use super::network::NetConfig;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
+use super::squeezed::squeezed;
 pub use super::transform::CouplingTransform;
-use crate::bijections::{ActNorm, ChannelPrior, Conv1x1, Coupling, DiagonalPrior, Permute, Weight};
-use crate::core::Chain;
-use crate::nets::ConvNet;
-use crate::params::ParamBuilder;
-use crate::transforms::{Affine, Partition, Scale};
+use super::transform::{ScaleConfig, TransformConfig};
+use crate::bijections::Weight;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
-
-/// Every coupling keeps the first half of the channels.
-const HALVES: Partition = Partition::Halves { swap: false };
 
 /// What mixes the channels between couplings (section 3.2 and figure 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,26 +103,8 @@ impl GlowConfig {
         Self { shape: [1, 28, 28], levels: 2, ..Self::cifar_paper() }
     }
 
-    fn step(&self, chain: &mut Chain, name: &str, c: usize, vb: &ParamBuilder) -> Result<()> {
-        let vb = vb.pp(name);
-        let join = |part: &str| format!("{name}.{part}");
-        chain.push(join("actnorm"), ActNorm::new(c, 3., &vb.pp("actnorm"))?);
-        let pv = vb.pp("permutation");
-        let name = join("permutation");
-        match self.permutation {
-            Permutation::Plu => chain.push(name, Conv1x1::new(c, Weight::Plu, &pv)?),
-            Permutation::Plain => chain.push(name, Conv1x1::new(c, Weight::Plain, &pv)?),
-            Permutation::Shuffle => chain.push(name, Permute::shuffle(c, &pv)?),
-            Permutation::Reverse => chain.push(name, Permute::reverse(c, &pv)?),
-        }
-        let affine = Affine { scale: Scale::Sigmoid, shift_first: true };
-        let transform = self.law.build(|| Ok(affine))?;
-        let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
-        chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);
-        Ok(())
-    }
-
-    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
+    /// The model as a list of its layers.
+    pub(super) fn composed(&self) -> Result<ComposedConfig> {
         if self.levels == 0 || self.width == 0 {
             bail!("`levels` and `width` must be at least 1");
         }
@@ -142,35 +120,53 @@ impl GlowConfig {
         {
             bail!("`classes` = {classes} and `prior.classes` = {of_prior}: give both the same number");
         }
-        let mut levels = Levels::new(self.shape)?;
-        for i in 0..self.levels {
-            let vb = vb.pp(format!("level{i}"));
-            let mut chain = Chain::new();
-            levels.squeeze(&mut chain, "level", self.levels, i)?;
-            let c = levels.shape[0];
-            for k in 0..self.depth {
-                self.step(&mut chain, &format!("step{k}"), c, &vb)?;
+        let &Self { edge_bias, classes, width, .. } = self;
+        let affine = TransformConfig::Affine { scale: ScaleConfig::Sigmoid {}, shift_first: true };
+        let step = vec![
+            LayerConfig::Actnorm { factor: 3. }.into(),
+            match self.permutation {
+                Permutation::Plu => LayerConfig::Conv1x1 { weight: Weight::Plu },
+                Permutation::Plain => LayerConfig::Conv1x1 { weight: Weight::Plain },
+                Permutation::Shuffle => LayerConfig::Shuffle {},
+                Permutation::Reverse => LayerConfig::Reverse {},
             }
+            .into(),
+            LayerConfig::Coupling {
+                partition: PartitionConfig::default(),
+                transform: self.law.config(affine),
+                net: NetConfig::ConvNet { width, edge_bias },
+            }
+            .into(),
+        ];
+        let (mut levels, mut shape) = (vec![], self.shape);
+        for i in 0..self.levels {
             let last = i + 1 == self.levels;
+            shape = squeezed(shape, "level", (i, self.levels), i)?;
+            let mut layers: Vec<Layer> = vec![LayerConfig::Squeeze {}.into()];
+            if self.depth > 0 {
+                layers.push(LayerConfig::Steps { repeat: self.depth, layers: step.clone() }.into());
+            }
             if !last && self.learn_split {
-                let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
-                let net = |inputs, outputs| ConvNet::new(inputs, 0, outputs, self.edge_bias, &vb.pp("split"));
-                chain.push("split", Coupling::with_net(HALVES, transform, c, net)?);
+                layers.push(LayerConfig::SplitPrior { edge_bias }.into());
             }
             if last && self.learn_top {
-                chain.push("top", ChannelPrior::new(c, self.classes, &vb.pp("top"))?);
+                layers.push(LayerConfig::ChannelPrior { classes }.into());
             }
-            levels.push(chain);
+            levels.push(Level { layers });
+            shape[0] /= 2;
         }
-        let mut chain = Chain::new();
-        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
-        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
-        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
-        let mut built = levels.build(chain, prior)?;
-        if self.learn_latent {
-            let dims = self.shape.iter().product();
-            built.chain.push("latent", DiagonalPrior::new(dims, self.classes, &vb.pp("latent"))?);
-        }
-        Ok(built)
+        Ok(ComposedConfig {
+            shape: self.shape.to_vec(),
+            bits: self.bits,
+            preprocess: self.preprocess,
+            levels,
+            layers: if self.learn_latent {
+                vec![LayerConfig::DiagonalPrior { classes }.into()]
+            } else {
+                vec![]
+            },
+            prior: self.prior.clone(),
+            dequantize: self.dequantize.clone(),
+        })
     }
 }

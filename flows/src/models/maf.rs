@@ -3,16 +3,13 @@
 //! With splines it is the autoregressive flow of Durkan et al. 2019 (arXiv 1906.04032). There is no batch norm between the
 //! layers, which the paper has for its five data sets: standardized data and a bounded log-scale do without, as in zuko.
 
-use super::built::Built;
+use super::composed::ComposedConfig;
 use super::dequantize::Dequantize;
+use super::layer::LayerConfig;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
-use super::transform::CouplingTransform;
-use crate::bijections::Autoregressive;
-use crate::core::Chain;
-use crate::nets::{self, Made, MadeConfig, Start};
-use crate::params::ParamBuilder;
-use crate::transforms::Affine;
+use super::transform::{CouplingTransform, TransformConfig};
+use crate::nets;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -53,30 +50,30 @@ pub struct MafConfig {
 }
 
 impl MafConfig {
-    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
+    /// The model as a list of its layers.
+    pub(super) fn composed(&self) -> Result<ComposedConfig> {
         let dims: usize = self.shape.iter().product();
         if dims == 0 || self.layers == 0 {
             bail!("`shape` {:?} and `layers` = {}: give at least one of each", self.shape, self.layers);
         }
-        let mut chain = Chain::new();
-        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
-        self.preprocess.push(&mut chain, &self.shape, self.bits, self.shape.len() > 1, vb)?;
-        for i in 0..self.layers {
-            let name = format!("layer{i}");
-            let vb = vb.pp(&name);
-            let transform = self.transform.build(|| Affine::tanh(&vb))?;
-            let order = match self.order {
-                Order::Reverse if i % 2 == 0 => nets::Order::Natural,
-                Order::Reverse => nets::Order::Reversed,
+        let layer = LayerConfig::Autoregressive {
+            order: match self.order {
+                Order::Reverse => nets::Order::Natural,
                 Order::Random => nets::Order::Random,
-            };
-            let params_per_element = transform.params_per_element();
-            let sizes = MadeConfig { dims, features: 0, hidden: &self.hidden, params_per_element, order };
-            chain.push(
-                &name,
-                Autoregressive::new(transform, Made::new(&sizes, Start::Identity, &vb.pp("net"))?),
-            );
-        }
-        Ok(Built { chain, prior: self.prior.build(dims, &vb.pp("prior"))?, latent: vec![[dims, 1, 1]] })
+            },
+            alternate: self.order == Order::Reverse,
+            transform: self.transform.config(TransformConfig::default()),
+            hidden: self.hidden.clone(),
+        };
+        let steps = LayerConfig::Steps { repeat: self.layers, layers: vec![layer.into()] };
+        Ok(ComposedConfig {
+            shape: self.shape.clone(),
+            bits: self.bits,
+            preprocess: self.preprocess,
+            levels: vec![],
+            layers: vec![steps.named("layer")],
+            prior: self.prior.clone(),
+            dequantize: self.dequantize.clone(),
+        })
     }
 }

@@ -4,7 +4,7 @@
 //! nothing but `kind`, and such a table is written as the name.
 
 use serde::de::value::{MapAccessDeserializer, MapDeserializer};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde::ser::{Error as _, Serialize, Serializer};
 use serde_json::Value;
 use std::marker::PhantomData;
@@ -40,4 +40,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
         T::deserialize(MapAccessDeserializer::new(map)).map_err(A::Error::custom)
     }
+}
+
+/// Reads a list, whose errors say which of its items is wrong.
+pub(super) fn list<'de, T: DeserializeOwned, D: Deserializer<'de>>(d: D) -> Result<Vec<T>, D::Error> {
+    let item =
+        |(i, value)| serde_json::from_value(value).map_err(|e| D::Error::custom(format!("item {i}: {e}")));
+    Vec::<Value>::deserialize(d)?.into_iter().enumerate().map(item).collect()
 }

@@ -1,16 +1,14 @@
 //! NICE (Dinh, Krueger, Bengio 2014, arXiv 1410.8516): additive couplings between MLPs, then a learned diagonal. With
 //! splines it is the coupling flow of Durkan et al. 2019 (arXiv 1906.04032), between permutations instead of linear layers.
 
-use super::built::Built;
+use super::composed::ComposedConfig;
 use super::dequantize::Dequantize;
+use super::layer::{LayerConfig, PartitionConfig};
+use super::network::NetConfig;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
 pub use super::transform::CouplingTransform;
-use crate::bijections::{Coupling, Diagonal, Permute};
-use crate::core::Chain;
-use crate::nets::{Mlp, Start};
-use crate::params::ParamBuilder;
-use crate::transforms::{Affine, Partition};
+use super::transform::TransformConfig;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -92,31 +90,39 @@ impl NiceConfig {
         }
     }
 
-    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
+    /// The model as a list of its layers.
+    pub(super) fn composed(&self) -> Result<ComposedConfig> {
         let d: usize = self.shape.iter().product();
         if d < 2 {
             bail!("`shape` {:?} has fewer than two dimensions: nothing to couple", self.shape);
         }
-        let mut chain = Chain::new();
-        let flatten = self.shape.len() > 1;
-        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
-        self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
+        let mut layers = vec![];
         if self.order == Order::EvenOdd {
-            chain.push("even_odd", Permute::even_odd(d, &vb.pp("even_odd"))?);
+            layers.push(LayerConfig::EvenOdd {}.named("even_odd"));
         }
-        let start = if self.init > 0. { Start::Uniform(self.init) } else { Start::Identity };
         for (i, hidden) in self.hidden.iter().enumerate() {
-            let name = format!("coupling{i}");
-            let vb = vb.pp(&name);
-            let swap = self.order == Order::EvenOdd && i % 2 == 1;
-            let transform = self.law.build(|| Affine::tanh(&vb))?;
-            let net = |inputs, outputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net"));
-            chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
+            let coupling = LayerConfig::Coupling {
+                partition: PartitionConfig::Halves {
+                    swap: self.order == Order::EvenOdd && i % 2 == 1,
+                    alternate: false,
+                },
+                transform: self.law.config(TransformConfig::default()),
+                net: NetConfig::Mlp { hidden: hidden.clone(), init: self.init },
+            };
+            layers.push(coupling.named(format!("coupling{i}")));
             if self.order == Order::Reverse {
-                chain.push(format!("reverse{i}"), Permute::reverse(d, &vb.pp("reverse"))?);
+                layers.push(LayerConfig::Reverse {}.named(format!("coupling{i}.reverse")));
             }
         }
-        chain.push("diagonal", Diagonal::new(d, &vb.pp("diagonal"))?);
-        Ok(Built { chain, prior: self.prior.build(d, &vb.pp("prior"))?, latent: vec![[d, 1, 1]] })
+        layers.push(LayerConfig::Diagonal {}.into());
+        Ok(ComposedConfig {
+            shape: self.shape.clone(),
+            bits: self.bits,
+            preprocess: self.preprocess,
+            levels: vec![],
+            layers,
+            prior: self.prior.clone(),
+            dequantize: self.dequantize.clone(),
+        })
     }
 }

@@ -5,17 +5,16 @@
 //! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
 //! configuration: its depth and width are section 4.1's.
 
-use super::built::Built;
+use super::composed::{ComposedConfig, Level};
 use super::dequantize::Dequantize;
-use super::levels::Levels;
+use super::layer::{Layer, LayerConfig, PartitionConfig};
+use super::network::NetConfig;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
-use crate::bijections::{BatchNorm, BatchStatistics, Coupling, LogitScale, Permute};
-use crate::core::Chain;
-use crate::nets::{ResNet, ResNetConfig};
-use crate::params::{Init, ParamBuilder};
-use crate::transforms::{Affine, Partition, Scale, checkerboard};
-use candle_core::{Result, Tensor, bail};
+use super::squeezed::squeezed;
+use super::transform::{ScaleConfig, TransformConfig};
+use crate::bijections::{BatchStatistics, LogitScale};
+use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// The settings of a RealNVP, saved as config.json.
@@ -126,12 +125,15 @@ impl RealNvpConfig {
         Self { shape: [1, 28, 28], ..Self::cifar_code() }
     }
 
-    /// The settings of a coupling's network.
-    fn net(&self, inputs: usize, outputs: usize, features: usize) -> ResNetConfig {
-        ResNetConfig {
-            inputs,
+    /// A step: a coupling, and the batch norm after it.
+    fn step(&self, partition: PartitionConfig, features: usize) -> Vec<Layer> {
+        let scale = match self.channel_gains {
+            // The network gives log-scales that its own gains bound already.
+            true => ScaleConfig::Exp {},
+            false => ScaleConfig::Tanh { gain: 0. },
+        };
+        let net = NetConfig::ResNet {
             features,
-            outputs,
             blocks: self.blocks,
             signed_input: self.signed_input,
             weight_norm: self.weight_norm,
@@ -141,82 +143,59 @@ impl RealNvpConfig {
             channel_gains: self.channel_gains,
             eps: self.eps,
             momentum: self.momentum,
-        }
-    }
-
-    /// Appends the coupling `name` of C channels, and the batch norm after it.
-    fn coupling(
-        &self,
-        chain: &mut Chain,
-        name: &str,
-        partition: Partition,
-        (channels, features): (usize, usize),
-        vb: &ParamBuilder,
-    ) -> Result<()> {
-        let vb = vb.pp(name);
-        let scale = match self.channel_gains {
-            // The network gives log-scales that its own gains bound already.
-            true => Scale::Exp,
-            false => Scale::Tanh { gain: vb.get(1, "gain", Init::Const(0.))? },
         };
-        let transform = Box::new(Affine { scale, shift_first: self.shift_first });
-        let mask = match &partition {
-            Partition::Mask(mask) => Some(mask.clone()),
-            Partition::Halves { .. } => None,
-        };
-        let net = |inputs, outputs| ResNet::new(self.net(inputs, outputs, features), mask, &vb.pp("net"));
-        chain.push(name, Coupling::with_net(partition, transform, channels, net)?);
+        let transform = TransformConfig::Affine { scale, shift_first: self.shift_first };
+        let mut step = vec![LayerConfig::Coupling { partition, transform, net }.into()];
         if self.batch_norm && self.norm_couplings {
-            let norm = BatchNorm::new(channels, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
-            chain.push(format!("{name}.norm"), norm);
+            let &Self { eps, momentum, statistics, .. } = self;
+            step.push(LayerConfig::BatchNorm { eps, momentum, statistics }.into());
         }
-        Ok(())
+        step
     }
 
-    /// Whether coupling `k` of a level swaps the kept and the changed part: every second one, or the others with `diagonal`.
-    fn swap(&self, k: usize) -> bool {
-        (k % 2 == 1) != self.diagonal
-    }
-
-    pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
+    /// The model as a list of its layers.
+    pub(super) fn composed(&self) -> Result<ComposedConfig> {
         if self.scales == 0 || self.features == 0 {
             bail!("`scales` and `features` must be at least 1");
         }
-        let mut levels = Levels::new(self.shape)?;
-        for i in 0..self.scales {
-            let vb = vb.pp(format!("level{i}"));
-            let features = self.features << i;
-            let mut chain = Chain::new();
-            let last = i + 1 == self.scales;
-            let [c, h, w] = levels.shape;
-            let n = if last { self.last_checkerboard } else { self.checkerboard };
-            // The couplings of a level share their masks.
-            let masks: Vec<Tensor> =
-                (0..n.min(2)).map(|k| checkerboard(h, w, self.swap(k), &vb)).collect::<Result<_>>()?;
-            for k in 0..n {
-                let partition = Partition::Mask(masks[k % 2].clone());
-                self.coupling(&mut chain, &format!("checker{k}"), partition, (c, features), &vb)?;
+        let steps = |layers: &mut Vec<Layer>, name, repeat, partition, features| {
+            if repeat > 0 {
+                let steps = LayerConfig::Steps { repeat, layers: self.step(partition, features) };
+                layers.push(steps.named(name));
             }
+        };
+        // Every second coupling swaps the kept and the changed part, or the others with `diagonal`.
+        let (swap, alternate) = (self.diagonal, true);
+        let (mut levels, mut shape) = (vec![], self.shape);
+        for i in 0..self.scales {
+            let last = i + 1 == self.scales;
+            let features = self.features << i;
+            let mut layers = vec![];
+            let n = if last { self.last_checkerboard } else { self.checkerboard };
+            steps(&mut layers, "checker", n, PartitionConfig::Checkerboard { swap, alternate }, features);
             if !last {
-                levels.squeeze(&mut chain, "scale", self.scales, i + 1)?;
-                let c = levels.shape[0];
-                for k in 0..self.channelwise {
-                    let partition = Partition::Halves { swap: self.swap(k) };
-                    self.coupling(&mut chain, &format!("channel{k}"), partition, (c, 2 * features), &vb)?;
-                }
+                shape = squeezed(shape, "scale", (i, self.scales), i + 1)?;
+                layers.push(LayerConfig::Squeeze {}.into());
+                let halves = PartitionConfig::Halves { swap, alternate };
+                steps(&mut layers, "channel", self.channelwise, halves, 2 * features);
                 if self.diagonal {
                     // All channels' pixel (0, 0), then all (1, 1), which go on; then (0, 1) and (1, 0).
-                    let order: Vec<usize> =
-                        [0, 3, 1, 2].iter().flat_map(|p| (0..c / 4).map(move |i| 4 * i + p)).collect();
-                    chain.push("order", Permute::given(&order, &vb.pp("order"))?);
+                    let pixel = |p| (0..shape[0] / 4).map(move |i| 4 * i + p);
+                    let order = [0, 3, 1, 2].into_iter().flat_map(pixel).collect();
+                    layers.push(LayerConfig::Permute { order }.named("order"));
                 }
+                shape[0] /= 2;
             }
-            levels.push(chain);
+            levels.push(Level { layers });
         }
-        let mut chain = Chain::new();
-        self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
-        self.preprocess.push(&mut chain, &self.shape, self.bits, false, vb)?;
-        let prior = self.prior.build(self.shape.iter().product(), &vb.pp("prior"))?;
-        levels.build(chain, prior)
+        Ok(ComposedConfig {
+            shape: self.shape.to_vec(),
+            bits: self.bits,
+            preprocess: self.preprocess,
+            levels,
+            layers: vec![],
+            prior: self.prior.clone(),
+            dequantize: self.dequantize.clone(),
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! A model's life: built, initialised, saved, loaded in a new process, sharded, refused when damaged.
 
 use crate::device;
+use crate::small_models::{composed, splined};
 use candle_core::{DType, Result, Tensor};
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::optim::{Optimizer, Rule};
@@ -30,6 +31,7 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
         ("glow", ModelConfig::Glow(glow)),
         ("shuffle", ModelConfig::Glow(shuffle)),
         ("latent", ModelConfig::Glow(latent)),
+        ("composed", composed(splined())),
     ]
 }
 

@@ -7,6 +7,7 @@ use flows::models::{
     glow, maf, nice,
 };
 use flows::transforms::{MixtureOfLogistics, RationalQuadraticSpline};
+use serde_json::{Value, json};
 
 pub(crate) fn small_nice() -> NiceConfig {
     NiceConfig {
@@ -186,5 +187,90 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
                 ..small_glow()
             }),
         ),
+        ("composed, checkerboards and 1x1 convolutions", composed(checkered())),
+        ("composed, splines and learned priors, classes", composed(splined())),
+        ("composed, vectors", composed(vectors())),
     ]
+}
+
+/// The config of this text.
+pub(crate) fn composed(config: Value) -> ModelConfig {
+    serde_json::from_value(config).expect("a config")
+}
+
+pub(crate) fn checkered() -> Value {
+    let net = json!({ "kind": "res_net", "features": 3, "blocks": 1 });
+    let coupling = |partition: &str| {
+        let partition = json!({ "kind": partition, "alternate": true });
+        let transform = json!({ "kind": "affine", "scale": { "kind": "tanh", "gain": 0.7 } });
+        json!({ "kind": "coupling", "partition": partition, "transform": transform, "net": net })
+    };
+    json!({
+        "model": "composed",
+        "shape": [1, 4, 4],
+        "preprocess": { "kind": "logit", "alpha": 0.05, "scale": "code" },
+        "levels": [
+            { "layers": [
+                { "kind": "steps", "repeat": 3, "layers": ["conv1x1", coupling("checkerboard"), "batch_norm"] },
+                "squeeze",
+                { "kind": "steps", "repeat": 2, "layers": ["shuffle", coupling("halves"), "actnorm"] },
+            ] },
+            { "layers": [{ "kind": "steps", "name": "last", "repeat": 2, "layers": [coupling("checkerboard"), "batch_norm"] }] },
+        ],
+    })
+}
+
+pub(crate) fn splined() -> Value {
+    let net = json!({ "kind": "conv_net", "width": 5, "edge_bias": true });
+    let spline = json!({ "kind": "rational_quadratic_spline", "bins": 5, "bound": 1.5 });
+    let other = json!({ "kind": "res_net", "features": 4, "blocks": 1, "batch_norm": false });
+    json!({
+        "model": "composed",
+        "shape": [3, 4, 4],
+        "preprocess": { "kind": "centered" },
+        "levels": [
+            { "layers": [
+                "squeeze",
+                { "kind": "steps", "repeat": 2, "layers": [
+                    "actnorm",
+                    { "kind": "conv1x1", "weight": "plain" },
+                    { "kind": "coupling", "transform": spline, "net": net },
+                    { "kind": "coupling", "partition": { "kind": "halves", "swap": true }, "transform": "additive", "net": other },
+                ] },
+                { "kind": "split_prior", "edge_bias": true },
+            ] },
+            { "layers": ["squeeze", { "kind": "channel_prior", "classes": 3 }] },
+        ],
+        "layers": [
+            { "kind": "diagonal_prior", "classes": 3 },
+            { "kind": "autoregressive", "order": "random", "hidden": [6] },
+        ],
+    })
+}
+
+fn vectors() -> Value {
+    let mlp = json!({ "kind": "mlp", "hidden": [7, 6] });
+    let spline = json!({ "kind": "rational_quadratic_spline", "bins": 5, "bound": 1.5 });
+    let mixture = json!({ "kind": "mixture_of_logistics", "components": 3 });
+    json!({
+        "model": "composed",
+        "shape": [5],
+        "preprocess": { "kind": "standardize" },
+        "layers": [
+            "even_odd",
+            { "kind": "steps", "repeat": 3, "layers": [
+                "actnorm",
+                "conv1x1",
+                { "kind": "coupling", "partition": { "kind": "halves", "alternate": true }, "transform": spline, "net": mlp },
+                "batch_norm",
+            ] },
+            { "kind": "steps", "name": "masked", "repeat": 2, "layers": [
+                { "kind": "autoregressive", "alternate": true, "transform": mixture, "hidden": [8] },
+                "reverse",
+            ] },
+            { "kind": "permute", "order": [3, 0, 4, 1, 2] },
+            "diagonal",
+        ],
+        "prior": { "kind": "student_t", "df": 4, "learned": true },
+    })
 }

@@ -94,6 +94,13 @@ fn kind(config: &ModelConfig) -> Kind {
             arxiv: "1705.07057",
             how: "autoregressive layers with masked fully connected networks, in alternating or random orders",
         },
+        ModelConfig::Composed(_) => Kind {
+            name: "composed flow",
+            tag: "normalizing-flow",
+            paper: "Normalizing Flows for Probabilistic Modeling and Inference",
+            arxiv: "1912.02762",
+            how: "the layers that its config lists, of which no paper has this combination",
+        },
     }
 }
 

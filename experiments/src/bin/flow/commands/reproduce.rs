@@ -113,7 +113,7 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
 /// Trains the recipe's model in the folder `out`.
 fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Result<Training> {
     let recipe = &resolved.recipe;
-    tracing::info!("{}", limits::announce(recipe));
+    tracing::info!("{}", limits::announce(recipe)?);
     if recipe.train.memory == Memory::Store {
         keep_memory();
     }
