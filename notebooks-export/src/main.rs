@@ -20,7 +20,7 @@ use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, rea
 use experiments::untrusted::open;
 use flows::Model;
 use flows::hub::{Hub, Repository, Revision};
-use flows::models::{Dequantize, PriorConfig};
+use flows::models::{ContextConfig, Dequantize, PriorConfig};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, parse_index, read_header};
 use metrics::Metrics;
 use notebook::{Picture, Story, code, escaped};
@@ -143,6 +143,10 @@ fn fill(
             && *config.dequantize() == Dequantize::default(),
         "a notebook's PyTorch code has the fixed priors and uniform noise only, and {name} has others: docs/python/flows_torch.py \
          runs it"
+    );
+    ensure!(
+        *model.config().context() == ContextConfig::default(),
+        "the notebook's code is for log p(x), and {name} is a model of p(x | c): docs/python/flows_torch.py runs it"
     );
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
     let samples = cli.samples as usize;

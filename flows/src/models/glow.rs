@@ -5,6 +5,7 @@
 //! renaming of output channels.
 
 use super::built::Built;
+use super::context::{ContextConfig, Given};
 use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
@@ -73,6 +74,9 @@ pub struct GlowConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl GlowConfig {
@@ -94,6 +98,7 @@ impl GlowConfig {
             classes: None,
             prior: PriorConfig::Gaussian {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -107,7 +112,13 @@ impl GlowConfig {
         Self { shape: [1, 28, 28], levels: 2, ..Self::cifar_paper() }
     }
 
-    fn step(&self, chain: &mut Chain, name: &str, c: usize, vb: &ParamBuilder) -> Result<()> {
+    fn step(
+        &self,
+        chain: &mut Chain,
+        name: &str,
+        ([c, h, w], given): ([usize; 3], &Given),
+        vb: &ParamBuilder,
+    ) -> Result<()> {
         let vb = vb.pp(name);
         let join = |part: &str| format!("{name}.{part}");
         chain.push(join("actnorm"), ActNorm::new(c, 3., &vb.pp("actnorm"))?);
@@ -121,7 +132,11 @@ impl GlowConfig {
         }
         let affine = Affine { scale: Scale::Sigmoid, shift_first: true };
         let transform = self.law.build(|| Ok(affine))?;
-        let net = |inputs, outputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb.pp("net"));
+        let net = |inputs, outputs| {
+            let vb = vb.pp("net");
+            given
+                .net(inputs, &[h, w], |inputs| ConvNet::new(inputs, self.width, outputs, self.edge_bias, &vb))
+        };
         chain.push(join("coupling"), Coupling::with_net(HALVES, transform, c, net)?);
         Ok(())
     }
@@ -142,19 +157,23 @@ impl GlowConfig {
         {
             bail!("`classes` = {classes} and `prior.classes` = {of_prior}: give both the same number");
         }
+        let given = self.context.build(&self.shape, vb)?;
         let mut levels = Levels::new(self.shape)?;
         for i in 0..self.levels {
             let vb = vb.pp(format!("level{i}"));
             let mut chain = Chain::new();
             levels.squeeze(&mut chain, "level", self.levels, i)?;
-            let c = levels.shape[0];
+            let [c, h, w] = levels.shape;
             for k in 0..self.depth {
-                self.step(&mut chain, &format!("step{k}"), c, &vb)?;
+                self.step(&mut chain, &format!("step{k}"), (levels.shape, &given), &vb)?;
             }
             let last = i + 1 == self.levels;
             if !last && self.learn_split {
                 let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
-                let net = |inputs, outputs| ConvNet::new(inputs, 0, outputs, self.edge_bias, &vb.pp("split"));
+                let net = |inputs, outputs| {
+                    let vb = vb.pp("split");
+                    given.net(inputs, &[h, w], |inputs| ConvNet::new(inputs, 0, outputs, self.edge_bias, &vb))
+                };
                 chain.push("split", Coupling::with_net(HALVES, transform, c, net)?);
             }
             if last && self.learn_top {

@@ -4,6 +4,7 @@
 //! layers, which the paper has for its five data sets: standardized data and a bounded log-scale do without, as in zuko.
 
 use super::built::Built;
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
@@ -50,6 +51,9 @@ pub struct MafConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl MafConfig {
@@ -58,6 +62,7 @@ impl MafConfig {
         if dims == 0 || self.layers == 0 {
             bail!("`shape` {:?} and `layers` = {}: give at least one of each", self.shape, self.layers);
         }
+        let given = self.context.build(&self.shape, vb)?;
         let mut chain = Chain::new();
         self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
         self.preprocess.push(&mut chain, &self.shape, self.bits, self.shape.len() > 1, vb)?;
@@ -71,11 +76,10 @@ impl MafConfig {
                 Order::Random => nets::Order::Random,
             };
             let params_per_element = transform.params_per_element();
-            let sizes = MadeConfig { dims, features: 0, hidden: &self.hidden, params_per_element, order };
-            chain.push(
-                &name,
-                Autoregressive::new(transform, Made::new(&sizes, Start::Identity, &vb.pp("net"))?),
-            );
+            let features = given.channels(&[])?;
+            let sizes = MadeConfig { dims, features, hidden: &self.hidden, params_per_element, order };
+            let net = Made::new(&sizes, Start::Identity, &vb.pp("net"))?;
+            chain.push(&name, Autoregressive::with_features(transform, net, given.0.clone()));
         }
         Ok(Built { chain, prior: self.prior.build(dims, &vb.pp("prior"))?, latent: vec![[dims, 1, 1]] })
     }

@@ -7,6 +7,7 @@
 
 mod built;
 mod config;
+mod context;
 mod dequantize;
 pub mod file;
 pub mod glow;
@@ -21,6 +22,7 @@ pub mod realnvp;
 mod transform;
 
 pub use config::ModelConfig;
+pub use context::{ContextConfig, Missing};
 pub use dequantize::Dequantize;
 pub use glow::GlowConfig;
 pub use maf::MafConfig;

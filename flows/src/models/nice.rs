@@ -2,6 +2,7 @@
 //! splines it is the coupling flow of Durkan et al. 2019 (arXiv 1906.04032), between permutations instead of linear layers.
 
 use super::built::Built;
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::preprocess::Preprocess;
 use super::prior::PriorConfig;
@@ -48,6 +49,9 @@ pub struct NiceConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl NiceConfig {
@@ -63,6 +67,7 @@ impl NiceConfig {
             init: 0.01,
             prior: PriorConfig::Logistic {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -97,6 +102,7 @@ impl NiceConfig {
         if d < 2 {
             bail!("`shape` {:?} has fewer than two dimensions: nothing to couple", self.shape);
         }
+        let given = self.context.build(&self.shape, vb)?;
         let mut chain = Chain::new();
         let flatten = self.shape.len() > 1;
         self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
@@ -110,7 +116,9 @@ impl NiceConfig {
             let vb = vb.pp(&name);
             let swap = self.order == Order::EvenOdd && i % 2 == 1;
             let transform = self.law.build(|| Affine::tanh(&vb))?;
-            let net = |inputs, outputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net"));
+            let net = |inputs, outputs| {
+                given.net(inputs, &[], |inputs| Mlp::new(inputs, hidden, outputs, start, &vb.pp("net")))
+            };
             chain.push(&name, Coupling::with_net(Partition::Halves { swap }, transform, d, net)?);
             if self.order == Order::Reverse {
                 chain.push(format!("reverse{i}"), Permute::reverse(d, &vb.pp("reverse"))?);

@@ -6,6 +6,7 @@
 //! configuration: its depth and width are section 4.1's.
 
 use super::built::Built;
+use super::context::{ContextConfig, Given};
 use super::dequantize::Dequantize;
 use super::levels::Levels;
 use super::preprocess::Preprocess;
@@ -75,6 +76,9 @@ pub struct RealNvpConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 fn yes() -> bool {
@@ -108,6 +112,7 @@ impl RealNvpConfig {
             diagonal: false,
             prior: PriorConfig::Gaussian {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -150,7 +155,7 @@ impl RealNvpConfig {
         chain: &mut Chain,
         name: &str,
         partition: Partition,
-        (channels, features): (usize, usize),
+        ([channels, h, w], features, given): ([usize; 3], usize, &Given),
         vb: &ParamBuilder,
     ) -> Result<()> {
         let vb = vb.pp(name);
@@ -164,7 +169,10 @@ impl RealNvpConfig {
             Partition::Mask(mask) => Some(mask.clone()),
             Partition::Halves { .. } => None,
         };
-        let net = |inputs, outputs| ResNet::new(self.net(inputs, outputs, features), mask, &vb.pp("net"));
+        let net = |inputs, outputs| {
+            let net = |inputs| ResNet::new(self.net(inputs, outputs, features), mask, &vb.pp("net"));
+            given.net(inputs, &[h, w], net)
+        };
         chain.push(name, Coupling::with_net(partition, transform, channels, net)?);
         if self.batch_norm && self.norm_couplings {
             let norm = BatchNorm::new(channels, self.eps, self.momentum, self.statistics, &vb.pp("norm"))?;
@@ -182,27 +190,30 @@ impl RealNvpConfig {
         if self.scales == 0 || self.features == 0 {
             bail!("`scales` and `features` must be at least 1");
         }
+        let given = self.context.build(&self.shape, vb)?;
         let mut levels = Levels::new(self.shape)?;
         for i in 0..self.scales {
             let vb = vb.pp(format!("level{i}"));
             let features = self.features << i;
             let mut chain = Chain::new();
             let last = i + 1 == self.scales;
-            let [c, h, w] = levels.shape;
+            let [_, h, w] = levels.shape;
             let n = if last { self.last_checkerboard } else { self.checkerboard };
             // The couplings of a level share their masks.
             let masks: Vec<Tensor> =
                 (0..n.min(2)).map(|k| checkerboard(h, w, self.swap(k), &vb)).collect::<Result<_>>()?;
             for k in 0..n {
                 let partition = Partition::Mask(masks[k % 2].clone());
-                self.coupling(&mut chain, &format!("checker{k}"), partition, (c, features), &vb)?;
+                let sizes = (levels.shape, features, &given);
+                self.coupling(&mut chain, &format!("checker{k}"), partition, sizes, &vb)?;
             }
             if !last {
                 levels.squeeze(&mut chain, "scale", self.scales, i + 1)?;
                 let c = levels.shape[0];
                 for k in 0..self.channelwise {
                     let partition = Partition::Halves { swap: self.swap(k) };
-                    self.coupling(&mut chain, &format!("channel{k}"), partition, (c, 2 * features), &vb)?;
+                    let sizes = (levels.shape, 2 * features, &given);
+                    self.coupling(&mut chain, &format!("channel{k}"), partition, sizes, &vb)?;
                 }
                 if self.diagonal {
                     // All channels' pixel (0, 0), then all (1, 1), which go on; then (0, 1) and (1, 0).
