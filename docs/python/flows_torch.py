@@ -7,12 +7,13 @@
     model.decode(z), model.sample(16, temperature=0.7)     # images again
     model.state_dict()                                     # keyed as the file is
 
-With class labels y (B,) for class-conditional models: log_prob(x, y). Needs torch and safetensors; from the hub,
+With class labels y (B,) for class-conditional models: log_prob(x, y); with a context c (B, E) or (B, E, H, W) for models of p(x | c):
+log_prob(x, c=c), where model.context_of(x) makes that of a model whose context is a part of the image. Needs torch and safetensors; from the hub,
 `load(huggingface_hub.snapshot_download("user/name"))`. Pixels are integers with uniform noise added, in [0, 256).
 
     python flows_torch.py check FOLDER VALUES              # compare with log p(x) that the library computed
 
-VALUES is a safetensors file with x, log_prob and perhaps cond; the largest difference in nats is printed for f64 and f32.
+VALUES is a safetensors file with x, log_prob and perhaps cond and c; the largest difference in nats is printed for f64 and f32.
 """
 
 import json
@@ -57,8 +58,8 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.used = config, set()
         self.levels, self.layers = known("model", config["model"], MODELS)(config)
-        self.base = settings(config.get("prior", "gaussian"))
-        self.classes = next(classes([*self.levels, self.layers]), self.base.get("classes"))
+        self.base, self.context = settings(config.get("prior", "gaussian")), settings(config.get("context", "none"))
+        self.classes = next(classes([*self.levels, self.layers]), self.base.get("classes", self.context.get("classes")))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -69,14 +70,14 @@ class Model(nn.Module):
             t = t.to(dtype) if t.is_floating_point() else t.long()
             trained = last == "mean" and ".".join([*path, "logs"]) in tensors  # that of a learned prior
             named = last in BUFFERS and not trained
-            frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"])
+            frozen = named or not t.is_floating_point() or path[:1] in (["whiten"], ["standardize"]) or name == "context.std"
             module.register_buffer(last, t) if frozen else module.register_parameter(last, nn.Parameter(t))
         d = math.prod(config["shape"])
         zeros = torch.zeros(1, *config["shape"], dtype=dtype)
         with torch.no_grad():
-            z = self.encode(zeros + 0.5, self._labels(zeros))
+            z = self.encode(zeros + 0.5, self._labels(zeros), self._no_context(zeros))
             self._log_prior(z, self._labels(zeros))
-            self.decode(z, self._labels(zeros))
+            self.decode(z, self._labels(zeros), self._no_context(zeros))
         left = set(self.state_dict()) - self.used
         if left:
             raise ValueError(f"{len(left)} tensors belong to no layer of this config, as {min(left)}")
@@ -85,10 +86,63 @@ class Model(nn.Module):
     def _labels(self, x):
         return None if self.classes is None else torch.zeros(len(x), dtype=torch.long)
 
+    def _no_context(self, x):
+        if self.context["kind"] == "features":
+            return torch.zeros(len(x), *self.context["shape"], dtype=x.dtype)
+        return self.context_of(x)
+
+    def context_of(self, x):
+        """The context that is made of images x; None where there is none, or it is given with them."""
+        kind = self.context["kind"]
+        if kind == "downsampled":
+            return F.avg_pool2d(x.floor(), self.context["factor"])
+        if kind != "masked":
+            return None
+        h, w = x.shape[2:]
+        known = torch.ones(h, w, dtype=x.dtype, device=x.device)
+        if self.context["missing"] == "most":
+            known[1::2], known[:, 1::2] = 0, 0
+        else:
+            part = {
+                "right": (slice(None), slice(w // 2, None)), "left": (slice(None), slice(w // 2)),
+                "top": (slice(h // 2), slice(None)), "bottom": (slice(h // 2, None), slice(None)),
+                "centre": (slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)),
+            }
+            known[part[self.context["missing"]]] = 0
+        return torch.cat([x.floor() * known, known.expand(len(x), 1, h, w)], 1)
+
+    def _given(self, y, c):
+        """What networks see of a context."""
+        kind = self.context["kind"]
+        if kind == "none":
+            return None
+        if kind == "labels":
+            return self.get("context.embedding")[y]
+        if c is None:
+            raise ValueError("this is a model of p(x | c): give c")
+        column = lambda path: self.get(path).reshape(-1, *[1] * (c.dim() - 2))
+        return (c - column("context.mean")) / column("context.std")
+
+    def _beside(self, x):
+        """A network's input with the context behind it, in its sides."""
+        c = self.given
+        if c is None:
+            return x
+        if x.dim() == 2:
+            c = c.flatten(1)
+        elif c.dim() == 2:
+            c = c[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        elif c.shape[2] > x.shape[2]:
+            c = F.pixel_unshuffle(c, c.shape[2] // x.shape[2])
+        else:
+            k = x.shape[2] // c.shape[2]
+            c = c.repeat_interleave(k, 2).repeat_interleave(k, 3)
+        return torch.cat([x, c], 1)
+
     # What can be asked -------------------------------------------------------------------------------------------------
 
-    def log_prob(self, x, y=None):
-        z, log_det = self._forward(x, y)
+    def log_prob(self, x, y=None, c=None):
+        z, log_det = self._run(x, y, c, inverse=False)
         return self._log_prior(z, y) + log_det
 
     def _log_prior(self, z, y):
@@ -114,17 +168,17 @@ class Model(nn.Module):
             return self.get("prior.log_df").exp()
         return torch.tensor(float(self.base.get("df", 5)), dtype=z.dtype, device=z.device)
 
-    def bits_per_dim(self, x, y=None):
-        return self.log_prob(x, y) / (-math.log(2) * x[0].numel())
+    def bits_per_dim(self, x, y=None, c=None):
+        return self.log_prob(x, y, c) / (-math.log(2) * x[0].numel())
 
-    def encode(self, x, y=None):
-        return self._forward(x, y)[0]
+    def encode(self, x, y=None, c=None):
+        return self._run(x, y, c, inverse=False)[0]
 
-    def decode(self, z, y=None):
+    def decode(self, z, y=None, c=None):
         """x from all of z, (B, D)."""
-        return self._run(z, y, inverse=True)[0].reshape(-1, *self.config["shape"])
+        return self._run(z, y, c, inverse=True)[0].reshape(-1, *self.config["shape"])
 
-    def sample(self, n, temperature=1.0, y=None):
+    def sample(self, n, temperature=1.0, y=None, c=None):
         like = next(self.parameters())
         z = torch.randn(n, self.dims, dtype=like.dtype, device=like.device)
         kind = self.base["kind"]
@@ -140,13 +194,10 @@ class Model(nn.Module):
             z = z * self.get("prior.logs")[k].exp() + self.get("prior.mean")[k]
         if kind == "diagonal_gaussian":
             z = self._latent("prior")[1](z, y)
-        return self.decode(z, y)
+        return self.decode(z, y, c)
 
-    def forward(self, x, y=None):
-        return self.log_prob(x, y)
-
-    def _forward(self, x, y):
-        return self._run(x, y, inverse=False)
+    def forward(self, x, y=None, c=None):
+        return self.log_prob(x, y, c)
 
     # The flow: each step is (x, y) -> (x, log_det) one way and x the other -----------------------------------------------
 
@@ -164,7 +215,8 @@ class Model(nn.Module):
             t = getattr(t, part)
         return hasattr(t, last)
 
-    def _run(self, x, y, inverse):
+    def _run(self, x, y, c, inverse):
+        self.given = self._given(y, c)
         shape, levels, sizes = list(self.config["shape"]), [], []
         for i, layers in enumerate(self.levels):
             levels.append(self._steps(layers, shape, f"level{i}"))
@@ -447,24 +499,26 @@ def coupled(m, s, shape, path, odd):
         mask, swap = ((board + swap) % 2 == 0).to(next(m.parameters()))[None, None], False
     net = settings(s["net"])
     net = known("network", net["kind"], NETS)(m, net, f"{path}.net", mask)
-    return coupling(net, transform(m, s["transform"], path), swap, mask)
+    return coupling(lambda x: net(m._beside(x)), transform(m, s["transform"], path), swap, mask)
 
 
 def masked(m, s, shape, path, odd):
     order = m.get(f"{path}.net.order")
     dims, depth = len(order), len(s["hidden"])
-    lowest = int(dims > 1)
+    features = 0 if m.given is None else m.given[0].numel()
+    lowest = int(dims > 1 and features == 0)
     # A weight counts from a unit of lower degree to one of higher, and within hidden layers to one of the same.
     widths = [len(m.get(f"{path}.net.{k}.bias")) for k in range(depth + 1)]
     degrees = [lowest + torch.arange(n).to(order) * (dims - lowest) // n for n in widths[:-1]]
     place = order.argsort() + 1
-    degrees = [place, *degrees, place.repeat(widths[-1] // dims)]
+    degrees = [F.pad(place, (0, features)), *degrees, place.repeat(widths[-1] // dims)]
 
     def mask(k):
         before, after = degrees[k][None], degrees[k + 1][:, None]
         return (before < after if k == depth else before <= after).to(next(m.parameters()))
 
-    return autoregressive(connected(m, f"{path}.net", depth + 1, mask), transform(m, s["transform"], path), order)
+    net = connected(m, f"{path}.net", depth + 1, mask)
+    return autoregressive(lambda x: net(m._beside(x)), transform(m, s["transform"], path), order)
 
 
 def diagonal(m, s, shape, path, odd):
@@ -473,7 +527,7 @@ def diagonal(m, s, shape, path, odd):
 
 
 def split_prior(m, s, shape, path, odd):
-    return coupling(lambda x: m._zero(path, x), shift_scale(lambda s: s, True))
+    return coupling(lambda x: m._zero(path, m._beside(x)), shift_scale(lambda s: s, True))
 
 
 def channel_prior(m, s, shape, path, odd):
@@ -807,9 +861,10 @@ def check(folder, values):
         model = load(folder, dtype)
         x, y = values["x"].to(dtype), values.get("cond")
         y = None if y is None else y.long()
+        c = values["c"].to(dtype) if "c" in values else model.context_of(x)
         with torch.no_grad():
-            difference = (model.log_prob(x, y).double() - values["log_prob"].double()).abs().max().item()
-            back = (model.decode(model.encode(x, y), y) - x).abs().max().item()
+            difference = (model.log_prob(x, y, c).double() - values["log_prob"].double()).abs().max().item()
+            back = (model.decode(model.encode(x, y, c), y, c) - x).abs().max().item()
         result[name] = {"log_prob": difference, "inverse": back, "size": values["log_prob"].abs().max().item()}
     return result
 

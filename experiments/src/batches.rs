@@ -17,6 +17,7 @@ use crate::data::{Split, Values};
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use flows::bijections::preprocess::dequantize;
+use flows::models::ContextConfig;
 use flows::params::rng_for;
 use flows::{Context, ModelConfig};
 use rand::Rng;
@@ -76,6 +77,8 @@ pub struct Host {
     pub values: Vec<f32>,
     /// One class per example, for class-conditional models.
     pub labels: Option<Vec<u32>>,
+    /// What is given with each example, for models that take it.
+    pub features: Option<Vec<f32>>,
 }
 
 /// A batch on the device.
@@ -83,33 +86,45 @@ pub struct Batch {
     /// The flow's input, (B, ..), pixels in [0, 2^bits).
     pub x: Tensor,
     labels: Option<Tensor>,
+    features: Option<Tensor>,
 }
 
 impl Batch {
-    /// A batch that is on the device already.
+    /// A batch that is on the device already, for a model that is given labels at most.
     pub fn new(x: Tensor, labels: Option<Tensor>) -> Self {
-        Self { x, labels }
+        Self { x, labels, features: None }
     }
 
-    /// What a conditional model is given beside x: the labels, if it is class-conditional.
+    /// What a conditional model is given beside x: the labels, if it is class-conditional, and the features of its context.
     pub fn context(&self) -> Context<'_> {
-        self.labels.as_ref().into()
+        Context { labels: self.labels.as_ref(), features: self.features.as_ref() }
     }
 }
 
+/// Gives a model the shape of these examples and of the context that comes with them.
+///
+/// # Errors
+/// When it takes no examples of this shape.
+pub fn fit_shape(model: &mut ModelConfig, split: &Split) -> Result<()> {
+    model.set_shape(&split.shape)?;
+    model.set_context_shape(split.context.as_ref().map(|c| c.shape.as_slice()));
+    Ok(())
+}
+
 /// A split as a model sees it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Examples<'a> {
     split: &'a Split,
     bits: u8,
     conditional: bool,
+    context: ContextConfig,
 }
 
 impl<'a> Examples<'a> {
     /// The examples of a split for this model.
     ///
     /// # Errors
-    /// When the examples do not have the model's shape, or a class-conditional model lacks labels.
+    /// When the examples do not have the model's shape, or lack the labels or the context that it is given.
     pub fn new(split: &'a Split, model: &ModelConfig) -> Result<Self> {
         ensure!(
             split.shape == model.shape(),
@@ -127,7 +142,19 @@ impl<'a> Examples<'a> {
                 "the data have class {most}, the model only {classes} classes: raise `model.classes`"
             );
         }
-        Ok(Self { split, bits: model.bits(), conditional: model.classes().is_some() })
+        if let ContextConfig::Features { shape } = model.context() {
+            let given = split.context.as_ref().with_context(|| {
+                "the model is given a context and the data have none: add it as the array `c`, or say --set model.context=none"
+                    .to_owned()
+            })?;
+            ensure!(
+                given.shape == *shape,
+                "the data have a context of shape {:?}, the model takes {shape:?}: set `model.context` or choose other data",
+                given.shape
+            );
+        }
+        let context = model.context().clone();
+        Ok(Self { split, bits: model.bits(), conditional: model.classes().is_some(), context })
     }
 
     /// The split itself.
@@ -156,6 +183,9 @@ impl<'a> Examples<'a> {
         let dims = self.split.dims();
         let mut values = vec![0f32; places.len() * dims];
         let mut labels = self.conditional.then(|| Vec::with_capacity(places.len()));
+        let given =
+            self.split.context.as_ref().filter(|_| matches!(self.context, ContextConfig::Features { .. }));
+        let mut features = given.map(|_| Vec::new());
         let mut varied = vec![0u8; if augment.is_none() { 0 } else { dims }];
         for (out, (place, stream)) in values.chunks_exact_mut(dims).zip(places) {
             match &self.split.values {
@@ -174,11 +204,14 @@ impl<'a> Examples<'a> {
             if let (Some(labels), Some(all)) = (&mut labels, &self.split.labels) {
                 labels.push(all[place]);
             }
+            if let (Some(features), Some(given)) = (&mut features, given) {
+                features.extend_from_slice(given.row(place));
+            }
         }
-        Host { values, labels }
+        Host { values, labels, features }
     }
 
-    /// Places a batch on the device.
+    /// Places a batch on the device, with the context that is made of its images where the model has one.
     ///
     /// # Errors
     /// When the device has no memory left.
@@ -187,12 +220,19 @@ impl<'a> Examples<'a> {
         let mut shape = vec![n];
         shape.extend(&self.split.shape);
         let labels = host.labels.map(|l| Tensor::from_vec(l, n, device)).transpose()?;
-        Ok(Batch { x: Tensor::from_vec(host.values, shape, device)?, labels })
+        let x = Tensor::from_vec(host.values, shape, device)?;
+        let features = match (host.features, &self.split.context) {
+            (Some(values), Some(rows)) => {
+                Some(Tensor::from_vec(values, [&[n][..], &rows.shape].concat(), device)?)
+            }
+            _ => self.context.of_images(&x)?,
+        };
+        Ok(Batch { x, labels, features })
     }
 }
 
 /// The batches of a training run.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Feed<'a> {
     /// The training set.
     pub examples: Examples<'a>,
@@ -298,11 +338,11 @@ mod tests {
         let straight: Vec<Host> = (0..8).map(|u| feed.prepare(u, &mut known)).collect();
         assert_eq!(feed.prepare(6, &mut None), straight[6]);
         let received: Vec<Host> = std::thread::scope(|scope| {
-            let batches = feed.start(3, scope);
+            let batches = feed.clone().start(3, scope);
             (3..8).map(|_| batches.recv().unwrap()).collect()
         });
         assert_eq!(received, straight[3..]);
-        assert_ne!(straight[0], Feed { seed: 6, ..feed }.prepare(0, &mut None));
+        assert_ne!(straight[0], Feed { seed: 6, ..feed.clone() }.prepare(0, &mut None));
     }
 
     #[test]

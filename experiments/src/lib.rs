@@ -6,7 +6,7 @@
 //! 1. [`data`]: data sets. Its types come first, then one reader a file, then the table of all of them.
 //! 2. [`recipe`]: the settings of an experiment, [`sweep`]: of many; [`limits`]: whether this machine's memory can hold them.
 //! 3. [`batches`]: examples as a flow takes them; [`evaluate`]: bits/dim of a split; [`codecs`]: what PNG, WebP, JPEG XL
-//!    and a Gaussian need for the same images.
+//!    and a Gaussian need for the same images; [`mixture`]: Gaussians fitted to vectors.
 //! 4. [`run_dir`], [`lock`]: the folder of a run; [`events`], [`checkpoint`], [`summary`]: what is written there.
 //! 5. [`train`]: from a recipe and its data to the weights of a run.
 //!
@@ -21,6 +21,7 @@ pub mod evaluate;
 pub mod events;
 pub mod limits;
 pub mod lock;
+pub mod mixture;
 pub mod recipe;
 pub mod run_dir;
 pub mod suggest;

@@ -247,6 +247,9 @@ mod tests {
         for (name, text) in BUILTIN.iter().filter(|(name, _)| small.contains(name)) {
             near(name, Resolved::parse(name, text, &[]).unwrap().recipe.model);
         }
+        for model in ["maf", "nsf"] {
+            near(model, Resolved::load("moons", &[format!("model={model}")]).unwrap().recipe.model);
+        }
         for classes in [None, Some(10)] {
             let config =
                 GlowConfig { learn_latent: true, classes, width: 32, depth: 1, ..GlowConfig::cifar_paper() };

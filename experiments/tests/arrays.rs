@@ -70,6 +70,79 @@ fn a_column_without_a_density_is_named() {
     }
 }
 
+/// The README's commands for p(x | c), with fewer updates: x = (c_0 + n, c_1 n'), n and n' normal, whose entropy is known.
+#[test]
+fn a_density_given_columns() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let n = 6000;
+    let z: Vec<Vec<f64>> = flows::testing::normal(&[n, 4], 5, &Device::Cpu).unwrap().to_vec2().unwrap();
+    let given: Vec<[f64; 2]> = z.iter().map(|z| [z[0], 1.5 + z[1].tanh()]).collect();
+    let x: Vec<f64> = z.iter().zip(&given).flat_map(|(z, c)| [1e3 * (c[0] + z[2]), c[1] * z[3]]).collect();
+    let array = |values: Vec<f64>| Tensor::from_vec(values, (n, 2), &Device::Cpu).unwrap();
+    let both = [("x", array(x)), ("c", array(given.as_flattened().to_vec()))];
+    let (data, run) = (at("xc.npz"), at("run"));
+    Tensor::write_npz(&both, &data).unwrap();
+    let readme = include_str!("../../README.md");
+    for command in [
+        "flow reproduce conditional --data xc.npz --out runs/xc",
+        "flow eval runs/xc --data xc.npz --out log_prob.csv",
+        "flow sample runs/xc --context 0.5,-1 -n 1000 --out samples.npy",
+    ] {
+        assert!(readme.contains(command), "{command}");
+    }
+    let args = ["reproduce", "conditional", "--data", str_of(&data), "--out", str_of(&run), "--threads", "2"];
+    let sets =
+        ["train.updates=300", "train.validate_every=100", "train.ema=0.9", "model.hidden=[[32],[32],[32]]"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    ok(&args.into_iter().chain(sets).collect::<Vec<_>>());
+    let out = at("log_prob.csv");
+    let test = json(&["eval", str_of(&run), "--data", str_of(&data), "--json", "--out", str_of(&out)]);
+    let logs = given.iter().skip(9).step_by(10).map(|c| c[1].ln()).sum::<f64>() / (n / 10) as f64;
+    let entropy = (2. * std::f64::consts::PI * std::f64::consts::E).ln() + 1e3f64.ln() + logs;
+    let nats = test["nats"].as_f64().unwrap();
+    println!("p(x | c): {nats:.4} nats, entropy {entropy:.4}");
+    assert!(nats > entropy - 0.1 && nats < entropy + 0.15, "{nats} against {entropy}");
+    assert!(test.get("gaussian_bits_per_dim").is_none(), "{test}");
+
+    let samples = at("samples.npy");
+    ok(&["sample", str_of(&run), "--context", "1.5,0.7", "-n", "1000", "--out", str_of(&samples)]);
+    let samples = Tensor::read_npy(&samples).unwrap();
+    let mean = samples.mean(0).unwrap().to_vec1::<f32>().unwrap();
+    assert!((mean[0] - 1500.).abs() < 300. && mean[1].abs() < 0.3, "{mean:?}");
+    // Rows of a file are taken in turn, and stand in the file with the samples.
+    let rows = at("rows.npy");
+    Tensor::new(&[[-2f32, 1.], [2., 1.]], &Device::Cpu).unwrap().write_npy(&rows).unwrap();
+    let turns = at("turns.safetensors");
+    ok(&["sample", str_of(&run), "--context", str_of(&rows), "-n", "400", "--out", str_of(&turns)]);
+    let turns = candle_core::safetensors::load(&turns, &Device::Cpu).unwrap();
+    let (x, c) = (turns["samples"].to_vec2::<f32>().unwrap(), turns["c"].to_vec2::<f32>().unwrap());
+    assert!(c.iter().enumerate().all(|(i, c)| c[0] == if i % 2 == 0 { -2. } else { 2. }));
+    let right = x.iter().zip(&c).filter(|(x, c)| (x[0] > 0.) == (c[0] > 0.)).count();
+    assert!(right > 370, "{right} of 400");
+    ok(&["encode", str_of(&run), "--data", str_of(&data), "--out", str_of(&at("z.npz"))]);
+    ok(&["doctor", str_of(&run), "--data", str_of(&data)]);
+    ok(&["explain", "conditional", "--data", str_of(&data)]);
+    let card = std::fs::read_to_string(run.join("README.md")).unwrap();
+    assert!(
+        card.contains("flows::Context::features(&c)") && card.contains("Spline") | card.contains("spline"),
+        "{card}"
+    );
+
+    for (args, said) in [
+        (&["sample", str_of(&run)][..], "say it with --context"),
+        (&["sample", str_of(&run), "--context", "1,2,3"], "where the model takes [2]"),
+        (&["density", str_of(&run), "--data", str_of(&data)], "one of p(x | c)"),
+    ] {
+        let error = error(args);
+        assert!(error.contains(said), "{error}");
+    }
+    let without = at("x.npy");
+    both[0].1.write_npy(&without).unwrap();
+    let error = error(&["eval", str_of(&run), "--data", str_of(&without)]);
+    assert!(error.contains("the data have none"), "{error}");
+}
+
 /// Weights in double precision are computed in it, by every command that takes vectors; arrays hold what the library gives.
 #[test]
 fn arrays_of_vectors_and_double_precision() {

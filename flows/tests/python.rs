@@ -3,10 +3,13 @@
 //!
 //! `FLOWS_PYTHON` names a Python with docs/python/requirements.txt installed; without it this is skipped.
 
-use anyhow::Context;
+use anyhow::Context as _;
 use candle_core::{DType, Device, Result, Tensor};
-use flows::models::{Dequantize, GlowConfig, NiceConfig, PriorConfig, RealNvpConfig};
-use flows::{Model, ModelConfig, SaveOptions};
+use flows::models::{
+    ContextConfig, CouplingTransform, Dequantize, GlowConfig, MafConfig, Missing, NiceConfig, Preprocess,
+    PriorConfig, RealNvpConfig, maf,
+};
+use flows::{Context, Model, ModelConfig, SaveOptions};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,15 +66,28 @@ const COMPOSED: &str = r#"[
     }
 ]"#;
 
-/// Two samples, what the library makes of them in f64, and labels where the model has classes. Samples, because a trained
+/// Two samples, what the library makes of them in f64, and labels and a context where the model has them. Samples, because a trained
 /// model gives noise a likelihood of minus millions of nats, whose inverse no arithmetic undoes.
 fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
     let mut values = HashMap::new();
     let cond =
         model.config().classes().map(|n| Tensor::new(&[0u32, n as u32 - 1], &Device::Cpu)).transpose()?;
-    let x = model.sample(2, 0.7, 1, cond.as_ref())?;
-    values.insert("log_prob".to_string(), model.log_prob(&x, cond.as_ref())?);
+    let shape = model.config().context().shape(model.config().shape())?;
+    let c = shape.map(|shape| {
+        let of_two = [&[2][..], &shape].concat();
+        let count = of_two.iter().product::<usize>();
+        let values = (0..count).map(|i| (i * 37 % 11) as f64 * 20.).collect::<Vec<_>>();
+        Tensor::from_vec(values, of_two, &Device::Cpu)
+    });
+    let c = c.transpose()?;
+    let context = Context { labels: cond.as_ref(), features: c.as_ref() };
+    let x = model.sample(2, 0.7, 1, context)?;
+    // Where the context is made of images it is that of these.
+    let c = model.config().context().of_images(&x)?.or(c);
+    let context = Context { labels: cond.as_ref(), features: c.as_ref() };
+    values.insert("log_prob".to_string(), model.log_prob(&x, context)?);
     values.insert("x".to_string(), x);
+    values.extend(c.map(|c| ("c".to_string(), c)));
     values.extend(cond.map(|cond| ("cond".to_string(), cond)));
     Ok(values)
 }
@@ -86,6 +102,18 @@ fn folders() -> Vec<PathBuf> {
     all.sort();
     assert!(all.len() >= 9);
     all
+}
+
+/// Every kind of context: numbers, maps of other sides than the images', labels, and those that are made of images.
+fn contexts() -> Vec<ContextConfig> {
+    vec![
+        ContextConfig::Features { shape: vec![4] },
+        ContextConfig::Features { shape: vec![2, 2, 2] },
+        ContextConfig::Labels { classes: 3, embedding: 4 },
+        ContextConfig::Downsampled { factor: 4 },
+        ContextConfig::Masked { missing: Missing::Centre },
+        ContextConfig::Masked { missing: Missing::Most },
+    ]
 }
 
 #[test]
@@ -140,6 +168,51 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
         model.params().perturb(2, 0.1)?;
         priors.push(dir.path().join(format!("composed{i}")));
         model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+    }
+    for (i, context) in contexts().into_iter().enumerate() {
+        let (image, vector) = ([3, 8, 8], vec![5]);
+        let preprocess = Preprocess::Standardize {};
+        let glow = GlowConfig {
+            levels: 2,
+            depth: 1,
+            width: 4,
+            context: context.clone(),
+            ..GlowConfig::cifar_code()
+        };
+        let realnvp =
+            RealNvpConfig { features: 2, blocks: 1, context: context.clone(), ..RealNvpConfig::cifar_code() };
+        let nice = NiceConfig {
+            preprocess,
+            hidden: vec![vec![7]; 2],
+            context: context.clone(),
+            ..NiceConfig::mnist_paper()
+        };
+        let maf = MafConfig {
+            shape: vector.clone(),
+            bits: 8,
+            preprocess,
+            order: maf::Order::Random,
+            layers: 2,
+            hidden: vec![9, 8],
+            transform: CouplingTransform::Affine,
+            prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
+            context: context.clone(),
+        };
+        let images = [
+            ModelConfig::Glow(GlowConfig { shape: image, ..glow }),
+            ModelConfig::RealNvp(RealNvpConfig { shape: image, ..realnvp }),
+        ];
+        let vectors = [ModelConfig::Nice(NiceConfig { shape: vector, ..nice }), ModelConfig::Maf(maf)];
+        for (j, config) in images.into_iter().chain(vectors).enumerate() {
+            if config.context().shape(config.shape()).is_err() {
+                continue; // made of images
+            }
+            let model = Model::new(config, 1, DType::F32, &Device::Cpu)?;
+            model.params().perturb(2, 0.1)?;
+            priors.push(dir.path().join(format!("context{i}{j}")));
+            model.save(&priors[priors.len() - 1], &SaveOptions::default())?;
+        }
     }
     for folder in folders().into_iter().chain(priors) {
         let model = Model::load_as(&folder, Some(DType::F64), &Device::Cpu)?;

@@ -37,6 +37,7 @@ fn masked() -> ModelConfig {
         transform: CouplingTransform::RationalQuadraticSpline(RationalQuadraticSpline::default()),
         prior: PriorConfig::default(),
         dequantize: Dequantize::default(),
+        context: Default::default(),
     })
 }
 

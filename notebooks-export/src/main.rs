@@ -19,7 +19,7 @@ use experiments::data::file_name;
 use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
 use experiments::untrusted::open;
 use flows::hub::{Hub, Repository, Revision};
-use flows::models::{Dequantize, PriorConfig};
+use flows::models::{ContextConfig, Dequantize, PriorConfig};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, parse_index, read_header};
 use flows::{Model, ModelConfig};
 use metrics::Metrics;
@@ -148,6 +148,10 @@ fn fill(
         !matches!(config, ModelConfig::Composed(_)),
         "a notebook's PyTorch code is that of NICE, RealNVP, Glow or MAF, and {name} lists layers of its own: \
          docs/python/flows_torch.py runs it"
+    );
+    ensure!(
+        *model.config().context() == ContextConfig::default(),
+        "the notebook's code is for log p(x), and {name} is a model of p(x | c): docs/python/flows_torch.py runs it"
     );
     let exact = Model::load_as(run, Some(DType::F64), &Device::Cpu)?;
     let samples = cli.samples as usize;

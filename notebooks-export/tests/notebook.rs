@@ -82,6 +82,7 @@ fn masked(transform: CouplingTransform, order: maf::Order) -> ModelConfig {
         transform,
         prior: PriorConfig::default(),
         dequantize: Default::default(),
+        context: Default::default(),
     })
 }
 

@@ -11,6 +11,8 @@
 //! | `cifar10` | the binary or the Python batches, the binary `.tar.gz`, or the hub | (N, 3, 32, 32) bytes |
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
 //! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
+//! | `mixture8`, `mixture21`, `warped8`, `warped21` | drawn from a seed, entropy known ([`vectors`]) | (N, 8) or (N, 21) |
+//! | `turned` | drawn from a seed with a context, entropy known ([`turned`]) | (N, 2) given (N, 3) |
 //! | `folder` | files of pictures ([`folder`]) | (N, C, H, W) bytes |
 //! | `npy` | `.npy` and `.npz` arrays ([`npy`]) | bytes or reals |
 //!
@@ -32,12 +34,14 @@ pub mod plane;
 pub mod request;
 pub mod set;
 pub mod sets;
+pub mod turned;
+pub mod vectors;
 #[cfg(any(feature = "candle-datasets", test))]
 pub mod vision;
 
 pub use request::{Join, Request, example_rng};
 pub use set::{
-    Dataset, Entropy, LARGEST, Parts, Revision, Split, Values, file_name, gunzip, hex, read_at_most,
+    Dataset, Entropy, LARGEST, Parts, Revision, Rows, Split, Values, file_name, gunzip, hex, read_at_most,
     read_file,
 };
 pub use sets::{KnownSet, Origin, SETS, known, load, names};

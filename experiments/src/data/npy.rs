@@ -5,11 +5,12 @@
 //!   as (N, C, H, W).
 //! - **Vectors** are `float32` or `float64`, (N, D), and finite.
 //! - **Labels** are any integers of one side, (N).
+//! - **Contexts**, for log p(x | c), are numbers of any type: (N) or (N, E), or maps laid out as images are.
 //!
 //! One `.npy` file is split by row number: of every ten rows, eight go to training, then one each to
-//! validation and test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels`
+//! validation and test. A `.npz` file with the arrays `train`, `test` and perhaps `valid`, and `train_labels`, `train_c`
 //! and so on, names its splits; so does a folder of `train.npy`, `test.npy` and so on. A `.npz` file
-//! with one array, or `x` and perhaps `labels`, is split like a `.npy` file.
+//! with one array, or `x` and perhaps `labels` and `c`, is split like a `.npy` file; so is a folder of `x.npy` and `c.npy`.
 //!
 //! **Revision.** Of one file it is the file's SHA-256, as `sha256sum` prints it; of a folder the SHA-256 over the names of the
 //! arrays and their bytes. Where the files lie is no part of it.
@@ -18,7 +19,7 @@
 //! claims before it has seen a byte of data, nor by `npyz`, which multiplies the sides without a check.
 
 use super::set::{check_length, class, file_revision, planar, product, unpack};
-use super::{Dataset, LARGEST, Parts, Revision, Split, Values, read_file};
+use super::{Dataset, LARGEST, Parts, Revision, Rows, Split, Values, read_file};
 use crate::untrusted::read_regular;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -230,8 +231,48 @@ pub fn parse_npz(bytes: &[u8], name: &str) -> Result<BTreeMap<String, Array>> {
     Ok(arrays)
 }
 
-/// Makes a split of an array and perhaps its labels.
-fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
+/// Makes rows of an array that is given as the context of examples.
+///
+/// # Errors
+/// When it has no rows of numbers or of maps, or holds a number that is not finite.
+pub fn rows(array: Array, name: &str) -> Result<Rows> {
+    let sides = array.sides;
+    let mut values: Vec<f32> = match array.numbers {
+        Numbers::Bytes(v) => v.into_iter().map(f32::from).collect(),
+        Numbers::Integers(v) => v.into_iter().map(|i| i as f32).collect(),
+        Numbers::Reals(v) => v,
+    };
+    ensure!(
+        sides.iter().all(|&side| side > 0),
+        "{name} has the sides {sides:?}, and holds no numbers: give one row per example"
+    );
+    let shape = match sides[..] {
+        [_] => vec![1],
+        [_, e] => vec![e],
+        [_, h, w] => vec![1, h, w],
+        [_, h, w, c @ (1 | 3)] if ![1, 3].contains(&h) => {
+            let maps = values.chunks_exact(h * w * c);
+            values = maps.flat_map(|map| planar(map, c)).collect();
+            vec![c, h, w]
+        }
+        [_, c, h, w] => vec![c, h, w],
+        _ => bail!("{name} has the sides {sides:?}: a context is (N), (N, E) or (N, E, H, W)"),
+    };
+    if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+        let width = shape.iter().product::<usize>();
+        bail!(
+            "{name} holds {} in row {}, column {}: remove what is not finite",
+            values[at],
+            at / width,
+            at % width
+        );
+    }
+    Ok(Rows { shape, values })
+}
+
+/// Makes a split of an array and perhaps its labels and its context.
+fn split(array: Array, labels: Option<Array>, context: Option<Array>, name: &str) -> Result<Split> {
+    let context = context.map(|c| rows(c, &format!("the context of {name}"))).transpose()?;
     let sides = &array.sides;
     ensure!(
         sides.len() >= 2 && sides.iter().all(|&side| side > 0),
@@ -277,7 +318,9 @@ fn split(array: Array, labels: Option<Array>, name: &str) -> Result<Split> {
         let rows = wide.into_iter().enumerate();
         rows.map(|(row, label)| class(label, MOST_CLASSES, name, format_args!("in row {row}"))).collect()
     });
-    Split::new(shape, values, labels.transpose()?, None)
+    Split::new(shape, values, labels.transpose()?, None)?
+        .with_context(context)
+        .with_context(|| name.to_owned())
 }
 
 /// The largest number of classes; a larger label is taken for an error in the file.
@@ -296,27 +339,27 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
     let parts = if arrays.contains_key("train") { Parts::Named } else { Parts::Chosen };
     let (train, valid, test) = if parts == Parts::Named {
         let mut part = |key: &str| -> Result<Option<Split>> {
-            let labels = arrays.remove(&format!("{key}_labels"));
+            let (labels, c) = (arrays.remove(&format!("{key}_labels")), arrays.remove(&format!("{key}_c")));
             let array = arrays.remove(key);
-            array.map(|array| split(array, labels, &format!("`{key}` of {name}"))).transpose()
+            array.map(|array| split(array, labels, c, &format!("`{key}` of {name}"))).transpose()
         };
         let (train, valid, test) = (part("train")?, part("valid")?, part("test")?);
         let test =
             test.with_context(|| format!("{name} has `train` but no `test`: add the test examples"))?;
         (train.expect("its presence was checked"), valid, test)
     } else {
-        let labels = arrays.remove("labels");
+        let (labels, c) = (arrays.remove("labels"), arrays.remove("c"));
         let array = arrays
             .remove("x")
             .or_else(|| Some(arrays.pop_first()?.1))
-            .with_context(|| format!("{name} holds labels only: add the examples as `x`"))?;
-        let [train, valid, test] = deal(&split(array, labels, name)?);
+            .with_context(|| format!("{name} holds no examples, but labels or a context: add them as `x`"))?;
+        let [train, valid, test] = deal(&split(array, labels, c, name)?);
         (train, Some(valid), test)
     };
     if let Some(key) = arrays.keys().next() {
         bail!(
             "{name} holds the array `{key}` whose use is unknown: name arrays train, valid, test, \
-             train_labels, valid_labels, test_labels, or x and labels"
+             train_labels, valid_labels, test_labels, train_c, valid_c, test_c, or x, labels and c"
         );
     }
     for other in [valid.as_ref(), Some(&test)].into_iter().flatten() {
@@ -330,6 +373,11 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
             other.labels.is_some() == train.labels.is_some(),
             "{name} has labels for one split and not for another: label all or none"
         );
+        let shape = |split: &Split| split.context.as_ref().map(|c| c.shape.clone());
+        ensure!(
+            shape(other) == shape(&train),
+            "{name} has a context for one split and not for another, or of another shape: give all the same"
+        );
     }
     // Classes are named by their numbers, up to the largest label in any split.
     let labels = [Some(&train), valid.as_ref(), Some(&test)].into_iter().flatten();
@@ -337,6 +385,22 @@ fn assemble(mut arrays: BTreeMap<String, Array>, name: &str, revision: String) -
     let classes = 0..most.map_or(0, |most| most + 1);
     Ok(Dataset { valid, parts, ..Dataset::new("npy", train, test, classes, revision) })
 }
+
+/// The arrays of a folder: those that name their splits, or all examples.
+const KEYS: [&str; 12] = [
+    "train",
+    "train_labels",
+    "train_c",
+    "valid",
+    "valid_labels",
+    "valid_c",
+    "test",
+    "test_labels",
+    "test_c",
+    "x",
+    "labels",
+    "c",
+];
 
 /// Reads a `.npy` or `.npz` file, or a folder of `.npy` files named as the arrays in a `.npz` file are.
 ///
@@ -347,7 +411,7 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
     if path.is_dir() {
         let mut revision = Revision::default();
         let mut arrays = BTreeMap::new();
-        for key in ["train", "train_labels", "valid", "valid_labels", "test", "test_labels"] {
+        for key in KEYS {
             let file = path.join(format!("{key}.npy"));
             if file.is_file() {
                 let bytes = read_file(&file)?;
@@ -356,8 +420,8 @@ pub fn read_path(path: &Path) -> Result<Dataset> {
             }
         }
         ensure!(
-            arrays.contains_key("train"),
-            "{name} has no train.npy: give a .npy or .npz file, or a folder of train.npy and test.npy"
+            arrays.contains_key("train") || arrays.contains_key("x"),
+            "{name} has no train.npy and no x.npy: give a .npy or .npz file, or a folder of train.npy and test.npy"
         );
         return assemble(arrays, &name, revision.finish("npy files"));
     }
@@ -480,7 +544,7 @@ mod tests {
     #[test]
     fn layouts_of_images() {
         let read = |sides: &str, data: &[u8]| {
-            split(parse_npy(&npy("|u1", sides, data), "A").unwrap(), None, "A").unwrap()
+            split(parse_npy(&npy("|u1", sides, data), "A").unwrap(), None, None, "A").unwrap()
         };
         let data: Vec<u8> = (0..12).collect();
         assert_eq!(read("1, 3, 2, 2", &data).pixels(0), data);
@@ -491,10 +555,10 @@ mod tests {
         );
         assert_eq!(read("3, 2, 2", &data).shape, [1, 2, 2]);
         let odd = parse_npy(&npy("|u1", "3, 2, 2, 1, 1", &data), "A").unwrap();
-        assert!(split(odd, None, "A").is_err());
+        assert!(split(odd, None, None, "A").is_err());
         let nan =
             parse_npy(&npy("<f4", "1, 2", &[1.0, f32::NAN].map(f32::to_le_bytes).concat()), "A").unwrap();
-        assert!(split(nan, None, "A").unwrap_err().to_string().contains("row 0, column 1"));
+        assert!(split(nan, None, None, "A").unwrap_err().to_string().contains("row 0, column 1"));
     }
 
     #[test]
@@ -528,6 +592,38 @@ mod tests {
         assert_eq!(read_path(dir.path()).unwrap().test.len(), 3);
     }
 
+    /// Contexts go with their examples: columns, or maps of any layout; and what does not fit is told.
+    #[test]
+    fn contexts() {
+        let dir = tempfile::tempdir().unwrap();
+        let reals = |sides: &str, n: usize| {
+            npy("<f4", sides, &(0..n).map(|i| (i as f32).to_le_bytes()).collect::<Vec<_>>().concat())
+        };
+        let file = dir.path().join("xc.npz");
+        let both = [("x", reals("20, 2", 40)), ("c", reals("20, 3", 60))];
+        std::fs::write(&file, npz(&both, zip::CompressionMethod::Stored)).unwrap();
+        let set = read_path(&file).unwrap();
+        let c = set.test.context.as_ref().unwrap();
+        assert_eq!((c.shape.as_slice(), c.len(), c.row(1)), (&[3][..], 2, &[57., 58., 59.][..]));
+        assert_eq!(set.test.reals(1), [38., 39.]);
+        for (name, bytes) in &both {
+            std::fs::write(dir.path().join(format!("{name}.npy")), bytes).unwrap();
+        }
+        assert_eq!(read_path(dir.path()).unwrap().test, set.test);
+        let map =
+            rows(parse_npy(&npy("|u1", "1, 2, 2, 3", &(0..12).collect::<Vec<u8>>()), "A").unwrap(), "A")
+                .unwrap();
+        assert_eq!((map.shape.as_slice(), &map.values[..4]), (&[3, 2, 2][..], &[0., 3., 6., 9.][..]));
+        let short = [("x", reals("20, 2", 40)), ("c", reals("19,", 19))];
+        let error = parse_npz(&npz(&short, zip::CompressionMethod::Stored), "A").unwrap();
+        let error = format!("{:#}", assemble(error, "A", String::new()).unwrap_err());
+        assert!(error.contains("20 examples came with 19 rows of a context"), "{error}");
+        let part = [("train", reals("4, 2", 8)), ("train_c", reals("4,", 4)), ("test", reals("4, 2", 8))];
+        let arrays = parse_npz(&npz(&part, zip::CompressionMethod::Stored), "A").unwrap();
+        let error = assemble(arrays, "A", String::new()).unwrap_err().to_string();
+        assert!(error.contains("a context for one split and not for another"), "{error}");
+    }
+
     /// An array that unpacks to more than its header announces is refused after that, whatever it unpacks to.
     #[test]
     fn what_an_archive_unpacks_to_is_bounded_by_its_headers() {
@@ -547,7 +643,7 @@ mod tests {
         let good = npy("<f4", "5, 2", &[0; 40]);
         mutate::each(&good, 20_000, |bytes| {
             if let Ok(array) = parse_npy(bytes, "A") {
-                drop(split(array, None, "A"));
+                drop(split(array, None, None, "A"));
             }
         });
         let arrays = [("train", good.clone()), ("test", good)];

@@ -37,6 +37,44 @@ pub struct Split {
     pub labels: Option<Vec<u32>>,
     /// One row per example, one column per name in [`Dataset::attribute_names`].
     pub attributes: Option<Vec<Vec<u8>>>,
+    /// What is given with each example, for log p(x | c).
+    pub context: Option<Rows>,
+}
+
+/// Numbers that are given with each example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// The shape of those of one example: `[E]`, or `[E, H, W]` for maps.
+    pub shape: Vec<usize>,
+    /// All of them, one example's after the other's.
+    pub values: Vec<f32>,
+}
+
+impl Rows {
+    fn dims(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Those of example `i`.
+    ///
+    /// # Panics
+    /// When there are none of it.
+    #[must_use]
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.dims()..][..self.dims()]
+    }
+
+    /// How many examples they are for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len() / self.dims().max(1)
+    }
+
+    /// Whether they are for none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl Split {
@@ -68,7 +106,23 @@ impl Split {
                 "{examples} examples came with {rows} rows of {what}: give one per example"
             );
         }
-        Ok(Self { shape, values, labels, attributes })
+        Ok(Self { shape, values, labels, attributes, context: None })
+    }
+
+    /// The same examples with a context.
+    ///
+    /// # Errors
+    /// When it is not one row for each example.
+    pub fn with_context(self, context: Option<Rows>) -> Result<Self> {
+        if let Some(rows) = &context {
+            ensure!(
+                rows.dims() > 0 && rows.values.len() == rows.dims() * self.len(),
+                "{} examples came with {} rows of a context: give one per example",
+                self.len(),
+                rows.len()
+            );
+        }
+        Ok(Self { context, ..self })
     }
 
     /// How many examples there are.
@@ -155,11 +209,15 @@ impl Split {
             },
             labels: self.labels.as_ref().map(|l| gather(l, 1, places)),
             attributes: self.attributes.as_ref().map(|a| places.iter().map(|&i| a[i].clone()).collect()),
+            context: self
+                .context
+                .as_ref()
+                .map(|c| Rows { shape: c.shape.clone(), values: gather(&c.values, c.dims(), places) }),
         }
     }
 
-    /// Adds the examples of another split of the same kind behind those of this one. Labels and attributes stay only where both
-    /// have them.
+    /// Adds the examples of another split of the same kind behind those of this one. Labels, attributes and contexts stay only where
+    /// both have them.
     fn append(&mut self, other: &Self) {
         match (&mut self.values, &other.values) {
             (Values::Pixels(v), Values::Pixels(more)) => v.extend_from_slice(more),
@@ -169,6 +227,9 @@ impl Split {
         self.labels = self.labels.take().zip(other.labels.as_ref()).map(|(a, b)| [&a[..], b].concat());
         let attributes = self.attributes.take().zip(other.attributes.as_ref());
         self.attributes = attributes.map(|(a, b)| [&a[..], b].concat());
+        let context = self.context.take().zip(other.context.as_ref());
+        self.context =
+            context.map(|(a, b)| Rows { shape: a.shape, values: [&a.values[..], &b.values].concat() });
     }
 
     /// Shortens the split to its first `n` examples in place; a longer `n` changes nothing.
@@ -180,12 +241,13 @@ impl Split {
         }
         self.labels.iter_mut().for_each(|labels| labels.truncate(n));
         self.attributes.iter_mut().for_each(|attributes| attributes.truncate(n));
+        self.context.iter_mut().for_each(|c| c.values.truncate(n.saturating_mul(c.dims())));
     }
 }
 
 /// Bounds of a set's entropy, which is a lower bound of the expected loss of every model.
 ///
-/// Bits per dimension for pixels; nats per point for the two-dimensional densities, where `lower == upper`.
+/// Bits per dimension for pixels; nats per point for densities of vectors, where `lower == upper`, given the context where there is one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Entropy {
     /// The entropy is at least this.
@@ -372,8 +434,8 @@ pub(super) fn class(label: i64, classes: u32, name: &str, place: impl Display) -
     })
 }
 
-/// The pixels of an image, stored channel after channel rather than interleaved.
-pub(super) fn planar(interleaved: &[u8], channels: usize) -> Vec<u8> {
+/// The numbers of an image, stored channel after channel rather than interleaved.
+pub(super) fn planar<T: Copy>(interleaved: &[T], channels: usize) -> Vec<T> {
     (0..channels).flat_map(|c| interleaved[c..].iter().copied().step_by(channels)).collect()
 }
 

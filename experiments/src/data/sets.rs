@@ -4,7 +4,7 @@
 //! set is one file for its reader and one row of [`SETS`].
 
 use super::hub::{self, CIFAR10, HubSet, MNIST};
-use super::{Dataset, Join, Parts, Request, cifar, faces, folder, idx, npy, plane};
+use super::{Dataset, Join, Parts, Request, cifar, faces, folder, idx, npy, plane, turned, vectors};
 use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, bail, ensure};
 use flows::hub::Observer;
@@ -46,8 +46,11 @@ pub enum Origin {
 // A point is drawn in double precision with its component.
 const PLANE: Origin = Origin::Drawn { bytes: 24. + 8. + 4., draw: plane::dataset };
 
+// As a point of the plane, of 21 dimensions at most.
+const VECTORS: Origin = Origin::Drawn { bytes: 21. * (8. + 4.), draw: vectors::dataset };
+
 /// All data sets.
-pub static SETS: [KnownSet; 9] = [
+pub static SETS: [KnownSet; 14] = [
     KnownSet {
         name: MNIST.name,
         shape: Some(&MNIST.shape),
@@ -71,6 +74,16 @@ pub static SETS: [KnownSet; 9] = [
     KnownSet { name: "rings", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
     KnownSet { name: "spirals", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
     KnownSet { name: "checkerboard", shape: Some(&[2]), train: Some(20_000), origin: PLANE },
+    KnownSet { name: "mixture8", shape: Some(&[8]), train: Some(100_000), origin: VECTORS },
+    KnownSet { name: "mixture21", shape: Some(&[21]), train: Some(100_000), origin: VECTORS },
+    KnownSet { name: "warped8", shape: Some(&[8]), train: Some(100_000), origin: VECTORS },
+    KnownSet { name: "warped21", shape: Some(&[21]), train: Some(100_000), origin: VECTORS },
+    KnownSet {
+        name: "turned",
+        shape: Some(&[2]),
+        train: Some(100_000),
+        origin: Origin::Drawn { bytes: 5. * (8. + 4.), draw: turned::dataset },
+    },
     KnownSet { name: "folder", shape: None, train: None, origin: Origin::Own(folder::read_folder) },
     KnownSet { name: "npy", shape: None, train: None, origin: Origin::Own(|path, _| npy::read_path(path)) },
 ];

@@ -1,7 +1,8 @@
 //! From the text of a recipe to its settings, each with its origin.
 //!
-//! A file is resolved in this order, later ones winning: the fields of `model.preset`; the file's own keys, each of which
-//! replaces a whole field of the preset (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys.
+//! A file is resolved in this order, later ones winning: the keys of the built-in recipe that it is `like`; the fields of
+//! `model.preset`, for which `model = "name"` stands, too; the file's own keys, each of which replaces a whole field of the preset
+//! (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys. A model of vectors has the shape of the data.
 
 use super::types::Recipe;
 use crate::data::{Origin, known};
@@ -9,7 +10,11 @@ use crate::suggest::did_you_mean;
 use crate::untrusted::{TEXT, read_regular};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::ModelConfig;
-use flows::models::{GlowConfig, NiceConfig, RealNvpConfig};
+use flows::models::{
+    ContextConfig, CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig,
+    RealNvpConfig, maf,
+};
+use flows::transforms::RationalQuadraticSpline;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table, Value};
@@ -36,7 +41,39 @@ const PRESETS: &[Preset] = &[
     ("glow-cifar-paper", || ModelConfig::Glow(GlowConfig::cifar_paper())),
     ("glow-cifar-code", || ModelConfig::Glow(GlowConfig::cifar_code())),
     ("glow-mnist", || ModelConfig::Glow(GlowConfig::mnist())),
+    ("realnvp", || ModelConfig::Nice(vectors(CouplingTransform::Affine, 8))),
+    ("nsf", || {
+        let spline = RationalQuadraticSpline { bins: 8, bound: 5., ..Default::default() };
+        ModelConfig::Nice(vectors(CouplingTransform::RationalQuadraticSpline(spline), 4))
+    }),
+    ("maf", || {
+        ModelConfig::Maf(MafConfig {
+            shape: vec![2],
+            bits: 8,
+            preprocess: Preprocess::None {},
+            order: maf::Order::Reverse,
+            layers: 8,
+            hidden: vec![64, 64],
+            transform: CouplingTransform::Affine,
+            prior: PriorConfig::Gaussian {},
+            dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
+        })
+    }),
 ];
+
+/// `n` couplings of vectors.
+fn vectors(law: CouplingTransform, n: usize) -> NiceConfig {
+    NiceConfig {
+        shape: vec![2],
+        preprocess: Preprocess::None {},
+        hidden: vec![vec![64, 64]; n],
+        law,
+        init: 0.,
+        prior: PriorConfig::Gaussian {},
+        ..NiceConfig::mnist_paper()
+    }
+}
 
 /// A recipe with the origin of each of its settings.
 #[derive(Clone, Debug)]
@@ -78,7 +115,10 @@ impl Resolved {
     /// As [`Resolved::load`].
     pub fn parse(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
         let mut table: Table = toml::from_str(text).map_err(|e| no_toml(text, &e))?;
-        let sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
+        inherit(&mut table)?;
+        let mut sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
+        let named = |(key, value): &&mut (String, Value)| key == "model" && value.is_str();
+        sets.iter_mut().filter(named).for_each(|(key, _)| *key = "model.preset".into());
         let (presets, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|(k, _)| k == "model.preset");
         for (key, value) in presets {
             put(&mut table, &key, value)?;
@@ -283,8 +323,33 @@ fn leaves_of(key: String, value: &Value) -> Vec<(String, Value)> {
     }
 }
 
-/// Puts the preset's fields where the file has none of its own.
+/// Puts the keys of the built-in recipe that a file is `like` where it has none of its own, and a preset's name where a model is.
+fn inherit(table: &mut Table) -> Result<()> {
+    fn below(table: &mut Table, other: Table) {
+        for (key, value) in other {
+            match (table.get_mut(&key), value) {
+                (Some(Value::Table(own)), Value::Table(value)) => below(own, value),
+                (Some(_), _) => {}
+                (None, value) => _ = table.insert(key, value),
+            }
+        }
+    }
+    if let Some(Value::String(name)) = table.get("model") {
+        let preset = Table::from_iter([("preset".to_owned(), Value::String(name.clone()))]);
+        table.insert("model".into(), Value::Table(preset));
+    }
+    let Some(like) = table.remove("like") else { return Ok(()) };
+    let text = like.as_str().and_then(builtin);
+    let text = text.with_context(|| format!("`like` = {like}: it is the name of a built-in recipe"))?;
+    let mut other: Table = toml::from_str(text).map_err(|e| no_toml(text, &e))?;
+    inherit(&mut other)?;
+    below(table, other);
+    Ok(())
+}
+
+/// Puts the preset's fields where the file has none of its own, and the data's shape where it is known.
 fn expand_preset(table: &mut Table) -> Result<Option<String>> {
+    let shape = set_name(table).and_then(|set| known(set.as_str()?)?.shape);
     let Some(Value::Table(model)) = table.get_mut("model") else { return Ok(None) };
     let Some(name) = model.remove("preset") else { return Ok(None) };
     let Some((name, config)) = PRESETS.iter().find(|(n, _)| name.as_str() == Some(n)) else {
@@ -292,7 +357,11 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
         let close = did_you_mean(name.as_str().unwrap_or_default(), &all);
         bail!("`model.preset` = {name} is none of {}{close}", all.join(", "));
     };
-    for (key, value) in Table::try_from(config()).context("a preset is written as TOML")? {
+    let mut config = config();
+    if let (Some(shape), [_]) = (shape, config.shape()) {
+        config.set_shape(shape)?;
+    }
+    for (key, value) in Table::try_from(config).context("a preset is written as TOML")? {
         model.entry(key).or_insert(value);
     }
     Ok(Some((*name).to_owned()))
@@ -350,10 +419,22 @@ impl Recipe {
             let counted = leaves(&table).filter(|(key, _)| counts(key));
             Ok(counted.map(|(key, value)| (key, value.to_string())).collect())
         };
-        let (own, built_in) = (settings(self)?, settings(&Resolved::parse(&self.name, text, &[])?.recipe)?);
-        let keys: BTreeSet<_> = own.keys().chain(built_in.keys()).collect();
-        let differ = keys.into_iter().filter(|key| own.get(*key) != built_in.get(*key));
-        Ok(differ.map(|key| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"))).collect())
+        let own = settings(self)?;
+        let differ = |sets: &[String]| -> Result<Vec<String>> {
+            let other = settings(&Resolved::parse(&self.name, text, sets)?.recipe)?;
+            let keys: BTreeSet<_> = own.keys().chain(other.keys()).collect();
+            let differ = keys.into_iter().filter(|key| own.get(*key) != other.get(*key));
+            let as_set = |key: &String| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"));
+            Ok(sets.iter().cloned().chain(differ.map(as_set)).collect())
+        };
+        // Another model is one change where a preset names it.
+        let named = PRESETS.iter().map(|(name, _)| differ(&[format!("model={name}")])).filter_map(Result::ok);
+        let plain = differ(&[])?;
+        Ok(if plain.iter().any(|key| key.starts_with("model.model=")) {
+            named.fold(plain, |least, other| if other.len() < least.len() { other } else { least })
+        } else {
+            plain
+        })
     }
 
     /// All that a result depends on, as text: what is written for people (`about`, `source`) left out.
@@ -423,11 +504,11 @@ mod tests {
             ("realnvp-cifar-small", "model.eps=0.0", "`eps`"),
             ("realnvp-cifar-small", "model.momentum=5.0", "`momentum`"),
             ("realnvp-cifar-small", "model.momentum=nan", "`momentum`"),
-            ("moons-nsf", "model.law={rational_quadratic_spline={bins=1}}", "`bins` = 1"),
-            ("moons-nsf", "model.law={rational_quadratic_spline={bin=4}}", "expected one of `bins`"),
-            ("moons-nsf", "model.law=rational_quadratic_spline", "{ name = {} }"),
-            ("moons-nsf", "model.law={mixture_of_logistics={components=0}}", "`components`"),
-            ("moons-maf", "model.hidden=[0]", "`hidden`"),
+            ("moons", "model.law={rational_quadratic_spline={bins=1}}", "`bins` = 1"),
+            ("moons", "model.law={rational_quadratic_spline={bin=4}}", "expected one of `bins`"),
+            ("moons", "model.law=rational_quadratic_spline", "{ name = {} }"),
+            ("moons", "model.law={mixture_of_logistics={components=0}}", "`components`"),
+            ("moons", "model.hidden=[[0]]", "`hidden`"),
         ] {
             let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
             assert!(error.contains(key) && !error.contains("spline.bin`"), "{set}: {error}");
@@ -492,6 +573,29 @@ mod tests {
         for set in ["train.updates=300", "train.epochs=2.5", "train.minutes=1.5", "train.seed=1"] {
             assert_eq!(changed(&[set]), [set]);
         }
+    }
+
+    /// `model` names a preset of vectors, in a file and with --set; its shape is that of the data, and it is one change of the recipe.
+    #[test]
+    fn a_model_has_a_name() {
+        for name in ["maf", "nsf"] {
+            for recipe in ["moons", "warped21", "vectors"] {
+                let set = format!("model={name}");
+                let named = with(recipe, &[&set]).unwrap().recipe;
+                let own = with(recipe, &[]).unwrap().recipe;
+                assert_eq!(named.model.shape(), own.model.shape());
+                assert_eq!(named.model.preprocess(), own.model.preprocess());
+                assert_ne!(named.model, own.model);
+                assert_eq!(named.changed().unwrap()[0], set, "{recipe}");
+            }
+        }
+        let wider = with("moons", &["model=maf", "model.hidden=[32]"]).unwrap().recipe;
+        assert_eq!(wider.changed().unwrap(), ["model=maf", "model.hidden=[32]"]);
+        let error = format!("{:#}", with("moons", &["model=mfa"]).unwrap_err());
+        assert!(error.contains("maf"), "{error}");
+        let text = "like = \"nothing\"\nabout = \"x\"";
+        let error = format!("{:#}", Resolved::parse("x", text, &[]).unwrap_err());
+        assert!(error.contains("`like`"), "{error}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Recipe {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// `mnist`, `cifar10`, `faces`, `moons`, `rings`, `spirals`, `checkerboard`, `folder`, `npy`.
+    /// A name of [`SETS`](crate::data::SETS).
     pub set: String,
     /// Training examples: how many to draw, or, of a set that is read, how many of the first to keep (all if absent).
     pub train: Option<usize>,

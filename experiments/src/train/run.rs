@@ -395,7 +395,7 @@ impl<'a> Run<'a> {
         let model: &Model = &self.step.model;
         let split = match self.valid {
             Some(split) => Examples::new(split, model.config())?,
-            None => self.step.feed.examples,
+            None => self.step.feed.examples.clone(),
         };
         let n = split.len().min(RECONSTRUCTION_IMAGES);
         let noise = rng_for(self.recipe.train.seed, "reconstruction noise");

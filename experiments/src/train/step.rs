@@ -18,11 +18,12 @@
 //! update that failed can be made again to find the layer.
 
 use crate::batches::{Augment, Batch, Examples, Feed, Host, order};
-use crate::data::{Split, Values};
+use crate::data::{Rows, Split, Values};
 use crate::recipe::{LossUnit, Recipe};
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
 use flows::Grads;
+use flows::models::ContextConfig;
 use flows::ops::cuda::{Batches, Recorder, Variation, runs_kernels};
 use flows::optim::{Penalty, Tally, UpdateSettings, Updater};
 use flows::params::is_finite;
@@ -97,6 +98,15 @@ impl<'a> Step<'a> {
             self.model.standardize(&rows)?;
         }
         let batch = self.feed.examples.batch(self.feed.initial(images), self.device)?;
+        // Of features that are given all rows are known, of those made of images these ones.
+        match (self.model.config().context(), &split.context, batch.context().features) {
+            (ContextConfig::Features { .. }, Some(Rows { shape, values }), _) => {
+                let sides = [&[split.len()][..], shape].concat();
+                self.model.standardize_context(&Tensor::from_slice(values, sides, &Device::Cpu)?)?;
+            }
+            (_, _, Some(features)) => self.model.standardize_context(features)?,
+            _ => {}
+        }
         self.model.init(&batch.x, batch.context()).context("data-dependent initialisation failed")?;
         if let Some(name) = self.model.params().find_non_finite()? {
             bail!("after data-dependent initialisation `{name}` is not finite: raise `train.init_images`");
@@ -115,7 +125,7 @@ impl<'a> Step<'a> {
                 batches.start(from)?;
                 Source::Device(batches, Recorder::default())
             }
-            None => Source::Host(self.feed.start(from, scope)),
+            None => Source::Host(self.feed.clone().start(from, scope)),
         });
         Ok(())
     }
@@ -126,7 +136,9 @@ impl<'a> Step<'a> {
         let (Values::Pixels(pixels), &[c, h, w]) = (&split.values, split.shape.as_slice()) else {
             return Ok(None);
         };
-        if !runs_kernels(self.device) || feed.batch > split.len() {
+        // The kernel that makes batches gives no features.
+        let features = self.model.config().context().shape(&split.shape)?.is_some();
+        if !runs_kernels(self.device) || feed.batch > split.len() || features {
             return Ok(None);
         }
         let config = self.model.config();

@@ -9,9 +9,10 @@
 //! inverse D of them, one for each dimension. Inverted it is the other way round: a sample takes one pass and a density D.
 
 use crate::core::{Bijection, Context, Ctx, Gradients, LayerStats, Memory, Net, SavedState, run_net};
-use crate::nets::Made;
+use crate::nets::{Features, Made, WithFeatures};
 use crate::transforms::{Changed, Transform, forward_parts};
 use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
 
 /// An autoregressive layer of vectors (B, D); see the module for the equation.
 ///
@@ -29,9 +30,17 @@ pub struct Autoregressive {
 }
 
 impl Autoregressive {
-    /// A layer of a transform and a masked network, in the network's order.
+    /// A layer of a transform and a masked network, in the network's order, which is given the context's features as they are if it
+    /// has any.
     pub fn new(transform: Box<dyn Transform>, net: Made) -> Self {
-        Self { transform, order: net.order().to_vec(), net: Box::new(net) }
+        let features = (net.features() > 0).then(|| Arc::new(Features::given(&[net.features()])));
+        Self::with_features(transform, net, features)
+    }
+
+    /// As [`Autoregressive::new`], of a network that is given these features of the context.
+    pub fn with_features(transform: Box<dyn Transform>, net: Made, features: Option<Arc<Features>>) -> Self {
+        let order = net.order().to_vec();
+        Self { transform, order, net: Box::new(WithFeatures { net, features }) }
     }
 
     /// The output `h` of the network for `x`, contiguous.

@@ -4,12 +4,13 @@ use super::coupling::Coupling;
 use crate::core::{
     Bijection, Chain, Context, Ctx, Gradients, Graph, Memory, Net, SavedState, sum_per_example,
 };
-use crate::nets::{ConvNet, WithFeatures};
+use crate::nets::{ConvNet, Features, WithFeatures};
 use crate::ops::elementwise::log_sigmoid;
 use crate::ops::squeeze::{squeeze, unsqueeze};
 use crate::params::{Init, ParamBuilder};
 use crate::transforms::{Affine, Partition, Scale};
 use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
 
 /// How near to 0 or 1 noise comes: 255 plus the largest noise is still below 256 in f32.
 const EDGE: f64 = 1. / 65536.;
@@ -44,6 +45,7 @@ impl VariationalDequantization {
     /// When `vb` has no such tensors.
     pub fn new(channels: usize, bits: u8, couplings: usize, width: usize, vb: &ParamBuilder) -> Result<Self> {
         let mut noise = Chain::new();
+        let features = Arc::new(Features::given(&[8 * channels]));
         for i in 0..couplings {
             let name = format!("coupling{i}");
             let vb = vb.pp(&name);
@@ -51,7 +53,7 @@ impl VariationalDequantization {
             let transform = Box::new(Affine { scale, shift_first: false });
             let net = |inputs, outputs| {
                 let net = ConvNet::new(inputs + 8 * channels, width, outputs, false, &vb.pp("net"))?;
-                Ok(Scaled(WithFeatures(net)))
+                Ok(Scaled(WithFeatures { net, features: Some(features.clone()) }))
             };
             let partition = Partition::Halves { swap: i % 2 == 1 };
             noise.push(&name, Coupling::with_net(partition, transform, 4 * channels, net)?);

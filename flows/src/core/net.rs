@@ -35,6 +35,18 @@ pub trait Net: Send + Sync {
     }
 }
 
+impl<N: Net + ?Sized> Net for Box<N> {
+    fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
+        (**self).forward(x, ctx)
+    }
+    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
+        (**self).forward_saved(x, ctx)
+    }
+    fn backward(&self, saved: SavedState, gy: &Tensor, grads: &mut Gradients) -> Result<Tensor> {
+        (**self).backward(saved, gy, grads)
+    }
+}
+
 /// The default of [`Net::forward_saved`]: candle's graph of the network.
 ///
 /// # Errors

@@ -51,6 +51,11 @@ impl<'a> Context<'a> {
     pub fn labels(labels: &'a Tensor) -> Self {
         Self { labels: Some(labels), features: None }
     }
+
+    /// Features of each example, (B, E) or (B, E, H, W).
+    pub fn features(features: &'a Tensor) -> Self {
+        Self { labels: None, features: Some(features) }
+    }
 }
 
 impl<'a> From<Option<&'a Tensor>> for Context<'a> {

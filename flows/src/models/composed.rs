@@ -16,6 +16,7 @@
 //! the lists of a level.
 
 use super::built::Built;
+use super::context::{ContextConfig, Given};
 use super::dequantize::Dequantize;
 use super::layer::{self, Layer, LayerConfig, PartitionConfig};
 use super::preprocess::Preprocess;
@@ -56,6 +57,9 @@ pub struct ComposedConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 /// A level.
@@ -102,7 +106,10 @@ impl ComposedConfig {
         }
         let mut flat = vec![self.shape.iter().product()];
         all.add(layer::size(&self.layers, "layers", &mut flat)?, 1.);
-        all.parameters += self.prior.parameters(dims) + self.dequantize.parameters(self.shape[0] as f64);
+        let [seen, trained] = self.context.numbers(&self.shape);
+        all.widest += seen;
+        all.parameters +=
+            trained + self.prior.parameters(dims) + self.dequantize.parameters(self.shape[0] as f64);
         if matches!(self.preprocess, Preprocess::Zca { .. }) {
             all.parameters += dims * dims;
         }
@@ -117,7 +124,8 @@ impl ComposedConfig {
     /// The numbers of classes of all that depends on them.
     fn all_classes(&self) -> Vec<usize> {
         let layers = self.levels.iter().map(|level| &level.layers).chain([&self.layers]);
-        layers.flat_map(|layers| layer::classes(layers)).chain(self.prior.classes()).collect()
+        let of_layers = layers.flat_map(|layers| layer::classes(layers));
+        of_layers.chain(self.prior.classes()).chain(self.context.classes()).collect()
     }
 
     pub(super) fn build(&self, vb: &ParamBuilder) -> Result<Built> {
@@ -125,27 +133,29 @@ impl ComposedConfig {
         let classes = self.all_classes();
         if let Some(other) = classes.iter().find(|n| **n != classes[0]) {
             bail!(
-                "`classes` = {} here and {other} there: give all layers and the prior the same number",
+                "`classes` = {} here and {other} there: give all layers, the prior and the context the same number",
                 classes[0]
             );
         }
+        let given = self.context.build(&self.shape, vb)?;
         let flatten = self.levels.is_empty() && self.shape.len() > 1;
         let mut chain = Chain::new();
         self.dequantize.push(&mut chain, &self.shape, (self.preprocess, self.bits), vb)?;
         self.preprocess.push(&mut chain, &self.shape, self.bits, flatten, vb)?;
         let dims = self.shape.iter().product();
-        let latent = if self.levels.is_empty() { vec![[dims, 1, 1]] } else { self.levels(&mut chain, vb)? };
-        push(&self.layers, &mut chain, &mut vec![dims], None, vb)?;
+        let latent =
+            if self.levels.is_empty() { vec![[dims, 1, 1]] } else { self.levels(&mut chain, &given, vb)? };
+        push(&self.layers, &mut chain, &mut vec![dims], None, &given, vb)?;
         Ok(Built { chain, prior: self.prior.build(dims, &vb.pp("prior"))?, latent })
     }
 
     /// Appends the levels, and returns the shape of each one's latent.
-    fn levels(&self, chain: &mut Chain, vb: &ParamBuilder) -> Result<Vec<[usize; 3]>> {
+    fn levels(&self, chain: &mut Chain, given: &Given, vb: &ParamBuilder) -> Result<Vec<[usize; 3]>> {
         let (mut levels, mut shapes): (Vec<Box<dyn Bijection>>, _) = (vec![], vec![]);
         let mut shape = self.shape.clone();
         for (i, Level { layers }) in self.levels.iter().enumerate() {
             let mut level = Chain::new();
-            push(layers, &mut level, &mut shape, None, &vb.pp(format!("level{i}")))?;
+            push(layers, &mut level, &mut shape, None, given, &vb.pp(format!("level{i}")))?;
             levels.push(Box::new(level));
             shapes.push([shape[0], shape[1], shape[2]]);
             shape[0] /= 2;
@@ -166,6 +176,7 @@ fn push(
     chain: &mut Chain,
     shape: &mut Vec<usize>,
     step: Option<Step>,
+    given: &Given,
     vb: &ParamBuilder,
 ) -> Result<()> {
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
@@ -176,7 +187,7 @@ fn push(
         if let LayerConfig::Steps { repeat, layers } = config {
             for _ in 0..*repeat {
                 let name = format!("{word}{number}");
-                push(layers, chain, shape, Some((&name, *number)), &vb.pp(&name))?;
+                push(layers, chain, shape, Some((&name, *number)), given, &vb.pp(&name))?;
                 *number += 1;
             }
             continue;
@@ -189,7 +200,7 @@ fn push(
         has_net |= net;
         let vb = if of_step { vb.clone() } else { vb.pp(&name) };
         let odd = step.is_some_and(|(_, k)| k % 2 == 1);
-        push_one(config, link, chain, shape, odd, &vb)?;
+        push_one(config, link, chain, shape, odd, given, &vb)?;
     }
     Ok(())
 }
@@ -201,6 +212,7 @@ fn push_one(
     chain: &mut Chain,
     shape: &mut Vec<usize>,
     odd: bool,
+    given: &Given,
     vb: &ParamBuilder,
 ) -> Result<()> {
     let c = shape[0];
@@ -232,7 +244,9 @@ fn push_one(
             };
             let transform = transform.build(vb)?;
             let (inputs, changed) = partition.channels(c);
-            let net = net.build(inputs, transform.params_per_element() * changed, mask, &vb.pp("net"))?;
+            let outputs = transform.params_per_element() * changed;
+            let net = |inputs| net.build(inputs, outputs, mask, &vb.pp("net"));
+            let net = Box::new(given.net(inputs, &shape[1..], net)?);
             chain.push(name, Coupling { partition, net, transform });
         }
         LayerConfig::Autoregressive { order, alternate, transform, hidden } => {
@@ -243,16 +257,17 @@ fn push_one(
             };
             let transform = transform.build(vb)?;
             let params_per_element = transform.params_per_element();
-            let sizes = MadeConfig { dims: c, features: 0, hidden, params_per_element, order };
-            chain.push(
-                name,
-                Autoregressive::new(transform, Made::new(&sizes, Start::Identity, &vb.pp("net"))?),
-            );
+            let features = given.channels(&[])?;
+            let sizes = MadeConfig { dims: c, features, hidden, params_per_element, order };
+            let net = Made::new(&sizes, Start::Identity, &vb.pp("net"))?;
+            chain.push(name, Autoregressive::with_features(transform, net, given.0.clone()));
         }
         LayerConfig::Diagonal {} => chain.push(name, Diagonal::new(c, vb)?),
         LayerConfig::SplitPrior { edge_bias } => {
             let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
-            let net = |inputs, outputs| ConvNet::new(inputs, 0, outputs, *edge_bias, vb);
+            let net = |inputs, outputs| {
+                given.net(inputs, &shape[1..], |inputs| ConvNet::new(inputs, 0, outputs, *edge_bias, vb))
+            };
             chain.push(name, Coupling::with_net(Partition::Halves { swap: false }, transform, c, net)?);
         }
         LayerConfig::ChannelPrior { classes } => chain.push(name, ChannelPrior::new(c, *classes, vb)?),

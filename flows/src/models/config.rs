@@ -2,6 +2,7 @@
 
 use super::built::Built;
 use super::composed::ComposedConfig;
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::glow::GlowConfig;
 use super::maf::MafConfig;
@@ -109,7 +110,7 @@ impl ModelConfig {
         if dims.is_none_or(|dims| dims > most) {
             bail!("`shape` {shape:?} has more than {most} dimensions: crop or resize the data");
         }
-        let sizes = match self {
+        let sizes: Vec<_> = match self {
             ModelConfig::Nice(c) => c.hidden.iter().flatten().map(|&width| ("hidden", width)).collect(),
             ModelConfig::RealNvp(c) => vec![
                 ("scales", c.scales),
@@ -132,12 +133,15 @@ impl ModelConfig {
             // Its layers name theirs.
             ModelConfig::Composed(_) => vec![],
         };
-        if let Some((name, size)) = sizes.into_iter().find(|(_, size)| *size > Self::LARGEST_SIZE) {
+        if let Some((name, size)) =
+            sizes.into_iter().chain(self.context().sizes()).find(|(_, size)| *size > Self::LARGEST_SIZE)
+        {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
         let of_prior = self.prior().parameters(dims.unwrap_or_default() as f64);
         let of_noise = self.dequantize().parameters(shape.first().map_or(0., |&c| c as f64));
-        for (key, parameters) in [("prior", of_prior), ("dequantize", of_noise)] {
+        let of_context: f64 = self.context().numbers(shape).into_iter().sum();
+        for (key, parameters) in [("prior", of_prior), ("dequantize", of_noise), ("context", of_context)] {
             if parameters > (most * Self::LARGEST_SIZE) as f64 {
                 bail!(
                     "`{key}` would have {parameters:.1e} parameters, which no model has: lower its settings"
@@ -163,6 +167,18 @@ impl ModelConfig {
         }
         if let Some(transform) = self.transform() {
             transform.check()?;
+        }
+        let of_glow = if let ModelConfig::Glow(c) = self { c.classes } else { None };
+        let classes = [
+            ("classes", of_glow),
+            ("prior.classes", self.prior().classes()),
+            ("context.classes", self.context().classes()),
+        ];
+        let given: Vec<_> = classes.into_iter().filter_map(|(key, n)| Some((key, n?))).collect();
+        if let [(key, n), others @ ..] = given.as_slice()
+            && let Some((other, m)) = others.iter().find(|(_, m)| m != n)
+        {
+            bail!("`{key}` = {n} and `{other}` = {m}: give both the same number");
         }
         match self {
             ModelConfig::Nice(c) => range("init", c.init, 0., f64::MAX),
@@ -205,6 +221,19 @@ impl ModelConfig {
         each!(self, c => &c.dequantize)
     }
 
+    /// What the networks see beside x.
+    pub fn context(&self) -> &ContextConfig {
+        each!(self, c => &c.context)
+    }
+
+    /// Changes the shape of the features that are given with examples, for a recipe that takes any data set; `None` where the data have
+    /// none. Without such a context nothing happens.
+    pub fn set_context_shape(&mut self, given: Option<&[usize]>) {
+        if let ContextConfig::Features { shape } = each!(self, c => &mut c.context) {
+            *shape = given.map_or_else(|| shape.clone(), <[usize]>::to_vec);
+        }
+    }
+
     /// The prior.
     pub fn prior(&self) -> &PriorConfig {
         each!(self, c => &c.prior)
@@ -212,7 +241,7 @@ impl ModelConfig {
 
     /// Classes, if the model is class-conditional.
     pub fn classes(&self) -> Option<usize> {
-        let of_prior = self.prior().classes();
+        let of_prior = self.prior().classes().or(self.context().classes());
         match self {
             ModelConfig::Glow(c) => c.classes.or(of_prior),
             ModelConfig::Composed(c) => c.classes(),

@@ -5,6 +5,7 @@
 //! renaming of output channels.
 
 use super::composed::{ComposedConfig, Level};
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::layer::{Layer, LayerConfig, PartitionConfig};
 use super::network::NetConfig;
@@ -69,6 +70,9 @@ pub struct GlowConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl GlowConfig {
@@ -90,6 +94,7 @@ impl GlowConfig {
             classes: None,
             prior: PriorConfig::Gaussian {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -167,6 +172,7 @@ impl GlowConfig {
             },
             prior: self.prior.clone(),
             dequantize: self.dequantize.clone(),
+            context: self.context.clone(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! layers, which the paper has for its five data sets: standardized data and a bounded log-scale do without, as in zuko.
 
 use super::composed::ComposedConfig;
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::layer::LayerConfig;
 use super::preprocess::Preprocess;
@@ -47,6 +48,9 @@ pub struct MafConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl MafConfig {
@@ -74,6 +78,7 @@ impl MafConfig {
             layers: vec![steps.named("layer")],
             prior: self.prior.clone(),
             dequantize: self.dequantize.clone(),
+            context: self.context.clone(),
         })
     }
 }

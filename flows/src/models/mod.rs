@@ -8,6 +8,7 @@
 mod built;
 mod composed;
 mod config;
+mod context;
 mod dequantize;
 pub mod file;
 pub mod glow;
@@ -27,6 +28,7 @@ mod transform;
 
 pub use composed::{ComposedConfig, Level};
 pub use config::ModelConfig;
+pub use context::{ContextConfig, Missing};
 pub use dequantize::Dequantize;
 pub use glow::GlowConfig;
 pub use layer::{Layer, LayerConfig, PartitionConfig};

@@ -1,6 +1,7 @@
 //! A model: a config with parameters and a flow.
 
 use super::config::ModelConfig;
+use super::context;
 use super::preprocess;
 use crate::core::{Context, Ctx, Gradients, Grads, Memory, split_levels};
 use crate::flow::Flow;
@@ -75,6 +76,16 @@ impl Model {
     /// As [`Standardize::fit`](crate::bijections::Standardize::fit).
     pub fn standardize(&self, rows: &Tensor) -> Result<()> {
         preprocess::standardize(&self.params, rows)
+    }
+
+    /// Fits the standardisation of the context's features, (N, E) or (N, E, H, W), to those of the training data; of a model without such
+    /// a context nothing happens. Features that are made of images ([`ContextConfig::of_images`](super::ContextConfig::of_images)) may be
+    /// those of a part.
+    ///
+    /// # Errors
+    /// When they have other channels, or one is not finite: the message names it.
+    pub fn standardize_context(&self, features: &Tensor) -> Result<()> {
+        context::standardize(&self.params, features)
     }
 
     /// The loss of a training pass and the gradient of every trained parameter; see [`Flow::gradients`].

@@ -2,6 +2,7 @@
 //! splines it is the coupling flow of Durkan et al. 2019 (arXiv 1906.04032), between permutations instead of linear layers.
 
 use super::composed::ComposedConfig;
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::layer::{LayerConfig, PartitionConfig};
 use super::network::NetConfig;
@@ -46,6 +47,9 @@ pub struct NiceConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 impl NiceConfig {
@@ -61,6 +65,7 @@ impl NiceConfig {
             init: 0.01,
             prior: PriorConfig::Logistic {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -123,6 +128,7 @@ impl NiceConfig {
             layers,
             prior: self.prior.clone(),
             dequantize: self.dequantize.clone(),
+            context: self.context.clone(),
         })
     }
 }

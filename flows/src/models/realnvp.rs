@@ -6,6 +6,7 @@
 //! configuration: its depth and width are section 4.1's.
 
 use super::composed::{ComposedConfig, Level};
+use super::context::ContextConfig;
 use super::dequantize::Dequantize;
 use super::layer::{Layer, LayerConfig, PartitionConfig};
 use super::network::NetConfig;
@@ -74,6 +75,9 @@ pub struct RealNvpConfig {
     /// The noise that is added to pixels.
     #[serde(with = "super::named", default, skip_serializing_if = "Dequantize::is_uniform")]
     pub dequantize: Dequantize,
+    /// What the networks see beside x.
+    #[serde(with = "super::named", default, skip_serializing_if = "ContextConfig::is_none")]
+    pub context: ContextConfig,
 }
 
 fn yes() -> bool {
@@ -107,6 +111,7 @@ impl RealNvpConfig {
             diagonal: false,
             prior: PriorConfig::Gaussian {},
             dequantize: Dequantize::Uniform {},
+            context: ContextConfig::None {},
         }
     }
 
@@ -196,6 +201,7 @@ impl RealNvpConfig {
             layers: vec![],
             prior: self.prior.clone(),
             dequantize: self.dequantize.clone(),
+            context: self.context.clone(),
         })
     }
 }

@@ -16,15 +16,16 @@ use serde::{Deserialize, Serialize};
 /// weights count from input d to m where d <= m, between hidden units where m <= m', and from m to output i where m < i
 /// ```
 ///
-/// The degrees of the units of a layer are spread evenly over 1, .., D - 1. Context features c (B, E) of each example stand behind x,
-/// which is to add a linear map of them in the first layer, and are seen by all units; degrees then start at 0, so that the first
-/// dimension's numbers depend on c too.
+/// The degrees of the units of a layer are spread evenly over 1, .., D - 1. Context features c (E of each example) stand behind x, where
+/// [`WithFeatures`](super::WithFeatures) puts them, which is to add a linear map of them in the first layer, and are seen by all units;
+/// degrees then start at 0, so that the first dimension's numbers depend on c too.
 ///
-/// **Shapes.** (B, D) to (B, k D): the first number of all dimensions, then the second, as
+/// **Shapes.** (B, D + E) to (B, k D): the first number of all dimensions, then the second, as
 /// [`Transform`](crate::transforms::Transform) takes them. Parameters as those of [`Mlp`], and the tensor of indices `order`.
 pub struct Made {
     net: Mlp,
     order: Vec<usize>,
+    features: usize,
 }
 
 /// The sizes of a [`Made`].
@@ -97,12 +98,17 @@ impl Made {
             let mask = Tensor::from_vec(mask, (widths[i + 1], widths[i]), vb.device())?;
             Ok(Some(mask.to_dtype(vb.dtype())?))
         };
-        Ok(Self { net: Mlp::masked(&widths, features, mask, start, vb)?, order })
+        Ok(Self { net: Mlp::masked(&widths, mask, start, vb)?, order, features })
     }
 
     /// The dimensions in the order in which they depend on each other.
     pub fn order(&self) -> &[usize] {
         &self.order
+    }
+
+    /// The context features E that stand behind x.
+    pub fn features(&self) -> usize {
+        self.features
     }
 }
 

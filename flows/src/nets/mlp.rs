@@ -3,7 +3,7 @@
 use crate::core::{Ctx, Gradients, Net, SavedState};
 use crate::ops::linear::{linear, linear_backward};
 use crate::params::{Init, Param, ParamBuilder};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 /// A fully connected network with ReLU.
 ///
@@ -11,13 +11,9 @@ use candle_core::{Result, Tensor, bail};
 /// h_0 = x,   h_i = max(h_{i-1} W_i^T + b_i, 0),   out = h_n W^T + b
 /// ```
 ///
-/// With context features c (B, E) of each example, h_0 = (x, c).
-///
-/// **Shapes.** (B, D_in) to (B, D_out); parameters `<i>.weight` (out, in), `<i>.bias` (out,). The first layer has D_in + E
-/// inputs.
+/// **Shapes.** (B, D_in) to (B, D_out); parameters `<i>.weight` (out, in), `<i>.bias` (out,).
 pub struct Mlp {
     layers: Vec<Layer>,
-    features: usize,
 }
 
 /// The parameters of a layer, and which of its weights count.
@@ -56,30 +52,13 @@ impl Mlp {
         start: Start,
         vb: &ParamBuilder,
     ) -> Result<Self> {
-        Self::with_features(inputs, 0, hidden, outputs, start, vb)
+        let widths = [&[inputs], hidden, &[outputs]].concat();
+        Self::masked(&widths, |_| Ok(None), start, vb)
     }
 
-    /// As [`Mlp::new`], of x and `features` context features of each example
-    /// ([`Context::features`](crate::Context::features), (B, E)).
-    ///
-    /// # Errors
-    /// When `vb` has no such tensors.
-    pub fn with_features(
-        inputs: usize,
-        features: usize,
-        hidden: &[usize],
-        outputs: usize,
-        start: Start,
-        vb: &ParamBuilder,
-    ) -> Result<Self> {
-        let widths = [&[inputs + features], hidden, &[outputs]].concat();
-        Self::masked(&widths, features, |_| Ok(None), start, vb)
-    }
-
-    /// Layers between the `widths`, of which the first counts the features; layer i has the mask `mask(i)`.
+    /// Layers between the `widths`; layer i has the mask `mask(i)`.
     pub(super) fn masked(
         widths: &[usize],
-        features: usize,
         mask: impl Fn(usize) -> Result<Option<Tensor>>,
         start: Start,
         vb: &ParamBuilder,
@@ -96,22 +75,7 @@ impl Mlp {
             Ok(Layer { weight, bias, mask: mask(i)? })
         };
         let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, features })
-    }
-
-    /// x, with the context features behind it where the network has any.
-    fn input(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let e = self.features;
-        if e == 0 {
-            return Ok(x.clone());
-        }
-        match ctx.context.features {
-            Some(c) if c.dims() == [x.dim(0)?, e] => Tensor::cat(&[x, &c.to_dtype(x.dtype())?], 1),
-            Some(c) => bail!("this network takes {e} context features of each example, got {:?}", c.shape()),
-            None => {
-                bail!("this network takes {e} context features of each example: give `Context::features`")
-            }
-        }
+        Ok(Self { layers })
     }
 
     fn is_hidden(&self, i: usize) -> bool {
@@ -121,7 +85,7 @@ impl Mlp {
 
 impl Net for Mlp {
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let mut h = self.input(x, ctx)?;
+        let mut h = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             h = linear(&h, &layer.weight(ctx.grad)?, layer.bias.get(ctx.grad), self.is_hidden(i))?;
         }
@@ -129,8 +93,8 @@ impl Net for Mlp {
     }
 
     /// Keeps every layer's input, and the output.
-    fn forward_saved(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, SavedState)> {
-        let mut kept = vec![self.input(&x.detach(), ctx)?.detach()];
+    fn forward_saved(&self, x: &Tensor, _: Ctx) -> Result<(Tensor, SavedState)> {
+        let mut kept = vec![x.detach()];
         for (i, layer) in self.layers.iter().enumerate() {
             kept.push(linear(&kept[i], &layer.weight(false)?, layer.bias.value(), self.is_hidden(i))?);
         }
@@ -149,6 +113,6 @@ impl Net for Mlp {
             grads.add(&layer.bias, gb)?;
             (g, y) = (gx, x);
         }
-        if self.features == 0 { Ok(g) } else { g.narrow(1, 0, g.dim(1)? - self.features)?.contiguous() }
+        Ok(g)
     }
 }

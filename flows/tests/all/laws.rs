@@ -6,7 +6,7 @@ use crate::device;
 use crate::small_models::*;
 use candle_core::{DType, Result, Tensor};
 use flows::bijections::*;
-use flows::models::{Dequantize, GlowConfig, NiceConfig, Preprocess, PriorConfig, glow, nice};
+use flows::models::{ContextConfig, Dequantize, GlowConfig, NiceConfig, Preprocess, PriorConfig, glow, nice};
 use flows::nets::{ConvNet, Mlp, ResNet, ResNetConfig, Start};
 use flows::ops::conv::conv2d_backward;
 use flows::params::Init;
@@ -303,26 +303,39 @@ pub(crate) fn input(config: &ModelConfig, batch: usize) -> Result<Tensor> {
 
 twins! {
     fn every_model_obeys_the_law() {
-        for (name, config) in models() {
+        for (name, config) in models().into_iter().chain(conditional()) {
             let m = Model::new(config, 3, DType::F64, &device())?;
             let labels = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0], &device())?;
+            let features = features(m.config(), 16);
             // Shaken first: actnorm then normalises what the perturbed couplings give, as it does in training. The other way
             // round three levels of unnormalised networks compound to scales beyond f64.
             m.params().perturb(11, 0.1)?;
-            m.init(&input(m.config(), 16)?, Some(&labels))?;
+            let given = Context { labels: Some(&labels), features: features.as_ref() };
+            m.init(&input(m.config(), 16)?, given)?;
             let cond = labels.narrow(0, 1, 2)?;
+            let features = features.as_ref().map(|c| c.narrow(0, 1, 2)).transpose()?;
+            let given = Context { labels: Some(&cond), features: features.as_ref() };
             let x = input(m.config(), 2)?;
-            let d = check(m.bijection(), &x, Some(&cond), m.params(), Deviation::MODEL)
+            let d = check(m.bijection(), &x, given, m.params(), Deviation::MODEL)
                 .map_err(|e| e.context(name))?;
             println!("{name:48} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient);
             // decode is the inverse of encode, and bits/dim is log p and nothing else.
-            let back = m.decode(&m.encode(&x, Some(&cond))?, Some(&cond))?;
+            let back = m.decode(&m.encode(&x, given)?, given)?;
             let off = (back - &x)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
             assert!(off < 1e-6 * 257., "{name}: decode is off by {off}");
-            let lp = m.log_prob(&x, Some(&cond))?.to_vec1::<f64>()?;
-            let bpd = m.bits_per_dim(&x, Some(&cond))?.to_vec1::<f64>()?;
+            let lp = m.log_prob(&x, given)?.to_vec1::<f64>()?;
+            let bpd = m.bits_per_dim(&x, given)?.to_vec1::<f64>()?;
             for (l, b) in lp.iter().zip(bpd) {
                 assert!((b + l / (m.dims() as f64 * 2f64.ln())).abs() < 1e-12);
+            }
+            // What is given matters, and what is missing is told.
+            if *m.config().context() != ContextConfig::default() {
+                let other = features.as_ref().map(|c| c * 2.).transpose()?;
+                let swapped = Tensor::new(&[0u32, 0], &device())?;
+                let changed = m.log_prob(&x, Context { labels: Some(&swapped), features: other.as_ref() })?;
+                assert_ne!(changed.to_vec1::<f64>()?, lp, "{name}");
+                let error = m.log_prob(&x, None).unwrap_err().to_string();
+                assert!(error.contains("context"), "{name}: {error}");
             }
         }
         Ok(())

@@ -1,11 +1,14 @@
 //! A small config of every kind of model, for the laws and whatever else holds for all of them.
 
+use crate::device;
+use candle_core::Tensor;
 use flows::ModelConfig;
 use flows::bijections::BatchStatistics;
 use flows::models::{
-    CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
-    glow, maf, nice,
+    ContextConfig, CouplingTransform, Dequantize, GlowConfig, MafConfig, Missing, NiceConfig, Preprocess,
+    PriorConfig, RealNvpConfig, glow, maf, nice,
 };
+use flows::testing::normal;
 use flows::transforms::{MixtureOfLogistics, RationalQuadraticSpline};
 use serde_json::{Value, json};
 
@@ -20,6 +23,7 @@ pub(crate) fn small_nice() -> NiceConfig {
         init: 0.2,
         prior: PriorConfig::Logistic {},
         dequantize: Dequantize::Uniform {},
+        context: Default::default(),
     }
 }
 
@@ -60,7 +64,56 @@ pub(crate) fn small_maf() -> MafConfig {
         transform: CouplingTransform::Affine,
         prior: PriorConfig::Gaussian {},
         dequantize: Dequantize::Uniform {},
+        context: Default::default(),
     }
+}
+
+/// Models of p(x | c): numbers, maps of other sides than x, labels, and what is made of images.
+pub(crate) fn conditional() -> Vec<(&'static str, ModelConfig)> {
+    let features = |shape: &[usize]| ContextConfig::Features { shape: shape.to_vec() };
+    let labels = ContextConfig::Labels { classes: 3, embedding: 4 };
+    let vectors = NiceConfig {
+        shape: vec![3],
+        law: CouplingTransform::Affine,
+        preprocess: Preprocess::None {},
+        ..small_nice()
+    };
+    vec![
+        ("NICE given numbers", ModelConfig::Nice(NiceConfig { context: features(&[2]), ..vectors.clone() })),
+        ("NICE given labels", ModelConfig::Nice(NiceConfig { context: labels.clone(), ..vectors.clone() })),
+        ("NICE given maps", ModelConfig::Nice(NiceConfig { context: features(&[2, 2, 1]), ..vectors })),
+        ("MAF given numbers", ModelConfig::Maf(MafConfig { context: features(&[3]), ..small_maf() })),
+        ("MAF given labels", ModelConfig::Maf(MafConfig { context: labels.clone(), ..small_maf() })),
+        ("Glow given numbers", ModelConfig::Glow(GlowConfig { context: features(&[2]), ..small_glow() })),
+        (
+            "Glow given large maps",
+            ModelConfig::Glow(GlowConfig { context: features(&[1, 4, 4]), ..small_glow() }),
+        ),
+        ("Glow given labels, twice", {
+            ModelConfig::Glow(GlowConfig { context: labels.clone(), classes: Some(3), ..small_glow() })
+        }),
+        (
+            "Glow given the downsampled image",
+            ModelConfig::Glow(GlowConfig {
+                context: ContextConfig::Downsampled { factor: 4 },
+                ..small_glow()
+            }),
+        ),
+        (
+            "RealNVP given half of the image",
+            ModelConfig::RealNvp(RealNvpConfig {
+                context: ContextConfig::Masked { missing: Missing::Right },
+                ..small_realnvp()
+            }),
+        ),
+        ("RealNVP given labels", ModelConfig::RealNvp(RealNvpConfig { context: labels, ..small_realnvp() })),
+    ]
+}
+
+/// Features for `n` examples, where the model takes any.
+pub(crate) fn features(config: &ModelConfig, n: usize) -> Option<Tensor> {
+    let shape = config.context().shape(config.shape()).unwrap()?;
+    Some(normal(&[&[n][..], &shape].concat(), 21, &device()).unwrap())
 }
 
 pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {

@@ -6,12 +6,13 @@ use crate::laws::{Row, channel_mask, gaussian, layer, obey_the_law, resnet, tanh
 use crate::small_models::{MIXTURE, SPLINE};
 use candle_core::{DType, Result, Tensor, Var};
 use flows::bijections::{Autoregressive, Conv1x1, Coupling, Inverted, Weight};
-use flows::nets::{ConvNet, Made, MadeConfig, Mlp, Order, ResNet, Start};
+use flows::nets::{ConvNet, Features, Made, MadeConfig, Mlp, Order, ResNet, Start, WithFeatures};
 use flows::testing::{Deviation, check, check_net, normal};
 use flows::transforms::{
     Additive, Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform, checkerboard,
 };
 use flows::{Bijection, Context, Ctx, Memory, Net, ParamBuilder, ParamStore};
+use std::sync::Arc;
 
 fn values(t: &Tensor) -> Result<Vec<f64>> {
     t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
@@ -245,12 +246,15 @@ twins! {
                 let sizes = MadeConfig { dims: 5, features, hidden: &hidden, params_per_element: 3, order };
                 let made = Made::new(&sizes, Start::Uniform(1.), &p.vb())?;
                 p.perturb(2, 0.5)?;
-                let place = |d: usize| made.order().iter().position(|&i| i == d).unwrap();
                 // A unit whose ReLU is off hides a dependence: many examples.
                 let x = Var::from_tensor(&normal(&[64, 5], 1, &device())?)?;
                 let c = Var::from_tensor(&normal(&[64, 2], 2, &device())?)?;
                 let context = Context { labels: None, features: (features > 0).then(|| c.as_tensor()) };
-                let y = made.forward(&x, Ctx::eval().with_context(context))?;
+                let order: Vec<usize> = made.order().to_vec();
+                let place = |d: usize| order.iter().position(|&i| i == d).unwrap();
+                let features = (features > 0).then(|| Arc::new(Features::given(&[features])));
+                let net = WithFeatures { net: made, features };
+                let y = net.forward(&x, Ctx::eval().with_context(context))?;
                 for j in 0..15 {
                     let grads = y.narrow(1, j, 1)?.sum_all()?.backward()?;
                     let depends = |v: &Var| -> Result<Vec<bool>> {
@@ -262,7 +266,7 @@ twins! {
                         let before = place(i) < place(j % 5);
                         assert!(if all { depends == before } else { !depends || before }, "{order:?} {j} {i}");
                     }
-                    assert_eq!(depends(&c)?, vec![features > 0; 2], "{order:?} {j}");
+                    assert_eq!(depends(&c)?, vec![net.features.is_some(); 2], "{order:?} {j}");
                 }
             }
         }
@@ -294,7 +298,10 @@ twins! {
         p.perturb(11, 0.1)?;
         check(&inverted, &x, context, &p, Deviation::LAYER)?;
         let p = params();
-        let net = |n, m| Mlp::with_features(n, 2, &[7, 6], m, Start::Uniform(0.5), &p.vb());
+        let net = |n, m| {
+            let net = Mlp::new(n + 2, &[7, 6], m, Start::Uniform(0.5), &p.vb())?;
+            Ok(WithFeatures { net, features: Some(Arc::new(Features::given(&[2]))) })
+        };
         let coupling = Coupling::with_net(Partition::Halves { swap: true }, affine(), 5, net)?;
         p.perturb(11, 0.1)?;
         check(&coupling, &normal(&[3, 5], 1, &device())?, context, &p, Deviation::LAYER)?;

@@ -271,20 +271,32 @@ fn front(name: &str, stored: &Stored, summary: Option<&Summary>, license: Option
 /// What stands beside the figures that were measured, a line each, in the unit of the figures: entropies of vectors, which a
 /// summary has in bits/dim, in nats.
 fn beside(summary: &Summary, shape: &[usize]) -> Vec<String> {
-    let Baselines { entropy_lower, entropy_upper, codecs, gaussian, paper } = &summary.beside;
+    let Baselines { entropy_lower, entropy_upper, codecs, gaussian, mixture, paper } = &summary.beside;
     let unit = if shape.len() == 3 { 1. } else { shape.iter().product::<usize>() as f64 * LN_2 };
     let entropy = entropy_lower.zip(*entropy_upper).map(|(lower, upper)| {
         let (lower, upper) = (lower * unit, upper * unit);
         let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
         format!("the data's entropy, which is known: {range}")
     });
-    let paper = paper.as_ref().map(|p| format!("the paper: {} ({})", p.bits_per_dim, cell(&p.source)));
+    let paper = paper.as_ref().map(|p| {
+        let number = if shape.len() == 3 {
+            p.bits_per_dim
+        } else {
+            p.log_likelihood.map_or(p.bits_per_dim * unit, |ll| -ll)
+        };
+        format!("the paper: {number} ({})", cell(&p.source))
+    });
     let codecs = codecs.as_ref().map(|c| {
         let each: String = c.each().map(|(codec, bits, _)| format!("{codec} {bits:.4}, ")).collect();
         format!("on the first {} images: {each}this model {:.4}", c.images, c.model_bits_per_dim)
     });
-    let gaussian = gaussian.as_ref().map(|g| format!("a Gaussian for each subpixel: {:.4}", g.bits_per_dim));
-    [entropy, paper, codecs, gaussian].into_iter().flatten().collect()
+    let of =
+        if shape.len() == 3 { "for each subpixel" } else { "with the covariance of the training examples" };
+    let gaussian = gaussian.as_ref().map(|g| format!("a Gaussian {of}: {:.4}", g.bits_per_dim * unit));
+    let mixture = mixture
+        .as_ref()
+        .map(|g| format!("a mixture of {} Gaussians: {:.4}", Baselines::COMPONENTS, g.bits_per_dim * unit));
+    [entropy, paper, codecs, gaussian, mixture].into_iter().flatten().collect()
 }
 
 /// The number of updates, and where the run had ended before it was extended.
@@ -376,7 +388,10 @@ struct Card<'a> {
     hub: bool,
     dims: String,
     classes: Option<usize>,
-    labels: &'static str,
+    /// The shape of the context's features, without brackets, where the model has one.
+    context: Option<String>,
+    /// The context in Rust.
+    given: &'static str,
 }
 
 /// A shape without its brackets.
@@ -404,6 +419,7 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
     let settings = config.as_object().into_iter().flatten().filter(|(key, _)| !unused(key));
     let license = given_license(dir)?;
     let (shape, bits, classes) = (stored.config.shape(), stored.config.bits(), stored.config.classes());
+    let context = stored.config.context().shape(shape)?.map(|shape| dims(&shape));
     let splits = summary.map(|s| {
         vec![("test", s.test.as_ref()), ("validation", s.validation.as_ref()), ("train", s.train.as_ref())]
     });
@@ -429,7 +445,13 @@ pub fn render(dir: &Path, repository: Option<&str>) -> Result<String> {
         hub: repository.is_some(),
         dims: dims(shape),
         classes,
-        labels: if classes.is_some() { "Some(&labels)" } else { "None" },
+        given: match (classes.is_some(), context.is_some()) {
+            (false, false) => "None",
+            (true, false) => "Some(&labels)",
+            (false, true) => "flows::Context::features(&c)",
+            (true, true) => "flows::Context { labels: Some(&labels), features: Some(&c) }",
+        },
+        context,
     };
     let text = card.render()?;
     Ok(format!("{text}{}", mark(&text)))

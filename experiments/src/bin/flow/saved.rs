@@ -4,13 +4,15 @@ use crate::args::Part;
 use crate::progress::{Count, Stopped, Transfers, stopped};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use experiments::data::{self, Dataset, Join, Parts, Request, Split};
+use experiments::data::{self, Dataset, Join, Parts, Request, Split, Values};
 use experiments::evaluate::{EvalOptions, Evaluation, evaluate_each};
+use experiments::mixture::Mixture;
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::RECIPE;
-use experiments::summary::{Codecs, Gaussian};
+use experiments::summary::{Baselines, Codecs, Gaussian};
 use experiments::{codecs, limits};
 use flows::Model;
+use flows::models::ContextConfig;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -116,28 +118,37 @@ pub fn score_each(
     .ok_or_else(|| Stopped.into())
 }
 
-/// What stands beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the
-/// Gaussian fitted to the training set.
+/// Adds what is measured beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the
+/// Gaussians fitted to the training set.
 ///
 /// # Errors
 /// As [`score`] and [`codecs::codec_bits`].
 pub fn baselines(
-    model: &Model,
-    recipe: &Recipe,
+    beside: &mut Baselines,
+    (model, recipe): (&Model, &Recipe),
     data: &Dataset,
     split: &Split,
     all: &Evaluation,
     seed: u64,
-) -> Result<(Option<Codecs>, Option<Gaussian>)> {
+) -> Result<()> {
+    if let (Values::Reals(train), Values::Reals(test)) = (&data.train.values, &split.values) {
+        // Gaussians of x alone would be no comparison for p(x | c).
+        if *model.config().context() == ContextConfig::default() {
+            let test = &test[..all.images * split.dims()];
+            beside.gaussian = gaussians(train, test, split.dims(), 1);
+            beside.mixture = gaussians(train, test, split.dims(), Baselines::COMPONENTS);
+        }
+        return Ok(());
+    }
     let images = recipe.eval.codec_images.min(all.images);
     // Codecs and the Gaussian are for all the bits of an image of bytes.
-    if !split.is_pixels() || model.config().bits() != 8 {
-        return Ok((None, None));
+    if model.config().bits() != 8 {
+        return Ok(());
     }
     let (bits_per_dim, std_err) = codecs::gaussian_bits(&data.train, &split.take(all.images))?;
-    let gaussian = Some(Gaussian { bits_per_dim, std_err });
+    beside.gaussian = Some(Gaussian { bits_per_dim, std_err });
     if images == 0 || !matches!(split.shape.as_slice(), [1 | 3, ..]) {
-        return Ok((None, gaussian));
+        return Ok(());
     }
     tracing::info!("compressing {images} images with PNG, WebP and JPEG XL");
     let codecs = codecs::codec_bits(&split.take(images))?;
@@ -146,7 +157,7 @@ pub fn baselines(
     } else {
         score(model, recipe, split, "images for the codecs", Some(images), seed)?.bits_per_dim
     };
-    let codecs = Codecs {
+    beside.codecs = Some(Codecs {
         images,
         png_bits_per_dim: codecs.png.bits_per_dim,
         webp_bits_per_dim: codecs.webp.bits_per_dim,
@@ -155,8 +166,15 @@ pub fn baselines(
         webp_how: codecs.webp.how,
         jxl_how: Some(codecs.jxl.how),
         model_bits_per_dim,
-    };
-    Ok((Some(codecs), gaussian))
+    });
+    Ok(())
+}
+
+/// The bits/dim of `k` Gaussians fitted to rows; `None` where there are not enough of them, or a column does not vary.
+fn gaussians(train: &[f32], test: &[f32], dims: usize, k: usize) -> Option<Gaussian> {
+    tracing::info!("fitting {k} Gaussian{} to the training examples", if k == 1 { "" } else { "s" });
+    let (bits_per_dim, std_err) = Mixture::fit(train, dims, k)?.bits_per_dim(test);
+    Some(Gaussian { bits_per_dim, std_err })
 }
 
 /// Labels for `n` samples, if the model has classes.

@@ -11,17 +11,17 @@ use crate::draw::draft::{self, Draft, numbers_of};
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::Cell;
 use crate::hub::{WEIGHTS, Weights};
+use crate::image_file::read_image;
 use crate::output::{self, PICTURE, PNG};
 use crate::progress::go_on;
 use crate::saved;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
-use experiments::batches::{Augment, Examples};
-use experiments::data::{self, Dataset, Request, Split, Values, picture};
+use experiments::batches::{Augment, Batch, Examples};
+use experiments::data::{self, Dataset, Request, Split, Values};
 use experiments::limits::{self, Use};
 use experiments::recipe::{Recipe, Resolved};
-use experiments::untrusted::read_regular;
 use flows::Model;
 use flows::params::rng_for;
 use serde_json::{Map, Value};
@@ -146,7 +146,15 @@ impl<'a> Session<'a> {
             "{0} is there and is not of `flow {command}`: name another file, or say --out {0} to replace it",
             out.display()
         );
-        Self::load(base, out, command)
+        let session = Self::load(base, out, command)?;
+        let config = session.model.config();
+        ensure!(
+            config.context().shape(config.shape())?.is_none(),
+            "`flow {command}` gives a model no features, and that of {} is one of p(x | c): use `flow eval`, `flow sample` or \
+             `flow encode`",
+            base.weights
+        );
+        Ok(session)
     }
 
     /// As [`Session::open`] for a command that draws images, with their shape.
@@ -296,39 +304,40 @@ impl<'a> Session<'a> {
 
     /// A split as the flow takes it, with noise by place and seed, and its labels.
     pub fn dequantise(&self, split: &Split) -> Result<(Tensor, Option<Tensor>)> {
-        self.dequantise_from(split.clone(), 0)
-    }
-
-    /// As [`Session::dequantise`], for examples whose first has the place `first`.
-    pub fn dequantise_from(&self, split: Split, first: usize) -> Result<(Tensor, Option<Tensor>)> {
-        let places: Vec<u64> = (0..split.len()).map(|i| (first + i) as u64).collect();
-        self.dequantise_with(split, &places)
+        let places: Vec<u64> = (0..split.len() as u64).collect();
+        self.dequantise_with(split.clone(), &places)
     }
 
     /// As [`Session::dequantise`], with the noise of these places.
-    pub fn dequantise_with(&self, mut split: Split, noise_of: &[u64]) -> Result<(Tensor, Option<Tensor>)> {
+    pub fn dequantise_with(&self, split: Split, noise_of: &[u64]) -> Result<(Tensor, Option<Tensor>)> {
+        let batch = self.batch(split, noise_of)?;
+        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.context().labels.cloned()))
+    }
+
+    /// As [`Session::dequantise_with`], with all of its context.
+    pub fn batch(&self, mut split: Split, noise_of: &[u64]) -> Result<Batch> {
         if let Some(class) = self.base.class {
             split.labels = Some(vec![class; split.len()]);
         }
         let examples = Examples::new(&split, self.model.config())?;
         let noise = rng_for(self.base.seed, "show");
         let host = examples.host(noise_of.iter().copied().enumerate(), &noise, Augment::default());
-        let batch = examples.batch(host, &self.device)?;
-        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.context().labels.cloned()))
+        examples.batch(host, &self.device)
     }
 
     /// What `f` makes of all of a split, a batch at a time, put together.
     pub fn over(
         &self,
         split: &Split,
-        f: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
+        f: impl Fn(&Tensor, flows::Context) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let mut done = Vec::new();
         for first in (0..split.len()).step_by(BATCH) {
             go_on()?;
-            let batch = split.slice(first..(first + BATCH).min(split.len()));
-            let (x, cond) = self.dequantise_from(batch, first)?;
-            done.push(f(&x, cond.as_ref())?);
+            let end = (first + BATCH).min(split.len());
+            let places: Vec<u64> = (first as u64..end as u64).collect();
+            let batch = self.batch(split.slice(first..end), &places)?;
+            done.push(f(&batch.x.to_dtype(self.model.params().dtype())?, batch.context())?);
         }
         Ok(Tensor::cat(&done, 0)?)
     }
@@ -469,31 +478,6 @@ pub fn brief(v: f64) -> String {
     }
 }
 
-/// Bytes of a picture that is given to a command, at most.
-const LARGEST_PICTURE: u64 = 1 << 28;
-
-/// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
-pub fn read_image(
-    path: &Path,
-    [channels, height, width]: [usize; 3],
-    size: Option<usize>,
-) -> Result<Vec<u8>> {
-    let name = path.display();
-    ensure!(path.is_file(), "there is no image {name}: give a number in the data, or the path of a picture");
-    let image = picture::decode(&read_regular(path, LARGEST_PICTURE)?, &name.to_string())?;
-    let image = match size {
-        Some(size) => picture::fit(image, size)?,
-        None => image,
-    };
-    ensure!(
-        (image.height() as usize, image.width() as usize) == (height, width),
-        "{name} is {} × {} pixels (height × width), the model takes {height} × {width}: resize it",
-        image.height(),
-        image.width()
-    );
-    Ok(picture::bytes(&image, channels == 1))
-}
-
 /// Runs a command's computation on a thread of the pool: small tensors would cost more to hand over than to compute.
 pub fn pooled<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let mut result = None;
@@ -518,29 +502,5 @@ mod tests {
             [brief(0.), brief(0.25), brief(1.), brief(12.3456), brief(3.2e-5)],
             ["0", "0.25", "1", "12.346", "3.2e-5"]
         );
-    }
-
-    #[test]
-    fn files_are_read_in_the_models_shape() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("grey.png");
-        image::GrayImage::from_fn(3, 2, |x, y| image::Luma([(10 * y + x) as u8])).save(&path).unwrap();
-        let planar = read_image(&path, [3, 2, 3], None).unwrap();
-        assert_eq!(planar, [0, 1, 2, 10, 11, 12].repeat(3));
-        assert_eq!(read_image(&path, [1, 2, 3], None).unwrap(), planar[..6]);
-        // Of the middle square, one row and column on each side.
-        assert_eq!(
-            read_image(&path, [1, 2, 2], Some(2)).unwrap(),
-            [planar[0], planar[1], planar[3], planar[4]]
-        );
-        assert!(read_image(&path, [1, 3, 2], None).unwrap_err().to_string().contains("2 × 3"));
-        assert!(
-            read_image(&dir.path().join("none.png"), [1, 2, 3], None)
-                .unwrap_err()
-                .to_string()
-                .contains("none.png")
-        );
-        std::fs::write(&path, "text").unwrap();
-        assert!(read_image(&path, [1, 2, 3], None).unwrap_err().to_string().contains("no readable"));
     }
 }

@@ -76,8 +76,7 @@ fn measure(folder: &Path, args: &CardArgs, device: &Device) -> Result<()> {
     let valid = valid.map(|valid| score(&model, &recipe, valid, "validation images", None, seed));
     summary.validation = valid.transpose()?;
     summary.train = Some(score(&model, &recipe, &data.train, "training images", Some(TRAIN_IMAGES), seed)?);
-    let beside = &mut summary.beside;
-    (beside.codecs, beside.gaussian) = baselines(&model, &recipe, &data, &data.test, &test, seed)?;
+    baselines(&mut summary.beside, (&model, &recipe), &data, &data.test, &test, seed)?;
     summary.test = Some(test);
     summary.measured = short_dtype(folder).map(str::to_owned);
     summary.data_revision = data.revision;

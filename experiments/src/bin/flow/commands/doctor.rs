@@ -5,6 +5,7 @@
 
 use super::pictures::listed;
 use super::reconstruct::largest_by_level;
+use crate::context::Given;
 use crate::output;
 use crate::session::{Base, Session, Which, brief, doubles, finite_rows, largest, mean, pooled};
 use anyhow::{Context, Result, bail, ensure};
@@ -50,7 +51,7 @@ pub struct DoctorArgs {
 struct Exam<'a> {
     s: &'a Session<'a>,
     x: Tensor,
-    cond: Option<Tensor>,
+    given: Given,
     /// What the examples are.
     on: String,
     report: Value,
@@ -107,18 +108,21 @@ impl<'a> Exam<'a> {
     /// Of the examples that the arguments name.
     fn new(s: &'a Session<'a>, args: &DoctorArgs) -> Result<Self> {
         let n = usize::from(args.n);
-        let (x, cond, on) = if args.samples {
-            let cond = s.labels(n)?;
-            let x = s.model.sample(n, 0.7, args.base.seed, cond.as_ref())?;
-            (x, cond, "samples at temperature 0.7".to_owned())
+        let (x, given, on) = if args.samples {
+            let given = Given::new(&s.model, n, args.base.class, None)?;
+            let x = s.model.sample(n, 0.7, args.base.seed, given.context())?;
+            (x, given, "samples at temperature 0.7".to_owned())
         } else {
             let part = s
                 .part(&args.from)
                 .context("there are no data to examine on, --samples takes the model's own")?;
             s.fits(&part.split, &part.name)?;
             ensure!(!part.split.is_empty(), "`{}` has no {} examples", part.name, part.part.name());
-            let (x, cond) = s.dequantise(&part.split.take(n))?;
-            (x, cond, format!("{} {}", part.name, part.part.name()))
+            let split = part.split.take(n);
+            let places: Vec<u64> = (0..split.len() as u64).collect();
+            let batch = s.batch(split, &places)?;
+            let x = batch.x.to_dtype(s.model.params().dtype())?;
+            (x, Given::from(batch.context()), format!("{} {}", part.name, part.part.name()))
         };
         let (weights, examples) = (s.base.weights.to_string(), x.dim(0)?);
         let lines = vec![format!("{weights} on {examples} {on}")];
@@ -126,7 +130,7 @@ impl<'a> Exam<'a> {
             "command": "doctor", "weights": weights, "on": on, "examples": examples,
             "parameters": s.model.params().count(),
         });
-        Ok(Self { s, x, cond, on, report, lines, found: vec![] })
+        Ok(Self { s, x, given, on, report, lines, found: vec![] })
     }
 
     /// Notes what is broken from `wrong` on and unusual from `odd` on.
@@ -158,7 +162,7 @@ impl<'a> Exam<'a> {
 
     /// Bits/dim of the examples, or none if they are not finite.
     fn likelihood(&mut self) -> Result<Option<f64>> {
-        let (model, cond) = (&self.s.model, self.cond.as_ref());
+        let (model, cond) = (&self.s.model, self.given.context());
         let bits = doubles(&model.bits_per_dim(&self.x, cond)?)?;
         let all = mean(&bits);
         self.report["bits_per_dim"] = json!(all);
@@ -181,7 +185,7 @@ impl<'a> Exam<'a> {
     /// How exactly examples come back from their latents, and whether samples are finite.
     fn inverse(&mut self) -> Result<()> {
         let (model, x) = (&self.s.model, &self.x);
-        let r = latents::reconstruct(model, x, self.cond.as_ref())?;
+        let r = latents::reconstruct(model, x, self.given.context())?;
         let error = largest(&doubles(&r.error)?);
         let by_level = largest_by_level(&r.level_error)?;
         self.report["reconstruction"] = json!({ "max_error": error, "max_error_by_level": by_level });
@@ -216,7 +220,7 @@ impl<'a> Exam<'a> {
 
     /// Goes through the layers, and says whether one normalises a batch by its statistics.
     fn layers(&mut self) -> Result<bool> {
-        let steps = latents::trace(&self.s.model, &self.x, self.cond.as_ref())?;
+        let steps = latents::trace(&self.s.model, &self.x, self.given.context())?;
         let (mut scales, mut conditions, mut norms) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for step in &steps {
             let path = step.path.as_str();
@@ -310,7 +314,7 @@ impl<'a> Exam<'a> {
     /// Compares the batch's own statistics with the running ones.
     fn batch_norm(&mut self, bits_per_dim: f64) -> Result<()> {
         let model = &self.s.model;
-        let ctx = Ctx { mode: Mode::Replay, context: self.cond.as_ref().into(), grad: false };
+        let ctx = Ctx { mode: Mode::Replay, context: self.given.context(), grad: false };
         let train = model.terms(&self.x, ctx)?.log_prob()?;
         let per_dim = -1. / (model.dims() as f64 * std::f64::consts::LN_2);
         let train = mean(&doubles(&(train * per_dim)?)?);

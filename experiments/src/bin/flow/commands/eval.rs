@@ -97,9 +97,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let n = each.len();
         arrays::write(out, &[("log_prob", Tensor::from_vec(each, n, &Device::Cpu)?)])?;
     }
-    let (codecs, gaussian) = baselines(&model, &recipe, &data, split, &measured, seed)?;
+    let mut beside = Baselines::new(&recipe, &data);
+    baselines(&mut beside, (&model, &recipe), &data, split, &measured, seed)?;
     let mut object = summary::score_json(&recipe.name, which.name(), &measured);
-    let beside = Baselines { codecs, gaussian, ..Baselines::new(&recipe, &data) };
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.to_string().into());
     object.extend(commit.map(|commit| ("weights_commit".to_owned(), commit.into())));

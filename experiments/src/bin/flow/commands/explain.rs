@@ -14,13 +14,14 @@ use crate::{output, saved};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use clap::Args;
-use experiments::batches::{Augment, Examples};
-use experiments::data::{self, Split, Values};
+use experiments::batches::{Augment, Examples, fit_shape};
+use experiments::data::{self, Rows, Split, Values};
 use experiments::evaluate::{EvalOptions, evaluate};
 use experiments::limits;
 use experiments::recipe::{Recipe, Resolved};
 use experiments::train;
 use flows::Model;
+use flows::models::ContextConfig;
 use flows::ops::precision::{self, Precision};
 use flows::optim::{Penalty, UpdateSettings, Updater};
 use flows::params::rng_for;
@@ -121,7 +122,7 @@ fn training_images(recipe: &mut Recipe, args: &ExplainArgs) -> Result<Option<usi
     let Some(all) = known.train else {
         let Some(dir) = &args.data.dir else { return Ok(None) };
         let data = saved::load(&recipe.request(Some(dir.clone())))?;
-        recipe.model.set_shape(&data.train.shape)?;
+        fit_shape(&mut recipe.model, &data.train)?;
         return Ok(Some(data.train.len()));
     };
     if matches!(known.origin, data::Origin::Drawn { .. }) {
@@ -170,7 +171,15 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         Values::Pixels((0..n * dims).map(|_| rng.random()).collect())
     };
     let labels = model.config().classes().map(|classes| (0..n).map(|i| (i % classes) as u32).collect());
-    let split = Split::new(shape, values, labels, None)?;
+    let context = match recipe.model.context() {
+        ContextConfig::Features { shape } => {
+            let numbers = n * shape.iter().product::<usize>();
+            let values = (0..numbers).map(|_| rng.random_range(-1. ..1.)).collect();
+            Some(Rows { shape: shape.clone(), values })
+        }
+        _ => None,
+    };
+    let split = Split::new(shape, values, labels, None)?.with_context(context)?;
     let examples = Examples::new(&split, model.config())?;
     let batch = |size: usize| {
         let places = (0..size).map(|i| (i, i as u64));

@@ -5,43 +5,18 @@ use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::{Stopped, stopped};
 use crate::session::{Picked, Session, check_temperature, doubles, mean, pooled};
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor};
-use clap::{Args, ValueEnum};
+use candle_core::{DType, Tensor};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use flows::latents::{self, Inpainting};
+use flows::models::Missing;
 use serde_json::json;
 use std::time::Instant;
 
-/// Which part of an image is missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Missing {
-    /// The right half.
-    Right,
-    /// The left half.
-    Left,
-    /// The upper half.
-    Top,
-    /// The lower half.
-    Bottom,
-    /// The square in the middle, of half the side.
-    Centre,
-    /// Three of four pixels, evenly spread.
-    Most,
-}
-
-impl Missing {
-    /// 1 where a pixel is known, (1, 1, H, W).
-    fn known(self, [_, h, w]: [usize; 3]) -> Result<Tensor> {
-        let missing = |y: usize, x: usize| match self {
-            Self::Right => x >= w / 2,
-            Self::Left => x < w / 2,
-            Self::Top => y < h / 2,
-            Self::Bottom => y >= h / 2,
-            Self::Centre => (h / 4..h - h / 4).contains(&y) && (w / 4..w - w / 4).contains(&x),
-            Self::Most => y % 2 == 1 || x % 2 == 1,
-        };
-        let v = (0..h * w).map(|p| f32::from(u8::from(!missing(p / w, p % w)))).collect();
-        Ok(Tensor::from_vec(v, (1, 1, h, w), &Device::Cpu)?)
-    }
+/// The parts that may be missing.
+fn missing() -> impl TypedValueParser<Value = Missing> {
+    let parts = ["right", "left", "top", "bottom", "centre", "most"];
+    PossibleValuesParser::new(parts).map(|name| serde_json::from_value(name.into()).expect("each is a part"))
 }
 
 /// `inpaint`.
@@ -50,7 +25,7 @@ pub struct InpaintArgs {
     #[command(flatten)]
     shown: Shown,
     /// Part of the image that is missing.
-    #[arg(long, value_enum, default_value = "right")]
+    #[arg(long, value_parser = missing(), default_value = "right")]
     missing: Missing,
     /// Number of gradient steps.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -97,7 +72,7 @@ fn completion(
 pub fn run(args: &InpaintArgs) -> Result<()> {
     let (s, shape) = Session::sheet(&args.shown.grid, "inpaint")?;
     let ([_, h, w], missing) = (shape, args.missing);
-    let known = missing.known(shape)?.to_device(&s.device)?;
+    let known = missing.known(h, w, &s.device)?;
     ensure!(
         doubles(&known)?.contains(&0.),
         "images of {h} × {w} pixels are too small for --missing {missing:?}: choose another"
@@ -154,16 +129,18 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn masks_leave_what_they_say() {
-        let left =
-            |missing: Missing| -> f64 { doubles(&missing.known([1, 8, 8]).unwrap()).unwrap().iter().sum() };
+        let left = |missing: Missing| -> f64 {
+            doubles(&missing.known(8, 8, &Device::Cpu).unwrap()).unwrap().iter().sum()
+        };
         for half in [Missing::Right, Missing::Left, Missing::Top, Missing::Bottom] {
             assert_eq!(left(half), 32.);
         }
         assert_eq!((left(Missing::Centre), left(Missing::Most)), (48., 16.));
-        let known = doubles(&Missing::Right.known([1, 1, 4]).unwrap()).unwrap();
+        let known = doubles(&Missing::Right.known(1, 4, &Device::Cpu).unwrap()).unwrap();
         assert_eq!(known, [1., 1., 0., 0.]);
     }
 }

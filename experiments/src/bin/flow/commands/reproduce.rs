@@ -5,6 +5,7 @@
 use super::print;
 use crate::args::{Compute, DataArgs, RecipeArgs};
 use crate::card;
+use crate::context::Given;
 use crate::draw::{curve, samples};
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
@@ -13,6 +14,7 @@ use crate::saved::{baselines, load, load_data, score};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Args;
+use experiments::batches;
 use experiments::data::{Dataset, Join, Origin, Request, Split, known};
 use experiments::limits::{self, Use};
 use experiments::lock::Lock;
@@ -20,6 +22,7 @@ use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::{self, CARD, CURVE, SAMPLES, SUMMARY};
 use experiments::summary::{Rounded, Summary, Training};
 use experiments::train;
+use flows::models::ContextConfig;
 use flows::ops::precision::{self, Precision};
 use flows::{Memory, Model};
 use std::path::{Path, PathBuf};
@@ -101,7 +104,8 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
         }
     })?;
     let (path, n, temperature) = (out.join(SAMPLES), recipe.eval.samples, recipe.eval.temperature);
-    samples::picture(&model, n, temperature, recipe.train.seed, None, Some(&data.train), &path)?;
+    let given = Given::of(&model, &data.test, n.max(1))?;
+    samples::picture(&model, n, temperature, recipe.train.seed, &given, Some(&data.train), &path)?;
     curve::draw(&result, &out)?;
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
@@ -166,8 +170,7 @@ fn measure(result: &mut Summary, model: &Model, recipe: &Recipe, data: &Dataset,
     }
     result.train = Some(of_train);
     if let Some(all) = &result.test {
-        (result.beside.codecs, result.beside.gaussian) =
-            baselines(model, recipe, data, &data.test, all, seed)?;
+        baselines(&mut result.beside, (model, recipe), data, &data.test, all, seed)?;
     }
     Ok(())
 }
@@ -181,6 +184,9 @@ fn finished(recipe: &Recipe, out: &Path, test: bool) -> Result<Option<Summary>> 
     let mut recipe = recipe.clone();
     if any_shape(&recipe.data.set) {
         recipe.model.set_shape(begun.model.shape())?;
+        if let ContextConfig::Features { shape } = begun.model.context() {
+            recipe.model.set_context_shape(Some(shape));
+        }
     }
     let same = recipe.fingerprint()? == begun.fingerprint()?;
     Ok(Some(summary).filter(|s| same && (s.test.is_some() || !test)))
@@ -213,7 +219,12 @@ fn fit_shape(recipe: &mut Recipe, data: &Dataset) -> Result<()> {
             any_shape(&recipe.data.set),
             "`{name}` has examples of shape {own:?}, the model takes {taken:?}"
         );
-        recipe.model.set_shape(&data.train.shape)?;
+    }
+    batches::fit_shape(&mut recipe.model, &data.train)?;
+    if data.train.context.is_some() && *recipe.model.context() == ContextConfig::default() {
+        tracing::warn!(
+            "the data have a context `c`, which this model is not given: --set model.context=features gives it"
+        );
     }
     Ok(())
 }

@@ -3,10 +3,11 @@
 use super::print;
 use crate::args::{Compute, seed};
 use crate::arrays::{self, Format};
+use crate::context::{CONTEXT_HELP, Given};
 use crate::draw::samples;
 use crate::hub::{WEIGHTS, Weights};
 use crate::output::{self, PICTURE, PNG};
-use crate::saved::{labels, load_model};
+use crate::saved::load_model;
 use crate::session::check_temperature;
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -23,6 +24,8 @@ pub struct SampleArgs {
     /// Class, for a class-conditional model (default: all in turn).
     #[arg(long)]
     class: Option<u32>,
+    #[arg(long, value_name = "NUMBERS|FILE", allow_hyphen_values = true, help = CONTEXT_HELP)]
+    context: Option<String>,
     /// Number of samples.
     #[arg(short, long = "number", default_value_t = 64)]
     n: usize,
@@ -71,7 +74,7 @@ fn kind(out: &Path) -> Result<Kind> {
 /// Draws samples from saved weights.
 ///
 /// # Errors
-/// When the folder holds no model, the class is not the model's, or the picture cannot be written.
+/// When the folder holds no model, the class or the context is not the model's, or the picture cannot be written.
 pub fn run(args: &SampleArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
     let t = args.temperature;
@@ -92,6 +95,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     );
     let out = args.out.clone().unwrap_or(default);
     let (n, seed) = (args.n, args.seed);
+    let given = Given::new(&model, n, args.class, args.context.as_deref())?;
     match kind(&out)? {
         Kind::Picture => {
             ensure!(
@@ -99,20 +103,19 @@ pub fn run(args: &SampleArgs) -> Result<()> {
                 "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
                 model.config().shape()
             );
-            samples::picture(&model, n, t, seed, args.class, None, &out)?;
+            samples::picture(&model, n, t, seed, &given, None, &out)?;
         }
         Kind::Array => {
-            let labels = labels(&model, n, args.class)?;
-            let mut tensors = vec![("samples", model.sample(n, t, seed, labels.as_ref())?)];
-            tensors.extend(labels.map(|labels| ("labels", labels)));
+            let mut tensors = vec![("samples", model.sample(n, t, seed, given.context())?)];
+            tensors.extend(given.named());
             arrays::write(&out, &tensors)?;
         }
-        Kind::Folder => samples::folder(&model, n, t, seed, args.class, &out)?,
+        Kind::Folder => samples::folder(&model, n, t, seed, &given, &out)?,
     }
     let file = out.display().to_string();
     let object = json!({
         "weights": args.weights.to_string(), "file": file, "images": args.n, "temperature": args.temperature,
-        "seed": args.seed, "class": args.class,
+        "seed": args.seed, "class": args.class, "context": args.context,
     });
     print(args.json, object, format_args!("{} samples in {file}", args.n))
 }

@@ -1,7 +1,7 @@
 //! Samples of a model as a picture.
 
 use super::plots;
-use crate::saved::labels;
+use crate::context::Given;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor};
 use experiments::data::{Split, Values};
@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// Points on each side of the raster on which a density in the plane is drawn.
 const RASTER: usize = 160;
+/// Contexts over which a density is averaged, at most.
+const CONTEXTS: usize = 8;
 
 /// A flow's values in [0, 2^bits) as bytes that can be seen: floors, as the data were dequantized upwards; a NaN becomes
 /// black.
@@ -19,22 +21,14 @@ pub fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
 }
 
 /// Draws `n` samples of a model of images and writes a picture of each into a folder: 00000.png, 00001.png, ...
-pub fn folder(
-    model: &Model,
-    n: usize,
-    temperature: f64,
-    seed: u64,
-    class: Option<u32>,
-    dir: &Path,
-) -> Result<()> {
+pub fn folder(model: &Model, n: usize, temperature: f64, seed: u64, given: &Given, dir: &Path) -> Result<()> {
     let [channels @ (1 | 3), height, width] = *model.config().shape() else {
         bail!(
             "samples of shape {:?} have no pictures: write them as an array, --out samples.npy",
             model.config().shape()
         )
     };
-    let cond = labels(model, n, class)?;
-    let samples = model.sample(n, temperature, seed, cond.as_ref())?.to_dtype(DType::F32)?;
+    let samples = model.sample(n, temperature, seed, given.context())?.to_dtype(DType::F32)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     for i in 0..n {
         let bytes = to_bytes(&samples.get(i)?.flatten_all()?.to_vec1()?, model.config().bits());
@@ -60,15 +54,14 @@ pub fn picture(
     n: usize,
     temperature: f64,
     seed: u64,
-    class: Option<u32>,
+    given: &Given,
     data: Option<&Split>,
     path: &Path,
 ) -> Result<bool> {
     if n == 0 {
         return Ok(false);
     }
-    let cond = labels(model, n, class)?;
-    let samples = model.sample(n, temperature, seed, cond.as_ref())?.to_dtype(DType::F32)?;
+    let samples = model.sample(n, temperature, seed, given.context())?.to_dtype(DType::F32)?;
     let values: Vec<f32> = samples.flatten_all()?.to_vec1()?;
     let broken = values.iter().filter(|v| !v.is_finite()).count();
     if broken > 0 {
@@ -90,7 +83,18 @@ pub fn picture(
             let raster: Vec<f32> = window.raster(RASTER).as_flattened().iter().map(|v| *v as f32).collect();
             let raster = Tensor::from_vec(raster, (RASTER * RASTER, 2), model.params().device())?
                 .to_dtype(model.params().dtype())?;
-            let density = model.log_prob(&raster, None)?.exp()?.to_dtype(DType::F64)?.to_vec1()?;
+            // Of densities given c, the mean over the first samples' contexts.
+            let contexts = if given.is_some() { n.min(CONTEXTS) } else { 1 };
+            let mut density = vec![0f64; RASTER * RASTER];
+            for i in 0..contexts {
+                let given = given.repeat(i, RASTER * RASTER)?;
+                let p = model
+                    .log_prob(&raster, given.context())?
+                    .exp()?
+                    .to_dtype(DType::F64)?
+                    .to_vec1::<f64>()?;
+                density.iter_mut().zip(p).for_each(|(sum, p)| *sum += p / contexts as f64);
+            }
             plots::plane(path, &window, data, samples, &density, RASTER)?;
         }
         ref shape => {

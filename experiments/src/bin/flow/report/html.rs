@@ -106,7 +106,9 @@ fn baselines(summary: &Summary) -> Vec<Row> {
     rows.extend(known.paper.as_ref().map(|p| row(&format!("paper ({})", p.source), p.bits_per_dim)));
     rows.extend(known.entropy_lower.map(|v| row("entropy of the data, at least", v)));
     rows.extend(known.entropy_upper.map(|v| row("entropy of the data, at most", v)));
-    rows.extend(known.gaussian.as_ref().map(|g| row("a Gaussian for each subpixel", g.bits_per_dim)));
+    let of = if known.mixture.is_some() { "a fitted Gaussian" } else { "a Gaussian for each subpixel" };
+    rows.extend(known.gaussian.as_ref().map(|g| row(of, g.bits_per_dim)));
+    rows.extend(known.mixture.as_ref().map(|g| row("a fitted mixture of Gaussians", g.bits_per_dim)));
     if let Some(c) = &known.codecs {
         for (codec, value, how) in c.each() {
             let name = format!("{codec}, {how} ({} images)", c.images);

@@ -28,20 +28,27 @@ pub fn terms(score: &Evaluation, split: &str) -> String {
     )
 }
 
-/// The lines about what stands beside a number.
+/// The lines about what stands beside a number: in bits/dim, and of vectors in nats, too.
 pub fn comparison(score: Option<&Evaluation>, beside: &Baselines) -> Vec<String> {
+    // Nats in a bit/dim, of vectors.
+    let nats = score.and_then(|s| Some(s.nats? / s.bits_per_dim)).filter(|nats| nats.is_finite());
+    let unit = |bits: f64| match nats {
+        Some(nats) => format!("{bits:.4} bits/dim, {:.4} nats", bits * nats),
+        None => format!("{bits:.4} bits/dim"),
+    };
     let mut lines = Vec::new();
     if let (Some(lower), Some(upper)) = (beside.entropy_lower, beside.entropy_upper) {
         let about = match score {
-            Some(s) => format!(
-                "; the model is {:+.4} from {}",
-                s.bits_per_dim - lower,
-                if upper > lower { "the lower bound" } else { "it" }
-            ),
+            Some(s) => {
+                let off = s.bits_per_dim - lower;
+                let from = if upper > lower { "the lower bound" } else { "it" };
+                let nats = nats.map_or_else(String::new, |nats| format!(", {:+.4} nats,", off * nats));
+                format!("; the model is {off:+.4}{nats} from {from}")
+            }
             None => String::new(),
         };
-        let range = if upper > lower { format!("{lower:.4} to {upper:.4}") } else { format!("{lower:.4}") };
-        lines.push(format!("entropy of the data: {range} bits/dim{about}"));
+        let range = if upper > lower { format!("{lower:.4} to {upper:.4} bits/dim") } else { unit(lower) };
+        lines.push(format!("entropy of the data: {range}{about}"));
     }
     if let Some(c) = &beside.codecs {
         let each: String =
@@ -51,12 +58,19 @@ pub fn comparison(score: Option<&Evaluation>, beside: &Baselines) -> Vec<String>
             c.images, c.model_bits_per_dim
         ));
     }
-    if let Some(g) = &beside.gaussian {
-        lines
-            .push(format!("a Gaussian for each subpixel: {:.4} ± {:.4} bits/dim", g.bits_per_dim, g.std_err));
+    match (&beside.gaussian, nats) {
+        (Some(g), None) => lines
+            .push(format!("a Gaussian for each subpixel: {:.4} ± {:.4} bits/dim", g.bits_per_dim, g.std_err)),
+        (Some(g), Some(_)) => lines.push(format!("a Gaussian fitted to them: {}", unit(g.bits_per_dim))),
+        (None, _) => {}
+    }
+    if let Some(g) = &beside.mixture {
+        let n = Baselines::COMPONENTS;
+        lines.push(format!("a mixture of {n} Gaussians fitted to them: {}", unit(g.bits_per_dim)));
     }
     if let Some(p) = &beside.paper {
-        lines.push(format!("paper: {} bits/dim ({})", p.bits_per_dim, p.source));
+        let nats = p.log_likelihood.map_or_else(String::new, |ll| format!(", log-likelihood {ll} nats"));
+        lines.push(format!("paper: {} bits/dim{nats} ({})", p.bits_per_dim, p.source));
     }
     lines
 }

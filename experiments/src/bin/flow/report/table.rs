@@ -69,7 +69,7 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
 }
 
 /// The columns, and the values of one run.
-pub const COLUMNS: [&str; 20] = [
+pub const COLUMNS: [&str; 21] = [
     "recipe",
     "run",
     "data",
@@ -81,6 +81,7 @@ pub const COLUMNS: [&str; 20] = [
     "paper",
     "entropy",
     "Gaussian",
+    "10 Gaussians",
     "PNG",
     "WebP",
     "JPEG XL",
@@ -109,7 +110,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
     let Summary { beside, .. } = summary;
     let trained = summary.training.as_ref();
     let text = |n: Option<u64>| n.map_or_else(String::new, |n| n.to_string());
-    let Baselines { paper, codecs, gaussian, .. } = beside;
+    let Baselines { paper, codecs, gaussian, mixture, .. } = beside;
     let shown = summary.score();
     let number = |x: Option<f64>, digits: usize| x.map_or_else(String::new, |x| format!("{x:.digits$}"));
     let likelihood = paper.as_ref().and_then(|p| p.log_likelihood);
@@ -127,8 +128,12 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         number(score(|s| s.std_err), 4),
         // Noise draws of the tighter bound.
         text(shown.map(|(_, s)| s.importance_samples as u64).filter(|k| *k > 1)),
-        // Only NICE's paper reports nats, so other rows leave the column empty.
-        if likelihood.is_some() { number(score(|s| s.log_likelihood), 2) } else { String::new() },
+        // Of images only NICE's paper reports nats, so other rows leave the column empty.
+        match (likelihood, shown.and_then(|(_, s)| s.nats)) {
+            (_, Some(nats)) => number(Some(-nats), 4),
+            (Some(_), None) => number(score(|s| s.log_likelihood), 2),
+            (None, None) => String::new(),
+        },
         match (paper, likelihood) {
             (Some(p), Some(ll)) => format!("{} ({ll:.2} nats)", p.bits_per_dim),
             (Some(p), None) => p.bits_per_dim.to_string(),
@@ -136,6 +141,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         },
         entropy,
         number(gaussian.as_ref().map(|g| g.bits_per_dim), 3),
+        number(mixture.as_ref().map(|g| g.bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.png_bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.webp_bits_per_dim), 3),
         number(codecs.as_ref().and_then(|c| c.jxl_bits_per_dim), 3),
