@@ -470,7 +470,7 @@ pub fn brief(v: f64) -> String {
 }
 
 /// Bytes of a picture that is given to a command, at most.
-const LARGEST_PICTURE: u64 = 1 << 28;
+pub const LARGEST_PICTURE: u64 = 1 << 28;
 
 /// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
 pub fn read_image(
