@@ -83,7 +83,7 @@ impl<'a> Jacobian<'a> {
 
     /// The line from the noise of dimension i to z_i, given those before.
     fn line(&self, i: usize, mean: &[f64], rows: &[Vec<f64>], noise: &[f64]) -> Result<Line> {
-        let b = rows[i].iter().zip(noise).fold(mean[i], |b, (l, e)| b + SIGMA * l * e);
+        let b = rows[i][..i].iter().zip(noise).fold(mean[i], |b, (l, e)| b + SIGMA * l * e);
         Line::new(SIGMA * rows[i][i], b, &self.grid)
     }
 

@@ -16,8 +16,12 @@ use super::stack::{LARGEST, MOST, Stack};
 use crate::core::{OfElements, Pieces};
 use candle_core::{DType, Result, Tensor, bail};
 
-/// A line's pieces are made so long that both ends' rounding changes its slope by 2^-12 at most.
-const LINE: i32 = 12;
+/// A line's pieces are made so long that the rounding of both ends changes its slope by 2^-8 at most, up or down.
+const LINE: i32 = 8;
+
+/// The most numbers of a line's piece as a power of 2, for z where the line is steep and for x where it is flat.
+const STEEP: i32 = 16;
+const FLAT: i32 = 24;
 
 /// How many pieces an inverse may be off by.
 const OFF: usize = 4096;
@@ -120,10 +124,7 @@ impl Line {
         }
         let exponent = ((slope.abs().to_bits() >> 52) as i32) - 1023;
         // Longer where the line is flat, and shorter where it is steep.
-        let length = (LINE + (-exponent).max(0) - (exponent + LINE - 28).max(0)).min(30);
-        if length < 0 {
-            bail!("a slope of {a:.1e} is too steep for numbers of this precision");
-        }
+        let length = (LINE - exponent.min(0) - (exponent + LINE - STEEP).max(0)).clamp(0, FLAT);
         Ok(Self { a: slope, b: shift, length: length as u32 })
     }
 
@@ -272,7 +273,7 @@ impl Functions<'_> {
 
 /// The length of a curve's pieces as a power of 2.
 fn length(width: f64, grid: &Grid) -> u32 {
-    (width / unit(grid.from)).log2().round().clamp(0., 30.) as u32
+    (width / unit(grid.from)).log2().round().clamp(0., 24.) as u32
 }
 
 fn increasing(l: i64, length: u32, ends: [i64; 2]) -> Result<Piece> {

@@ -103,7 +103,7 @@ fn every_model_gives_images_back_for_the_bits_it_claims() -> Result<()> {
             let (dims, of_labels) = (x.elem_count() as f64, n as f64 * (classes as f64).log2());
             let taken = file.growth[n - 1] as f64 - file.initial_bits as f64 - of_labels;
             let [bits, deviation] = bound(&model, &x, labels).map_err(context)?;
-            let (off, may) = ((taken - bits) / dims, (4. * deviation + 64.) / dims + 0.005);
+            let (off, may) = ((taken - bits) / dims, (4. * deviation + 4.) / dims + 0.002);
             println!(
                 "{name} {dtype:?}: {:.4} bits/dim, {off:+.4} beyond the bound, of {may:.4}",
                 taken / dims
