@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes every reader, SECONDS_EACH each (default 100: ten minutes for the six), from the committed files as seeds.
+# Fuzzes every reader, SECONDS_EACH each (default 100: twelve minutes for the seven), from the committed files as seeds.
 # Needs nightly Rust and cargo-fuzz (cargo install cargo-fuzz); not part of .ci/run.
 #   fuzz/run.sh [SECONDS_EACH] [TARGET ..]
 set -euo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 seconds=${1:-100}
 shift || true
 targets=("$@")
-[ $# -gt 0 ] || targets=(config weights idx cifar npy checkpoint)
+[ $# -gt 0 ] || targets=(config weights idx cifar npy checkpoint codec)
 
 seeds() {
   mkdir -p "corpus/$1"
@@ -32,6 +32,9 @@ seeds() {
     npy)
       printf '\223NUMPY\1\0\71\0{"descr": "|u1", "fortran_order": False, "shape": (2,3)}\nabcdef' > corpus/npy/bytes
       printf '\223NUMPY\1\0\71\0{"descr": "<f4", "fortran_order": False, "shape": (1,1)}\nabcd' > corpus/npy/reals ;;
+    codec)
+      printf '\0\0\1' > corpus/codec/magic
+      printf '\140\0\1' > corpus/codec/stream ;;
     checkpoint)
       for f in ../experiments/tests/import/*_reversed.pth ../experiments/tests/import/normflows*.pth; do
         cp "$f" corpus/checkpoint/

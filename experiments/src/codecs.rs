@@ -213,6 +213,24 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
     Ok(CodecBits { png: png?, webp: webp?, jxl: jxl? })
 }
 
+/// Bits/dim of a split of images by zstd at its highest level, all bytes in one file, pixel by pixel.
+///
+/// # Errors
+/// When they are no images, or there is none.
+pub fn zstd_bits(test: &Split) -> Result<f64> {
+    let Values::Pixels(pixels) = &test.values else {
+        bail!("zstd is for images of bytes: leave it out for this set")
+    };
+    ensure!(!test.is_empty(), "there are no test images to compress: load at least one");
+    let channels = if test.shape.len() == 3 { test.shape[0] } else { 1 };
+    let area = test.dims() / channels;
+    let pixel = |image: &[u8], p: usize| (0..channels).map(|c| image[c * area + p]).collect::<Vec<_>>();
+    let images = pixels.chunks_exact(test.dims());
+    let interleaved: Vec<u8> = images.flat_map(|image| (0..area).flat_map(|p| pixel(image, p))).collect();
+    let file = zstd::bulk::compress(&interleaved, 22).context("zstd failed on the test images")?;
+    Ok(8. * file.len() as f64 / pixels.len() as f64)
+}
+
 /// ln(Φ(b) − Φ(a)) for a < b, also where the mass is below the smallest float.
 fn log_mass(a: f64, b: f64) -> f64 {
     // By symmetry only intervals that begin right of the centre, or straddle it, need to be looked at.

@@ -231,6 +231,9 @@ pub struct Summary {
     /// The dtype of the weights' file that the figures were measured of, where it is shorter than f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<String>,
+    /// The images as `flow compress --record` has compressed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_disk: Option<OnDisk>,
     /// What stands beside the number.
     #[serde(flatten)]
     pub beside: Baselines,
@@ -245,6 +248,21 @@ pub struct Summary {
     pub command: String,
     /// The machine.
     pub machine: Option<Machine>,
+}
+
+/// A file of compressed images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// The data set and its split.
+    pub data: String,
+    /// Images in the file.
+    pub images: usize,
+    /// Bits/dim of the file, all of it.
+    pub bits_per_dim: f64,
+    /// The model's bits/dim on these images.
+    pub bound: f64,
+    /// The share of the bits/dim that the file began with, which further images do not add to.
+    pub initial_bits_per_dim: f64,
 }
 
 /// The saved model in the precision that it was trained in, on images that [`Summary`] has in full precision, too.
@@ -288,6 +306,7 @@ impl Summary {
             test: None,
             rounded: None,
             measured: None,
+            on_disk: None,
             beside: Baselines::new(recipe, data),
             commit: env!("FLOW_COMMIT").to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -320,6 +339,7 @@ impl Summary {
     /// Leaves out what was measured of the weights.
     fn forget_figures(&mut self) {
         (self.train, self.validation, self.test, self.rounded) = (None, None, None, None);
+        self.on_disk = None;
         self.beside.codecs = None;
     }
 
@@ -349,6 +369,7 @@ impl Summary {
         let training = self.training.as_ref();
         let known = [
             ("changed", self.changed.as_ref().map(|changed| json!(changed))),
+            ("on_disk", self.on_disk.as_ref().map(|d| json!(d))),
             ("train_bits_per_dim", self.train.as_ref().map(|e| json!(e.bits_per_dim))),
             ("validation_bits_per_dim", self.validation.as_ref().map(|e| json!(e.bits_per_dim))),
             ("parameters", Some(json!(self.parameters))),

@@ -9,6 +9,7 @@
 //! - [`Flow`]: a bijection and a prior; log_prob, bits/dim, sample, encode, decode.
 //! - [`models`]: the papers' models as configs.
 //! - [`storage`]: a flow of any kind saved to a folder and loaded from it.
+//! - [`codec`]: lossless compression of images.
 //! - [`latents`]: interpolation, attributes, levels, inpainting, and a trace of every layer.
 //! - [`hub`]: models from the Hugging Face hub and to it (feature `hub`, on by default).
 //! - [`ops`]: the numerical kernels, a crate of their own; [`ops::device::open_device`] opens a GPU.
@@ -18,7 +19,7 @@
 //! A file uses items of the layers before its own only, and within a layer there is no circle of files:
 //!
 //! ```text
-//! ops -> params -> storage, core -> transforms, nets -> bijections -> priors -> flow -> variational, models -> latents, hub, testing
+//! ops -> params -> storage, core -> transforms, nets -> bijections -> priors -> flow -> variational, models -> latents, codec, hub, testing
 //! ```
 //!
 //! `optim` stands beside `core`. `mod.rs` files declare and re-export; types that several files of a folder share have a
@@ -30,6 +31,7 @@
 //! times slower. Threads are rayon's (`RAYON_NUM_THREADS`), and results depend on their number in the last bits.
 
 pub mod bijections;
+pub mod codec;
 pub mod core;
 mod flow;
 #[cfg(feature = "hub")]
@@ -46,7 +48,7 @@ pub mod transforms;
 mod variational;
 
 pub use crate::core::{
-    Bijection, Chain, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, SavedState,
+    Bijection, Chain, Coding, Composite, Context, Ctx, Drift, Gradients, Grads, Memory, Mode, Net, SavedState,
 };
 pub use flow::{Flow, LogProbTerms};
 pub use flows_ops as ops;

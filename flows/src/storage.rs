@@ -554,7 +554,7 @@ fn remove_stale(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
 }
 
 /// The SHA-256 of names and tensors, which come in the order of the names and are on the processor.
-fn weights_hash<'a>(tensors: impl Iterator<Item = Result<(&'a str, Tensor)>>) -> Result<String> {
+pub(crate) fn weights_hash<'a>(tensors: impl Iterator<Item = Result<(&'a str, Tensor)>>) -> Result<String> {
     let mut hash = Sha256::new();
     for tensor in tensors {
         let (name, t) = tensor?;

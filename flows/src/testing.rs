@@ -12,6 +12,7 @@
 //! The Jacobian comes from one backward over D copies of x: copy i is differentiated through output i. Perturb the
 //! parameters first ([`ParamStore::perturb`]): at initialisation zero convolutions make every coupling trivial and hide bugs.
 
+use crate::codec;
 use crate::core::inspect::visit;
 use crate::core::{Bijection, Context, Ctx, Gradients, Memory, Mode, Net};
 use crate::ops::linalg;
@@ -275,4 +276,22 @@ pub fn check_net(net: &dyn Net, shape: &[usize], params: &ParamStore, bound: f64
         }
     }
     Ok(())
+}
+
+/// What lossless coding makes of an example; see [`code`].
+pub struct Coded {
+    /// z, up to the rounding of its numbers.
+    pub z: Tensor,
+    /// Bits that were popped beyond those that were pushed: log2 |det dz/dx|.
+    pub bits: f64,
+    /// Whether x came back, and every bit with it.
+    pub exact: bool,
+}
+
+/// Codes one example (1, ..) through a layer in numbers of `precision` bits, and back ([`codec`](mod@crate::codec)).
+///
+/// # Errors
+/// When the layer is none that can be coded.
+pub fn code(layer: &dyn Bijection, x: &Tensor, context: Context, precision: u32) -> Result<Coded> {
+    codec::code_layer(layer, x, context, precision).map(|(z, bits, exact)| Coded { z, bits, exact })
 }

@@ -5,6 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Counting, LIVE, PEAK};
+use flows::codec::{self, Options};
 use flows::models::{
     CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig,
     maf,
@@ -14,6 +15,7 @@ use flows::transforms::RationalQuadraticSpline;
 use flows::{Model, ModelConfig, SaveOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -374,6 +376,43 @@ fn no_damage_panics_or_takes_memory() {
     }
 }
 
+/// Compressed images, with the checksum of the file put right, which would keep most damage from the decoder.
+fn damaged_images_take_no_memory() {
+    let mut rng = ChaCha8Rng::seed_from_u64(0x0bad);
+    let config = NiceConfig { shape: vec![1, 4, 4], hidden: vec![vec![4]; 2], ..NiceConfig::mnist_paper() };
+    let model = Model::new(ModelConfig::Nice(config), 1, DType::F32, &Device::Cpu).unwrap();
+    let pixels: Vec<u8> = (0..80).map(|i| i * 3).collect();
+    let images = Tensor::from_slice(&pixels, (5, 1, 4, 4), &Device::Cpu).unwrap();
+    let o = Options { streams: Some(2), ..Options::default() };
+    let good = codec::encode(&model, &images, None, &o).unwrap().bytes;
+    let mut decoded = 0;
+    for _ in 0..2000 {
+        let mut file = good.clone();
+        for _ in 0..rng.random_range(1..4) {
+            let end = if rng.random() { 120 } else { file.len() - 8 };
+            let (at, extreme) = (rng.random_range(0..end), [0, 0xff, 0x7f, 0x80][rng.random_range(0..4)]);
+            match rng.random_range(0..3) {
+                0 => file[at] ^= 1 << rng.random_range(0..8),
+                1 => file[at] = rng.random(),
+                _ => file[at..(at + 4).min(end)].fill(extreme),
+            }
+        }
+        let end = file.len() - 8;
+        let sum = Sha256::digest(&file[..end]);
+        file[end..].copy_from_slice(&sum[..8]);
+        let base = LIVE.load(Ordering::SeqCst);
+        PEAK.store(base, Ordering::SeqCst);
+        if let Ok(back) = codec::decode(&model, &file, None) {
+            assert_eq!(back.images.flatten_all().unwrap().to_vec1::<u8>().unwrap(), pixels);
+            decoded += 1;
+        }
+        let took = PEAK.load(Ordering::SeqCst) - base;
+        assert!(took <= 1 << 20, "{took} bytes for a file of {}", file.len());
+    }
+    println!("compressed images: 2000 damaged copies, {decoded} gave the images");
+    assert!(decoded < 200);
+}
+
 /// One test, so that nothing else allocates meanwhile.
 #[test]
 fn what_a_file_claims_costs_nothing() {
@@ -386,4 +425,5 @@ fn what_a_file_claims_costs_nothing() {
     configs_and_weights_belong_together();
     shards_stay_in_their_folder();
     no_damage_panics_or_takes_memory();
+    damaged_images_take_no_memory();
 }

@@ -1,7 +1,8 @@
 //! Actnorm: an affine map for each channel that sets itself from the first minibatch (Glow, section 3.1).
 
 use crate::core::{
-    Bijection, Context, Ctx, Gradients, LayerStats, Memory, Mode, SavedState, positions, same_per_example,
+    Bijection, Coding, Context, Ctx, Gradients, LayerStats, Memory, Mode, Pieces, SavedState, positions,
+    same_per_example,
 };
 use crate::nets::NetActNorm;
 use crate::ops::act_norm::{act_norm, act_norm_backward, act_norm_inverse};
@@ -39,6 +40,10 @@ impl ActNorm {
 }
 
 impl Bijection for ActNorm {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
         Ok(LayerStats::Channels((self.0.logs.value() * self.0.factor)?))
     }

@@ -2,7 +2,8 @@
 //! (Glow's top prior) or for each dimension of the latent.
 
 use crate::core::{
-    Bijection, Context, Ctx, LayerStats, Mode, channel_shape, positions, same_per_example, sum_per_example,
+    Bijection, Coding, Context, Ctx, LayerStats, Mode, Pieces, channel_shape, positions, same_per_example,
+    sum_per_example,
 };
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{Result, Tensor, bail};
@@ -29,6 +30,10 @@ impl Diagonal {
 }
 
 impl Bijection for Diagonal {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
         Ok(LayerStats::Channels(self.logs.value().clone()))
     }
@@ -88,6 +93,10 @@ impl ChannelPrior {
 }
 
 impl Bijection for ChannelPrior {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
         log_scales(x, &self.mean_logs(x, ctx.with_grad(false))?)
     }
@@ -141,6 +150,10 @@ impl DiagonalPrior {
 }
 
 impl Bijection for DiagonalPrior {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
         log_scales(x, &self.mean_logs(x, ctx.with_grad(false))?)
     }

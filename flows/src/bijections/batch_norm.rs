@@ -1,8 +1,8 @@
 //! RealNVP's batch norm as a flow layer (section 3.7 and appendix E).
 
 use crate::core::{
-    Bijection, Context, Ctx, Gradients, Graph, LayerStats, Memory, Mode, SavedState, backward_by_graph,
-    channel_shape, forward_saved_by_graph, positions, same_per_example,
+    Bijection, Coding, Context, Ctx, Gradients, Graph, LayerStats, Memory, Mode, Pieces, SavedState,
+    backward_by_graph, channel_shape, forward_saved_by_graph, positions, same_per_example,
 };
 use crate::nets::{RunningMoments, mix};
 use crate::params::ParamBuilder;
@@ -103,6 +103,10 @@ impl BatchNorm {
 }
 
 impl Bijection for BatchNorm {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
         Ok(LayerStats::Statistics(((self.running.var.value() + self.eps)?.log()? * -0.5)?))
     }

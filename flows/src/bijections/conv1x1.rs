@@ -1,7 +1,7 @@
 //! The invertible 1x1 convolution: a learned permutation of channels (Glow, section 3.2).
 
 use crate::core::{
-    Bijection, Context, Ctx, Gradients, LayerStats, Memory, SavedState, positions, same_per_example,
+    Bijection, Coding, Context, Ctx, Gradients, LayerStats, Memory, SavedState, positions, same_per_example,
 };
 use crate::ops::channel_mix::{channel_mix, channel_mix_backward};
 use crate::ops::linalg;
@@ -158,6 +158,10 @@ impl Conv1x1 {
 }
 
 impl Bijection for Conv1x1 {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Matrix { weight: self.matrix()?, shift: None })
+    }
+
     fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
         Ok(LayerStats::Matrix(self.matrix()?))
     }

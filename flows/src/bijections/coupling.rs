@@ -11,9 +11,13 @@
 //! The network's input is the same before and after the layer, so one run of it serves a forward pass, an inverse, or, where
 //! inputs are reconstructed, both the inverse and the gradient.
 
-use crate::core::{Bijection, Context, Ctx, Gradients, LayerStats, Memory, Net, SavedState, run_net};
+use crate::core::{
+    Bijection, Coding, Context, Coupled, Ctx, Given, Gradients, LayerStats, Memory, Net, SavedState,
+    positions, run_net,
+};
 use crate::transforms::{Changed, Partition, Transform, forward_parts};
 use candle_core::{Result, Tensor};
+use std::ops::Range;
 
 /// A coupling layer; see the module for the equation.
 ///
@@ -73,7 +77,32 @@ struct Pass {
     net: SavedState,
 }
 
+impl Coupled for Coupling {
+    fn given<'a>(&'a self, x: &Tensor, ctx: Ctx) -> Result<Given<'a>> {
+        let (x, ctx) = (x.contiguous()?, ctx.with_grad(false));
+        let h = run_net(self.net.as_ref(), &self.partition.seen(&x)?, ctx)?;
+        let (h, changed) = self.with_changed(&x, &h)?;
+        let (part, params) = changed.take(&x, &h)?;
+        let (n, Range { start, end }) = (positions(&x)?, changed.channels.clone());
+        let kept = |mask: &Tensor| mask.broadcast_as(x.shape())?.ne(0f64)?.flatten_all()?.to_vec1::<u8>();
+        let kept = changed.mask.map(kept).transpose()?;
+        let inverse_params = params.clone();
+        Ok(Given {
+            range: start * n..end * n,
+            shape: part.dims().to_vec(),
+            kept: kept.map(|kept| kept.into_iter().map(|k| k != 0).collect()),
+            pieces: self.transform.pieces(),
+            forward: Box::new(move |x| Ok(self.transform.forward(x, &params, Ctx::eval())?.0.detach())),
+            inverse: Box::new(move |z| Ok(self.transform.inverse(z, &inverse_params)?.detach())),
+        })
+    }
+}
+
 impl Bijection for Coupling {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Coupled(self))
+    }
+
     fn layer_stats(&self, x: &Tensor, ctx: Ctx) -> Result<LayerStats> {
         if self.transform.preserves_volume() {
             return Ok(LayerStats::Fixed);

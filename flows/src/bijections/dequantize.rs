@@ -2,7 +2,8 @@
 
 use super::coupling::Coupling;
 use crate::core::{
-    Bijection, Chain, Context, Ctx, Gradients, Graph, Memory, Net, SavedState, sum_per_example,
+    Bijection, Chain, Coding, Context, Ctx, Gradients, Graph, Memory, Net, NoiseFlow, SavedState,
+    sum_per_example,
 };
 use crate::nets::{ConvNet, Features, WithFeatures};
 use crate::ops::elementwise::log_sigmoid;
@@ -139,7 +140,21 @@ struct Pass {
     features: Tensor,
 }
 
+impl NoiseFlow for VariationalDequantization {
+    fn flow(&self) -> &dyn Bijection {
+        &self.noise
+    }
+
+    fn features(&self, n: &Tensor) -> Result<Tensor> {
+        VariationalDequantization::features(self, n)
+    }
+}
+
 impl Bijection for VariationalDequantization {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Noise(self))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let (n, v) = Self::split(x)?;
         let [h, of_logit] = logit(&v)?;

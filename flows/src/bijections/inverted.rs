@@ -1,6 +1,6 @@
 //! A bijection with forward and inverse exchanged.
 
-use crate::core::{Bijection, Context, Ctx, Gradients, Graph, LayerStats, Mode, forward, inverse};
+use crate::core::{Bijection, Coding, Context, Ctx, Gradients, Graph, LayerStats, Mode, forward, inverse};
 use crate::ops::linalg;
 use candle_core::{Result, Tensor};
 
@@ -49,6 +49,10 @@ impl<B: Bijection> Inverted<B> {
 }
 
 impl<B: Bijection> Bijection for Inverted<B> {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Inverse(&self.0))
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let ctx = Ctx { mode: Mode::Eval, ..ctx };
         let z = inverse(&self.0, &x.detach(), ctx.context)?;

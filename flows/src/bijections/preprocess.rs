@@ -5,7 +5,7 @@
 //! log p(x + u) a lower bound of the discrete log-likelihood (Theis et al. 2016, section 3.1). It is a function and not a
 //! layer because the caller owns the generator.
 
-use crate::core::{Bijection, Context, Ctx, Mode, same_per_example, sum_per_example};
+use crate::core::{Bijection, Coding, Context, Ctx, Mode, Pieces, same_per_example, sum_per_example};
 use crate::ops::elementwise::softplus;
 use crate::ops::linalg;
 use crate::params::{Init, Param, ParamBuilder};
@@ -68,6 +68,10 @@ impl Rescale {
 }
 
 impl Bijection for Rescale {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let d: usize = x.dims()[1..].iter().product();
         let log_det = Tensor::full((d as f64) * self.scale.abs().ln(), x.dim(0)?, x.device())?;
@@ -121,6 +125,11 @@ impl Logit {
 }
 
 impl Bijection for Logit {
+    fn coding(&self) -> Result<Coding<'_>> {
+        // A quarter of a grey level.
+        Ok(Coding::Elements(Pieces::Curve(1. / 1024.)))
+    }
+
     fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
         let p = x.affine(self.slope, self.alpha)?;
         let (lp, lq) = (p.log()?, p.affine(-1., 1.)?.log()?);
@@ -196,6 +205,10 @@ impl Whiten {
 }
 
 impl Bijection for Whiten {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Matrix { weight: self.weight.value().t()?, shift: Some(self.mean.value().clone()) })
+    }
+
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
         if ctx.mode == Mode::Init {
             self.fit(x)?;

@@ -1,6 +1,6 @@
 //! Columns of mean 0 and variance 1, for vectors in the units of their source.
 
-use crate::core::{Bijection, Context, Ctx, LayerStats, Mode, same_per_example};
+use crate::core::{Bijection, Coding, Context, Ctx, LayerStats, Mode, Pieces, same_per_example};
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -102,6 +102,10 @@ fn sum_of_chunks(rows: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result
 }
 
 impl Bijection for Standardize {
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(Coding::Elements(Pieces::Line))
+    }
+
     fn layer_stats(&self, _x: &Tensor, _ctx: Ctx) -> Result<LayerStats> {
         Ok(LayerStats::Channels(self.std.value().log()?.neg()?))
     }

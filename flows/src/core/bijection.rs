@@ -13,6 +13,7 @@
 //! inverse and backward passes and everything in [`inspect`](super::inspect) follow from that. There is no implementation
 //! for `Box<dyn Bijection>`, which could leave out a method; composite layers hold [`Link`]s.
 
+use super::coding::{Coupled, Pieces};
 use super::layer_stats::LayerStats;
 use super::pass::{Context, Ctx};
 use super::shape::zeros_per_example;
@@ -96,10 +97,55 @@ pub trait Bijection: Send + Sync {
         false
     }
 
+    /// The kind of map that this layer is, for lossless coding ([`codec`](mod@crate::codec)). One that does not say it is coded by
+    /// its Jacobian, where examples have few dimensions, and refused otherwise.
+    ///
+    /// # Errors
+    /// When its parameters cannot be read.
+    fn coding(&self) -> Result<Coding<'_>> {
+        Ok(if self.moves_elements() { Coding::Moves } else { Coding::Jacobian })
+    }
+
     /// The layers that this one is made of, if it is.
     fn composite(&self) -> Option<&dyn Composite> {
         None
     }
+}
+
+/// The kind of a layer's map, by which lossless coding treats it: what it does to the elements of one example. How their bits are
+/// written is [`codec`](mod@crate::codec)'s.
+pub enum Coding<'a> {
+    /// It moves elements, as a permutation does; `forward` and `inverse` move whole numbers, too.
+    Moves,
+    /// Each element by a function of its own, which `forward` and `inverse` compute.
+    Elements(Pieces),
+    /// Some elements are kept, and the others changed one by one by functions that depend on those.
+    Coupled(&'a dyn Coupled),
+    /// z = W (x - shift) for the channels at each position.
+    Matrix {
+        /// W, (C, C).
+        weight: Tensor,
+        /// (C,), or nothing for 0.
+        shift: Option<Tensor>,
+    },
+    /// The inverse of another layer.
+    Inverse(&'a dyn Bijection),
+    /// The noise of pixels, changed by a flow of its own.
+    Noise(&'a dyn NoiseFlow),
+    /// None of these: by its Jacobian, for which there is time where an example has few dimensions.
+    Jacobian,
+}
+
+/// A flow f_n by which learned noise v of pixels n becomes u = sigmoid(f_n(logit(v))), all of them squeezed.
+pub trait NoiseFlow: Send + Sync {
+    /// f_n, which is given its features as [`Context::features`].
+    fn flow(&self) -> &dyn Bijection;
+
+    /// The features of squeezed pixels n.
+    ///
+    /// # Errors
+    /// When n has another shape.
+    fn features(&self, n: &Tensor) -> Result<Tensor>;
 }
 
 /// Runs layer i of a composite: called with the index, the layer's input, and the parts of the latent that were factored out

@@ -5,11 +5,13 @@
 //! - [`Net`]: a network, as couplings contain one.
 //! - [`Ctx`], [`Mode`], [`Context`]: what a pass may modify and what it is given beside its input.
 //! - [`Memory`], [`SavedState`], [`Gradients`], [`Graph`]: the backward pass.
+//! - [`Coding`]: what lossless coding is told of a layer.
 //! - [`inspect`]: functions over the layers of a flow: trace, rounding errors of reconstructed inputs, the first number that is
 //!   not finite.
 
 mod bijection;
 mod chain;
+mod coding;
 pub mod inspect;
 mod layer_stats;
 mod net;
@@ -18,10 +20,12 @@ mod shape;
 mod tape;
 
 pub use bijection::{
-    Bijection, Composite, Link, RunLayer, RunReversed, backward_by_graph, forward_saved_by_graph,
+    Bijection, Coding, Composite, Link, NoiseFlow, RunLayer, RunReversed, backward_by_graph,
+    forward_saved_by_graph,
 };
 pub(crate) use bijection::{forward, inverse};
 pub use chain::Chain;
+pub use coding::{Coupled, Given, OfElements, Pieces};
 pub use inspect::{Drift, TraceEntry};
 pub use layer_stats::LayerStats;
 pub(crate) use net::run_net;

@@ -1,7 +1,7 @@
 //! A learned Gaussian with a diagonal covariance, for each class if there are any.
 
 use super::fixed::Gaussian;
-use super::prior::Prior;
+use super::prior::{Prior, PriorCoding, Standard};
 use crate::bijections::DiagonalPrior;
 use crate::core::{Bijection, Ctx};
 use crate::params::ParamBuilder;
@@ -34,6 +34,10 @@ impl DiagonalGaussian {
 }
 
 impl Prior for DiagonalGaussian {
+    fn coding(&self) -> Option<PriorCoding<'_>> {
+        Some(PriorCoding { layer: Some(&self.0), standard: Standard::Gaussian })
+    }
+
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let (e, log_det) = self.0.forward(z, ctx)?;
         Gaussian.log_prob(&e, ctx)? + log_det

@@ -1,6 +1,6 @@
 //! Priors without parameters.
 
-use super::prior::Prior;
+use super::prior::{Prior, PriorCoding, Standard};
 use crate::core::Ctx;
 use crate::ops::elementwise::softplus;
 use candle_core::{DType, Device, Result, Tensor};
@@ -16,6 +16,10 @@ use rand_distr::StandardNormal;
 pub struct Gaussian;
 
 impl Prior for Gaussian {
+    fn coding(&self) -> Option<PriorCoding<'_>> {
+        Some(PriorCoding { layer: None, standard: Standard::Gaussian })
+    }
+
     fn log_prob(&self, z: &Tensor, _: Ctx) -> Result<Tensor> {
         let d = z.dim(1)? as f64;
         (z.sqr()?.sum(1)? * -0.5)? - 0.5 * d * (2. * std::f64::consts::PI).ln()
@@ -42,6 +46,10 @@ impl Prior for Gaussian {
 pub struct Logistic;
 
 impl Prior for Logistic {
+    fn coding(&self) -> Option<PriorCoding<'_>> {
+        Some(PriorCoding { layer: None, standard: Standard::Logistic })
+    }
+
     fn log_prob(&self, z: &Tensor, _: Ctx) -> Result<Tensor> {
         // softplus(z) + softplus(-z) = 2 softplus(z) - z
         ((softplus(z)? * -2.)? + z)?.sum(1)

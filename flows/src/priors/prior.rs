@@ -1,6 +1,6 @@
 //! The trait of priors.
 
-use crate::core::Ctx;
+use crate::core::{Bijection, Ctx};
 use candle_core::{DType, Device, Result, Tensor};
 use rand::RngCore;
 
@@ -14,6 +14,11 @@ pub trait Prior: Send + Sync {
     /// # Errors
     /// When z is no matrix, or has another number of dimensions than the prior.
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor>;
+
+    /// How lossless coding treats it, or nothing for a prior that it has no tables for.
+    fn coding(&self) -> Option<PriorCoding<'_>> {
+        None
+    }
 
     /// Independent samples at a temperature, as many and of as many dimensions as `shape` (n, D) says, from the host generator
     /// `rng`. If `ctx.grad`, they are on candle's graph, and their gradients by the prior's parameters are those of the
@@ -29,4 +34,21 @@ pub trait Prior: Send + Sync {
         ctx: Ctx,
         to: (DType, &Device),
     ) -> Result<Tensor>;
+}
+
+/// A prior of independent dimensions as lossless coding needs it: a layer, if there is one, and a fixed distribution of what it gives.
+pub struct PriorCoding<'a> {
+    /// The layer.
+    pub layer: Option<&'a dyn Bijection>,
+    /// The distribution of each dimension after it.
+    pub standard: Standard,
+}
+
+/// A fixed distribution of one dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    /// N(0, 1).
+    Gaussian,
+    /// The standard logistic distribution.
+    Logistic,
 }

@@ -2,7 +2,7 @@
 
 use super::partition::Changed;
 use super::transform::Transform;
-use crate::core::{Ctx, Gradients};
+use crate::core::{Ctx, Gradients, Pieces};
 use crate::ops::coupling::{AffineSpec, ScaleFn};
 use crate::ops::elementwise::log_sigmoid;
 use crate::params::{Init, Param, ParamBuilder};
@@ -90,6 +90,10 @@ impl Transform for Affine {
     fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
         let (t, s) = self.shift_log_scale(h, false)?;
         if self.shift_first { (y / s.exp()?)? - t } else { (y - t)? / s.exp()? }
+    }
+
+    fn pieces(&self) -> Pieces {
+        Pieces::Line
     }
 
     fn forward_whole(&self, x: &Tensor, h: &Tensor, changed: &Changed, _: Ctx) -> Result<(Tensor, Tensor)> {

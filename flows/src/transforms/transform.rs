@@ -1,7 +1,7 @@
 //! The trait of elementwise transforms.
 
 use super::partition::Changed;
-use crate::core::{Ctx, Gradients, Graph, zeros_per_example};
+use crate::core::{Ctx, Gradients, Graph, Pieces, zeros_per_example};
 use candle_core::{Result, Tensor};
 
 /// An elementwise monotone map whose parameters a network gives.
@@ -50,6 +50,12 @@ pub trait Transform: Send + Sync {
     /// Whether log dy/dx is zero for every element.
     fn preserves_volume(&self) -> bool {
         false
+    }
+
+    /// How lossless coding cuts the function of an element into straight pieces, which must be short beside its bends. The default's are a
+    /// 64th long.
+    fn pieces(&self) -> Pieces {
+        if self.preserves_volume() { Pieces::Shift } else { Pieces::Curve(1. / 64.) }
     }
 
     /// x with the changed elements transformed, and the log-det (B,), outside candle's graph.

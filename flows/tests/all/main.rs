@@ -96,6 +96,7 @@ macro_rules! gpu_tests {
 }
 pub(crate) use gpu_tests;
 
+mod codec;
 mod composed;
 mod errors;
 mod flops;

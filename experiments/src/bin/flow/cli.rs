@@ -49,6 +49,12 @@ enum Command {
     Sample(sample::SampleArgs),
     /// Encode a data set: latents and log-likelihoods as arrays.
     Encode(encode::EncodeArgs),
+    /// Compress images without loss.
+    ///
+    /// Writes them in about as many bits as the model claims, by bits-back coding, and says how many it took.
+    Compress(compress::CompressArgs),
+    /// Decompress the images of a file that `flow compress` wrote.
+    Decompress(decompress::DecompressArgs),
     /// Interpolate between two images.
     ///
     /// Draws latents on a line and on an arc between two images, decoded, and a blend of the pixels for comparison.
@@ -205,6 +211,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Encode(args) => encode::run(&args),
+        Command::Compress(args) => compress::run(&args),
+        Command::Decompress(args) => decompress::run(&args),
         Command::Interpolate(args) => interpolate::run(&args),
         Command::Attribute(args) => attribute::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),

@@ -6,7 +6,7 @@ use experiments::untrusted::read_regular;
 use std::path::Path;
 
 /// Bytes of a picture that is given to a command, at most.
-const LARGEST_PICTURE: u64 = 1 << 28;
+pub const LARGEST_PICTURE: u64 = 1 << 28;
 
 /// A file's image in the model's shape, planar; a grey one becomes three equal channels where the model has three.
 pub fn read_image(

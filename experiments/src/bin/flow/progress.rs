@@ -6,7 +6,7 @@ use flows::hub::{Observer, Transfer};
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use std::cell::Cell;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,35 @@ impl Count {
 impl Drop for Count {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// Runs what calls its argument once for each of `n` things, on a thread of its own, with a bar; and the seconds it took.
+///
+/// # Errors
+/// Its error, and [`Stopped`] once Ctrl-C was pressed: its argument then returns false.
+pub fn counted<T: Send, E: Into<anyhow::Error> + Send>(
+    what: &str,
+    n: usize,
+    run: impl FnOnce(&(dyn Fn() -> bool + Sync)) -> Result<T, E> + Send,
+) -> anyhow::Result<(T, f64)> {
+    let (done, begun) = (AtomicUsize::new(0), Instant::now());
+    let one_more = || {
+        done.fetch_add(1, Ordering::Relaxed);
+        !stopped()
+    };
+    let made = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| run(&one_more));
+        let count = Count::new(what);
+        while !worker.is_finished() {
+            let _ = count.at(done.load(Ordering::Relaxed), n);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    match made {
+        Err(_) if stopped() => Err(Stopped.into()),
+        made => Ok((made.map_err(Into::into)?, begun.elapsed().as_secs_f64())),
     }
 }
 

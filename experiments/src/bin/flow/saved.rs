@@ -3,7 +3,7 @@
 use crate::args::Part;
 use crate::progress::{Count, Stopped, Transfers, stopped};
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use experiments::data::{self, Dataset, Join, Parts, Request, Split, Values};
 use experiments::evaluate::{EvalOptions, Evaluation, evaluate_each};
 use experiments::mixture::Mixture;
@@ -118,6 +118,18 @@ pub fn score_each(
     .ok_or_else(|| Stopped.into())
 }
 
+/// The bits/dim that a model claims for all of a split, with one draw of noise an image.
+///
+/// # Errors
+/// As [`score`].
+pub fn bound(model: &Model, split: &Split) -> Result<f64> {
+    let count = Count::new("the model's bits/dim");
+    let go_on = |done, of| count.at(done, of);
+    let o = EvalOptions { batch: 100, draws: 1, importance: 1, seed: 0, limit: None, progress: Some(&go_on) };
+    let measured = evaluate_each(model, split, &o)?;
+    Ok(measured.ok_or(Stopped)?.0.bits_per_dim)
+}
+
 /// Adds what is measured beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the
 /// Gaussians fitted to the training set.
 ///
@@ -202,13 +214,21 @@ pub fn labels(model: &Model, n: usize, class: Option<u32>) -> Result<Option<Tens
 /// # Errors
 /// When it cannot, or the folder holds no model.
 pub fn load_model(weights: &Path, device: &Device) -> Result<Model> {
+    load_model_as(weights, None, device)
+}
+
+/// As [`load_model`], to compute in `dtype`.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_model_as(weights: &Path, dtype: Option<DType>, device: &Device) -> Result<Model> {
     ensure!(
         !weights.is_file(),
         "{} is a file: a model is a folder with config.json and model.safetensors",
         weights.display()
     );
     limits::saved(weights)?;
-    Ok(Model::load(weights, device)?)
+    Ok(Model::load_as(weights, dtype, device)?)
 }
 
 /// The recipe in the folder of the weights.

@@ -2,6 +2,8 @@
 
 pub mod attribute;
 pub mod card;
+pub mod compress;
+pub mod decompress;
 pub mod density;
 pub mod doctor;
 pub mod encode;

@@ -14,7 +14,7 @@ pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table of at most seven columns, for a README.
+    /// A table of at most eight columns, for a README.
     Markdown,
     /// The same with every column.
     Wide,
@@ -85,6 +85,7 @@ pub const COLUMNS: [&str; 21] = [
     "PNG",
     "WebP",
     "JPEG XL",
+    "on disk",
     "updates",
     "images seen",
     "images/s",
@@ -94,7 +95,7 @@ pub const COLUMNS: [&str; 21] = [
 ];
 
 /// The columns of [`Format::Markdown`].
-const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "paper", "JPEG XL", "images seen"];
+const SHORT: [&str; 8] = ["recipe", "run", "data", "bits/dim", "paper", "JPEG XL", "on disk", "images seen"];
 
 /// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
 /// not the built-in one of its name says what was changed.
@@ -145,6 +146,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         number(codecs.as_ref().map(|c| c.png_bits_per_dim), 3),
         number(codecs.as_ref().map(|c| c.webp_bits_per_dim), 3),
         number(codecs.as_ref().and_then(|c| c.jxl_bits_per_dim), 3),
+        number(summary.on_disk.as_ref().map(|d| d.bits_per_dim), 3),
         text(trained.map(|t| t.updates)),
         text(trained.map(|t| t.images_seen)),
         number(trained.map(|t| t.images_per_second), 1),

@@ -1,0 +1,268 @@
+//! `flow compress`: images in one file of as many bits as the model claims.
+
+use super::print;
+use crate::args::{Compute, Part};
+use crate::hub::{WEIGHTS, Weights};
+use crate::image_file::LARGEST_PICTURE;
+use crate::output;
+use crate::progress::counted;
+use crate::saved::{self, load_model_as};
+use crate::session::Which;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use experiments::codecs;
+use experiments::data::{Split, Values, picture};
+use experiments::recipe::Resolved;
+use experiments::summary::{OnDisk, Summary};
+use experiments::untrusted::read_regular;
+use flows::Model;
+use flows::codec::{self, Encoded, Options};
+use flows::storage::write_atomic;
+use image::ColorType;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// The ending of a file of compressed images.
+pub const FLOW: &str = "flow";
+
+/// Numbers of images for which the start-up cost is shown.
+const SHOWN: [usize; 4] = [1, 10, 100, 1000];
+
+/// `compress`.
+#[derive(Args)]
+pub struct CompressArgs {
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
+    /// Pictures of the model's size (default: a split of a data set).
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    from: Which,
+    /// Number of images of the data set, at most (default: all).
+    #[arg(long)]
+    images: Option<usize>,
+    /// Output file (.flow).
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Class of pictures, for a class-conditional model (default: the labels of the data set).
+    #[arg(long)]
+    class: Option<u32>,
+    /// Bits of a latent after the point, 12 to 28: more cost more to start with, and less for each image.
+    #[arg(long, default_value_t = Options::default().precision)]
+    precision: u32,
+    /// Streams that can be coded at the same time, each with its start-up cost (default: one for 1000 images).
+    #[arg(long)]
+    streams: Option<usize>,
+    /// Compute the networks in f64 instead of f32.
+    #[arg(long)]
+    double: bool,
+    /// Decompress the file again, compare, and measure the speed.
+    #[arg(long)]
+    check: bool,
+    /// Compress the images with PNG, WebP, JPEG XL and zstd, too, for comparison.
+    #[arg(long)]
+    codecs: bool,
+    /// Record the result in the summary.json of the weights' folder, for `flow table`.
+    #[arg(long)]
+    record: bool,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print the result as one JSON object on the last line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Refuses an output that is there already, and one that cannot be written.
+fn check_out(out: &Path) -> Result<()> {
+    output::writable(out, FLOW, "it is a file of compressed images")?;
+    ensure!(!out.exists(), "--out {} is there already: remove it, or give another name", out.display());
+    Ok(())
+}
+
+/// A file's pixels as they are, planar: whatever would be lost is refused.
+fn pixels(path: &Path, shape: &[usize]) -> Result<Vec<u8>> {
+    let (name, image) = (
+        path.display(),
+        picture::decode(&read_regular(path, LARGEST_PICTURE)?, &path.display().to_string())?,
+    );
+    let &[channels @ (1 | 3), height, width] = shape else {
+        bail!("the model takes examples of shape {shape:?}, which no picture is: compress a data set")
+    };
+    let colour = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
+    ensure!(
+        image.color() == colour,
+        "{name} has pixels of {:?}, and the model takes {colour:?}: convert it first, for `compress` loses nothing",
+        image.color()
+    );
+    ensure!(
+        (image.height() as usize, image.width() as usize) == (height, width),
+        "{name} is {} × {} pixels (height × width), the model takes {height} × {width}: crop it first",
+        image.height(),
+        image.width()
+    );
+    Ok(picture::bytes(&image, channels == 1))
+}
+
+/// The images, and what they are called.
+fn images(args: &CompressArgs, model: &Model, folder: &Path) -> Result<(Split, String)> {
+    let shape = model.config().shape();
+    if !args.files.is_empty() {
+        let bytes = args.files.iter().map(|path| pixels(path, shape)).collect::<Result<Vec<_>>>()?;
+        return Ok((
+            Split::new(shape.to_vec(), Values::Pixels(bytes.concat()), None, None)?,
+            "files".to_owned(),
+        ));
+    }
+    let source = &args.from.source;
+    let sets: Vec<String> = source.data_set.iter().map(|name| format!("data.set={name}")).collect();
+    let mut recipe = match &source.recipe {
+        Some(name) => Resolved::load(name, &sets)?.recipe,
+        None => saved::own_recipe(folder, &sets)?,
+    };
+    recipe.model = model.config().clone();
+    let mut request = recipe.request(source.data.dir.clone());
+    if !matches!(args.from.split, Some(Part::Train | Part::All)) {
+        // Drawing or keeping more would be for nothing.
+        request.train = Some(1);
+    }
+    request.join = saved::join(args.from.split, &request.name, folder, false);
+    let data = saved::load(&request)?;
+    tracing::info!("{}: {}", data.name, data.revision);
+    let (split, part) = saved::part(&data, args.from.split)?;
+    ensure!(
+        split.is_pixels(),
+        "`{}` has vectors, not images of bytes: there is nothing to compress",
+        data.name
+    );
+    ensure!(
+        split.shape == shape,
+        "`{}` has images of shape {:?}, the model takes {shape:?}: choose other data with --data-set",
+        data.name,
+        split.shape
+    );
+    Ok((split.take(args.images.unwrap_or(usize::MAX)), format!("{} {}", data.name, part.name())))
+}
+
+/// Bits/dim of the first images of a stream, initial bits included.
+fn growth(file: &Encoded, dims: usize) -> Vec<(usize, f64)> {
+    let at = |&n: &usize| file.growth.get(n - 1).map(|&bits| (n, bits as f64 / (n * dims) as f64));
+    SHOWN.iter().filter_map(at).collect()
+}
+
+/// What was measured, for people and as an object.
+struct Report {
+    lines: Vec<String>,
+    object: Map<String, Value>,
+}
+
+impl Report {
+    fn add(&mut self, line: String, figures: Value) {
+        self.lines.push(line);
+        if let Value::Object(figures) = figures {
+            self.object.extend(figures);
+        }
+    }
+}
+
+/// What general and image codecs need for the same images.
+fn beside(split: &Split, report: &mut Report) -> Result<()> {
+    tracing::info!("compressing {} images with PNG, WebP, JPEG XL and zstd", split.len());
+    let zstd = codecs::zstd_bits(split)?;
+    let of_images =
+        matches!(split.shape.as_slice(), [1 | 3, _, _]).then(|| codecs::codec_bits(split)).transpose()?;
+    let mut line = format!("zstd {zstd:.3}");
+    let mut figures = json!({ "zstd_bits_per_dim": zstd });
+    for (name, key, bits) in of_images.iter().flat_map(|c| {
+        [
+            ("PNG", "png", c.png.bits_per_dim),
+            ("WebP", "webp", c.webp.bits_per_dim),
+            ("JPEG XL", "jxl", c.jxl.bits_per_dim),
+        ]
+    }) {
+        line = format!("{line}, {name} {bits:.3}");
+        figures[format!("{key}_bits_per_dim")] = bits.into();
+    }
+    report.add(format!("bits/dim of others on the same images: {line}"), figures);
+    Ok(())
+}
+
+/// Compresses images into a file, and says what it took beside what the model claims.
+///
+/// # Errors
+/// When the file is there already or cannot be written, the images are not the model's, or the model cannot be coded.
+pub fn run(args: &CompressArgs) -> Result<()> {
+    check_out(&args.out)?;
+    ensure!(args.images != Some(0), "--images 0: compress at least one");
+    let device = args.compute.open()?;
+    ensure!(device.is_cpu(), "--device: images are compressed by the processor, leave it out");
+    let (folder, _) = args.weights.locate()?;
+    let model = load_model_as(&folder, args.double.then_some(DType::F64), &device)?;
+    let (mut split, name) = images(args, &model, &folder)?;
+    if let Some(class) = args.class {
+        saved::labels(&model, 1, Some(class))?;
+        split.labels = Some(vec![class; split.len()]);
+    }
+    let (n, dims) = (split.len(), split.dims());
+    let Values::Pixels(bytes) = &split.values else { unreachable!("they were checked") };
+    let x = Tensor::from_slice(bytes, [&[n], split.shape.as_slice()].concat(), &Device::Cpu)?;
+    let (file, seconds) = counted("compressing", n, |progress| {
+        let o = Options {
+            precision: args.precision,
+            streams: args.streams,
+            progress: Some(progress),
+            ..Options::default()
+        };
+        codec::encode(&model, &x, split.labels.as_deref(), &o)
+    })?;
+    write_atomic(&args.out, &file.bytes)?;
+
+    let bits = |bits: f64| bits / (n * dims) as f64;
+    let (disk, initial) = (bits(8. * file.bytes.len() as f64), bits(file.initial_bits as f64));
+    let bound = saved::bound(&model, &split)?;
+    let mut report = Report { lines: Vec::new(), object: Map::new() };
+    report.add(
+        format!("{n} images of {name} in {} bytes: {}", file.bytes.len(), args.out.display()),
+        json!({ "weights": args.weights.to_string(), "data": name, "images": n, "bytes": file.bytes.len(), "file": args.out.display().to_string() }),
+    );
+    report.add(
+        format!(
+            "{disk:.4} bits/dim on disk: the model's {bound:.4}, {initial:.4} to start with, and {:+.4}",
+            disk - bound - initial
+        ),
+        json!({ "bits_per_dim_on_disk": disk, "bits_per_dim": bound, "initial_bits_per_dim": initial }),
+    );
+    let grown = growth(&file, dims);
+    let shown: Vec<String> = grown.iter().map(|(n, bits)| format!("{n}: {bits:.3}")).collect();
+    report.add(
+        format!("bits/dim of the first images, with what it takes to start: {}", shown.join(", ")),
+        json!({ "bits_per_dim_of_first": grown.iter().map(|(n, bits)| json!([n, bits])).collect::<Vec<_>>() }),
+    );
+    let speed = n as f64 / seconds;
+    report.add(format!("{speed:.1} images/s"), json!({ "encode_images_per_second": speed }));
+    if args.check {
+        let (back, seconds) =
+            counted("checking", n, |progress| codec::decode(&model, &file.bytes, Some(progress)))?;
+        ensure!(
+            back.images.flatten_all()?.to_vec1::<u8>()? == *bytes,
+            "the file does not give the images back: keep them, and report this"
+        );
+        let speed = n as f64 / seconds;
+        report.add(
+            format!("decompressed again, {speed:.1} images/s: all equal"),
+            json!({ "decode_images_per_second": speed }),
+        );
+    }
+    if args.codecs {
+        beside(&split, &mut report)?;
+    }
+    if args.record {
+        let mut summary = Summary::read(&folder)?
+            .with_context(|| format!("--record: {} has no summary.json", folder.display()))?;
+        let data = name.clone();
+        summary.on_disk =
+            Some(OnDisk { data, images: n, bits_per_dim: disk, bound, initial_bits_per_dim: initial });
+        summary.write(&folder)?;
+    }
+    print(args.json, Value::Object(report.object), report.lines.join("\n"))
+}

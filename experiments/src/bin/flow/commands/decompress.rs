@@ -1,0 +1,116 @@
+//! `flow decompress`: the images of a file that `flow compress` wrote.
+
+use super::print;
+use crate::args::Compute;
+use crate::arrays::{self, Format};
+use crate::hub::{WEIGHTS, Weights};
+use crate::progress::counted;
+use crate::saved::load_model_as;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use experiments::untrusted::read_regular;
+use flows::codec::{self, Decoded, Header};
+use image::{ExtendedColorType, ImageFormat};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file, at most.
+const LARGEST: u64 = 1 << 32;
+
+/// `decompress`.
+#[derive(Args)]
+pub struct DecompressArgs {
+    /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub: the one that the file was compressed with.
+    #[arg(value_name = WEIGHTS)]
+    weights: Weights,
+    /// File that `flow compress` wrote.
+    file: PathBuf,
+    /// Output: a new or empty folder for one picture an image, or an array (.npy; .npz with labels).
+    #[arg(long, value_name = "DIR|FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    compute: Compute,
+    /// Print the result as one JSON object on the last line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Refuses a folder that holds anything, and a place where no folder can be.
+fn check_folder(out: &Path) -> Result<()> {
+    let name = out.display();
+    let full = out.is_dir() && std::fs::read_dir(out)?.next().is_some();
+    ensure!(!full, "--out {name} is a folder that holds files: name a new one");
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {name} is a file: name a folder, or a file that ends in .npy"
+    );
+    Ok(())
+}
+
+/// Writes a picture of each image into a folder beside `out` first, which then takes its place.
+fn pictures(images: &Tensor, out: &Path) -> Result<()> {
+    let (_, channels, height, width) =
+        images.dims4().context("vectors are no pictures: write them as .npy")?;
+    ensure!(matches!(channels, 1 | 3), "images of {channels} channels are no pictures: write them as .npy");
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = tempfile::Builder::new().prefix(".flow").tempdir_in(parent);
+    let folder =
+        folder.with_context(|| format!("--out {}: nothing can be written beside it", out.display()))?;
+    let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+    for i in 0..images.dim(0)? {
+        let bytes: Vec<u8> = images.get(i)?.permute((1, 2, 0))?.flatten_all()?.to_vec1()?;
+        let path = folder.path().join(format!("{i:05}.png"));
+        image::save_buffer_with_format(path, &bytes, width as u32, height as u32, colour, ImageFormat::Png)?;
+    }
+    if out.is_dir() {
+        std::fs::remove_dir(out)?;
+    }
+    // A temporary folder is its owner's alone; what is kept has the permissions of any other.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    }
+    std::fs::rename(folder.path(), out)
+        .with_context(|| format!("--out {}: cannot be made", out.display()))?;
+    // There is nothing left to remove.
+    drop(folder.keep());
+    Ok(())
+}
+
+/// Decompresses a file, whole or not at all.
+///
+/// # Errors
+/// When it is damaged, was made with other weights or on another kind of processor, or the output cannot be written.
+pub fn run(args: &DecompressArgs) -> Result<()> {
+    let array = Format::of(&args.out).map(|_| arrays::writable(&args.out)).transpose()?;
+    if array.is_none() {
+        check_folder(&args.out)?;
+    }
+    let bytes = read_regular(&args.file, LARGEST)?;
+    let name = args.file.display();
+    let header = Header::read(&bytes).with_context(|| name.to_string())?;
+    let device = args.compute.open()?;
+    ensure!(device.is_cpu(), "--device: images are decompressed by the processor, leave it out");
+    let dtype = if header.float_bytes == 8 { DType::F64 } else { DType::F32 };
+    let model = load_model_as(&args.weights.locate()?.0, Some(dtype), &Device::Cpu)?;
+    let decoded =
+        counted("decompressing", header.images, |progress| codec::decode(&model, &bytes, Some(progress)));
+    let (Decoded { images, labels }, seconds) = decoded.with_context(|| name.to_string())?;
+    match array {
+        Some(_) => {
+            let mut tensors = vec![("images", images)];
+            if let Some(labels) = labels {
+                let n = labels.len();
+                tensors.push(("labels", Tensor::from_vec(labels, n, &Device::Cpu)?));
+            }
+            arrays::write(&args.out, &tensors)?;
+        }
+        None => pictures(&images, &args.out)?,
+    }
+    let (n, speed, out) = (header.images, header.images as f64 / seconds, args.out.display().to_string());
+    let object =
+        json!({ "file": name.to_string(), "images": n, "out": out, "decode_images_per_second": speed });
+    print(args.json, object, format_args!("{n} images in {out}, {speed:.1} images/s"))
+}

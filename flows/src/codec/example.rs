@@ -1,0 +1,124 @@
+//! One image to bits and back.
+
+use super::layers::Layer;
+use super::stack::{Stack, Table};
+use super::way::{Way, numbers, tensor};
+use crate::core::{Bijection, Coding, Context};
+use crate::models::Model;
+use candle_core::{Device, Result, Tensor, bail};
+
+/// A model, prepared.
+pub(super) struct Plan<'a> {
+    layers: Layer<'a>,
+    prior: Option<Layer<'a>>,
+    table: Table,
+    shape: Vec<usize>,
+    /// Bits of a pixel that the model sees.
+    bits: u32,
+    /// Bits of the noise, whose numbers are those of the first layer, and of the latent.
+    noise: u32,
+    precision: u32,
+    classes: Option<usize>,
+}
+
+/// Whether the first layer is one of learned noise.
+fn has_noise(f: &dyn Bijection) -> Result<bool> {
+    match f.composite() {
+        Some(c) => c.links().first().map_or(Ok(false), |link| has_noise(link.layer())),
+        None => Ok(matches!(f.coding()?, Coding::Noise(_))),
+    }
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(model: &'a Model, precision: u32) -> Result<Self> {
+        let (config, dtype) = (model.config(), model.params().dtype());
+        if config.preprocess().is_for_vectors() {
+            bail!("this model takes vectors of real numbers: only images of bytes are compressed");
+        }
+        let Some(prior) = model.prior().coding() else {
+            bail!("images are compressed with a Gaussian or a logistic prior, and this model has another one")
+        };
+        let (dims, bits) = (model.dims(), u32::from(config.bits()));
+        // Numbers of the first layer are pixels; one rescaled to [0, 1] has as many more bits as it has lost.
+        let noise = if has_noise(model.bijection())? { precision } else { precision - bits };
+        let mut at = noise;
+        let layers = Layer::new(model.bijection(), dims, &mut at, precision, dtype)?;
+        let of_prior = |layer| Layer::new(layer, dims, &mut at, precision, dtype);
+        let of_prior = prior.layer.map(of_prior).transpose()?;
+        if at != precision {
+            bail!("no layer of this model changes every element, as those of its own preprocessing do");
+        }
+        Ok(Self {
+            layers,
+            prior: of_prior,
+            table: Table::new(prior.standard)?,
+            shape: model.shape().to_vec(),
+            bits,
+            noise,
+            precision,
+            classes: config.classes(),
+        })
+    }
+
+    /// The dimensions of an image.
+    pub(super) fn dims(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether an image has a class.
+    pub(super) fn classes(&self) -> Option<usize> {
+        self.classes
+    }
+
+    fn label(label: Option<u32>) -> Result<Option<Tensor>> {
+        label.map(|label| Tensor::new(&[label], &Device::Cpu)).transpose()
+    }
+
+    /// Pushes an image.
+    pub(super) fn encode(&self, pixels: &[u8], label: Option<u32>, stack: &mut Stack) -> Result<()> {
+        let labels = Self::label(label)?;
+        let low = 8 - self.bits;
+        // Bits that the model does not see are as they are.
+        pixels.iter().for_each(|&p| stack.push_bits(u64::from(p), low));
+        let noisy = |&p: &u8| (i64::from(p >> low) << self.noise) | stack.pop_bits(self.noise) as i64;
+        let x: Vec<i64> = pixels.iter().map(noisy).collect();
+        let mut way = Way { stack, context: Context::from(labels.as_ref()) };
+        let mut z = self.layers.encode(&tensor(x, &[&[1], self.shape.as_slice()].concat())?, &mut way)?;
+        z = z.flatten_from(1)?;
+        if let Some(layer) = &self.prior {
+            z = layer.encode(&z, &mut way)?;
+        }
+        numbers(&z)?.into_iter().for_each(|z| way.stack.push_standard(z, self.precision, &self.table));
+        if let (Some(label), Some(classes)) = (label, self.classes) {
+            way.stack.push(u64::from(label), classes as u64);
+        }
+        Ok(())
+    }
+
+    /// Pops an image, and its class.
+    pub(super) fn decode(&self, stack: &mut Stack) -> Result<(Vec<u8>, Option<u32>)> {
+        let label = self.classes.map(|classes| stack.pop(classes as u64) as u32);
+        let labels = Self::label(label)?;
+        let pop = |_| stack.pop_standard(self.precision, &self.table);
+        let mut z = (0..self.dims()).map(pop).collect::<Result<Vec<_>>>()?;
+        z.reverse();
+        let mut z = tensor(z, &[1, self.dims()])?;
+        let mut way = Way { stack, context: Context::from(labels.as_ref()) };
+        if let Some(layer) = &self.prior {
+            z = layer.decode(&z, &mut way)?;
+        }
+        let x = numbers(&self.layers.decode(&z, &mut way)?)?;
+        let low = 8 - self.bits;
+        let mut pixels = vec![0u8; x.len()];
+        for (p, x) in pixels.iter_mut().zip(x).rev() {
+            let n = x >> self.noise;
+            if !(0..1 << self.bits).contains(&n) {
+                bail!("it is no image: the file is damaged");
+            }
+            way.stack.push_bits((x - (n << self.noise)) as u64, self.noise);
+            *p = (n as u8) << low;
+        }
+        pixels.iter_mut().rev().for_each(|p| *p |= way.stack.pop_bits(low) as u8);
+        Ok((pixels, label))
+    }
+}
