@@ -1,4 +1,5 @@
-//! The program in README.md, compiled and run; a test compares the two texts.
+//! The program in README.md, compiled and run; a test compares the two texts. And docs/composing.md has every row of the tables that
+//! a composed config is read by, as docs/python/flows_torch.py has.
 
 #[rustfmt::skip]
 mod program {
@@ -37,4 +38,33 @@ fn the_program_runs() -> candle_core::Result<()> {
     // From the root of the repository, as a reader runs it.
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))?;
     program::main()
+}
+
+/// The words that serde reads as one of these.
+fn kinds<T: serde::de::DeserializeOwned>() -> Vec<String> {
+    let error =
+        serde_json::from_value::<T>(serde_json::json!({ "kind": "?" })).err().expect("no kind").to_string();
+    let (_, known) = error.split_once("expected one of").expect("they are listed");
+    known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_kind_is_in_the_document_and_in_the_loader() {
+    let document = include_str!("../../docs/composing.md");
+    let loader = include_str!("../../docs/python/flows_torch.py");
+    let scales = kinds::<flows::models::ScaleConfig>();
+    for kind in kinds::<flows::models::LayerConfig>()
+        .into_iter()
+        .chain(kinds::<flows::models::TransformConfig>())
+        .chain(kinds::<flows::models::NetConfig>())
+    {
+        assert!(document.contains(&format!("`{kind}`")), "docs/composing.md has no `{kind}`");
+        assert!(
+            loader.contains(&format!("    \"{kind}\": "))
+                || loader.contains(&format!("{{\"{kind}\": "))
+                || loader.contains(&format!(", \"{kind}\": ")),
+            "flows_torch.py has no {kind}"
+        );
+    }
+    assert!(scales.iter().all(|kind| document.contains(&format!("\"{kind}\""))), "{scales:?}");
 }

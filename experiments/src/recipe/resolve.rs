@@ -518,6 +518,35 @@ mod tests {
         assert!(error.contains("is no key") && error.len() < 300, "{error}");
     }
 
+    /// A setting of a layer in a list has a key, by which it is explained, set and named in errors.
+    #[test]
+    fn layers_have_keys() {
+        let width = "model.levels.1.layers.1.layers.2.net.width";
+        let resolved =
+            with("glow-spline", &[&format!("{width}=8"), "model.levels.0.layers.1.repeat=2"]).unwrap();
+        let rows = resolved.settings().unwrap();
+        let row =
+            |key: &str| rows.iter().find(|row| row.0 == key).unwrap_or_else(|| panic!("{key}: {rows:?}"));
+        assert_eq!((row(width).1.as_str(), row(width).2.as_str()), ("8", "--set"));
+        assert_eq!(row("model.levels.0.layers.1.repeat").1, "2");
+        assert_eq!(row("model.levels.2.layers.0").1, "\"squeeze\"");
+        assert_eq!(row("model.levels.2.layers.1.layers.2.transform.bins").1, "8");
+        for (set, said) in [
+            ("model.levels.7.layers=[]", "`levels` has the items 0 to 2, not `7`"),
+            ("model.levels.0.layers.0=squeze", "levels.0: layers.0: unknown variant `squeze`"),
+            ("model.levels.0.layers.0=squeze", "did you mean `squeeze`"),
+            ("model.levels.0.layers.1.layers.2.net.widht=8", "did you mean `width`"),
+            ("model.levels.0.layers.1.layers.2.transform=splines", "unknown variant `splines`"),
+            (
+                "model.levels.0.layers.1.layers.2.transform={kind='rational_quadratic_spline',bound=0.0}",
+                "(coupling): `bound` = 0",
+            ),
+        ] {
+            let error = format!("{:#}", with("glow-spline", &[set]).unwrap_err());
+            assert!(error.contains(said), "{set}: {error}");
+        }
+    }
+
     /// A recipe's name becomes a folder's.
     #[test]
     fn names_are_names() {

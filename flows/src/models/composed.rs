@@ -31,7 +31,7 @@ use crate::nets::{ConvNet, Made, MadeConfig, Order, Start};
 use crate::params::ParamBuilder;
 use crate::transforms::{Affine, Partition, Scale, checkerboard};
 use candle_core::{Result, bail};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// The settings of a flow that lists its layers, saved as config.json.
@@ -46,10 +46,10 @@ pub struct ComposedConfig {
     /// The first layers.
     pub preprocess: Preprocess,
     /// The levels that images pass; without any they are flattened at once.
-    #[serde(default, deserialize_with = "super::named::list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "read", skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
     /// The layers of vectors.
-    #[serde(default, deserialize_with = "super::named::list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "layer::read", skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Layer>,
     /// The prior of the whole latent.
     #[serde(with = "super::named", default)]
@@ -67,8 +67,13 @@ pub struct ComposedConfig {
 #[serde(deny_unknown_fields)]
 pub struct Level {
     /// Its layers.
-    #[serde(deserialize_with = "super::named::list")]
+    #[serde(deserialize_with = "layer::read")]
     pub layers: Vec<Layer>,
+}
+
+/// Reads the list of levels.
+fn read<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Vec<Level>, D::Error> {
+    super::named::list(d, "levels")
 }
 
 fn eight() -> u8 {

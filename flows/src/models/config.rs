@@ -58,6 +58,7 @@ impl ModelConfig {
     /// # Errors
     /// When the config builds no model, saying which setting is wrong.
     pub fn composed(&self) -> Result<ComposedConfig> {
+        self.dims()?;
         match self {
             ModelConfig::Nice(c) => c.composed(),
             ModelConfig::RealNvp(c) => c.composed(),
@@ -106,10 +107,7 @@ impl ModelConfig {
     /// At the first such size or number, by its name.
     pub fn check(&self) -> Result<()> {
         let (shape, most) = (self.shape(), Self::MOST_DIMS);
-        let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        if dims.is_none_or(|dims| dims > most) {
-            bail!("`shape` {shape:?} has more than {most} dimensions: crop or resize the data");
-        }
+        let dims = self.dims()?;
         let sizes: Vec<_> = match self {
             ModelConfig::Nice(c) => c.hidden.iter().flatten().map(|&width| ("hidden", width)).collect(),
             ModelConfig::RealNvp(c) => vec![
@@ -138,7 +136,7 @@ impl ModelConfig {
         {
             bail!("`{name}` = {size} is more than {}, which no model has: lower it", Self::LARGEST_SIZE);
         }
-        let of_prior = self.prior().parameters(dims.unwrap_or_default() as f64);
+        let of_prior = self.prior().parameters(dims as f64);
         let of_noise = self.dequantize().parameters(shape.first().map_or(0., |&c| c as f64));
         let of_context: f64 = self.context().numbers(shape).into_iter().sum();
         for (key, parameters) in [("prior", of_prior), ("dequantize", of_noise), ("context", of_context)] {
@@ -151,6 +149,16 @@ impl ModelConfig {
         self.check_numbers()
     }
 
+    /// The dimensions of an example.
+    fn dims(&self) -> Result<usize> {
+        let (shape, most) = (self.shape(), Self::MOST_DIMS);
+        let dims = shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        match dims.filter(|dims| *dims <= most) {
+            Some(dims) => Ok(dims),
+            None => bail!("`shape` {shape:?} has more than {most} dimensions: crop or resize the data"),
+        }
+    }
+
     /// Checks the settings that are no sizes, a part of [`ModelConfig::check`].
     ///
     /// # Errors
@@ -159,7 +167,7 @@ impl ModelConfig {
         let hidden: Vec<usize> = match self {
             ModelConfig::Nice(c) => c.hidden.concat(),
             ModelConfig::Maf(c) => c.hidden.clone(),
-            ModelConfig::Composed(c) => return c.size().map(drop),
+            ModelConfig::Composed(_) => return self.size().map(drop),
             ModelConfig::RealNvp(_) | ModelConfig::Glow(_) => vec![],
         };
         if hidden.contains(&0) {

@@ -38,7 +38,7 @@ pub enum LayerConfig {
         /// How often.
         repeat: usize,
         /// One step.
-        #[serde(deserialize_with = "super::named::list")]
+        #[serde(deserialize_with = "read")]
         layers: Vec<Layer>,
     },
     /// [`Squeeze`](crate::bijections::Squeeze): four times the channels, half the sides.
@@ -203,15 +203,7 @@ impl LayerConfig {
         let (c, dims) = (shape[0] as f64, shape.iter().map(|&n| n as f64).product::<f64>());
         let number = |classes: Option<usize>| classes.map(|n| at_least("classes", n, 1)).transpose();
         Ok(match self {
-            Self::Steps { repeat, layers } => {
-                let before = shape.clone();
-                let mut all = Size::default();
-                all.add(size(layers, "layers", shape)?, at_least("repeat", *repeat, 1)?);
-                if *shape != before {
-                    bail!("a step leaves the shape as it is: put `squeeze` between steps");
-                }
-                all
-            }
+            Self::Steps { repeat, layers } => steps(*repeat, layers, shape)?,
             Self::Squeeze {} => {
                 let [c, h, w] = image(shape)?;
                 if h % 2 != 0 || w % 2 != 0 {
@@ -271,6 +263,18 @@ impl LayerConfig {
             }
         })
     }
+}
+
+/// The size of all steps.
+fn steps(repeat: usize, layers: &[Layer], shape: &mut Vec<usize>) -> Result<Size> {
+    let repeat = at_least("repeat", repeat, 1)?;
+    let before = shape.clone();
+    let mut all = Size::default();
+    all.add(size(layers, "layers", shape)?, repeat);
+    if *shape != before {
+        bail!("a step leaves the shape as it is: put `squeeze` between steps");
+    }
+    Ok(all)
 }
 
 /// The size of a coupling.
@@ -352,6 +356,11 @@ pub(super) fn classes(layers: &[Layer]) -> Vec<usize> {
         _ => vec![],
     };
     layers.iter().flat_map(of_layer).collect()
+}
+
+/// Reads a list of layers.
+pub(super) fn read<'de, D: Deserializer<'de>>(d: D) -> std::result::Result<Vec<Layer>, D::Error> {
+    super::named::list(d, "layers")
 }
 
 impl Serialize for Layer {

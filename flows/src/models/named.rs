@@ -1,7 +1,7 @@
 //! Settings that are a name with settings of its own: `prior = "gaussian"`, `prior = { kind = "student_t", df = 4 }`.
 //!
 //! For fields of enums that are tagged by `kind`, as `#[serde(with = "named")]`: the name alone stands for a table with
-//! nothing but `kind`, and such a table is written as the name.
+//! nothing but `kind`, and such a table is written as the name. And lists, whose errors name the item.
 
 use serde::de::value::{MapAccessDeserializer, MapDeserializer};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
@@ -42,9 +42,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
     }
 }
 
-/// Reads a list, whose errors say which of its items is wrong.
-pub(super) fn list<'de, T: DeserializeOwned, D: Deserializer<'de>>(d: D) -> Result<Vec<T>, D::Error> {
+/// Reads the list of this key, whose errors say which of its items is wrong.
+pub(super) fn list<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    d: D,
+    key: &str,
+) -> Result<Vec<T>, D::Error> {
     let item =
-        |(i, value)| serde_json::from_value(value).map_err(|e| D::Error::custom(format!("item {i}: {e}")));
+        |(i, value)| serde_json::from_value(value).map_err(|e| D::Error::custom(format!("{key}.{i}: {e}")));
     Vec::<Value>::deserialize(d)?.into_iter().enumerate().map(item).collect()
 }

@@ -128,16 +128,19 @@ fn lists_that_cannot_be_are_refused_by_their_place() {
         coupling(json!({ "transform": { "kind": "rational_quadratic_spline", "bound": bound } }))
     };
     let cases = [
-        (images(json!(["squeze"])), "item 0: unknown variant `squeze`, expected one of `steps`, `squeeze`"),
+        (
+            images(json!(["squeze"])),
+            "levels.0: layers.0: unknown variant `squeze`, expected one of `steps`, `squeeze`",
+        ),
         (
             images(json!(["squeeze", steps(coupling(json!({ "transform": "splin" })))])),
-            "item 1: item 0: unknown variant `splin`",
+            "levels.0: layers.1: layers.0: unknown variant `splin`",
         ),
         (
             images(json!([coupling(json!({ "net": { "kind": "conv_net", "widht": 4 } }))])),
-            "item 0: unknown field `widht`",
+            "levels.0: layers.0: unknown field `widht`",
         ),
-        (images(json!([{ "kind": "actnorm", "name": "a b" }])), "item 0: `name` = \"a b\""),
+        (images(json!([{ "kind": "actnorm", "name": "a b" }])), "layers.0: `name` = \"a b\""),
         (images(json!(["squeeze", "squeeze"])), "`levels.0.layers.1` (squeeze): cannot squeeze 3x3"),
         (
             images(json!([steps(json!("squeeze"))])),
@@ -167,7 +170,7 @@ fn lists_that_cannot_be_are_refused_by_their_place() {
             "(steps): `repeat` = 0: it must be at least 1",
         ),
         (
-            vectors(json!([{ "kind": "autoregressive", "hidden": [1 << 40] }])),
+            vectors(json!([{ "kind": "autoregressive", "hidden": [1u64 << 40] }])),
             "`hidden` = 1099511627776 is more than 16777216",
         ),
         (
