@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use experiments::data::{self, Dataset, Join, Parts, Request, Split};
 use experiments::evaluate::{EvalOptions, Evaluation, evaluate_each};
+use experiments::ranks::{Ranks, agree};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::RECIPE;
 use experiments::summary::{Codecs, Gaussian};
@@ -23,12 +24,18 @@ pub fn load(request: &Request) -> Result<Dataset> {
     loaded.map_err(|error| if stopped() { Stopped.into() } else { error })
 }
 
-/// Loads the data of a recipe and logs what they are.
+/// Loads the data of a recipe and logs what they are. Each rank has its own copy; rank 0 loads first, so that data of the hub are
+/// transferred once where the ranks share a cache.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>, join: Join) -> Result<Dataset> {
-    let data = self::load(&Request { join, ..recipe.request(dir) })?;
+pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>, join: Join, ranks: &dyn Ranks) -> Result<Dataset> {
+    let load = || self::load(&Request { join, ..recipe.request(dir.clone()) });
+    let first = if ranks.rank() == 0 { load().map(Some) } else { Ok(None) };
+    let data = match agree(ranks, first)? {
+        Some(data) => agree(ranks, Ok(data))?,
+        None => agree(ranks, load())?,
+    };
     tracing::info!(
         "{}: {} training, {} validation, {} test examples, {} classes, {} attributes ({})",
         data.name,
@@ -71,19 +78,23 @@ pub fn part(data: &Dataset, part: Option<Part>) -> Result<(&Split, Part)> {
     Ok((split, part))
 }
 
+/// What a model is evaluated with.
+#[derive(Clone, Copy)]
+pub struct Scoring<'a> {
+    pub model: &'a Model,
+    pub recipe: &'a Recipe,
+    /// The seed of the noise.
+    pub seed: u64,
+    /// The processes that share it out.
+    pub ranks: &'a dyn Ranks,
+}
+
 /// Evaluates a model on a split, with a bar.
 ///
 /// # Errors
 /// As [`evaluate_each`], and [`Stopped`] when Ctrl-C ended it.
-pub fn score(
-    model: &Model,
-    recipe: &Recipe,
-    split: &Split,
-    what: &str,
-    limit: Option<usize>,
-    seed: u64,
-) -> Result<Evaluation> {
-    Ok(score_each(model, recipe, split, what, limit, seed)?.0)
+pub fn score(scoring: Scoring, split: &Split, what: &str, limit: Option<usize>) -> Result<Evaluation> {
+    Ok(score_each(scoring, split, what, limit)?.0)
 }
 
 /// As [`score`], with log p(x) of each example in nats.
@@ -91,13 +102,12 @@ pub fn score(
 /// # Errors
 /// As [`score`].
 pub fn score_each(
-    model: &Model,
-    recipe: &Recipe,
+    scoring: Scoring,
     split: &Split,
     what: &str,
     limit: Option<usize>,
-    seed: u64,
 ) -> Result<(Evaluation, Vec<f64>)> {
+    let Scoring { model, recipe, seed, ranks } = scoring;
     // On a thread of the pool, as training: small tensors would cost more to hand over than to compute.
     rayon::scope(|_| {
         let count = Count::new(what);
@@ -109,6 +119,7 @@ pub fn score_each(
             seed,
             limit,
             progress: Some(&go_on),
+            ranks,
         };
         evaluate_each(model, split, &options)
     })
@@ -122,13 +133,12 @@ pub fn score_each(
 /// # Errors
 /// As [`score`] and [`codecs::codec_bits`].
 pub fn baselines(
-    model: &Model,
-    recipe: &Recipe,
+    scoring: Scoring,
     data: &Dataset,
     split: &Split,
     all: &Evaluation,
-    seed: u64,
 ) -> Result<(Option<Codecs>, Option<Gaussian>)> {
+    let Scoring { model, recipe, ranks, .. } = scoring;
     let images = recipe.eval.codec_images.min(all.images);
     // Codecs and the Gaussian are for all the bits of an image of bytes.
     if !split.is_pixels() || model.config().bits() != 8 {
@@ -140,11 +150,11 @@ pub fn baselines(
         return Ok((None, gaussian));
     }
     tracing::info!("compressing {images} images with PNG, WebP and JPEG XL");
-    let codecs = codecs::codec_bits(&split.take(images))?;
+    let codecs = codecs::codec_bits(&split.take(images), ranks)?;
     let model_bits_per_dim = if images == all.images {
         all.bits_per_dim
     } else {
-        score(model, recipe, split, "images for the codecs", Some(images), seed)?.bits_per_dim
+        score(scoring, split, "images for the codecs", Some(images))?.bits_per_dim
     };
     let codecs = Codecs {
         images,

@@ -11,6 +11,8 @@ use crate::session::check_temperature;
 use anyhow::{Result, ensure};
 use clap::Args;
 use experiments::limits;
+use experiments::ranks::{Ranks, agree};
+use experiments::sample::sample;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -72,15 +74,16 @@ fn kind(out: &Path) -> Result<Kind> {
 ///
 /// # Errors
 /// When the folder holds no model, the class is not the model's, or the picture cannot be written.
-pub fn run(args: &SampleArgs) -> Result<()> {
+pub fn run(args: &SampleArgs, ranks: &dyn Ranks) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
     let t = args.temperature;
     check_temperature(t)?;
     if let Some(out) = &args.out {
         kind(out)?;
     }
-    let device = args.compute.open()?;
-    let model = load_model(&args.weights.locate()?.0, &device)?;
+    let device = agree(ranks, args.compute.open_for(ranks))?;
+    let load = || load_model(&args.weights.locate()?.0, &device);
+    let model = agree(ranks, load())?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = matches!(model.config().shape(), [1 | 3, _, _] | [2]);
     let default = PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
@@ -91,23 +94,25 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         default.display()
     );
     let out = args.out.clone().unwrap_or(default);
-    let (n, seed) = (args.n, args.seed);
-    match kind(&out)? {
-        Kind::Picture => {
-            ensure!(
-                drawn,
-                "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
-                model.config().shape()
-            );
-            samples::picture(&model, n, t, seed, args.class, None, &out)?;
-        }
+    let kind = kind(&out)?;
+    ensure!(
+        drawn || !matches!(kind, Kind::Picture),
+        "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
+        model.config().shape()
+    );
+    let (n, labels) = (args.n, labels(&model, args.n, args.class)?);
+    let samples = sample(&model, n, t, args.seed, labels.as_ref(), ranks)?;
+    if ranks.rank() > 0 {
+        return Ok(());
+    }
+    match kind {
+        Kind::Picture => drop(samples::picture(&model, &samples, None, &out)?),
         Kind::Array => {
-            let labels = labels(&model, n, args.class)?;
-            let mut tensors = vec![("samples", model.sample(n, t, seed, labels.as_ref())?)];
+            let mut tensors = vec![("samples", samples)];
             tensors.extend(labels.map(|labels| ("labels", labels)));
             arrays::write(&out, &tensors)?;
         }
-        Kind::Folder => samples::folder(&model, n, t, seed, args.class, &out)?,
+        Kind::Folder => samples::folder(&model, &samples, &out)?,
     }
     let file = out.display().to_string();
     let object = json!({
