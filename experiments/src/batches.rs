@@ -6,7 +6,7 @@
 //!
 //! Every random number is a function of the seed, the number of the update and the place in the batch, never of what was
 //! drawn before: a run that is resumed at update u sees the very batches that it would have seen, and no number of
-//! threads changes them. Training takes its examples from one endless sequence, epoch after epoch, each in an order of its own; an
+//! threads or processes changes them: a process makes its share of each batch. Training takes its examples from one endless sequence, epoch after epoch, each in an order of its own; an
 //! update takes the next `batch` examples of it, so that no example is left out at the end of an epoch and every batch
 //! is full.
 //!
@@ -14,6 +14,7 @@
 //! 255 + u would be rounded up to 256 once in a while, which is outside of the data.
 
 use crate::data::{Split, Values};
+use crate::ranks::Share;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use flows::bijections::preprocess::dequantize;
@@ -236,8 +237,8 @@ impl<'a> Examples<'a> {
 pub struct Feed<'a> {
     /// The training set.
     pub examples: Examples<'a>,
-    /// Examples in a batch.
-    pub batch: usize,
+    /// Which places of each batch are made: all, or those of this process.
+    pub share: Share,
     /// The seed of order, variation and noise.
     pub seed: u64,
     /// Variation.
@@ -248,15 +249,16 @@ impl<'a> Feed<'a> {
     /// The batch of update `update`, counted from 0. `known` is a cache: the last epoch and its order.
     pub fn prepare(&self, update: u64, known: &mut Option<(u64, Vec<u32>)>) -> Host {
         let n = self.examples.len() as u64;
-        let first = update * self.batch as u64;
-        let mut places = Vec::with_capacity(self.batch);
-        for position in first..first + self.batch as u64 {
+        let Share { first, len, of } = self.share;
+        let mut places = Vec::with_capacity(len);
+        for in_batch in (first..first + len).map(|place| place as u64) {
+            let position = update * of as u64 + in_batch;
             let epoch = position / n;
             let order = match known {
                 Some((e, order)) if *e == epoch => order,
                 _ => &known.insert((epoch, order(self.seed, epoch, n as usize))).1,
             };
-            places.push((order[(position % n) as usize] as usize, places.len() as u64));
+            places.push((order[(position % n) as usize] as usize, in_batch));
         }
         self.examples.host(places.into_iter(), &rng_for(self.seed, &format!("noise {update}")), self.augment)
     }
@@ -303,7 +305,7 @@ mod tests {
 
     fn feed(split: &Split) -> Feed<'_> {
         let examples = Examples::new(split, &model(8, Some(3))).unwrap();
-        Feed { examples, batch: 4, seed: 5, augment: Augment { hflip: true, shift: 0.3 } }
+        Feed { examples, share: Share::all(4), seed: 5, augment: Augment { hflip: true, shift: 0.3 } }
     }
 
     #[test]
@@ -323,7 +325,7 @@ mod tests {
         let pixels = Values::Pixels(vec![0; 10 * 2 * 16]);
         let split = Split::new(vec![2, 4, 4], pixels, Some((0..10).collect()), None).unwrap();
         let examples = Examples::new(&split, &model(8, Some(10))).unwrap();
-        let feed = Feed { examples, batch: 4, seed: 5, augment: Augment::default() };
+        let feed = Feed { examples, share: Share::all(4), seed: 5, augment: Augment::default() };
         // Ten examples in batches of four: five updates are two epochs, and the third update spans both.
         let mut known = None;
         let visited: Vec<u32> = (0..5).flat_map(|u| feed.prepare(u, &mut known).labels.unwrap()).collect();
@@ -343,6 +345,22 @@ mod tests {
         });
         assert_eq!(received, straight[3..]);
         assert_ne!(straight[0], Feed { seed: 6, ..feed.clone() }.prepare(0, &mut None));
+    }
+
+    /// Order, variation and noise belong to the place in the batch, whoever makes it.
+    #[test]
+    fn shares_are_parts_of_the_same_batch() {
+        let split = split(10);
+        let whole = feed(&split);
+        for update in [0, 2, 7] {
+            let all = whole.prepare(update, &mut None);
+            for (first, len) in [(0, 1), (1, 3), (0, 4)] {
+                let part =
+                    Feed { share: Share { first, len, of: 4 }, ..whole.clone() }.prepare(update, &mut None);
+                assert_eq!(part.values, all.values[first * 32..][..len * 32]);
+                assert_eq!(part.labels.unwrap(), all.labels.as_ref().unwrap()[first..][..len]);
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A run's state in one file, and its log.
+//! A run's state in one file.
 //!
 //! `checkpoint.safetensors` holds everything that the next update depends on: `param/NAME` for each parameter and buffer,
 //! `optimizer/NAME`, `ema/NAME`, and in its metadata the position of the run, the settings it was made with and a
@@ -7,9 +7,9 @@
 //! state of every generator and of the order within the epoch.
 
 use crate::data::Dataset;
-use crate::events::Events;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
-use crate::run_dir::{self, BEST, CHECKPOINT, METRICS};
+use crate::run_dir::{self, BEST, CHECKPOINT};
 use crate::untrusted;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Tensor;
@@ -18,10 +18,8 @@ use flows::optim::Updater;
 use flows::storage::{read_header, write_atomic};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
@@ -184,6 +182,11 @@ impl Settings {
         keys.find(|key| self.0.get(*key) != begun.0.get(*key) && !self.may_change(begun, key, position))
     }
 
+    /// The first key whose value differs.
+    fn differing<'a>(&'a self, other: &'a Self) -> Option<&'a String> {
+        self.0.keys().chain(other.0.keys()).find(|key| self.0.get(*key) != other.0.get(*key))
+    }
+
     /// Errors with the first key that differs from what the run was begun with.
     fn check(&self, begun: &Self, position: &Position, path: &Path) -> Result<()> {
         let Some(key) = self.conflict(begun, position) else { return Ok(()) };
@@ -264,6 +267,17 @@ pub fn save(
     params: &ParamStore,
     updater: &Updater,
 ) -> Result<()> {
+    let file = encode(position, settings, params, updater)?;
+    write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
+}
+
+/// The bytes of a checkpoint.
+fn encode(
+    position: &Position,
+    settings: &Settings,
+    params: &ParamStore,
+    updater: &Updater,
+) -> Result<Vec<u8>> {
     let params = params.all();
     let params = params.iter().map(|(name, p)| (format!("param/{name}"), p.value().clone()));
     let state = updater.optimizer().state().iter();
@@ -284,8 +298,38 @@ pub fn save(
     };
     header.rest_crc32 = Some(header.rest()?);
     let meta = HashMap::from([(KEY.to_string(), serde_json::to_string(&header)?)]);
-    let file = safetensors::serialize(&tensors, Some(meta))?;
-    write_atomic(&out.join(CHECKPOINT), &file).context("cannot write the checkpoint: is the disk full?")
+    Ok(safetensors::serialize(&tensors, Some(meta))?)
+}
+
+/// Gives all ranks the state of rank 0, which alone reads the run's folder.
+///
+/// # Errors
+/// When another rank has other settings or other data, or no memory for the state.
+pub fn share(
+    ranks: &dyn Ranks,
+    position: &mut Position,
+    settings: &Settings,
+    params: &ParamStore,
+    updater: &mut Updater,
+) -> Result<()> {
+    if ranks.size() == 1 {
+        return Ok(());
+    }
+    let rank = ranks.rank();
+    let mut bytes = if rank == 0 { encode(position, settings, params, updater)? } else { Vec::new() };
+    ranks.broadcast(0, &mut bytes);
+    if rank == 0 {
+        return Ok(());
+    }
+    let path = PathBuf::from(format!("the state that rank 0 sent to rank {rank}"));
+    let header = header(&bytes, &path)?;
+    if let Some(key) = header.settings.differing(settings) {
+        bail!(
+            "`{key}` of rank {rank} is not that of rank 0: give all ranks the same recipe and the same data"
+        );
+    }
+    *position = restore(&bytes, header, &path, params, updater)?;
+    Ok(())
 }
 
 /// Keeps the checkpoint that was just saved beside those to come, as the one to go back to when training diverges.
@@ -319,8 +363,15 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
         return Err(damaged(&e.to_string().lines().next().unwrap_or_default()));
     }
     let bytes = untrusted::read_regular(path, length)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+    let header = header(&bytes, path)?;
+    Ok(Some((bytes, header)))
+}
+
+/// The header of a checkpoint's bytes, whose checksums are right.
+fn header(bytes: &[u8], path: &Path) -> Result<Header> {
+    let damaged = |what: &dyn std::fmt::Display| damaged(path, what);
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY));
     let text = text.ok_or_else(|| damaged(&"it has no position of a run"))?;
     let header: Header = serde_json::from_str(text).map_err(|e| damaged(&e))?;
@@ -335,7 +386,7 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
     views.values().for_each(|v| crc.update(v.data()));
     let rest = header.rest_crc32.is_none_or(|rest| header.rest().is_ok_and(|found| found == rest));
     ensure!(crc.sum() == header.crc32 && rest, damaged(&"its checksum is wrong"));
-    Ok(Some((bytes, header)))
+    Ok(header)
 }
 
 /// Takes up the checkpoint of a run, or `None` where there is none. Where the settings lower the rate from an update on
@@ -357,10 +408,21 @@ pub fn load(
     {
         (path, (bytes, header)) = (out.join(BEST), best);
     }
-    let begun = header.settings.completed(out)?;
+    let begun = header.settings.clone().completed(out)?;
     settings.check(&begun, &header.position, &path)?;
-    let damaged = |what: &dyn std::fmt::Display| damaged(&path, what);
-    let all = candle_core::safetensors::load_buffer(&bytes, params.device()).map_err(|e| damaged(&e))?;
+    restore(&bytes, header, &path, params, updater).map(Some)
+}
+
+/// Sets parameters and the updater's state to those of a checkpoint's bytes, and returns its position.
+fn restore(
+    bytes: &[u8],
+    header: Header,
+    path: &Path,
+    params: &ParamStore,
+    updater: &mut Updater,
+) -> Result<Position> {
+    let damaged = |what: &dyn std::fmt::Display| damaged(path, what);
+    let all = candle_core::safetensors::load_buffer(bytes, params.device()).map_err(|e| damaged(&e))?;
     let under = |part: &str| -> BTreeMap<String, Tensor> {
         all.iter().filter_map(|(name, t)| Some((name.strip_prefix(part)?.to_owned(), t.clone()))).collect()
     };
@@ -376,87 +438,15 @@ pub fn load(
         let step = header.ema_step.ok_or_else(|| damaged(&"it has no moving average"))?;
         ema.restore(&under("ema/"), step).map_err(|e| damaged(&e))?;
     }
-    Ok(Some(header.position))
+    Ok(header.position)
 }
 
-/// The lines of a log up to a position. What follows them will be written again, and a last line without an end is what a
-/// killed run was writing.
-///
-/// # Errors
-/// The number of a line before them that is damaged.
-fn up_to(position: &Position, log: &[u8]) -> Result<String, usize> {
-    let update_of =
-        |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok()?.get("update")?.as_u64();
-    let counted = position.log_lines.map_or(usize::MAX, |lines| lines as usize);
-    let most = if position.update == 0 { 0 } else { counted };
-    let mut kept = String::new();
-    for (i, line) in log.split_inclusive(|&byte| byte == b'\n').take(most).enumerate() {
-        if !line.ends_with(b"\n") {
-            break;
-        }
-        let text = std::str::from_utf8(line).ok().filter(|text| text.len() <= run_dir::LINE);
-        let (text, update) = text.and_then(|text| Some((text, update_of(text)?))).ok_or(i + 1)?;
-        if update > position.update {
-            break;
-        }
-        kept.push_str(text);
-    }
-    Ok(kept)
-}
-
-/// The log of a run: one JSON object a line.
-pub struct Metrics {
-    file: fs::File,
-    /// Lines written so far.
-    pub lines: u64,
-    path: PathBuf,
-    /// The same for TensorBoard.
-    events: Events,
-}
-
-impl Metrics {
-    /// Opens the log of a run at `position` (update 0: a new run). Lines after that update and an incomplete last line are
-    /// removed: these updates will be made again.
-    ///
-    /// # Errors
-    /// When the log cannot be read or written, or a line of an update that will not be made again is damaged.
-    pub fn open(out: &Path, position: &Position) -> Result<Self> {
-        let path = out.join(METRICS);
-        let old = run_dir::read(&path)?.unwrap_or_default();
-        let kept = up_to(position, &old).map_err(|line| {
-            anyhow!(
-                "{} is damaged in line {line}: restore it, or move it away to go on with a new log",
-                path.display()
-            )
-        })?;
-        if kept.len() != old.len() {
-            write_atomic(&path, kept.as_bytes())?;
-        }
-        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
-        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { file, lines: kept.lines().count() as u64, path, events: Events::open(out, &kept)? })
-    }
-
-    /// Appends a line in one write.
-    ///
-    /// # Errors
-    /// When the log cannot be written.
-    pub fn write(&mut self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string(line)?;
-        text.push('\n');
-        let write = self.file.write_all(text.as_bytes());
-        write.with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.lines += 1;
-        self.events.write(&serde_json::to_value(line)?)
-    }
-
-    /// Waits until every line is on the disk; before a checkpoint, which promises the lines up to its update.
-    ///
-    /// # Errors
-    /// When the disk reports an error.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
-    }
+/// A checksum of all parameters and buffers.
+#[must_use]
+pub fn checksum(params: &ParamStore) -> u32 {
+    let mut crc = flate2::Crc::new();
+    params.all().iter().for_each(|(_, p)| crc.update(&safetensors::View::data(p.value())));
+    crc.sum()
 }
 
 #[cfg(test)]
@@ -596,82 +586,6 @@ mod tests {
         a.save(out.path(), "1")?;
         let err = a.load(out.path(), "2").unwrap_err().to_string();
         assert!(err.contains("`train.lr` is 2 now") && err.contains("begun with 1"), "{err}");
-        Ok(())
-    }
-
-    #[test]
-    fn the_log_is_cut_to_the_checkpoint() -> Result<()> {
-        let out = tempfile::tempdir()?;
-        let path = out.path().join(METRICS);
-        #[derive(Serialize)]
-        struct Line {
-            update: u64,
-        }
-        let mut log = Metrics::open(out.path(), &Position::default())?;
-        for update in [2, 4, 4, 6] {
-            log.write(&Line { update })?;
-        }
-        fs::OpenOptions::new().append(true).open(&path)?.write_all(b"{\"update\": 4")?;
-        let stood = Position { update: 5, ..Position::default() };
-        let mut log = Metrics::open(out.path(), &stood)?;
-        log.write(&Line { update: 6 })?;
-        log.sync()?;
-        let lines = [2, 4, 4, 6].map(|u| format!("{{\"update\":{u}}}\n")).concat();
-        assert_eq!(fs::read_to_string(&path)?, lines);
-        // Of two lines of one update, such as a validation's, only what the checkpoint counted is kept.
-        let stood = Position { update: 4, log_lines: Some(2), ..Position::default() };
-        assert_eq!(Metrics::open(out.path(), &stood)?.lines, 2);
-        assert_eq!(fs::read_to_string(&path)?, [2, 4].map(|u| format!("{{\"update\":{u}}}\n")).concat());
-        Metrics::open(out.path(), &Position::default())?;
-        assert_eq!(fs::read_to_string(&path)?, "");
-        Ok(())
-    }
-
-    #[test]
-    fn a_log_that_is_damaged_in_the_middle_is_not_cut() -> Result<()> {
-        let out = tempfile::tempdir()?;
-        let path = out.path().join(METRICS);
-        let line = |update: u64| format!("{{\"update\":{update}}}\n").into_bytes();
-        let at = |update, log_lines| Position { update, log_lines, ..Position::default() };
-        let long = [&b"{\"update\":4,\"x\":\""[..], &vec![b'x'; run_dir::LINE], b"\"}\n"].concat();
-        for damaged in
-            [&b"{\"update\": 4\n"[..], b"\n", b"\xff\n", b"\0\0\0\n", b"[4]\n", b"{\"epoch\":1}\n", &long]
-        {
-            let log = [&line(2), damaged, &line(6), &line(8)].concat();
-            fs::write(&path, &log)?;
-            for (position, kept) in [
-                // Counted by the checkpoint, or, as earlier versions did not count, not known to be past it.
-                (at(6, Some(3)), None),
-                (at(5, None), None),
-                // Past the checkpoint, and of a run that begins anew.
-                (at(3, Some(1)), Some(line(2))),
-                (at(1, None), Some(vec![])),
-                (at(0, None), Some(vec![])),
-            ] {
-                fs::write(&path, &log)?;
-                match (Metrics::open(out.path(), &position).map(|log| log.lines), kept) {
-                    (Ok(lines), Some(kept)) => {
-                        assert_eq!((fs::read(&path)?, lines), (kept.clone(), u64::from(!kept.is_empty())));
-                    }
-                    (Err(e), None) => {
-                        let said = e.to_string();
-                        assert!(said.contains("metrics.jsonl is damaged in line 2"), "{said}");
-                        assert!(said.contains("move it away"), "{said}");
-                        assert_eq!(fs::read(&path)?, log, "nothing is cut");
-                    }
-                    (found, kept) => panic!("{position:?}: {found:?}, not {kept:?}"),
-                }
-            }
-        }
-        // What a kill leaves at the end, whether a power cut filled it with zeros or not.
-        for end in [&b"{\"update\": 4"[..], b"{", b"\0\0\0", b"\xff"] {
-            fs::write(&path, [&line(2), end].concat())?;
-            Metrics::open(out.path(), &at(6, Some(2)))?;
-            assert_eq!(fs::read(&path)?, line(2));
-        }
-        // The remedy.
-        fs::remove_file(&path)?;
-        assert_eq!(Metrics::open(out.path(), &at(6, Some(3)))?.lines, 0);
         Ok(())
     }
 }

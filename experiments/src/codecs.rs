@@ -20,6 +20,7 @@
 //! | MNIST, the first 1000 of test | 1.166 | 1.429 | 1.350 | 1.140 |
 
 use crate::data::{Split, Values};
+use crate::ranks::Ranks;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use image::{DynamicImage, GrayImage, RgbImage};
 use libwebp_sys::{
@@ -28,6 +29,7 @@ use libwebp_sys::{
 };
 use oxipng::{BitDepth, ColorType, RawImage};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// The longest side that the WebP format can hold.
 const WEBP_SIDE: usize = 16_383;
@@ -36,7 +38,7 @@ const WEBP_SIDE: usize = 16_383;
 const SHEET: usize = 1_024;
 
 /// What a codec needs for a set of images.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Least {
     /// Bits per dimension.
     pub bits_per_dim: f64,
@@ -177,9 +179,11 @@ fn least(singles: &[DynamicImage], sheets: &[DynamicImage], dims: usize, encode:
 /// Runs on all threads of the current rayon pool. A thousand images of 32 × 32 × 3 take about half a minute of processor
 /// time, so hand in a part of a large test set.
 ///
+/// Ranks take a codec each.
+///
 /// # Errors
 /// When the split holds no images, images of other than one or three channels, or images too large for WebP.
-pub fn codec_bits(test: &Split) -> Result<CodecBits> {
+pub fn codec_bits(test: &Split, ranks: &dyn Ranks) -> Result<CodecBits> {
     let (&[channels @ (1 | 3), height, width], Values::Pixels(pixels)) =
         (test.shape.as_slice(), &test.values)
     else {
@@ -209,7 +213,20 @@ pub fn codec_bits(test: &Split) -> Result<CodecBits> {
         .collect();
 
     let bits = |encode| least(&singles, &sheets, pixels.len(), encode);
-    let (jxl, (webp, png)) = rayon::join(|| bits(jxl), || rayon::join(|| bits(webp), || bits(png)));
+    if ranks.size() == 1 {
+        let (jxl, (webp, png)) = rayon::join(|| bits(jxl), || rayon::join(|| bits(webp), || bits(png)));
+        return Ok(CodecBits { png: png?, webp: webp?, jxl: jxl? });
+    }
+    // A codec a rank, the slowest first.
+    let mut found = Vec::new();
+    for (i, encode) in [jxl as Encode, webp, png].into_iter().enumerate() {
+        let own = i % ranks.size() == ranks.rank();
+        found.push(if own { serde_json::to_vec(&bits(encode)?)? } else { Vec::new() });
+    }
+    for (i, bytes) in found.iter_mut().enumerate() {
+        ranks.broadcast(i % ranks.size(), bytes);
+    }
+    let [jxl, webp, png] = [0, 1, 2].map(|i| serde_json::from_slice(&found[i]));
     Ok(CodecBits { png: png?, webp: webp?, jxl: jxl? })
 }
 
@@ -345,6 +362,7 @@ pub fn gaussian_bits(train: &Split, test: &Split) -> Result<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::{Single, threads};
 
     fn images(channels: usize, count: usize) -> Split {
         let dims = channels * 7 * 5;
@@ -435,29 +453,39 @@ mod tests {
     #[test]
     fn flat_images_cost_next_to_nothing_and_noise_costs_eight_bits() {
         let flat = Split::new(vec![3, 16, 16], Values::Pixels(vec![77; 768 * 40]), None, None).unwrap();
-        let bits = codec_bits(&flat).unwrap();
+        let bits = codec_bits(&flat, &Single).unwrap();
         for least in [&bits.png, &bits.webp, &bits.jxl] {
             assert!(least.bits_per_dim < 0.1 && least.how == "one sheet", "{bits:?}");
         }
         use rand::{Rng, SeedableRng};
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
         let noise = Values::Pixels((0..768 * 40).map(|_| rng.random()).collect());
-        let bits = codec_bits(&Split::new(vec![3, 16, 16], noise, None, None).unwrap()).unwrap();
+        let bits = codec_bits(&Split::new(vec![3, 16, 16], noise, None, None).unwrap(), &Single).unwrap();
         // JPEG XL always predicts, and residuals of noise are twice as wide: libjxl takes 8.9 bits here.
         for (least, most) in [(&bits.png, 8.3), (&bits.webp, 8.3), (&bits.jxl, 8.5)] {
             assert!((8.0..most).contains(&least.bits_per_dim), "{bits:?}");
         }
         let grey = Split::new(vec![1, 16, 16], flat.values, None, None).unwrap();
-        let bits = codec_bits(&grey).unwrap();
+        let bits = codec_bits(&grey, &Single).unwrap();
         assert!(bits.webp.bits_per_dim < 0.05 && bits.jxl.bits_per_dim < 0.05, "{bits:?}");
     }
 
     #[test]
+    fn ranks_take_a_codec_each() {
+        let grey = images(1, 9);
+        let alone = codec_bits(&grey, &Single).unwrap();
+        for size in [2, 4] {
+            let shared = threads::run(size, |ranks| codec_bits(&grey, ranks).unwrap());
+            assert!(shared.iter().all(|bits| *bits == alone));
+        }
+    }
+
+    #[test]
     fn what_codecs_cannot_take_is_an_error() {
-        assert!(codec_bits(&images(2, 3)).is_err());
+        assert!(codec_bits(&images(2, 3), &Single).is_err());
         let reals = Split::new(vec![3, 2, 2], Values::Reals(vec![0.0; 12]), None, None).unwrap();
-        assert!(codec_bits(&reals).is_err() && gaussian_bits(&reals, &reals).is_err());
-        assert!(codec_bits(&images(1, 0)).is_err());
+        assert!(codec_bits(&reals, &Single).is_err() && gaussian_bits(&reals, &reals).is_err());
+        assert!(codec_bits(&images(1, 0), &Single).is_err());
         assert!(gaussian_bits(&images(1, 5), &images(3, 5)).is_err());
     }
 

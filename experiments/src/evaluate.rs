@@ -19,6 +19,7 @@
 
 use crate::batches::{Augment, Examples};
 use crate::data::Split;
+use crate::ranks::{Ranks, any};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use flows::params::rng_for;
@@ -42,6 +43,8 @@ pub struct EvalOptions<'a> {
     /// Called after each batch with how many forward passes of an image are done, and of how many. `false` ends the
     /// evaluation early.
     pub progress: Option<&'a dyn Fn(usize, usize) -> bool>,
+    /// The processes that share out the batches; the result is the same to the bit for any number of them.
+    pub ranks: &'a dyn Ranks,
 }
 
 /// The outcome.
@@ -120,9 +123,14 @@ pub fn evaluate_each(
     let (mut prior, mut log_det, mut each) = (vec![0f64; n], vec![0f64; n], vec![0f64; n]);
     let mut sums = vec![LogSum::default(); n];
     let device = model.params().device();
-    for draw in 0..draws {
+    let mut ended = false;
+    'draws: for draw in 0..draws {
         let noise = rng_for(o.seed, &format!("evaluation {draw}"));
         for first in (0..n).step_by(o.batch) {
+            // All draws of an image are made by one rank.
+            if first / o.batch % o.ranks.size() != o.ranks.rank() {
+                continue;
+            }
             let end = (first + o.batch).min(n);
             let host = examples.host((first..end).map(|i| (i, i as u64)), &noise, Augment::default());
             let batch = examples.batch(host, device)?;
@@ -150,9 +158,17 @@ pub fn evaluate_each(
                 }
             }
             if o.progress.is_some_and(|go_on| !go_on(draw * n + end, draws * n)) {
-                return Ok(None);
+                ended = true;
+                break 'draws;
             }
         }
+    }
+    if any(o.ranks, [ended])? == [true] {
+        return Ok(None);
+    }
+    // Another rank's images are zeros here.
+    for values in [&mut prior, &mut log_det, &mut each] {
+        *values = o.ranks.sum(std::mem::take(values))?;
     }
     let dims = split.dims() as f64;
     let bits = |nats: f64| -nats / (dims * LN_2);
@@ -207,12 +223,20 @@ impl LogSum {
 mod tests {
     use super::*;
     use crate::data::Values;
+    use crate::ranks::{Single, threads};
     use candle_core::Device;
     use flows::ModelConfig;
     use flows::models::{GlowConfig, NiceConfig, Preprocess};
 
-    const OPTIONS: EvalOptions<'static> =
-        EvalOptions { batch: 3, draws: 1, importance: 1, seed: 0, limit: None, progress: None };
+    const OPTIONS: EvalOptions<'static> = EvalOptions {
+        batch: 3,
+        draws: 1,
+        importance: 1,
+        seed: 0,
+        limit: None,
+        progress: None,
+        ranks: &Single,
+    };
 
     fn pixels(n: usize) -> Split {
         let values = (0..n * 16).map(|i| (i * 59 % 256) as u8).collect();
@@ -322,6 +346,32 @@ mod tests {
         assert!(err.contains("image 3") && err.contains("layer `even_odd`"), "{err}");
         let empty = EvalOptions { limit: Some(0), ..OPTIONS };
         assert!(evaluate(&model, &pixels(1), &empty).unwrap_err().to_string().contains("no image"));
+    }
+
+    #[test]
+    fn ranks_share_out_the_batches_and_get_the_same_bits() -> Result<()> {
+        let split = pixels(11);
+        let o = EvalOptions { draws: 2, importance: 2, ..OPTIONS };
+        let alone = evaluate_each(&glow(), &split, &o)?;
+        for size in [2, 3, 5] {
+            let shared = threads::run(size, |ranks| {
+                evaluate_each(&glow(), &split, &EvalOptions { draws: 2, importance: 2, ranks, ..OPTIONS })
+                    .unwrap()
+            });
+            assert!(shared.iter().all(|one| *one == alone));
+            // One of them ends it, and it ends for all.
+            let ended = threads::run(size, |ranks| {
+                let go_on = |done: usize, _: usize| ranks.rank() != 1 || done < 20;
+                evaluate_each(
+                    &glow(),
+                    &split,
+                    &EvalOptions { draws: 4, ranks, progress: Some(&go_on), ..OPTIONS },
+                )
+                .unwrap()
+            });
+            assert!(ended.iter().all(Option::is_none));
+        }
+        Ok(())
     }
 
     #[test]

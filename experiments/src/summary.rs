@@ -192,6 +192,19 @@ pub struct Training {
     /// The updates after which the run had ended before it was extended; a run without them was made in one go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extended: Vec<u64>,
+    /// The processes that trained, where there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Together>,
+}
+
+/// Processes that trained a model together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Together {
+    /// How many there were, when the run ended.
+    pub processes: usize,
+    /// What batch norm normalised with, for a model that has it: "share", the statistics of each process's share of the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_statistics: Option<String>,
 }
 
 /// summary.json. Of one that was written elsewhere the recipe and the data are enough; whatever else it lacks is not recorded.

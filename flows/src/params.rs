@@ -86,10 +86,21 @@ impl Param {
     }
 }
 
+/// What a tensor of a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// The optimiser moves it.
+    Trained,
+    /// A training pass moves it: running statistics.
+    Running,
+    /// It stays as it was initialised.
+    Kept,
+}
+
 #[derive(Clone, Debug)]
 struct Entry {
     param: Param,
-    trained: bool,
+    role: Role,
 }
 
 /// Where the tensors of a loaded model come from. Names, shapes and dtypes are known before any of them is read, so that
@@ -201,7 +212,12 @@ impl ParamStore {
 
     /// Trained parameters, in name order.
     pub fn trained(&self) -> Vec<(String, Param)> {
-        self.collect(|e| e.trained)
+        self.collect(|e| e.role == Role::Trained)
+    }
+
+    /// Running statistics, which training passes move, in name order.
+    pub fn running(&self) -> Vec<(String, Param)> {
+        self.collect(|e| e.role == Role::Running)
     }
 
     /// Every tensor of the file: trained parameters and buffers, in name order.
@@ -342,15 +358,23 @@ impl ParamBuilder {
     /// # Errors
     /// When it is missing from the weights or has another shape there, or another layer has this name.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
-        self.entry(shape.into(), name, init, true, self.store.dtype)
+        self.entry(shape.into(), name, init, Role::Trained, self.store.dtype)
     }
 
-    /// A tensor that is saved and not trained: running statistics, signs, whitening matrices.
+    /// A tensor that is saved and not trained: signs, whitening matrices.
     ///
     /// # Errors
     /// As [`ParamBuilder::get`].
     pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
-        self.entry(shape.into(), name, init, false, self.store.dtype)
+        self.entry(shape.into(), name, init, Role::Kept, self.store.dtype)
+    }
+
+    /// A running statistic, which is saved and which training passes move: processes that train together average it.
+    ///
+    /// # Errors
+    /// As [`ParamBuilder::get`].
+    pub fn running(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
+        self.entry(shape.into(), name, init, Role::Running, self.store.dtype)
     }
 
     /// A saved tensor of indices (u32): permutations.
@@ -358,7 +382,7 @@ impl ParamBuilder {
     /// # Errors
     /// As [`ParamBuilder::get`].
     pub fn indices(&self, len: usize, name: &str, init: Init) -> Result<Param> {
-        self.entry(len.into(), name, init, false, DType::U32)
+        self.entry(len.into(), name, init, Role::Kept, DType::U32)
     }
 
     /// A saved permutation of 0..`len`, and its inverse.
@@ -380,7 +404,7 @@ impl ParamBuilder {
         Ok((index, inverse))
     }
 
-    fn entry(&self, shape: Shape, name: &str, init: Init, trained: bool, dtype: DType) -> Result<Param> {
+    fn entry(&self, shape: Shape, name: &str, init: Init, role: Role, dtype: DType) -> Result<Param> {
         let key = self.key(name);
         let tensor = match &*self.store.origin.lock().unwrap() {
             Origin::Done => bail!("`{key}` is asked for after the model was built"),
@@ -401,7 +425,7 @@ impl ParamBuilder {
             }
         };
         let param = Param::new(&tensor.to_device(&self.store.device)?)?;
-        let entry = Entry { param: param.clone(), trained };
+        let entry = Entry { param: param.clone(), role };
         if self.store.entries.lock().unwrap().insert(key.clone(), entry).is_some() {
             bail!("two layers ask for the same parameter `{key}`: give them different paths");
         }

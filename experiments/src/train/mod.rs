@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `step` | one update, from data to gradient to parameters, on the CPU and on a GPU |
 //! | `run` | the loop around it: validation, checkpoints, drift, the log |
+//! | `reduce` | the sum over the processes that train together |
 //! | `schedule` | learning rate and length of a run |
 //! | `log` | the lines of metrics.jsonl |
 //! | `progress` | what an observer of a run is told, and how a run ended |
@@ -16,14 +17,16 @@
 
 mod log;
 mod progress;
+mod reduce;
 mod run;
 mod schedule;
 mod step;
 
-pub use progress::{Outcome, Progress, StoppedBy};
+pub use progress::{Outcome, Progress, Silent, StoppedBy};
+pub use reduce::over_ranks;
 pub use run::train;
 pub use schedule::check_precision;
-pub use step::learn;
+pub use step::{Pass, learn};
 
 #[cfg(test)]
 mod tests;

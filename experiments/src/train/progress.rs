@@ -1,5 +1,6 @@
 //! What an observer of a training run is told, and how a run ended.
 
+use crate::summary::Together;
 use serde::Serialize;
 
 /// Observer of a training run.
@@ -12,6 +13,16 @@ pub trait Progress: Send {
     fn validation(&mut self, update: u64, bits_per_dim: f64, best: f64);
     /// A message for the user.
     fn message(&mut self, text: &str);
+}
+
+/// An observer that does not look: that of all ranks but the first.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _: u64, _: Option<u64>) {}
+    fn step(&mut self, _: u64, _: f64, _: f64, _: Option<f64>) {}
+    fn validation(&mut self, _: u64, _: f64, _: f64) {}
+    fn message(&mut self, _: &str) {}
 }
 
 /// Why a run ended.
@@ -51,6 +62,8 @@ pub struct Outcome {
     pub extended: Vec<u64>,
     /// Why it ended.
     pub stopped_by: StoppedBy,
+    /// The processes that trained, where there were several.
+    pub ranks: Option<Together>,
     /// Whether it ended; an interrupted run did not.
     pub finished: bool,
 }

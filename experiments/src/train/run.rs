@@ -5,11 +5,14 @@ use super::progress::{Outcome, Progress, StoppedBy};
 use super::schedule::{check, planned, rate};
 use super::step::Step;
 use crate::batches::{Augment, Examples};
-use crate::checkpoint::{self, Measured, Metrics, Position, Settings, Window};
+use crate::checkpoint::{self, Measured, Position, Settings, Window};
 use crate::data::{Dataset, Split};
 use crate::evaluate::{EvalOptions, evaluate_until};
+use crate::metrics::Metrics;
+use crate::ranks::{Ranks, agree, any, same};
 use crate::recipe::Recipe;
 use crate::run_dir::{self, BEST, CHECKPOINT};
+use crate::summary::Together;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use candle_core::Device;
 use flows::ops::precision::{self, Precision};
@@ -30,6 +33,8 @@ const RECONSTRUCTION_IMAGES: usize = 16;
 ///
 /// `stop` ends it at the next update: the checkpoint is saved and the outcome is not `finished`.
 ///
+/// Several `ranks` make each update together; only rank 0 touches `out` and the log, and `stop` of any of them ends all.
+///
 /// # Errors
 /// When a setting is impossible, the checkpoint is damaged or of another recipe, or a loss, a gradient or a validation is
 /// not finite: that error names the layer and the update and says which checkpoint is kept.
@@ -40,10 +45,11 @@ pub fn train(
     out: &Path,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
+    ranks: &dyn Ranks,
 ) -> Result<Outcome> {
     // On a thread of rayon's pool: from outside, each of the hundreds of parallel ops of an update would hand its work to a
     // worker and block until it is done, which for small tensors takes longer than the op.
-    let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop));
+    let train = || rayon::scope(|_| train_in_pool(recipe, data, device, out, progress, stop, ranks));
     let train = || precision::with_deterministic(recipe.train.deterministic, train);
     precision::within(recipe.train.precision, train)
 }
@@ -56,13 +62,20 @@ pub(super) fn train_in_pool(
     out: &Path,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
+    ranks: &dyn Ranks,
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let t = &recipe.train;
-    check(t, data, device)?;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    run_dir::remove_leftovers(out)?;
-    let step = Step::new(recipe, &data.train, device)?;
+    let begun = || -> Result<Step> {
+        check(t, data, device, ranks)?;
+        if ranks.rank() == 0 {
+            std::fs::create_dir_all(out)
+                .with_context(|| format!("cannot make the folder {}", out.display()))?;
+            run_dir::remove_leftovers(out)?;
+        }
+        Step::new(recipe, &data.train, device, ranks)
+    };
+    let step = agree(ranks, begun())?;
     let mut run = Run {
         recipe,
         valid: data.valid.as_ref().filter(|v| !v.is_empty()),
@@ -70,6 +83,7 @@ pub(super) fn train_in_pool(
         out,
         progress,
         stop,
+        ranks,
         plan: planned(t, step.feed.examples.len()),
         settings: Settings::new(recipe, data)?,
         metrics: None,
@@ -95,8 +109,10 @@ struct Run<'a> {
     out: &'a Path,
     progress: &'a mut dyn Progress,
     stop: &'a AtomicBool,
+    ranks: &'a dyn Ranks,
     plan: Option<(u64, StoppedBy)>,
     settings: Settings,
+    /// The log, on rank 0.
     metrics: Option<Metrics>,
     /// The update of the checkpoint on the disk.
     checkpointed: Option<u64>,
@@ -111,11 +127,34 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Starts from the checkpoint, or from the data-dependent initialisation.
+    /// Whether this process writes the run's files.
+    fn writes(&self) -> bool {
+        self.ranks.rank() == 0
+    }
+
+    /// Starts from the checkpoint, or from the data-dependent initialisation, which rank 0 does for all.
     fn begin<'scope>(&mut self, scope: &'scope Scope<'scope, '_>) -> Result<()>
     where
         'a: 'scope,
     {
+        let taken = if self.writes() { self.take_up() } else { Ok(()) };
+        agree(self.ranks, taken)?;
+        let Step { model, updater, .. } = &mut self.step;
+        let shared =
+            checkpoint::share(self.ranks, &mut self.position, &self.settings, model.params(), updater);
+        agree(self.ranks, shared)?;
+        self.step.store(&self.position.stored);
+        self.step.start(self.position.update, scope)?;
+        self.wall_before = self.position.wall_seconds;
+        self.first_update = self.position.update;
+        let opened = if self.writes() { Metrics::open(self.out, &self.position).map(Some) } else { Ok(None) };
+        self.metrics = agree(self.ranks, opened)?;
+        self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
+        Ok(())
+    }
+
+    /// Takes up the checkpoint, or initialises.
+    fn take_up(&mut self) -> Result<()> {
         let step = &mut self.step;
         match checkpoint::load(self.out, &self.settings, step.model.params(), &mut step.updater)? {
             Some(position) => {
@@ -139,12 +178,6 @@ impl<'a> Run<'a> {
                 step.initialise(self.recipe.train.init_images)?;
             }
         }
-        self.step.store(&self.position.stored);
-        self.step.start(self.position.update, scope)?;
-        self.wall_before = self.position.wall_seconds;
-        self.first_update = self.position.update;
-        self.metrics = Some(Metrics::open(self.out, &self.position)?);
-        self.progress.begin(self.position.update, self.plan.map(|(n, _)| n));
         Ok(())
     }
 
@@ -166,10 +199,11 @@ impl<'a> Run<'a> {
         let t = &self.recipe.train;
         loop {
             let update = self.position.update;
-            let done = self.done();
+            // The flag is read once: a Ctrl-C between two reads would save a checkpoint without the pending results. Clocks and
+            // signals of ranks differ, and what one of them sees all must act on.
+            let [stop, late] = any(self.ranks, [self.stop.load(Ordering::Relaxed), self.out_of_time()])?;
+            let done = self.done(late);
             let validates = done.is_some() || (update > 0 && update.is_multiple_of(t.validate_every));
-            // The flag is read once: a Ctrl-C between two reads would save a checkpoint without the pending results.
-            let stop = self.stop.load(Ordering::Relaxed);
             let saves = done.is_some() || stop || (update > 0 && update.is_multiple_of(t.checkpoint_every));
             if validates || saves {
                 self.read_results()?;
@@ -244,7 +278,8 @@ impl<'a> Run<'a> {
         let Some((tally, seconds)) = self.step.results()? else { return Ok(()) };
         if let Some(loss) = tally.not_finite {
             let failed = self.position.update - before + tally.updates;
-            return Err(self.not_finite(failed, loss));
+            let error = self.not_finite(failed, loss);
+            return agree(self.ranks, Err(error));
         }
         let to_bits = 1. / (self.step.model.dims() as f64 * LN_2);
         let position = &mut self.position;
@@ -286,7 +321,12 @@ impl<'a> Run<'a> {
         self.wall_before + self.clock.elapsed().as_secs_f64()
     }
 
-    fn done(&self) -> Option<StoppedBy> {
+    fn out_of_time(&self) -> bool {
+        self.recipe.train.minutes.is_some_and(|m| self.wall_seconds() >= m * 60.)
+    }
+
+    /// Whether the run has ended, and why; `late` says that its time is up.
+    fn done(&self, late: bool) -> Option<StoppedBy> {
         let t = &self.recipe.train;
         if let Some((_, by)) = self.plan.filter(|(n, _)| self.position.update >= *n) {
             return Some(by);
@@ -294,7 +334,7 @@ impl<'a> Run<'a> {
         if t.patience.is_some_and(|p| self.position.worse >= p.max(1)) {
             return Some(StoppedBy::Patience);
         }
-        t.minutes.filter(|m| self.wall_seconds() >= m * 60.).map(|_| StoppedBy::Minutes)
+        late.then_some(StoppedBy::Minutes)
     }
 
     /// From the pace of this process, validation included.
@@ -322,7 +362,7 @@ impl<'a> Run<'a> {
             seconds: self.wall_seconds(),
             values,
         };
-        self.metrics.as_mut().expect("opened in begin").write(&line)
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&line))
     }
 
     /// Runs `f` on the model with the averaged weights in place, where there are any.
@@ -348,6 +388,7 @@ impl<'a> Run<'a> {
                     seed: run.recipe.train.seed,
                     limit: run.recipe.train.validate_images,
                     progress: Some(&go_on),
+                    ranks: run.ranks,
                 };
                 let evaluation = evaluate_until(&run.step.model, split, &options)?;
                 evaluation.map(|e| Ok((Some(e.bits_per_dim), run.reconstruction_error()?))).transpose()
@@ -381,7 +422,7 @@ impl<'a> Run<'a> {
         if better {
             self.save_model()?;
         }
-        if keeps.is_some() {
+        if keeps.is_some() && self.writes() {
             checkpoint::keep(self.out)?;
         }
         if let (Some(bits), Some(best)) = (bits, best) {
@@ -409,6 +450,9 @@ impl<'a> Run<'a> {
     }
 
     fn save_model(&mut self) -> Result<()> {
+        if !self.writes() {
+            return Ok(());
+        }
         self.averaged(|run| {
             let saved = run.step.model.save(run.out, &SaveOptions::default());
             saved.context("cannot save the model: is the disk full?")
@@ -417,11 +461,16 @@ impl<'a> Run<'a> {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.position.wall_seconds = self.wall_seconds();
-        let metrics = self.metrics.as_ref().expect("opened in begin");
-        metrics.sync()?;
-        self.position.log_lines = Some(metrics.lines);
-        let step = &self.step;
-        checkpoint::save(self.out, &self.position, &self.settings, step.model.params(), &step.updater)?;
+        let params = self.step.model.params();
+        if self.ranks.size() > 1 {
+            // Each rank updates its own weights; if they drift apart, no gradient says so.
+            same(self.ranks, checkpoint::checksum(params), "the weights")?;
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.sync()?;
+            self.position.log_lines = Some(metrics.lines);
+            checkpoint::save(self.out, &self.position, &self.settings, params, &self.step.updater)?;
+        }
         self.checkpointed = Some(self.position.update);
         // Before the first validation there is no best model: the latest one can be looked at.
         if self.position.saved.is_none() { self.save_model() } else { Ok(()) }
@@ -430,6 +479,9 @@ impl<'a> Run<'a> {
     fn outcome(&self, stopped_by: StoppedBy) -> Outcome {
         let p = &self.position;
         let w = p.window;
+        let shares = !self.step.model.params().running().is_empty();
+        let together =
+            Together { processes: self.ranks.size(), batch_statistics: shares.then(|| "share".to_owned()) };
         let open = (w.updates > 0).then(|| w.bits / w.updates as f64);
         Outcome {
             updates: p.update,
@@ -441,6 +493,7 @@ impl<'a> Run<'a> {
             extended: p.ends.iter().copied().filter(|&end| end < p.update).collect(),
             train_bits_per_dim: p.last_window.map(|m| m.bits_per_dim).or(open),
             stopped_by,
+            ranks: Some(together).filter(|together| together.processes > 1),
             finished: stopped_by != StoppedBy::Interrupt,
         }
     }

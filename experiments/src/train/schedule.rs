@@ -2,6 +2,7 @@
 
 use super::progress::StoppedBy;
 use crate::data::Dataset;
+use crate::ranks::Ranks;
 use crate::recipe::{Schedule, Train};
 use anyhow::{Result, ensure};
 use candle_core::Device;
@@ -45,9 +46,15 @@ pub fn check_precision(t: &Train, device: &Device) -> Result<()> {
 }
 
 /// Refuses settings that no run can have.
-pub(super) fn check(t: &Train, data: &Dataset, device: &Device) -> Result<()> {
+pub(super) fn check(t: &Train, data: &Dataset, device: &Device, ranks: &dyn Ranks) -> Result<()> {
     check_precision(t, device)?;
     t.check_counts()?;
+    ensure!(
+        t.batch >= ranks.size(),
+        "`train.batch` = {} is less than the {} processes that share it out: raise it, or start fewer",
+        t.batch,
+        ranks.size()
+    );
     ensure!(!data.train.is_empty(), "the training set is empty: lower `data.validation`");
     ensure!(
         data.train.is_pixels() || !(t.hflip || t.shift > 0.),

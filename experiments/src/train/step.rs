@@ -14,11 +14,16 @@
 //!   summed on the device and read when a line of the log is due. A loss that is not finite is therefore noticed late, but
 //!   the kernels make no further update after it, so the parameters are those from before, as on the CPU.
 //!
+//! Where several processes train ([`Ranks`]), each makes its share of the batch, and gradients are added before the rest of the
+//! update, which all of them then make alike.
+//!
 //! Every batch is a function of the seed and the update's number, so a resumed run sees the same ones, and the batch of an
 //! update that failed can be made again to find the layer.
 
+use super::reduce::over_ranks;
 use crate::batches::{Augment, Batch, Examples, Feed, Host, order};
 use crate::data::{Rows, Split, Values};
+use crate::ranks::{Ranks, Share, first};
 use crate::recipe::{LossUnit, Recipe};
 use anyhow::{Context as _, Result, anyhow, bail};
 use candle_core::{DType, Device, Tensor};
@@ -52,9 +57,7 @@ pub(super) struct Step<'a> {
     pub(super) feed: Feed<'a>,
     source: Option<Source>,
     device: &'a Device,
-    memory: Memory,
-    /// The loss is -mean log p(x) times this.
-    factor: f64,
+    pass: Pass<'a>,
     /// Updates since the results were last read, and when the first of them began.
     pending: u64,
     since: Instant,
@@ -62,7 +65,12 @@ pub(super) struct Step<'a> {
 
 impl<'a> Step<'a> {
     /// A model with fresh parameters and the optimizer's initial state.
-    pub(super) fn new(recipe: &Recipe, train: &'a Split, device: &'a Device) -> Result<Self> {
+    pub(super) fn new(
+        recipe: &Recipe,
+        train: &'a Split,
+        device: &'a Device,
+        ranks: &'a dyn Ranks,
+    ) -> Result<Self> {
         let t = &recipe.train;
         let model = Model::new(recipe.model.clone(), t.seed, DType::F32, device)?;
         let examples = Examples::new(train, model.config())?;
@@ -77,14 +85,14 @@ impl<'a> Step<'a> {
             LossUnit::BitsPerDim => 1. / (model.dims() as f64 * LN_2),
             LossUnit::Nats => 1.,
         };
+        let share = Share::new(t.batch, ranks);
         Ok(Self {
-            feed: Feed { examples, batch: t.batch, seed: t.seed, augment },
+            feed: Feed { examples, share, seed: t.seed, augment },
             model,
             updater,
             source: None,
             device,
-            memory: t.memory,
-            factor,
+            pass: Pass { memory: t.memory, factor, ranks, weight: share.weight() },
             pending: 0,
             since: Instant::now(),
         })
@@ -138,15 +146,17 @@ impl<'a> Step<'a> {
         };
         // The kernel that makes batches gives no features.
         let features = self.model.config().context().shape(&split.shape)?.is_some();
-        if !runs_kernels(self.device) || feed.batch > split.len() || features {
+        if !runs_kernels(self.device) || feed.share.of > split.len() || features {
             return Ok(None);
         }
         let config = self.model.config();
         let labels = config.classes().and(split.labels.as_deref());
         let shift = |side: usize| (feed.augment.shift * side as f64).floor() as usize;
         let variation = Variation { hflip: feed.augment.hflip, shift_y: shift(h), shift_x: shift(w) };
-        let of = (feed.batch, config.bits(), feed.seed);
-        Ok(Some(Batches::new(pixels, labels, [c, h, w], of, variation, self.device)?))
+        let Share { first, len, of } = feed.share;
+        let of = (of, config.bits(), feed.seed);
+        let batches = Batches::new(pixels, labels, [c, h, w], of, variation, self.device)?;
+        Ok(Some(batches.with_share(first, len)?))
     }
 
     /// Makes update `update` (counted from 0) at this learning rate.
@@ -155,18 +165,18 @@ impl<'a> Step<'a> {
             self.since = Instant::now();
         }
         self.updater.begin(lr)?;
-        let Self { model, updater, feed, source, device, memory, factor, .. } = self;
+        let Self { model, updater, feed, source, device, pass, .. } = self;
         match source.as_mut().context("an update before `start`")? {
             Source::Host(batches) => {
                 let host =
                     batches.recv().map_err(|_| anyhow!("the thread that prepares batches ended early"))?;
-                learn(model, updater, &feed.examples.batch(host, device)?, *memory, *factor)?;
+                learn(model, updater, &feed.examples.batch(host, device)?, *pass)?;
             }
             Source::Device(batches, recorder) => {
                 batches.prepare(update, |epoch| order(feed.seed, epoch, feed.examples.len()))?;
                 recorder.run(device, || {
                     let (x, labels) = batches.next()?;
-                    learn(model, updater, &Batch::new(x, labels), *memory, *factor)?;
+                    learn(model, updater, &Batch::new(x, labels), *pass)?;
                     batches.advance()
                 })?;
             }
@@ -217,9 +227,23 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Finds what is not finite in `update`: a layer, a parameter or, unless `loss`, a gradient. `loss` says that the loss was
-    /// not finite.
+    /// Finds what is not finite in `update`: a layer, a parameter or, unless `loss`, a gradient; of several ranks the lowest
+    /// that finds something has found it. `loss` says that the loss was not finite.
     pub(super) fn find_non_finite(&mut self, update: u64, loss: bool) -> Result<String> {
+        // An error is a find, too: all ranks have to come to the same calls.
+        let found = self.find_in_share(update, loss);
+        let found = found.unwrap_or_else(|e| Some(format!("an unknown place ({e})")));
+        let ranks = self.pass.ranks;
+        let mut text = found.unwrap_or_default().into_bytes();
+        match first(ranks, !text.is_empty())? {
+            Some(rank) => ranks.broadcast(rank, &mut text),
+            None => text = "the sum over the batch".into(),
+        }
+        Ok(String::from_utf8(text)?)
+    }
+
+    /// As [`Step::find_non_finite`], in this rank's share of the batch.
+    fn find_in_share(&mut self, update: u64, loss: bool) -> Result<Option<String>> {
         let batch = match &mut self.source {
             Some(Source::Device(batches, _)) => {
                 let seed = self.feed.seed;
@@ -232,51 +256,63 @@ impl<'a> Step<'a> {
         };
         let ctx = Ctx { mode: Mode::Replay, grad: false, context: batch.context() };
         if let Some(layer) = self.model.find_non_finite(&batch.x, ctx)? {
-            return Ok(format!("layer `{layer}`"));
+            return Ok(Some(format!("layer `{layer}`")));
         }
         if let Some(name) = self.model.params().find_non_finite()? {
-            return Ok(format!("parameter `{name}`"));
+            return Ok(Some(format!("parameter `{name}`")));
         }
         let grads = match loss {
             true => Grads::new(),
-            false => self.model.gradients(&batch.x, ctx, Memory::Store, |p| p.mean_all()? * -self.factor)?.1,
+            false => {
+                self.model.gradients(&batch.x, ctx, Memory::Store, |p| p.mean_all()? * -self.pass.factor)?.1
+            }
         };
         for (name, g) in &grads {
             if !is_finite(g)? {
-                return Ok(format!("the gradient of `{name}`"));
+                return Ok(Some(format!("the gradient of `{name}`")));
             }
         }
-        Ok("the sum over the batch".to_string())
+        Ok(None)
     }
 }
 
-/// Gradient and update of one batch, for the loss -`factor` mean log p(x). On a GPU nothing here waits for the device.
+/// How [`learn`] makes a gradient.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Whether activations are stored or reconstructed.
+    pub memory: Memory,
+    /// The loss is -mean log p(x) times this.
+    pub factor: f64,
+    /// The processes that make the same update, each with its share of the batch.
+    pub ranks: &'a dyn Ranks,
+    /// What the mean over this share counts in the mean over the batch: [`Share::weight`].
+    pub weight: f64,
+}
+
+/// Gradient and update of one batch, or of this process's share of it. On a GPU nothing here waits for the device.
 ///
 /// # Errors
 /// When the batch does not fit the model.
-pub fn learn(
-    model: &Model,
-    updater: &mut Updater,
-    batch: &Batch,
-    memory: Memory,
-    factor: f64,
-) -> candle_core::Result<()> {
+pub fn learn(model: &Model, updater: &mut Updater, batch: &Batch, pass: Pass) -> candle_core::Result<()> {
     let mut mean: Option<Tensor> = None;
     let ctx = Ctx::train().with_context(batch.context());
-    let result = model.gradients(&batch.x, ctx, memory, |log_prob| {
+    let result = model.gradients(&batch.x, ctx, pass.memory, |log_prob| {
         let log_prob = log_prob.mean_all()?;
         mean = Some(log_prob.detach());
-        log_prob * -factor
+        log_prob * (-pass.factor * pass.weight)
     });
     match (result, mean) {
-        (Ok((_, grads)), Some(mean)) => updater.apply(grads, &mean),
+        (Ok((_, grads)), Some(mean)) => {
+            let (grads, mean) = over_ranks(pass.ranks, pass.weight, model.params(), grads, mean)?;
+            updater.apply(grads, &mean)
+        }
         // The backward pass of a loss that is not finite may fail in any layer: the loss is what has to be reported.
         (Err(e), Some(mean)) => {
-            if updater.reject(&mean)? {
-                Ok(())
-            } else {
-                Err(e)
+            if !updater.reject(&mean)? {
+                return Err(e);
             }
+            // The others wait for this rank's share, and their sum will not be finite either.
+            over_ranks(pass.ranks, pass.weight, model.params(), Grads::new(), mean).map(drop)
         }
         (Err(e), None) => Err(e),
         (Ok(_), None) => candle_core::bail!("a training pass computed no log p(x)"),

@@ -5,6 +5,7 @@ use super::run::train_in_pool;
 use super::{Outcome, Progress, StoppedBy, train};
 use crate::data::{Dataset, Parts, Split, Values};
 use crate::evaluate::{EvalOptions, evaluate};
+use crate::ranks::Single;
 use crate::recipe::{Data, Eval, LossUnit, Lower, Recipe, Schedule, Train};
 use crate::run_dir::{CHECKPOINT, METRICS};
 use anyhow::Result;
@@ -17,6 +18,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+mod ranks;
 
 pub(super) fn recipe() -> Recipe {
     let model = GlowConfig { shape: [1, 4, 4], levels: 2, depth: 1, width: 6, ..GlowConfig::cifar_paper() };
@@ -108,13 +111,13 @@ impl Progress for Show<'_> {
 }
 
 fn run(recipe: &Recipe, out: &Path) -> Result<Outcome> {
-    train(recipe, &data(), &Device::Cpu, out, &mut Show::default(), &AtomicBool::new(false))
+    train(recipe, &data(), &Device::Cpu, out, &mut Show::default(), &AtomicBool::new(false), &Single)
 }
 
 fn run_until(recipe: &Recipe, out: &Path, update: u64) -> Result<(Outcome, Show<'static>)> {
     let stop = AtomicBool::new(false);
     let mut show = Show { stop_after: Some((update, &stop)), ..Show::default() };
-    let outcome = train(recipe, &data(), &Device::Cpu, out, &mut show, &stop)?;
+    let outcome = train(recipe, &data(), &Device::Cpu, out, &mut show, &stop, &Single)?;
     Ok((outcome, Show { stop_after: None, steps: show.steps, messages: show.messages }))
 }
 
@@ -158,7 +161,15 @@ fn a_run_learns_and_leaves_its_files() -> Result<()> {
     let (update, bits) = outcome.best_validation.unwrap();
     assert!(update.is_multiple_of(5));
     let model = Model::load(out.path(), &Device::Cpu)?;
-    let o = EvalOptions { batch: 100, draws: 1, importance: 1, seed: 3, limit: None, progress: None };
+    let o = EvalOptions {
+        batch: 100,
+        draws: 1,
+        importance: 1,
+        seed: 3,
+        limit: None,
+        progress: None,
+        ranks: &Single,
+    };
     let e = evaluate(&model, &split(8), &o)?;
     assert!((e.bits_per_dim - bits).abs() < 1e-6);
     // The same call again has nothing to do.
@@ -228,7 +239,7 @@ fn another_recipe_does_not_resume_and_more_updates_do() -> Result<()> {
     let mut other = data();
     other.revision = "more".to_string();
     let stop = AtomicBool::new(false);
-    let err = train(&r, &other, &Device::Cpu, out.path(), &mut Show::default(), &stop).unwrap_err();
+    let err = train(&r, &other, &Device::Cpu, out.path(), &mut Show::default(), &stop, &Single).unwrap_err();
     assert!(err.to_string().contains("data.revision"), "{err}");
     Ok(())
 }
@@ -279,7 +290,8 @@ fn a_lower_rate_goes_on_from_the_best_checkpoint() -> Result<()> {
     for validated in [true, false] {
         let set = if validated { data() } else { Dataset { valid: None, ..data() } };
         let never = AtomicBool::new(false);
-        let go = |r: &Recipe, out: &Path| train(r, &set, &Device::Cpu, out, &mut Show::default(), &never);
+        let go =
+            |r: &Recipe, out: &Path| train(r, &set, &Device::Cpu, out, &mut Show::default(), &never, &Single);
         let (out, straight) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let mut r = recipe();
         r.train.schedule = Schedule::Divide { factor: 0.2, min: 0. };
@@ -382,7 +394,7 @@ fn without_validation_the_last_model_is_saved() -> Result<()> {
     r.train.ema = None;
     let set = Dataset { valid: None, ..data() };
     let mut show = Show::default();
-    let outcome = train(&r, &set, &Device::Cpu, out.path(), &mut show, &AtomicBool::new(false))?;
+    let outcome = train(&r, &set, &Device::Cpu, out.path(), &mut show, &AtomicBool::new(false), &Single)?;
     assert_eq!(outcome.best_validation, None);
     let state = tensors(&out.path().join(CHECKPOINT));
     for (name, bytes) in tensors(&out.path().join("model.safetensors")) {
@@ -408,7 +420,7 @@ fn impossible_settings_are_named() {
 /// Trains as on a GPU, on this thread through the emulated kernels.
 #[cfg(feature = "emulate")]
 fn run_as_gpu(recipe: &Recipe, out: &Path, show: &mut Show, stop: &AtomicBool) -> Result<Outcome> {
-    flows::ops::cuda::emulate(|| train_in_pool(recipe, &data(), &Device::Cpu, out, show, stop))
+    flows::ops::cuda::emulate(|| train_in_pool(recipe, &data(), &Device::Cpu, out, show, stop, &Single))
 }
 
 #[cfg(feature = "emulate")]

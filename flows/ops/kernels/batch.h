@@ -21,7 +21,8 @@ DEVICE Four philox(Four c, unsigned k0, unsigned k1) {
 }
 
 // x = floor(pixel / 2^drop) + r unit, for an image flipped and shifted with its edge pixels repeated. One thread for four
-// elements. `orders` holds the order of the epochs with even and with odd numbers.
+// elements. `orders` holds the order of the epochs with even and with odd numbers. The places made are `batch` of a batch of
+// `whole`, from `first` on.
 typedef struct {
     const unsigned char *pixels;
     const unsigned *orders, *labels;
@@ -29,9 +30,9 @@ typedef struct {
     float *x;
     unsigned *out_labels;
     float unit;
-    unsigned examples, batch, c, h, w, drop, shift_bits, flip, most_y, most_x, key0, key1;
+    unsigned examples, batch, c, h, w, drop, shift_bits, flip, most_y, most_x, key0, key1, first, whole;
 } Batch;
-LAYOUT(Batch, 104, key1, 96);
+LAYOUT(Batch, 112, whole, 104);
 
 // A whole number from -most to most.
 DEVICE int offset(unsigned random, unsigned most) { return (int)mul_high(random, 2 * most + 1) - (int)most; }
@@ -42,8 +43,8 @@ KERNEL(batch, Batch) {
     unsigned dims = a.c * a.h * a.w, groups = (dims + 3) / 4;
     unsigned long long update = *a.update;
     for EACH(i, a.batch * groups) {
-        unsigned in_batch = i / groups, first = i % groups * 4;
-        unsigned long long position = update * a.batch + in_batch, epoch = position / a.examples;
+        unsigned made = i / groups, in_batch = a.first + made, first = i % groups * 4;
+        unsigned long long position = update * a.whole + in_batch, epoch = position / a.examples;
         unsigned place = a.orders[(epoch & 1) * a.examples + (unsigned)(position % a.examples)];
         // Counters below `groups` are the noise, the last one the variation.
         Four at = {{0xffffffffu, in_batch, (unsigned)update, (unsigned)(update >> 32)}};
@@ -56,9 +57,9 @@ KERNEL(batch, Batch) {
             unsigned e = first + k, x = e % a.w, y = e / a.w % a.h, c = e / (a.w * a.h);
             unsigned from_y = clamp_to((int)y + dy, a.h), from_x = clamp_to((int)(flip ? a.w - 1 - x : x) + dx, a.w);
             unsigned pixel = image[(c * a.h + from_y) * a.w + from_x] >> a.drop;
-            a.x[(unsigned long long)in_batch * dims + e] = (float)pixel + (float)(noise.v[k] >> a.shift_bits) * a.unit;
+            a.x[(unsigned long long)made * dims + e] = (float)pixel + (float)(noise.v[k] >> a.shift_bits) * a.unit;
         }
-        if (first == 0 && a.labels) a.out_labels[in_batch] = a.labels[place];
+        if (first == 0 && a.labels) a.out_labels[made] = a.labels[place];
     }
 }
 

@@ -18,8 +18,8 @@ pub(crate) struct RunningMoments {
 impl RunningMoments {
     pub(crate) fn new(channels: usize, momentum: f64, vb: &ParamBuilder) -> Result<Self> {
         Ok(Self {
-            mean: vb.buffer(channels, "mean", Init::Const(0.))?,
-            var: vb.buffer(channels, "var", Init::Const(1.))?,
+            mean: vb.running(channels, "mean", Init::Const(0.))?,
+            var: vb.running(channels, "var", Init::Const(1.))?,
             momentum,
         })
     }

@@ -1,8 +1,9 @@
 //! Arguments that several commands share.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
+use experiments::ranks::{Ranks, Single};
 use experiments::recipe::Resolved;
 use flows::ops::device::open_device;
 use std::path::PathBuf;
@@ -46,10 +47,10 @@ impl RecipeArgs {
 /// Where to compute.
 #[derive(Args)]
 pub struct Compute {
-    /// Device: `cpu` or `cuda:N`.
+    /// Device: `cpu` or `cuda:N`; under mpirun `cuda`, which is another GPU for each process of a machine.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Number of threads, at most 512 (default: all cores).
+    /// Number of threads, at most 512 (default: all cores, under mpirun the process's share of them).
     ///
     /// Results are equal to the bit only for equal numbers of threads.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=512))]
@@ -62,13 +63,32 @@ impl Compute {
     /// # Errors
     /// When there is no such device: one sentence that says why.
     pub fn open(&self) -> Result<Device> {
-        if let Some(threads) = self.threads {
+        self.open_for(&Single)
+    }
+
+    /// As [`Compute::open`], for one of several processes: it takes its share of the machine's cores, and its own GPU.
+    ///
+    /// # Errors
+    /// As [`Compute::open`], and when all of them would use one GPU.
+    pub fn open_for(&self, ranks: &dyn Ranks) -> Result<Device> {
+        let (local, here) = ranks.local();
+        if let Some(threads) = self.threads.map(usize::from).or((here > 1).then(|| share_of_cores(here))) {
             rayon::ThreadPoolBuilder::new()
-                .num_threads(usize::from(threads))
+                .num_threads(threads)
                 .build_global()
                 .context("the number of threads cannot be changed any more")?;
         }
-        open_device(&self.device).with_context(|| format!("--device {}", self.device))
+        ensure!(
+            here == 1 || !self.device.starts_with("cuda:"),
+            "--device {}: the {here} processes of this machine need a GPU each, say --device cuda",
+            self.device
+        );
+        let name = if self.device == "cuda" { format!("cuda:{local}") } else { self.device.clone() };
+        let device = open_device(&name).with_context(|| format!("--device {name}"))?;
+        if ranks.size() > 1 {
+            ranks.open(&device)?;
+        }
+        Ok(device)
     }
 
     /// The device's name in a summary.
@@ -76,6 +96,14 @@ impl Compute {
     pub fn name(&self) -> &str {
         &self.device
     }
+}
+
+/// The cores of one of `here` processes on this machine. A launcher that binds processes to cores has shared them out already.
+fn share_of_cores(here: usize) -> usize {
+    let mine = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut system = sysinfo::System::new();
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    mine.min(system.cpus().len() / here).max(1)
 }
 
 /// Where the data are.

@@ -3,14 +3,18 @@
 //! Standard output holds results and nothing else; with `--json` its last line is one object and no table is printed.
 //! Progress and logs go to standard error. Exit codes: 0 done, 1 an error (one sentence on standard error), 2 a wrong
 //! argument, 130 interrupted by Ctrl-C (everything is saved, the same command goes on).
+//!
+//! Under mpirun only rank 0 prints results and logs. An error of any rank is printed by that rank, which then ends all of them.
 
 use crate::commands::*;
 use crate::output;
 use crate::progress::{LogWriter, STOP, Stopped};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use experiments::ranks::{self, Elsewhere, Ranks};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Train, evaluate and sample flow-based generative models.
@@ -123,10 +127,16 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let rank = ranks::launched_rank();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if rank == 0 => error.exit(),
+        Err(error) => return ExitCode::from(error.exit_code() as u8),
+    };
     // The log messages of these crates are turned off: our own error reports the same failure in one sentence.
     const HUSHED: &str = "hf_hub=off,xet=off,reqwest_middleware=off,reqwest_retry=off";
     let default = match cli.verbose {
+        _ if rank > 0 => "off".to_owned(),
         true => "warn,flow=debug,experiments=debug".to_owned(),
         false => format!("warn,flow=info,experiments=info,{HUSHED}"),
     };
@@ -137,7 +147,17 @@ pub fn main() -> ExitCode {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(|| LogWriter)
         .init();
-    match catch_signals().and_then(|()| dispatch(cli.command)) {
+    let ranks = match ranks::start() {
+        Ok(ranks) => ranks,
+        // What is wrong is so for all of them.
+        Err(error) => {
+            if rank == 0 {
+                output::tell(format_args!("error: {}", sentence(&error)));
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    match catch_signals(ranks.size()).and_then(|()| dispatch(cli.command, &*ranks)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if error.is::<output::Closed>() {
@@ -146,10 +166,25 @@ pub fn main() -> ExitCode {
             if error.is::<Stopped>() {
                 return ExitCode::from(130);
             }
-            output::tell(format_args!("error: {}", sentence(&error)));
-            ExitCode::FAILURE
+            fail(&error, &*ranks)
         }
     }
+}
+
+/// Says what is wrong and ends this process, and with it all ranks.
+fn fail(error: &anyhow::Error, ranks: &dyn Ranks) -> ExitCode {
+    if error.is::<Elsewhere>() {
+        // The rank that says why ends this one.
+        std::thread::sleep(Duration::from_secs(10));
+    } else {
+        // What fails on several ranks at about the same time is said by the lowest, which has ended the others by then.
+        std::thread::sleep(Duration::from_millis(100 * ranks.rank().min(10) as u64));
+        output::tell(format_args!("error: {}", sentence(error)));
+    }
+    if ranks.size() > 1 {
+        ranks.abort(1);
+    }
+    ExitCode::FAILURE
 }
 
 /// A text of at most about `most` characters: of a longer one the beginning and the end.
@@ -192,24 +227,33 @@ fn sentence(error: &anyhow::Error) -> String {
     }
 }
 
-fn catch_signals() -> Result<()> {
-    ctrlc::set_handler(|| {
+fn catch_signals(processes: usize) -> Result<()> {
+    ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::Relaxed) {
             // The second one ends the process at once.
             std::process::exit(130);
         }
-        output::tell("\nstopping at the next chance; Ctrl-C again ends at once");
+        // A launcher sends the signal to all, also to end those that are left when one has failed.
+        if processes == 1 {
+            output::tell("\nstopping at the next chance; Ctrl-C again ends at once");
+        }
     })
     .context("cannot catch Ctrl-C")
 }
 
-fn dispatch(command: Command) -> Result<()> {
+fn dispatch(command: Command, ranks: &dyn Ranks) -> Result<()> {
+    use Command::{Eval, Reproduce, Sample, Train};
+    ensure!(
+        ranks.size() == 1 || matches!(command, Reproduce(_) | Train(_) | Eval(_) | Sample(_)),
+        "this command is not shared out among processes, as `train`, `reproduce`, `eval` and `sample` are: start it once, without \
+         mpirun or srun"
+    );
     match command {
-        Command::Reproduce(args) => reproduce::run(&args, true),
-        Command::Train(args) => reproduce::run(&args, false),
+        Command::Reproduce(args) => reproduce::run(&args, true, ranks),
+        Command::Train(args) => reproduce::run(&args, false, ranks),
         Command::Sweep(args) => sweep::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Sample(args) => sample::run(&args),
+        Command::Eval(args) => eval::run(&args, ranks),
+        Command::Sample(args) => sample::run(&args, ranks),
         Command::Encode(args) => encode::run(&args),
         Command::Compress(args) => compress::run(&args),
         Command::Decompress(args) => decompress::run(&args),

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use experiments::data::{self, Dataset, Join, Parts, Request, Split, Values};
 use experiments::evaluate::{EvalOptions, Evaluation, evaluate_each};
 use experiments::mixture::Mixture;
+use experiments::ranks::{Ranks, Single, agree};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::RECIPE;
 use experiments::summary::{Baselines, Codecs, Gaussian};
@@ -25,12 +26,18 @@ pub fn load(request: &Request) -> Result<Dataset> {
     loaded.map_err(|error| if stopped() { Stopped.into() } else { error })
 }
 
-/// Loads the data of a recipe and logs what they are.
+/// Loads the data of a recipe and logs what they are. Each rank has its own copy; rank 0 loads first, so that data of the hub are
+/// transferred once where the ranks share a cache.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>, join: Join) -> Result<Dataset> {
-    let data = self::load(&Request { join, ..recipe.request(dir) })?;
+pub fn load_data(recipe: &Recipe, dir: Option<PathBuf>, join: Join, ranks: &dyn Ranks) -> Result<Dataset> {
+    let load = || self::load(&Request { join, ..recipe.request(dir.clone()) });
+    let first = if ranks.rank() == 0 { load().map(Some) } else { Ok(None) };
+    let data = match agree(ranks, first)? {
+        Some(data) => agree(ranks, Ok(data))?,
+        None => agree(ranks, load())?,
+    };
     tracing::info!(
         "{}: {} training, {} validation, {} test examples, {} classes, {} attributes ({})",
         data.name,
@@ -73,19 +80,23 @@ pub fn part(data: &Dataset, part: Option<Part>) -> Result<(&Split, Part)> {
     Ok((split, part))
 }
 
+/// What a model is evaluated with.
+#[derive(Clone, Copy)]
+pub struct Scoring<'a> {
+    pub model: &'a Model,
+    pub recipe: &'a Recipe,
+    /// The seed of the noise.
+    pub seed: u64,
+    /// The processes that share it out.
+    pub ranks: &'a dyn Ranks,
+}
+
 /// Evaluates a model on a split, with a bar.
 ///
 /// # Errors
 /// As [`evaluate_each`], and [`Stopped`] when Ctrl-C ended it.
-pub fn score(
-    model: &Model,
-    recipe: &Recipe,
-    split: &Split,
-    what: &str,
-    limit: Option<usize>,
-    seed: u64,
-) -> Result<Evaluation> {
-    Ok(score_each(model, recipe, split, what, limit, seed)?.0)
+pub fn score(scoring: Scoring, split: &Split, what: &str, limit: Option<usize>) -> Result<Evaluation> {
+    Ok(score_each(scoring, split, what, limit)?.0)
 }
 
 /// As [`score`], with log p(x) of each example in nats.
@@ -93,13 +104,12 @@ pub fn score(
 /// # Errors
 /// As [`score`].
 pub fn score_each(
-    model: &Model,
-    recipe: &Recipe,
+    scoring: Scoring,
     split: &Split,
     what: &str,
     limit: Option<usize>,
-    seed: u64,
 ) -> Result<(Evaluation, Vec<f64>)> {
+    let Scoring { model, recipe, seed, ranks } = scoring;
     // On a thread of the pool, as training: small tensors would cost more to hand over than to compute.
     rayon::scope(|_| {
         let count = Count::new(what);
@@ -111,6 +121,7 @@ pub fn score_each(
             seed,
             limit,
             progress: Some(&go_on),
+            ranks,
         };
         evaluate_each(model, split, &options)
     })
@@ -125,8 +136,16 @@ pub fn score_each(
 pub fn bound(model: &Model, split: &Split) -> Result<f64> {
     let count = Count::new("the model's bits/dim");
     let go_on = |done, of| count.at(done, of);
-    let o = EvalOptions { batch: 100, draws: 1, importance: 1, seed: 0, limit: None, progress: Some(&go_on) };
-    let measured = evaluate_each(model, split, &o)?;
+    let options = EvalOptions {
+        batch: 100,
+        draws: 1,
+        importance: 1,
+        seed: 0,
+        limit: None,
+        progress: Some(&go_on),
+        ranks: &Single,
+    };
+    let measured = evaluate_each(model, split, &options)?;
     Ok(measured.ok_or(Stopped)?.0.bits_per_dim)
 }
 
@@ -137,12 +156,12 @@ pub fn bound(model: &Model, split: &Split) -> Result<f64> {
 /// As [`score`] and [`codecs::codec_bits`].
 pub fn baselines(
     beside: &mut Baselines,
-    (model, recipe): (&Model, &Recipe),
+    scoring: Scoring,
     data: &Dataset,
     split: &Split,
     all: &Evaluation,
-    seed: u64,
 ) -> Result<()> {
+    let Scoring { model, recipe, ranks, .. } = scoring;
     if let (Values::Reals(train), Values::Reals(test)) = (&data.train.values, &split.values) {
         // Gaussians of x alone would be no comparison for p(x | c).
         if *model.config().context() == ContextConfig::default() {
@@ -163,11 +182,11 @@ pub fn baselines(
         return Ok(());
     }
     tracing::info!("compressing {images} images with PNG, WebP and JPEG XL");
-    let codecs = codecs::codec_bits(&split.take(images))?;
+    let codecs = codecs::codec_bits(&split.take(images), ranks)?;
     let model_bits_per_dim = if images == all.images {
         all.bits_per_dim
     } else {
-        score(model, recipe, split, "images for the codecs", Some(images), seed)?.bits_per_dim
+        score(scoring, split, "images for the codecs", Some(images))?.bits_per_dim
     };
     beside.codecs = Some(Codecs {
         images,

@@ -46,10 +46,12 @@ struct BatchArgs {
     most_x: u32,
     key0: u32,
     key1: u32,
+    first: u32,
+    whole: u32,
 }
 // SAFETY: as `Args` asks.
 unsafe impl Args for BatchArgs {}
-layout!(BatchArgs, 104, key1, 96);
+layout!(BatchArgs, 112, whole, 104);
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -70,6 +72,9 @@ pub struct Batches {
     update: Tensor,
     shape: [usize; 3],
     examples: usize,
+    /// The places of each batch that are made here, `count` from `first` on, and the size of the batch.
+    first: usize,
+    count: usize,
     batch: usize,
     bits: u8,
     seed: u64,
@@ -109,11 +114,26 @@ impl Batches {
             update: Tensor::zeros(1, DType::I64, device)?,
             shape,
             examples,
+            first: 0,
+            count: batch,
             batch,
             bits,
             seed,
             variation,
         })
+    }
+
+    /// Makes `count` places of each batch from `first` on, the share of one of several processes: the same examples with the same
+    /// variation and noise as in the whole batch.
+    ///
+    /// # Errors
+    /// Where the batch has no such places.
+    pub fn with_share(mut self, first: usize, count: usize) -> Result<Self> {
+        if count == 0 || first + count > self.batch {
+            bail!("a batch of {} has no {count} places from {first} on", self.batch);
+        }
+        (self.first, self.count) = (first, count);
+        Ok(self)
     }
 
     /// Makes `update` the next one.
@@ -153,8 +173,8 @@ impl Batches {
     /// Where the device fails.
     pub fn next(&self) -> Result<(Tensor, Option<Tensor>)> {
         let ([c, h, w], device) = (self.shape, self.pixels.device());
-        let x = fresh((self.batch, c, h, w), DType::F32, device)?;
-        let labels = self.labels.as_ref().map(|_| fresh(self.batch, DType::U32, device)).transpose()?;
+        let x = fresh((self.count, c, h, w), DType::F32, device)?;
+        let labels = self.labels.as_ref().map(|_| fresh(self.count, DType::U32, device)).transpose()?;
         let args = BatchArgs {
             pixels: Ptr::of(&self.pixels)?,
             orders: Ptr::of(&self.orders)?,
@@ -164,7 +184,7 @@ impl Batches {
             out_labels: Ptr::maybe(labels.as_ref())?,
             unit: 0.5f32.powi(24 - i32::from(self.bits)),
             examples: count(self.examples)?,
-            batch: count(self.batch)?,
+            batch: count(self.count)?,
             c: count(c)?,
             h: count(h)?,
             w: count(w)?,
@@ -175,8 +195,10 @@ impl Batches {
             most_x: count(self.variation.shift_x.min(w - 1))?,
             key0: self.seed as u32,
             key1: (self.seed >> 32) as u32,
+            first: count(self.first)?,
+            whole: count(self.batch)?,
         };
-        launch(device, "batch", None, blocks(self.batch * (c * h * w).div_ceil(4)), &args)?;
+        launch(device, "batch", None, blocks(self.count * (c * h * w).div_ceil(4)), &args)?;
         Ok((x, labels))
     }
 

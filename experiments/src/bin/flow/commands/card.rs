@@ -1,13 +1,14 @@
 //! `flow card`: the model cards of folders of weights.
 
 use crate::args::{Compute, DataArgs};
-use crate::saved::{baselines, load_data, load_model, own_recipe, score};
+use crate::saved::{Scoring, baselines, load_data, load_model, own_recipe, score};
 use crate::{card, output};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Args;
 use experiments::data::Join;
 use experiments::lock::Lock;
+use experiments::ranks::Single;
 use experiments::run_dir::{CARD, LICENSE, SUMMARY};
 use experiments::summary::{Summary, short_dtype};
 use flows::storage::write_atomic;
@@ -69,14 +70,14 @@ fn measure(folder: &Path, args: &CardArgs, device: &Device) -> Result<()> {
     let model = load_model(folder, device)?;
     let mut recipe = own_recipe(folder, &[])?;
     recipe.model = model.config().clone();
-    let data = load_data(&recipe, args.data.dir.clone(), Join::Never)?;
-    let seed = recipe.train.seed;
-    let test = score(&model, &recipe, &data.test, "test images", None, seed)?;
+    let data = load_data(&recipe, args.data.dir.clone(), Join::Never, &Single)?;
+    let scoring = Scoring { model: &model, recipe: &recipe, seed: recipe.train.seed, ranks: &Single };
+    let test = score(scoring, &data.test, "test images", None)?;
     let valid = data.valid.as_ref();
-    let valid = valid.map(|valid| score(&model, &recipe, valid, "validation images", None, seed));
+    let valid = valid.map(|valid| score(scoring, valid, "validation images", None));
     summary.validation = valid.transpose()?;
-    summary.train = Some(score(&model, &recipe, &data.train, "training images", Some(TRAIN_IMAGES), seed)?);
-    baselines(&mut summary.beside, (&model, &recipe), &data, &data.test, &test, seed)?;
+    summary.train = Some(score(scoring, &data.train, "training images", Some(TRAIN_IMAGES))?);
+    baselines(&mut summary.beside, scoring, &data, &data.test, &test)?;
     summary.test = Some(test);
     summary.measured = short_dtype(folder).map(str::to_owned);
     summary.data_revision = data.revision;

@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use experiments::codecs;
 use experiments::data::{Split, Values, picture};
+use experiments::ranks::Single;
 use experiments::recipe::Resolved;
 use experiments::summary::{OnDisk, Summary};
 use experiments::untrusted::read_regular;
@@ -169,8 +170,9 @@ impl Report {
 fn beside(split: &Split, report: &mut Report) -> Result<()> {
     tracing::info!("compressing {} images with PNG, WebP, JPEG XL and zstd", split.len());
     let zstd = codecs::zstd_bits(split)?;
-    let of_images =
-        matches!(split.shape.as_slice(), [1 | 3, _, _]).then(|| codecs::codec_bits(split)).transpose()?;
+    let of_images = matches!(split.shape.as_slice(), [1 | 3, _, _])
+        .then(|| codecs::codec_bits(split, &Single))
+        .transpose()?;
     let mut line = format!("zstd {zstd:.3}");
     let mut figures = json!({ "zstd_bits_per_dim": zstd });
     for (name, key, bits) in of_images.iter().flat_map(|c| {

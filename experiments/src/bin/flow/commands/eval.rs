@@ -5,13 +5,15 @@ use crate::args::{Compute, DataArgs, Overrides, Part, SPLIT_HELP, seed};
 use crate::arrays;
 use crate::hub::{WEIGHTS, Weights};
 use crate::report::measured::{comparison, terms};
-use crate::saved::{baselines, join, load_data, load_model, own_recipe, part, score_each};
+use crate::saved::{Scoring, baselines, join, load_data, load_model, own_recipe, part, score_each};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::Args;
 use experiments::limits::{self, Use};
+use experiments::ranks::{Ranks, agree};
 use experiments::recipe::Resolved;
 use experiments::summary::{self, Baselines};
+use flows::Model;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -69,17 +71,25 @@ impl EvalArgs {
     }
 }
 
+/// The folder of the weights, its commit on the hub, and the model.
+type Loaded = ((PathBuf, Option<String>), Model);
+
+fn load(args: &EvalArgs, device: &Device) -> Result<Loaded> {
+    let located = args.weights.locate()?;
+    let model = load_model(&located.0, device)?;
+    Ok((located, model))
+}
+
 /// Evaluates saved weights on a part of a data set.
 ///
 /// # Errors
 /// When the folder holds no model, the data cannot be read, or a likelihood is not finite.
-pub fn run(args: &EvalArgs) -> Result<()> {
+pub fn run(args: &EvalArgs, ranks: &dyn Ranks) -> Result<()> {
     let sets = args.sets()?;
     ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
     args.out.as_deref().map_or(Ok(()), |out| arrays::writable(out).map(drop))?;
-    let device = args.compute.open()?;
-    let (weights, commit) = args.weights.locate()?;
-    let model = load_model(&weights, &device)?;
+    let device = agree(ranks, args.compute.open_for(ranks))?;
+    let ((weights, commit), model) = agree(ranks, load(args, &device))?;
     let mut recipe = match &args.recipe {
         Some(name) => Resolved::load(name, &sets)?.recipe,
         None => own_recipe(&weights, &sets)?,
@@ -88,17 +98,21 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     recipe.model = model.config().clone();
     limits::recipe(&recipe, Use::Evaluation, device.is_cpu())?;
     let join = join(args.split, &recipe.data.set, &weights, false);
-    let data = load_data(&recipe, args.data.dir.clone(), join)?;
+    let data = load_data(&recipe, args.data.dir.clone(), join, ranks)?;
     let (split, which) = part(&data, args.split)?;
     let seed = args.seed.unwrap_or(recipe.train.seed);
     let what = format!("{} images", which.name());
-    let (measured, each) = score_each(&model, &recipe, split, &what, args.images, seed)?;
-    if let Some(out) = &args.out {
+    let scoring = Scoring { model: &model, recipe: &recipe, seed, ranks };
+    let (measured, each) = score_each(scoring, split, &what, args.images)?;
+    if let Some(out) = args.out.as_ref().filter(|_| ranks.rank() == 0) {
         let n = each.len();
         arrays::write(out, &[("log_prob", Tensor::from_vec(each, n, &Device::Cpu)?)])?;
     }
     let mut beside = Baselines::new(&recipe, &data);
-    baselines(&mut beside, (&model, &recipe), &data, split, &measured, seed)?;
+    baselines(&mut beside, scoring, &data, split, &measured)?;
+    if ranks.rank() > 0 {
+        return Ok(());
+    }
     let mut object = summary::score_json(&recipe.name, which.name(), &measured);
     beside.json(&mut object);
     object.insert("weights".to_owned(), args.weights.to_string().into());

@@ -18,8 +18,9 @@ use experiments::batches::{Augment, Examples, fit_shape};
 use experiments::data::{self, Rows, Split, Values};
 use experiments::evaluate::{EvalOptions, evaluate};
 use experiments::limits;
+use experiments::ranks::Single;
 use experiments::recipe::{Recipe, Resolved};
-use experiments::train;
+use experiments::train::{self, Pass};
 use flows::Model;
 use flows::models::ContextConfig;
 use flows::ops::precision::{self, Precision};
@@ -195,8 +196,8 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         let start = Instant::now();
         // A rate of zero: the cost is that of an update, and random pixels do not spoil the next one.
         updater.begin(0.)?;
-        let learn = || train::learn(model, &mut updater, &batch, recipe.train.memory, 1.);
-        precision::within(recipe.train.precision, learn)?;
+        let pass = Pass { memory: recipe.train.memory, factor: 1., ranks: &Single, weight: 1. };
+        precision::within(recipe.train.precision, || train::learn(model, &mut updater, &batch, pass))?;
         updater.tally()?;
         device.synchronize()?;
         Ok(start.elapsed())
@@ -233,6 +234,7 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         seed: 0,
         limit: Some(evaluated),
         progress: None,
+        ranks: &Single,
     };
     evaluate(model, &split, &options).context("the model cannot evaluate random pixels")?;
     Ok(Cost {

@@ -10,18 +10,20 @@ use crate::draw::{curve, samples};
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
 use crate::report::table;
-use crate::saved::{baselines, load, load_data, score};
+use crate::saved::{Scoring, baselines, load, load_data, score};
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Args;
 use experiments::batches;
 use experiments::data::{Dataset, Join, Origin, Request, Split, known};
 use experiments::limits::{self, Use};
 use experiments::lock::Lock;
+use experiments::ranks::{Ranks, agree, any, share_params};
 use experiments::recipe::{Recipe, Resolved};
 use experiments::run_dir::{self, CARD, CURVE, SAMPLES, SUMMARY};
+use experiments::sample::sample;
 use experiments::summary::{Rounded, Summary, Training};
-use experiments::train;
+use experiments::train::{self, Progress, Silent};
 use flows::models::ContextConfig;
 use flows::ops::precision::{self, Precision};
 use flows::{Memory, Model};
@@ -47,65 +49,50 @@ pub struct RunArgs {
 /// Training images that are evaluated after training, at most: the number only shows how far train and test are apart.
 const TRAIN_IMAGES: usize = 2_000;
 
+/// What a run needs: its settings, its data, and the folder, which rank 0 has locked.
+struct Prepared {
+    resolved: Resolved,
+    device: Device,
+    data: Dataset,
+    out: PathBuf,
+    is_new: bool,
+    _lock: Option<Lock>,
+}
+
 /// Trains, evaluates, samples, draws and sums up; without `test` the test images are not looked at.
 ///
 /// # Errors
 /// When a setting is impossible, data cannot be read, training diverges or a file cannot be written.
-pub fn run(args: &RunArgs, test: bool) -> Result<()> {
-    let mut resolved = args.recipe.resolve()?;
-    let device = args.compute.open()?;
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
-    let name = out.display();
-    ensure!(
-        out.is_dir() || !out.exists(),
-        "--out {name} is a file: name a folder, which is made if it is not there"
-    );
-    // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
-    let lock = if out.is_dir() { Some(Lock::take(&out)?) } else { None };
-    if let Some(summary) = finished(&resolved.recipe, &out, test)?
-        && is_of(&summary, &resolved.recipe, args.data.dir.as_deref())?
-    {
-        tracing::info!("{name} holds this run's result already");
-        // Of a run that ended before there were cards, or was killed before it wrote its own.
-        if !out.join(CARD).exists() {
-            card::write(&out)?;
-        }
-        return print_result(&summary, &out, args.json);
-    }
-    train::check_precision(&resolved.recipe.train, &device)?;
-    limits::recipe(&resolved.recipe, Use::Training, device.is_cpu())?;
-    let data = load_data(&resolved.recipe, args.data.dir.clone(), Join::Never)?;
-    fit_shape(&mut resolved.recipe, &data)?;
+pub fn run(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<()> {
+    let Some(Prepared { resolved, device, data, out, is_new, _lock }) = prepare(args, test, ranks)? else {
+        return Ok(());
+    };
     let recipe = &resolved.recipe;
-    limits::recipe(recipe, Use::Training, device.is_cpu())?;
-    let (batch, n) = (recipe.train.batch, data.train.len());
-    ensure!(
-        batch <= n,
-        "`train.batch` = {batch} is more than the {n} training examples of `{}`: lower it",
-        data.name
-    );
-    let is_new = !out.exists();
-    std::fs::create_dir_all(&out)
-        .with_context(|| format!("--out {name}: the folder cannot be made, name another one"))?;
-    let _lock = lock.map_or_else(|| Lock::take(&out), Ok)?;
-
-    let training = train(&resolved, &data, &device, &out).inspect_err(|_| {
+    let training = train(&resolved, &data, &device, &out, ranks).inspect_err(|_| {
         // A model that cannot be built leaves no folder; one with files is not removed.
         if is_new {
             let _ = std::fs::remove_dir(&out);
         }
     })?;
-    let model = Model::load(&out, &device)?;
+    let model = trained(recipe, &out, &device, ranks)?;
     let mut result =
         Summary::new(recipe, &data, model.params().count(), (&device, args.compute.name()), training)?;
-    measure(&mut result, &model, recipe, &data, test).inspect_err(|error| {
+    let scoring = Scoring { model: &model, recipe, seed: recipe.train.seed, ranks };
+    measure(&mut result, scoring, &data, test).inspect_err(|error| {
         if error.is::<Stopped>() {
             tracing::info!("the training is saved, its evaluation is not: the same command makes it");
         }
     })?;
-    let (path, n, temperature) = (out.join(SAMPLES), recipe.eval.samples, recipe.eval.temperature);
+    let (n, temperature) = (recipe.eval.samples, recipe.eval.temperature);
     let given = Given::of(&model, &data.test, n.max(1))?;
-    samples::picture(&model, n, temperature, recipe.train.seed, &given, Some(&data.train), &path)?;
+    let drawn = (n > 0).then(|| sample(&model, n, temperature, recipe.train.seed, given.context(), ranks));
+    let drawn = drawn.transpose()?;
+    if ranks.rank() > 0 {
+        return Ok(());
+    }
+    if let Some(drawn) = drawn {
+        samples::picture(&model, &drawn, &given, Some(&data.train), &out.join(SAMPLES))?;
+    }
     curve::draw(&result, &out)?;
     result.write(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
@@ -114,8 +101,76 @@ pub fn run(args: &RunArgs, test: bool) -> Result<()> {
     print_result(&result, &out, args.json)
 }
 
+/// Checks what can be checked before training and loads the data; `None` where the folder holds the result already, which is
+/// printed.
+fn prepare(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<Option<Prepared>> {
+    let begun = || -> Result<_> { Ok((args.recipe.resolve()?, args.compute.open_for(ranks)?)) };
+    let (mut resolved, device) = agree(ranks, begun())?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
+    let name = out.display();
+    let taken = if ranks.rank() == 0 { take(args, test, &resolved.recipe, &out) } else { Ok(Some(None)) };
+    let lock = agree(ranks, taken)?;
+    if any(ranks, [lock.is_none()])? == [true] {
+        return Ok(None);
+    }
+    let checked = train::check_precision(&resolved.recipe.train, &device)
+        .and_then(|()| limits::recipe(&resolved.recipe, Use::Training, device.is_cpu()));
+    agree(ranks, checked)?;
+    let data = load_data(&resolved.recipe, args.data.dir.clone(), Join::Never, ranks)?;
+    let fit = || -> Result<_> {
+        fit_shape(&mut resolved.recipe, &data)?;
+        let recipe = &resolved.recipe;
+        limits::recipe(recipe, Use::Training, device.is_cpu())?;
+        let (batch, n) = (recipe.train.batch, data.train.len());
+        ensure!(
+            batch <= n,
+            "`train.batch` = {batch} is more than the {n} training examples of `{}`: lower it",
+            data.name
+        );
+        if ranks.rank() > 0 {
+            return Ok((false, None));
+        }
+        let is_new = !out.exists();
+        std::fs::create_dir_all(&out)
+            .with_context(|| format!("--out {name}: the folder cannot be made, name another one"))?;
+        let lock = lock.flatten().map_or_else(|| Lock::take(&out), Ok)?;
+        Ok((is_new, Some(lock)))
+    };
+    let (is_new, _lock) = agree(ranks, fit())?;
+    Ok(Some(Prepared { resolved, device, data, out, is_new, _lock }))
+}
+
+/// Locks the folder, where there is one; `None` where it holds the result already, which is printed.
+fn take(args: &RunArgs, test: bool, recipe: &Recipe, out: &Path) -> Result<Option<Option<Lock>>> {
+    let name = out.display();
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {name} is a file: name a folder, which is made if it is not there"
+    );
+    // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
+    let lock = if out.is_dir() { Some(Lock::take(out)?) } else { None };
+    if let Some(summary) = finished(recipe, out, test)?
+        && is_of(&summary, recipe, args.data.dir.as_deref())?
+    {
+        tracing::info!("{name} holds this run's result already");
+        // Of a run that ended before there were cards, or was killed before it wrote its own.
+        if !out.join(CARD).exists() {
+            card::write(out)?;
+        }
+        print_result(&summary, out, args.json)?;
+        return Ok(None);
+    }
+    Ok(Some(lock))
+}
+
 /// Trains the recipe's model in the folder `out`.
-fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Result<Training> {
+fn train(
+    resolved: &Resolved,
+    data: &Dataset,
+    device: &Device,
+    out: &Path,
+    ranks: &dyn Ranks,
+) -> Result<Training> {
     let recipe = &resolved.recipe;
     tracing::info!("{}", limits::announce(recipe)?);
     if recipe.train.memory == Memory::Store {
@@ -123,7 +178,9 @@ fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Re
     }
     let on_begin = || run_dir::write_recipe(out, resolved);
     let mut progress = progress::Training::new(&recipe.name, on_begin);
-    let outcome = train::train(recipe, data, device, out, &mut progress, &progress::STOP)?;
+    let (first, mut silent) = (ranks.rank() == 0, Silent);
+    let observer: &mut dyn Progress = if first { &mut progress } else { &mut silent };
+    let outcome = train::train(recipe, data, device, out, observer, &progress::STOP, ranks)?;
     progress.finish()?;
     if !outcome.finished {
         tracing::info!("saved after update {}: the same command goes on from there", outcome.updates);
@@ -138,13 +195,25 @@ fn train(resolved: &Resolved, data: &Dataset, device: &Device, out: &Path) -> Re
         stopped: stopped.as_str().unwrap_or_default().to_owned(),
         best_update: outcome.best_validation.map(|(update, _)| update),
         extended: outcome.extended,
+        ranks: outcome.ranks,
     })
 }
 
+/// The model that training has saved, which rank 0 reads and sends to the others.
+fn trained(recipe: &Recipe, out: &Path, device: &Device, ranks: &dyn Ranks) -> Result<Model> {
+    let model = if ranks.rank() == 0 {
+        Model::load(out, device)?
+    } else {
+        Model::new(recipe.model.clone(), recipe.train.seed, DType::F32, device)?
+    };
+    share_params(ranks, model.params())?;
+    Ok(model)
+}
+
 /// Evaluates the trained model: on the test images where `test` says so, on the validation images, on training images.
-fn measure(result: &mut Summary, model: &Model, recipe: &Recipe, data: &Dataset, test: bool) -> Result<()> {
-    let seed = recipe.train.seed;
-    let score = |split: &Split, what: &str, limit| score(model, recipe, split, what, limit, seed);
+fn measure(result: &mut Summary, scoring: Scoring, data: &Dataset, test: bool) -> Result<()> {
+    let recipe = scoring.recipe;
+    let score = |split: &Split, what: &str, limit| score(scoring, split, what, limit);
     if test {
         result.test = Some(score(&data.test, "test images", None)?);
     }
@@ -170,7 +239,7 @@ fn measure(result: &mut Summary, model: &Model, recipe: &Recipe, data: &Dataset,
     }
     result.train = Some(of_train);
     if let Some(all) = &result.test {
-        baselines(&mut result.beside, (model, recipe), data, &data.test, all, seed)?;
+        baselines(&mut result.beside, scoring, data, &data.test, all)?;
     }
     Ok(())
 }
@@ -247,6 +316,11 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
         )
     }));
     lines.extend(comparison(summary.test.as_ref(), &summary.beside));
+    lines.extend(summary.training.as_ref().and_then(|t| t.ranks.as_ref()).map(|together| {
+        let shares = together.batch_statistics.is_some();
+        let of = if shares { "; batch norm had the statistics of each one's share of the batch" } else { "" };
+        format!("trained by {} processes{of}", together.processes)
+    }));
     lines.push(format!("\n{}", table::markdown(&[table::row(summary, out)])));
     let files = ["model.safetensors", SUMMARY, CARD, SAMPLES, CURVE];
     let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();

@@ -12,6 +12,8 @@ use crate::session::check_temperature;
 use anyhow::{Result, ensure};
 use clap::Args;
 use experiments::limits;
+use experiments::ranks::{Ranks, agree};
+use experiments::sample::sample;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -75,15 +77,16 @@ fn kind(out: &Path) -> Result<Kind> {
 ///
 /// # Errors
 /// When the folder holds no model, the class or the context is not the model's, or the picture cannot be written.
-pub fn run(args: &SampleArgs) -> Result<()> {
+pub fn run(args: &SampleArgs, ranks: &dyn Ranks) -> Result<()> {
     ensure!(args.n > 0, "-n 0: ask for at least one sample");
     let t = args.temperature;
     check_temperature(t)?;
     if let Some(out) = &args.out {
         kind(out)?;
     }
-    let device = args.compute.open()?;
-    let model = load_model(&args.weights.locate()?.0, &device)?;
+    let device = agree(ranks, args.compute.open_for(ranks))?;
+    let load = || load_model(&args.weights.locate()?.0, &device);
+    let model = agree(ranks, load())?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = matches!(model.config().shape(), [1 | 3, _, _] | [2]);
     let default = PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
@@ -94,23 +97,26 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         default.display()
     );
     let out = args.out.clone().unwrap_or(default);
-    let (n, seed) = (args.n, args.seed);
-    let given = Given::new(&model, n, args.class, args.context.as_deref())?;
-    match kind(&out)? {
-        Kind::Picture => {
-            ensure!(
-                drawn,
-                "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
-                model.config().shape()
-            );
-            samples::picture(&model, n, t, seed, &given, None, &out)?;
-        }
+    let kind = kind(&out)?;
+    ensure!(
+        drawn || !matches!(kind, Kind::Picture),
+        "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
+        model.config().shape()
+    );
+    let (n, given) = (args.n, Given::new(&model, args.n, args.class, args.context.as_deref()));
+    let given = agree(ranks, given)?;
+    let samples = sample(&model, n, t, args.seed, given.context(), ranks)?;
+    if ranks.rank() > 0 {
+        return Ok(());
+    }
+    match kind {
+        Kind::Picture => drop(samples::picture(&model, &samples, &given, None, &out)?),
         Kind::Array => {
-            let mut tensors = vec![("samples", model.sample(n, t, seed, given.context())?)];
+            let mut tensors = vec![("samples", samples)];
             tensors.extend(given.named());
             arrays::write(&out, &tensors)?;
         }
-        Kind::Folder => samples::folder(&model, n, t, seed, &given, &out)?,
+        Kind::Folder => samples::folder(&model, &samples, &out)?,
     }
     let file = out.display().to_string();
     let object = json!({

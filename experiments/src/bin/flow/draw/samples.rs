@@ -20,17 +20,17 @@ pub fn to_bytes(values: &[f32], bits: u8) -> Vec<u8> {
     values.iter().map(|v| (v.floor().clamp(0., levels) * 255. / levels).round() as u8).collect()
 }
 
-/// Draws `n` samples of a model of images and writes a picture of each into a folder: 00000.png, 00001.png, ...
-pub fn folder(model: &Model, n: usize, temperature: f64, seed: u64, given: &Given, dir: &Path) -> Result<()> {
+/// Writes a picture of each of a model's samples of images into a folder: 00000.png, 00001.png, ...
+pub fn folder(model: &Model, samples: &Tensor, dir: &Path) -> Result<()> {
     let [channels @ (1 | 3), height, width] = *model.config().shape() else {
         bail!(
             "samples of shape {:?} have no pictures: write them as an array, --out samples.npy",
             model.config().shape()
         )
     };
-    let samples = model.sample(n, temperature, seed, given.context())?.to_dtype(DType::F32)?;
+    let samples = samples.to_dtype(DType::F32)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
-    for i in 0..n {
+    for i in 0..samples.dim(0)? {
         let bytes = to_bytes(&samples.get(i)?.flatten_all()?.to_vec1()?, model.config().bits());
         plots::write_png(
             &dir.join(format!("{i:05}.png")),
@@ -47,21 +47,16 @@ fn interleaved(planar: &[u8], channels: usize) -> Vec<u8> {
     (0..area).flat_map(|i| [0, 1, 2].map(|c| planar[i + area * (c % channels)])).collect()
 }
 
-/// Draws `n` samples and writes their picture: a grid of images, or a cloud in the plane with the model's density. Returns
+/// Writes the picture of a model's samples: a grid of images, or a cloud in the plane with the model's density. Returns
 /// false for other data, which have no picture.
 pub fn picture(
     model: &Model,
-    n: usize,
-    temperature: f64,
-    seed: u64,
+    samples: &Tensor,
     given: &Given,
     data: Option<&Split>,
     path: &Path,
 ) -> Result<bool> {
-    if n == 0 {
-        return Ok(false);
-    }
-    let samples = model.sample(n, temperature, seed, given.context())?.to_dtype(DType::F32)?;
+    let (n, samples) = (samples.dim(0)?, samples.to_dtype(DType::F32)?);
     let values: Vec<f32> = samples.flatten_all()?.to_vec1()?;
     let broken = values.iter().filter(|v| !v.is_finite()).count();
     if broken > 0 {

@@ -69,7 +69,7 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
 }
 
 /// The columns, and the values of one run.
-pub const COLUMNS: [&str; 21] = [
+pub const COLUMNS: [&str; 22] = [
     "recipe",
     "run",
     "data",
