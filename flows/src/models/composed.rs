@@ -13,7 +13,8 @@
 //!
 //! Their path is the layer's name, behind that of its level and its step: `level0.step3.actnorm.bias`. Those of a coupling or an
 //! autoregressive layer without a name of its own have the step's: `level0.step3.net.conv1.weight`. Steps of one name are counted on over
-//! the lists of a level.
+//! the list of a level. A layer is called by that path in messages and pictures, a coupling `level0.step3.coupling`, or as its step where
+//! it begins it.
 
 use super::built::Built;
 use super::context::{ContextConfig, Given};
@@ -172,7 +173,7 @@ impl ComposedConfig {
     }
 }
 
-/// A step: its name and its number.
+/// A step: its path and its number.
 type Step<'a> = (&'a str, usize);
 
 /// Appends a list of layers of examples of this shape, which becomes that of what comes out.
@@ -186,23 +187,28 @@ fn push(
 ) -> Result<()> {
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     let mut has_net = false;
-    for Layer { name: own, config } in layers {
+    for (i, Layer { name: own, config }) in layers.iter().enumerate() {
         let word = own.as_deref().unwrap_or(config.word());
         let number = met.entry(word).or_default();
         if let LayerConfig::Steps { repeat, layers } = config {
             for _ in 0..*repeat {
                 let name = format!("{word}{number}");
-                push(layers, chain, shape, Some((&name, *number)), given, &vb.pp(&name))?;
+                let path = step.map_or_else(|| name.clone(), |(step, _)| format!("{step}.{name}"));
+                push(layers, chain, shape, Some((&path, *number)), given, &vb.pp(&name))?;
                 *number += 1;
             }
             continue;
         }
         let name = if *number == 0 || own.is_some() { word.to_owned() } else { format!("{word}{number}") };
         *number += 1;
-        let link = step.map_or_else(|| name.clone(), |(step, _)| format!("{step}.{name}"));
         let net = matches!(config, LayerConfig::Coupling { .. } | LayerConfig::Autoregressive { .. });
         let of_step = step.is_some() && net && !has_net && own.is_none();
         has_net |= net;
+        let link = match step {
+            None => name.clone(),
+            Some((step, _)) if of_step && i == 0 => step.to_owned(),
+            Some((step, _)) => format!("{step}.{name}"),
+        };
         let vb = if of_step { vb.clone() } else { vb.pp(&name) };
         let odd = step.is_some_and(|(_, k)| k % 2 == 1);
         push_one(config, link, chain, shape, odd, given, &vb)?;
