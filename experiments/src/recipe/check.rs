@@ -5,6 +5,7 @@ use crate::data;
 use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, ensure};
 use flows::ModelConfig;
+use flows::models::ContextConfig;
 use flows::optim::Rule;
 
 impl Recipe {
@@ -89,6 +90,11 @@ impl Recipe {
                 data.set
             );
         }
+        let given = matches!(model.context(), ContextConfig::Features { .. });
+        ensure!(
+            !given || (!train.hflip && train.shift == 0.),
+            "`train.hflip`, `train.shift`: an image whose context is given with it cannot be moved"
+        );
         if shape.len() != 3 {
             ensure!(!train.hflip, "`train.hflip`: vectors cannot be flipped");
             ensure!(train.shift == 0., "`train.shift`: vectors cannot be shifted");

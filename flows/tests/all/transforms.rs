@@ -11,7 +11,7 @@ use flows::testing::{Deviation, check, check_net, normal};
 use flows::transforms::{
     Additive, Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform, checkerboard,
 };
-use flows::{Bijection, Context, Ctx, Memory, Net, ParamBuilder, ParamStore};
+use flows::{Bijection, Chain, Context, Ctx, Memory, Net, ParamBuilder, ParamStore};
 use std::sync::Arc;
 
 fn values(t: &Tensor) -> Result<Vec<f64>> {
@@ -305,6 +305,37 @@ twins! {
         let coupling = Coupling::with_net(Partition::Halves { swap: true }, affine(), 5, net)?;
         p.perturb(11, 0.1)?;
         check(&coupling, &normal(&[3, 5], 1, &device())?, context, &p, Deviation::LAYER)?;
+        Ok(())
+    }
+
+    /// A context network of one's own, and an embedding, that several layers share: their gradients are sums over the layers.
+    fn context_networks_obey_the_law() {
+        let c = normal(&[3, 2], 12, &device())?;
+        let labels = Tensor::new(&[2u32, 0, 2], &device())?;
+        let context = Context { labels: Some(&labels), features: Some(&c) };
+        type Make = fn(&ParamBuilder) -> Result<Features>;
+        let own: Make = |vb| Ok(Features::given(&[2]).through(Mlp::new(2, &[5], 3, Start::Uniform(0.5), vb)?, &[3]));
+        let both: Make = |vb| {
+            let net = Mlp::new(4, &[5], 3, Start::Uniform(0.5), vb)?;
+            Ok(Features::embedded(3, 4, vb)?.through(net, &[3]))
+        };
+        for make in [own, both] {
+            let p = params();
+            let features = Arc::new(make(&p.vb().pp("context"))?);
+            let mut chain = Chain::new();
+            for (i, swap) in [false, true].into_iter().enumerate() {
+                let vb = p.vb().pp(i);
+                let net = |n, m| {
+                    let net = Mlp::new(n + features.channels_at(&[])?, &[7], m, Start::Uniform(0.5), &vb)?;
+                    Ok(WithFeatures { net, features: Some(features.clone()) })
+                };
+                let affine = Box::new(Affine { scale: Scale::Exp, shift_first: true });
+                chain.push(format!("{i}"), Coupling::with_net(Partition::Halves { swap }, affine, 5, net)?);
+            }
+            p.perturb(11, 0.1)?;
+            let d = check(&chain, &normal(&[3, 5], 1, &device())?, context, &p, Deviation::LAYER)?;
+            println!("context network: {:.0e} {:.0e} {:.0e} {:.0e}", d.inverse, d.log_det, d.gradient, d.backward);
+        }
         Ok(())
     }
 
