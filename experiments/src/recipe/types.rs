@@ -124,6 +124,9 @@ pub struct Train {
     /// Write a line of metrics every so many updates.
     #[serde(default = "default::<50, _>")]
     pub log_every: u64,
+    /// Start from these weights, a folder or `hf:user/name`, instead of random ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<String>,
     /// The seed of parameters, order, augmentation and noise.
     #[serde(default)]
     pub seed: u64,

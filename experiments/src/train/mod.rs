@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `step` | one update, from data to gradient to parameters, on the CPU and on a GPU |
 //! | `run` | the loop around it: validation, checkpoints, drift, the log |
+//! | `start` | a run that starts from saved weights |
 //! | `reduce` | the sum over the processes that train together |
 //! | `schedule` | learning rate and length of a run |
 //! | `log` | the lines of metrics.jsonl |
@@ -20,12 +21,14 @@ mod progress;
 mod reduce;
 mod run;
 mod schedule;
+mod start;
 mod step;
 
 pub use progress::{Outcome, Progress, Silent, StoppedBy};
 pub use reduce::over_ranks;
 pub use run::train;
 pub use schedule::check_precision;
+pub use start::start_from;
 pub use step::{Pass, learn};
 
 #[cfg(test)]

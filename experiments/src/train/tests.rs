@@ -55,6 +55,7 @@ pub(super) fn recipe() -> Recipe {
             patience: None,
             checkpoint_every: 3,
             log_every: 2,
+            init_from: None,
             seed: 3,
         },
         eval: Eval::default(),

@@ -4,6 +4,7 @@
 mod common;
 mod weights;
 
+use candle_core::{DType, Device};
 use common::{error, flow, json, ok, text};
 use serde_json::Value;
 use std::fs::File;
@@ -606,6 +607,29 @@ fn the_table_marks_what_is_not_the_recipe_of_that_name() {
     old.as_object_mut().unwrap().remove("changed").unwrap();
     std::fs::write(&path, old.to_string()).unwrap();
     assert_eq!(ok(&["table", str_of(&out)]), table);
+}
+
+/// Without a step the weights are those that it starts from, and what does not fit is named.
+#[test]
+fn a_run_starts_from_saved_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, third) = (dir.path().join("1"), dir.path().join("2"), dir.path().join("3"));
+    ok(&tiny("train", str_of(&first)));
+    let mut args = tiny("train", str_of(&second));
+    args.extend(["--init-from", str_of(&first), "--set", "train.lr=1e-30", "--set", "data.seed=7"]);
+    ok(&args);
+    let weights =
+        |run: &Path| candle_core::safetensors::load(run.join("model.safetensors"), &Device::Cpu).unwrap();
+    let (before, after) = (weights(&first), weights(&second));
+    for (name, t) in &before {
+        let off = (t - &after[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        assert_eq!(off.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), 0., "{name}");
+    }
+    let mut args = tiny("train", str_of(&third));
+    args.extend(["--init-from", str_of(&first), "--set", "model.hidden=[[8],[9]]"]);
+    let failed = error(&args);
+    assert!(failed.contains("`coupling1.net.0.bias` has the shape [8] there and [9] here"), "{failed}");
+    assert!(!third.exists());
 }
 
 /// Values and seeds are combined, a second call repeats nothing, and a slip is said before anything runs.

@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+use crate::hub::{WEIGHTS, Weights};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
@@ -21,6 +22,9 @@ pub struct RecipeArgs {
     /// Crop and resize images of a folder to this side (the setting `data.size`).
     #[arg(long)]
     size: Option<usize>,
+    /// Start from the weights of a model of the same architecture, a folder or hf:USER/NAME (the setting `train.init_from`).
+    #[arg(long, value_name = WEIGHTS)]
+    init_from: Option<Weights>,
 }
 
 /// Changed settings.
@@ -40,6 +44,7 @@ impl RecipeArgs {
         let mut sets = self.overrides.sets.clone();
         sets.extend(self.seed.map(|seed| format!("train.seed={seed}")));
         sets.extend(self.size.map(|size| format!("data.size={size}")));
+        sets.extend(self.init_from.as_ref().map(|from| format!("train.init_from={:?}", from.to_string())));
         Resolved::load(&self.recipe, &sets)
     }
 }

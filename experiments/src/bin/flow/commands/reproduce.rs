@@ -7,6 +7,7 @@ use crate::args::{Compute, DataArgs, RecipeArgs};
 use crate::card;
 use crate::context::Given;
 use crate::draw::{curve, samples};
+use crate::hub::Weights;
 use crate::progress::{self, Stopped};
 use crate::report::measured::{comparison, terms};
 use crate::report::table;
@@ -175,6 +176,13 @@ fn train(
     tracing::info!("{}", limits::announce(recipe)?);
     if recipe.train.memory == Memory::Store {
         keep_memory();
+    }
+    if let Some(from) = &recipe.train.init_from {
+        let start = || -> Result<()> {
+            let (folder, _) = from.parse::<Weights>()?.locate()?;
+            train::start_from(recipe, data, device, out, &folder)
+        };
+        agree(ranks, if ranks.rank() == 0 { start() } else { Ok(()) })?;
     }
     let on_begin = || run_dir::write_recipe(out, resolved);
     let mut progress = progress::Training::new(&recipe.name, on_begin);
