@@ -324,6 +324,6 @@ fn vectors() -> Value {
             { "kind": "permute", "order": [3, 0, 4, 1, 2] },
             "diagonal",
         ],
-        "prior": { "kind": "student_t", "df": 4, "learned": true },
+        "prior": { "kind": "student_t", "df": 4 },
     })
 }
