@@ -116,7 +116,8 @@ pub fn score_each(
     .ok_or_else(|| Stopped.into())
 }
 
-/// The bits/dim that a model claims for all of a split, with one draw of noise an image.
+/// The bits/dim that a model claims for all images of a split, with one draw of noise an image; bits of a pixel that the model does not see
+/// count as they are.
 ///
 /// # Errors
 /// As [`score`].
@@ -125,7 +126,7 @@ pub fn bound(model: &Model, split: &Split) -> Result<f64> {
     let go_on = |done, of| count.at(done, of);
     let o = EvalOptions { batch: 100, draws: 1, importance: 1, seed: 0, limit: None, progress: Some(&go_on) };
     let measured = evaluate_each(model, split, &o)?;
-    Ok(measured.ok_or(Stopped)?.0.bits_per_dim)
+    Ok(measured.ok_or(Stopped)?.0.bits_per_dim + f64::from(8 - model.config().bits()))
 }
 
 /// What stands beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the
