@@ -14,7 +14,7 @@ use experiments::codecs;
 use experiments::data::{Split, Values, picture};
 use experiments::recipe::Resolved;
 use experiments::run_dir::{self, SUMMARY};
-use experiments::summary::OnDisk;
+use experiments::summary::{OnDisk, Summary};
 use experiments::untrusted::read_regular;
 use flows::Model;
 use flows::codec::{self, Encoded, Options};
@@ -209,14 +209,13 @@ impl Report {
 }
 
 /// Adds the figures to the summary of a run, all else in it as it was.
-fn record(folder: &Path, measured: &OnDisk) -> Result<()> {
+fn record(folder: &Path, measured: OnDisk) -> Result<()> {
     let path = folder.join(SUMMARY);
     let text = run_dir::read(&path)?.with_context(|| format!("--record: there is no {}", path.display()))?;
-    let damaged = || format!("{} is damaged: restore it from a copy", path.display());
-    let mut summary: Value = serde_json::from_slice(&text).with_context(damaged)?;
-    let object = summary.as_object_mut().with_context(damaged)?;
-    object.insert("on_disk".to_owned(), json!(measured));
-    Ok(write_atomic(&path, &serde_json::to_vec_pretty(&summary)?)?)
+    let mut summary: Summary = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged: restore it from a copy", path.display()))?;
+    summary.on_disk = Some(measured);
+    summary.write(folder)
 }
 
 /// Compresses images into a file, and says what it took beside what the model claims.
@@ -275,7 +274,7 @@ pub fn run(args: &CompressArgs) -> Result<()> {
     }
     write_atomic(&args.out, &file.bytes)?;
     if args.record {
-        record(&folder, &measured)?;
+        record(&folder, measured)?;
     }
     let out = args.out.display().to_string();
     report.add(out.clone(), json!({ "weights": args.weights.to_string(), "file": out }));
