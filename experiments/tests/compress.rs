@@ -87,3 +87,28 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     names.sort();
     assert_eq!(names, ["a.flow", "other.png", "out"]);
 }
+
+#[test]
+fn what_was_recorded_is_in_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("faces");
+    std::fs::create_dir(&run).unwrap();
+    for name in ["config.json", "model.safetensors", "recipe.toml", "summary.json"] {
+        std::fs::copy(format!("{FACES}/{name}"), run.join(name)).unwrap();
+    }
+    let (run, file) = (at(dir.path(), "faces"), at(dir.path(), "a.flow"));
+    let report = json(&["compress", &run, "--images", "2", "--out", &file, "--record", "--json"]);
+    let table = ok(&["table", &run]);
+    let disk = format!("{:.3}", report["bits_per_dim_on_disk"].as_f64().unwrap());
+    assert!(table.contains("on disk") && table.contains(&disk), "{disk} in {table}");
+    let kept = |dir: &str| -> serde_json::Value {
+        let text = std::fs::read(format!("{dir}/summary.json")).unwrap();
+        let mut summary: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        summary.as_object_mut().unwrap().remove("on_disk");
+        summary
+    };
+    assert_eq!(kept(&run)["test"], kept(FACES)["test"]);
+    let none =
+        error(&["compress", "hf:user/name", "--images", "2", "--out", &at(dir.path(), "b.flow"), "--record"]);
+    assert!(none.contains("of the hub"), "{none}");
+}
