@@ -17,8 +17,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// The most dimensions: there is a backward pass of the layer for each.
 const MOST: usize = 256;
 
-/// s in units of the numbers of z: large beside their rounding.
+/// s in units of the numbers of z, so that it is large beside their rounding; and the least, beside that of f32.
 const SIGMA: f64 = 32.;
+const LEAST: f64 = 1. / 8192.;
 
 /// Bits of the noise.
 const NOISE: u32 = 16;
@@ -41,7 +42,7 @@ impl<'a> Jacobian<'a> {
             );
         }
         let grid = Grid { from: NOISE, to: bits, dtype };
-        let sigma = SIGMA * unit(bits);
+        let sigma = (SIGMA * unit(bits)).max(LEAST);
         Ok(Self { f, grid, table: Table::new(Standard::Gaussian)?, sigma })
     }
 
