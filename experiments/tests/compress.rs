@@ -87,3 +87,30 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     names.sort();
     assert_eq!(names, ["a.flow", "other.png", "out"]);
 }
+
+#[test]
+fn what_was_recorded_is_in_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("faces");
+    std::fs::create_dir(&run).unwrap();
+    for name in ["config.json", "model.safetensors", "recipe.toml", "summary.json"] {
+        std::fs::copy(format!("{FACES}/{name}"), run.join(name)).unwrap();
+    }
+    let (run, file) = (at(dir.path(), "faces"), at(dir.path(), "a.flow"));
+    let report = json(&["compress", &run, "--images", "2", "--out", &file, "--record", "--json"]);
+    let table = ok(&["table", &run]);
+    let disk = format!("{:.3}", report["bits_per_dim_on_disk"].as_f64().unwrap());
+    assert!(table.contains("on disk") && table.contains(&disk), "{disk} in {table}");
+    let read = |dir: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(format!("{dir}/summary.json")).unwrap()).unwrap()
+    };
+    let (before, after) = (read(FACES), read(&run));
+    for key in ["recipe", "data_revision", "training", "codecs", "commit", "machine"] {
+        assert_eq!(after[key], before[key], "{key}");
+    }
+    assert_eq!(after["test"]["bits_per_dim"], before["test"]["bits_per_dim"]);
+    assert_eq!(after["on_disk"]["images"], 2);
+    let none =
+        error(&["compress", "hf:user/name", "--images", "2", "--out", &at(dir.path(), "b.flow"), "--record"]);
+    assert!(none.contains("of the hub"), "{none}");
+}

@@ -17,8 +17,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 /// The most dimensions: there is a backward pass of the layer for each.
 const MOST: usize = 256;
 
-/// s.
-const SIGMA: f64 = 1. / 1024.;
+/// s in units of the numbers of z, so that it is large beside their rounding; and the least, beside that of f32.
+const SIGMA: f64 = 32.;
+const LEAST: f64 = 1. / 8192.;
 
 /// Bits of the noise.
 const NOISE: u32 = 16;
@@ -28,6 +29,8 @@ pub(super) struct Jacobian<'a> {
     f: &'a dyn Bijection,
     grid: Grid,
     table: Table,
+    /// s.
+    sigma: f64,
 }
 
 impl<'a> Jacobian<'a> {
@@ -39,7 +42,8 @@ impl<'a> Jacobian<'a> {
             );
         }
         let grid = Grid { from: NOISE, to: bits, dtype };
-        Ok(Self { f, grid, table: Table::new(Standard::Gaussian)? })
+        let sigma = (SIGMA * unit(bits)).max(LEAST);
+        Ok(Self { f, grid, table: Table::new(Standard::Gaussian)?, sigma })
     }
 
     fn real(&self, v: &[i64], shape: &[usize]) -> Result<Tensor> {
@@ -83,16 +87,16 @@ impl<'a> Jacobian<'a> {
 
     /// The line from the noise of dimension i to z_i, given those before.
     fn line(&self, i: usize, mean: &[f64], rows: &[Vec<f64>], noise: &[f64]) -> Result<Line> {
-        let b = rows[i][..i].iter().zip(noise).fold(mean[i], |b, (l, e)| b + SIGMA * l * e);
-        Line::new(SIGMA * rows[i][i], b, &self.grid)
+        let b = rows[i][..i].iter().zip(noise).fold(mean[i], |b, (l, e)| b + self.sigma * l * e);
+        Line::new(self.sigma * rows[i][i], b, &self.grid)
     }
 
     /// The noise that z stands for, up to its rounding.
     fn noise(&self, z: &[i64], mean: &[f64], rows: &[Vec<f64>]) -> Vec<f64> {
         let mut noise: Vec<f64> = Vec::with_capacity(z.len());
         for (i, z) in z.iter().enumerate() {
-            let b = rows[i].iter().zip(&noise).fold(mean[i], |b, (l, e)| b + SIGMA * l * e);
-            noise.push((*z as f64 * unit(self.grid.to) - b) / (SIGMA * rows[i][i]));
+            let b = rows[i].iter().zip(&noise).fold(mean[i], |b, (l, e)| b + self.sigma * l * e);
+            noise.push((*z as f64 * unit(self.grid.to) - b) / (self.sigma * rows[i][i]));
         }
         noise
     }
@@ -101,7 +105,7 @@ impl<'a> Jacobian<'a> {
     fn back(&self, z: &Tensor, context: Context) -> Result<(Vec<Line>, Vec<usize>)> {
         let v = numbers(z)?;
         let x = inverse(self.f, &self.real(&v, z.dims())?, context)?;
-        let lines = Self::host(&x)?.into_iter().map(|x| Line::new(SIGMA, x, &self.grid));
+        let lines = Self::host(&x)?.into_iter().map(|x| Line::new(self.sigma, x, &self.grid));
         Ok((lines.collect::<Result<_>>()?, x.dims().to_vec()))
     }
 

@@ -22,7 +22,7 @@
 //!
 //! What was popped comes back when the image is decoded, in reverse: it is the images before. The sum of the three is
 //! -log2 p(x), up to the rounding of latents. The first image has none before it, and pops *initial bits* of a seeded generator, which
-//! stay in the file: the start-up cost of a file, some 14 bits a dimension.
+//! stay in the file: the start-up cost of a file, k - 2 bits a dimension.
 //!
 //! **Layers.** Each says what kind of map it is, by [`Bijection::coding`](crate::Bijection::coding):
 //!
@@ -36,9 +36,12 @@
 //! | any other layer, to 256 dimensions | by its Jacobian, with Gaussian noise |
 //!
 //! The paper pops Gaussian noise of scale 2^-14 around every latent, in numbers of 2^-32. Elements one by one need none: the uniform
-//! coder of iFlow (Zhang, Kang, Ryder, Li 2021, arXiv 2111.00965) is exact for a line between whole numbers, so that k = 16 is
-//! enough, and the start-up cost is a third. Where the rounding of k bits is not small beside a model's finest details, more bits cost
-//! more start-up and nothing else.
+//! coder of iFlow (Zhang, Kang, Ryder, Li 2021, arXiv 2111.00965) is exact for a line between whole numbers, so that k = 12 is
+//! enough, and the start-up cost is a fifth. For a Glow and a RealNVP of CIFAR-10, 12, 16 and 20 bits differ by less than .003 bits/dim.
+//! Where the rounding is not small beside a model's finest details, more bits cost more start-up and nothing else.
+//!
+//! **The prior** is a table of 24-bit probabilities. A latent so far out that the table has ended costs 80 bits, less than some priors claim
+//! for it: a model of hard borders, as NICE is on MNIST, takes fewer bits than its bound.
 //!
 //! **Determinism.** Decoding runs the same networks, and must get the same numbers to the last bit. So an image is coded by passes of
 //! its own, each on one thread: nothing depends on the batch or on the number of threads. Several streams, whose number is part of the
@@ -95,7 +98,7 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { precision: 16, streams: None, seed: 0, progress: None }
+        Self { precision: 12, streams: None, seed: 0, progress: None }
     }
 }
 

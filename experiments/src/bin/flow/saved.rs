@@ -129,7 +129,8 @@ pub fn score_each(
     .ok_or_else(|| Stopped.into())
 }
 
-/// The bits/dim that a model claims for all of a split, with one draw of noise an image.
+/// The bits/dim that a model claims for all images of a split, with one draw of noise an image; bits of a pixel that the model does not see
+/// count as they are.
 ///
 /// # Errors
 /// As [`score`].
@@ -146,7 +147,7 @@ pub fn bound(model: &Model, split: &Split) -> Result<f64> {
         ranks: &Single,
     };
     let measured = evaluate_each(model, split, &options)?;
-    Ok(measured.ok_or(Stopped)?.0.bits_per_dim)
+    Ok(measured.ok_or(Stopped)?.0.bits_per_dim + f64::from(8 - model.config().bits()))
 }
 
 /// Adds what is measured beside the model's number: codecs on the first images of `split` (and the model on the same ones), and the

@@ -15,6 +15,7 @@ use experiments::codecs;
 use experiments::data::{Split, Values, picture};
 use experiments::ranks::Single;
 use experiments::recipe::Resolved;
+use experiments::run_dir::{self, SUMMARY};
 use experiments::summary::{OnDisk, Summary};
 use experiments::untrusted::read_regular;
 use flows::Model;
@@ -152,6 +153,7 @@ fn growth(file: &Encoded, dims: usize) -> Vec<(usize, f64)> {
 }
 
 /// What was measured, for people and as an object.
+#[derive(Default)]
 struct Report {
     lines: Vec<String>,
     object: Map<String, Value>,
@@ -164,29 +166,58 @@ impl Report {
             self.object.extend(figures);
         }
     }
+
+    /// What the file took, beside what the model claims.
+    fn file(&mut self, measured: &OnDisk, file: &Encoded, dims: usize) {
+        let OnDisk { data, images, bits_per_dim, bound, initial_bits_per_dim } = measured;
+        let bytes = file.bytes.len();
+        self.add(
+            format!(
+                "{images} images of {data} in {bytes} bytes, {bits_per_dim:.4} bits/dim: the model's {bound:.4}, \
+                 {initial_bits_per_dim:.4} to start with, and {:+.4}",
+                bits_per_dim - bound - initial_bits_per_dim
+            ),
+            json!({
+                "data": data, "images": images, "bytes": bytes, "bits_per_dim_on_disk": bits_per_dim, "bits_per_dim": bound,
+                "initial_bits_per_dim": initial_bits_per_dim,
+            }),
+        );
+        let grown = growth(file, dims);
+        let shown: Vec<String> = grown.iter().map(|(n, bits)| format!("{n}: {bits:.3}")).collect();
+        self.add(
+            format!("bits/dim of the first images, with what it takes to start: {}", shown.join(", ")),
+            json!({ "bits_per_dim_of_first": grown }),
+        );
+    }
+
+    /// What general and image codecs need for the same images.
+    fn others(&mut self, split: &Split) -> Result<()> {
+        tracing::info!("compressing {} images with PNG, WebP, JPEG XL and zstd", split.len());
+        let mut all = vec![("zstd", "zstd", codecs::zstd_bits(split)?)];
+        if let [1 | 3, _, _] = split.shape[..] {
+            let codecs::CodecBits { png, webp, jxl } = codecs::codec_bits(split, &Single)?;
+            all.push(("PNG", "png", png.bits_per_dim));
+            all.push(("WebP", "webp", webp.bits_per_dim));
+            all.push(("JPEG XL", "jxl", jxl.bits_per_dim));
+        }
+        let shown: Vec<String> = all.iter().map(|(name, _, bits)| format!("{name} {bits:.3}")).collect();
+        let figures = all.iter().map(|(_, key, bits)| (format!("{key}_bits_per_dim"), json!(bits)));
+        self.add(
+            format!("bits/dim of others on the same images: {}", shown.join(", ")),
+            Value::Object(figures.collect()),
+        );
+        Ok(())
+    }
 }
 
-/// What general and image codecs need for the same images.
-fn beside(split: &Split, report: &mut Report) -> Result<()> {
-    tracing::info!("compressing {} images with PNG, WebP, JPEG XL and zstd", split.len());
-    let zstd = codecs::zstd_bits(split)?;
-    let of_images = matches!(split.shape.as_slice(), [1 | 3, _, _])
-        .then(|| codecs::codec_bits(split, &Single))
-        .transpose()?;
-    let mut line = format!("zstd {zstd:.3}");
-    let mut figures = json!({ "zstd_bits_per_dim": zstd });
-    for (name, key, bits) in of_images.iter().flat_map(|c| {
-        [
-            ("PNG", "png", c.png.bits_per_dim),
-            ("WebP", "webp", c.webp.bits_per_dim),
-            ("JPEG XL", "jxl", c.jxl.bits_per_dim),
-        ]
-    }) {
-        line = format!("{line}, {name} {bits:.3}");
-        figures[format!("{key}_bits_per_dim")] = bits.into();
-    }
-    report.add(format!("bits/dim of others on the same images: {line}"), figures);
-    Ok(())
+/// Adds the figures to the summary of a run, all else in it as it was.
+fn record(folder: &Path, measured: OnDisk) -> Result<()> {
+    let path = folder.join(SUMMARY);
+    let text = run_dir::read(&path)?.with_context(|| format!("--record: there is no {}", path.display()))?;
+    let mut summary: Summary = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is damaged: restore it from a copy", path.display()))?;
+    summary.on_disk = Some(measured);
+    summary.write(folder)
 }
 
 /// Compresses images into a file, and says what it took beside what the model claims.
@@ -196,11 +227,15 @@ fn beside(split: &Split, report: &mut Report) -> Result<()> {
 pub fn run(args: &CompressArgs) -> Result<()> {
     check_out(&args.out)?;
     ensure!(args.images != Some(0), "--images 0: compress at least one");
+    ensure!(
+        !(args.record && args.weights.is_of_the_hub()),
+        "--record: these weights are of the hub, name a folder of your own"
+    );
     let device = args.compute.open()?;
     ensure!(device.is_cpu(), "--device: images are compressed by the processor, leave it out");
     let (folder, _) = args.weights.locate()?;
     let model = load_model_as(&folder, args.double.then_some(DType::F64), &device)?;
-    let (mut split, name) = images(args, &model, &folder)?;
+    let (mut split, data) = images(args, &model, &folder)?;
     if let Some(class) = args.class {
         saved::labels(&model, 1, Some(class))?;
         split.labels = Some(vec![class; split.len()]);
@@ -208,63 +243,42 @@ pub fn run(args: &CompressArgs) -> Result<()> {
     let (n, dims) = (split.len(), split.dims());
     let Values::Pixels(bytes) = &split.values else { unreachable!("they were checked") };
     let x = Tensor::from_slice(bytes, [&[n], split.shape.as_slice()].concat(), &Device::Cpu)?;
+    let mut report = Report::default();
     let (file, seconds) = counted("compressing", n, |progress| {
-        let o = Options {
-            precision: args.precision,
-            streams: args.streams,
-            progress: Some(progress),
-            ..Options::default()
-        };
+        let (precision, streams) = (args.precision, args.streams);
+        let o = Options { precision, streams, progress: Some(progress), ..Options::default() };
         codec::encode(&model, &x, split.labels.as_deref(), &o)
     })?;
-    write_atomic(&args.out, &file.bytes)?;
-
-    let bits = |bits: f64| bits / (n * dims) as f64;
-    let (disk, initial) = (bits(8. * file.bytes.len() as f64), bits(file.initial_bits as f64));
-    let bound = saved::bound(&model, &split)?;
-    let mut report = Report { lines: Vec::new(), object: Map::new() };
-    report.add(
-        format!("{n} images of {name} in {} bytes: {}", file.bytes.len(), args.out.display()),
-        json!({ "weights": args.weights.to_string(), "data": name, "images": n, "bytes": file.bytes.len(), "file": args.out.display().to_string() }),
-    );
-    report.add(
-        format!(
-            "{disk:.4} bits/dim on disk: the model's {bound:.4}, {initial:.4} to start with, and {:+.4}",
-            disk - bound - initial
-        ),
-        json!({ "bits_per_dim_on_disk": disk, "bits_per_dim": bound, "initial_bits_per_dim": initial }),
-    );
-    let grown = growth(&file, dims);
-    let shown: Vec<String> = grown.iter().map(|(n, bits)| format!("{n}: {bits:.3}")).collect();
-    report.add(
-        format!("bits/dim of the first images, with what it takes to start: {}", shown.join(", ")),
-        json!({ "bits_per_dim_of_first": grown.iter().map(|(n, bits)| json!([n, bits])).collect::<Vec<_>>() }),
-    );
+    let share = |bits: f64| bits / (n * dims) as f64;
+    let measured = OnDisk {
+        data,
+        images: n,
+        bits_per_dim: share(8. * file.bytes.len() as f64),
+        bound: saved::bound(&model, &split)?,
+        initial_bits_per_dim: share(file.initial_bits as f64),
+    };
+    report.file(&measured, &file, dims);
     let speed = n as f64 / seconds;
-    report.add(format!("{speed:.1} images/s"), json!({ "encode_images_per_second": speed }));
+    report.add(format!("compressed at {speed:.1} images/s"), json!({ "encode_images_per_second": speed }));
     if args.check {
         let (back, seconds) =
             counted("checking", n, |progress| codec::decode(&model, &file.bytes, Some(progress)))?;
-        ensure!(
-            back.images.flatten_all()?.to_vec1::<u8>()? == *bytes,
-            "the file does not give the images back: keep them, and report this"
-        );
+        let back: Vec<u8> = back.images.flatten_all()?.to_vec1()?;
+        ensure!(back == *bytes, "the file would not give the images back, and is not written: report this");
         let speed = n as f64 / seconds;
         report.add(
-            format!("decompressed again, {speed:.1} images/s: all equal"),
+            format!("decompressed again at {speed:.1} images/s, all equal"),
             json!({ "decode_images_per_second": speed }),
         );
     }
     if args.codecs {
-        beside(&split, &mut report)?;
+        report.others(&split)?;
     }
+    write_atomic(&args.out, &file.bytes)?;
     if args.record {
-        let mut summary = Summary::read(&folder)?
-            .with_context(|| format!("--record: {} has no summary.json", folder.display()))?;
-        let data = name.clone();
-        summary.on_disk =
-            Some(OnDisk { data, images: n, bits_per_dim: disk, bound, initial_bits_per_dim: initial });
-        summary.write(&folder)?;
+        record(&folder, measured)?;
     }
+    let out = args.out.display().to_string();
+    report.add(out.clone(), json!({ "weights": args.weights.to_string(), "file": out }));
     print(args.json, Value::Object(report.object), report.lines.join("\n"))
 }
