@@ -16,6 +16,10 @@ test-emulated:
     cargo test --workspace --features experiments/emulate --lib
     cargo test --workspace --features experiments/emulate --test all emulated
 
+# Tests of processes that train together, by OpenMPI's mpirun
+test-ranks:
+    cargo test --workspace --features experiments/mpi --test ranks
+
 # The tests that compute, on the first GPU, one by one (the precision of products is a switch of the process); fails where there is none
 test-cuda:
     FLOWS_NEED_CUDA=1 cargo test --release --workspace --features experiments/cudnn --test all cuda -- --test-threads 1

@@ -29,7 +29,6 @@ use libwebp_sys::{
 };
 use oxipng::{BitDepth, ColorType, RawImage};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 /// The longest side that the WebP format can hold.
 const WEBP_SIDE: usize = 16_383;
@@ -38,12 +37,24 @@ const WEBP_SIDE: usize = 16_383;
 const SHEET: usize = 1_024;
 
 /// What a codec needs for a set of images.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Least {
     /// Bits per dimension.
     pub bits_per_dim: f64,
     /// Which arrangement gave them: one file per image, or sheets.
     pub how: String,
+}
+
+impl Least {
+    /// For another process: the number's bits, then the text.
+    fn to_bytes(&self) -> Vec<u8> {
+        [&self.bits_per_dim.to_le_bytes()[..], self.how.as_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let (number, how) = bytes.split_first_chunk().context("a rank has sent no codec's bits/dim")?;
+        Ok(Self { bits_per_dim: f64::from_le_bytes(*number), how: std::str::from_utf8(how)?.to_owned() })
+    }
 }
 
 /// What lossless codecs need for a set of images.
@@ -221,12 +232,12 @@ pub fn codec_bits(test: &Split, ranks: &dyn Ranks) -> Result<CodecBits> {
     let mut found = Vec::new();
     for (i, encode) in [jxl as Encode, webp, png].into_iter().enumerate() {
         let own = i % ranks.size() == ranks.rank();
-        found.push(if own { serde_json::to_vec(&bits(encode)?)? } else { Vec::new() });
+        found.push(if own { bits(encode)?.to_bytes() } else { Vec::new() });
     }
     for (i, bytes) in found.iter_mut().enumerate() {
         ranks.broadcast(i % ranks.size(), bytes);
     }
-    let [jxl, webp, png] = [0, 1, 2].map(|i| serde_json::from_slice(&found[i]));
+    let [jxl, webp, png] = [0, 1, 2].map(|i| Least::from_bytes(&found[i]));
     Ok(CodecBits { png: png?, webp: webp?, jxl: jxl? })
 }
 

@@ -91,8 +91,11 @@ impl Ranks for Mpi {
         if !is_gpu(device) {
             return Ok(());
         }
-        let mut id = if self.rank == 0 { Nccl::id()? } else { Vec::new() };
+        let made = if self.rank == 0 { Nccl::id() } else { Ok(Vec::new()) };
+        // The others wait for it, and get nothing where there is none.
+        let mut id = made.as_ref().map_or_else(|_| Vec::new(), Vec::clone);
         self.broadcast(0, &mut id);
+        made?;
         let nccl = Nccl::new(device, &id, self.rank, self.size)?;
         if self.nccl.set(nccl).is_err() {
             bail!("the ranks have a GPU each already");

@@ -143,6 +143,8 @@ impl<'a> Run<'a> {
         let shared =
             checkpoint::share(self.ranks, &mut self.position, &self.settings, model.params(), updater);
         agree(self.ranks, shared)?;
+        let [resumed] = any(self.ranks, [self.checkpointed.is_some()])?;
+        self.checkpointed = resumed.then_some(self.position.update);
         self.step.store(&self.position.stored);
         self.step.start(self.position.update, scope)?;
         self.wall_before = self.position.wall_seconds;

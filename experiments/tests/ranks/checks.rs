@@ -9,6 +9,7 @@ use flows::optim::{Penalty, Rule, UpdateSettings, Updater};
 use flows::params::rng_for;
 use flows::{Ctx, Grads, Memory, Model, ModelConfig};
 use rand::Rng;
+use std::time::Instant;
 
 /// No number of ranks but one divides it.
 const BATCH: usize = 7;
@@ -151,4 +152,27 @@ pub fn sums(ranks: &dyn Ranks) {
         assert_eq!(bytes, vec![from as u8; 10 * from]);
     }
     ranks.barrier();
+}
+
+/// Prints the median time of a sum of `n` f32.
+pub fn time_of_sum(ranks: &dyn Ranks, n: usize) {
+    let values = Tensor::ones(n, DType::F32, &Device::Cpu).unwrap();
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            ranks.barrier();
+            let clock = Instant::now();
+            ranks.all_reduce(&values).unwrap();
+            clock.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    if ranks.rank() == 0 {
+        let gigabytes = 4e-9 * n as f64;
+        println!(
+            "{} ranks, {n} f32: {:.3} ms, {:.2} GB/s",
+            ranks.size(),
+            1e3 * times[4],
+            gigabytes / times[4]
+        );
+    }
 }

@@ -29,6 +29,16 @@ fn under_mpirun() {
     all(&*ranks);
 }
 
+/// Prints the numbers of the cost model in docs/cluster.md: `mpirun -n N RANKS-TEST time_of_sums --exact --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, started by mpirun"]
+fn time_of_sums() {
+    let ranks = ranks::start().expect("started by mpirun");
+    for n in [1, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23, 44_000_000] {
+        checks::time_of_sum(&*ranks, n);
+    }
+}
+
 #[test]
 #[cfg_attr(not(feature = "mpi"), ignore = "needs --features experiments/mpi and OpenMPI's mpirun")]
 fn processes_update_as_one_does() {

@@ -303,33 +303,49 @@ fn what_fails_is_said_once_and_ends_all() {
     assert!(set("train.lr=1e30").contains("is not finite, first in"));
     let said = fails(flow(2, ["list"]));
     assert!(said.contains("not shared out"), "{said}");
-    // A full disk on rank 0, which alone writes.
-    if fs::File::options().write(true).open("/dev/full").is_ok() {
-        let out = tiny.out("full");
-        fs::create_dir(&out).unwrap();
-        std::os::unix::fs::symlink("/dev/full", out.join("metrics.jsonl")).unwrap();
-        let said = fails(tiny.run(2, &out, &[]));
-        assert!(said.contains("metrics.jsonl"), "{said}");
-    }
-    // A missing folder on rank 1: each rank is given its own.
+    // A file that rank 0 cannot write in the middle of a run, while the others go on to the next update.
+    let (straight, out) = (tiny.out("straight"), tiny.out("full"));
+    ok(tiny.run(2, &straight, &[]));
+    fs::create_dir_all(out.join("checkpoint.best.safetensors/in the way")).unwrap();
+    let said = fails(tiny.run(2, &out, &[]));
+    assert!(said.contains("cannot write") && said.contains("checkpoint.best.safetensors"), "{said}");
+    fs::remove_dir_all(out.join("checkpoint.best.safetensors")).unwrap();
+    ok(tiny.run(2, &out, &[]));
+    assert_same(&straight, &out);
+    // Rank 1 misses the data, rank 0 has them.
+    let (here, missing) = (tiny.out("here.npy"), tiny.out("missing.npy"));
+    vectors(&here);
     let script = tiny.out("rank.sh");
-    let missing = tiny.out("missing");
-    let flow = env!("CARGO_BIN_EXE_flow");
     let text = format!(
-        "#!/bin/sh\n[ $OMPI_COMM_WORLD_RANK = 0 ] && data={} || data={}\nexec {flow} \"$@\" --data $data\n",
-        tiny.dir.path().display(),
-        missing.display()
+        "#!/bin/sh\n[ $OMPI_COMM_WORLD_RANK = 0 ] && data={} || data={}\nexec {} \"$@\" --data $data\n",
+        here.display(),
+        missing.display(),
+        env!("CARGO_BIN_EXE_flow")
     );
     fs::write(&script, text).unwrap();
-    fs::create_dir(tiny.out("npy")).unwrap();
-    let mut command = mpirun(2, Path::new("sh"));
-    command
-        .arg(&script)
-        .args(["train", "quickstart", "--set", "data.set=\"mnist\"", "--out"])
-        .arg(tiny.out("no"));
-    let said = fails(command);
-    println!("{said}");
-    assert!(!tiny.out("no").exists());
+    let train = |script: &Path, out: &Path| {
+        let mut command = mpirun(2, Path::new("sh"));
+        command.arg(script).args(["train", "moons", "--set", "data.set=npy", "--set", "data.validation=20"]);
+        command.args(["--set", "train.updates=5", "--set", "train.batch=32", "--out"]);
+        command.arg(out);
+        command
+    };
+    let out = tiny.out("no");
+    let said = fails(train(&script, &out));
+    assert!(said.contains("missing.npy"), "{said}");
+    assert!(!out.exists());
+    fs::copy(&here, &missing).unwrap();
+    ok(train(&script, &out));
+}
+
+/// An array of 400 points.
+fn vectors(path: &Path) {
+    let mut file =
+        b"\x93NUMPY\x01\0\x76\0{'descr': '<f8', 'fortran_order': False, 'shape': (400, 2), }".to_vec();
+    file.resize(127, b' ');
+    file.push(b'\n');
+    file.extend((0..800_u32).flat_map(|i| f64::from(i * 37 % 101).to_le_bytes()));
+    fs::write(path, file).unwrap();
 }
 
 /// A build without MPI that mpirun starts would be several runs in one folder.

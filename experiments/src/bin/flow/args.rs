@@ -4,7 +4,7 @@ use crate::hub::{WEIGHTS, Weights};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
-use experiments::ranks::{Ranks, Single};
+use experiments::ranks::{Ranks, Single, agree};
 use experiments::recipe::Resolved;
 use flows::ops::device::open_device;
 use std::path::PathBuf;
@@ -74,8 +74,14 @@ impl Compute {
     /// As [`Compute::open`], for one of several processes: it takes its share of the machine's cores, and its own GPU.
     ///
     /// # Errors
-    /// As [`Compute::open`], and when all of them would use one GPU.
+    /// As [`Compute::open`], on any of them; when all would use one GPU, or the GPUs cannot add.
     pub fn open_for(&self, ranks: &dyn Ranks) -> Result<Device> {
+        let device = agree(ranks, self.open_here(ranks))?;
+        agree(ranks, ranks.open(&device).map_err(Into::into))?;
+        Ok(device)
+    }
+
+    fn open_here(&self, ranks: &dyn Ranks) -> Result<Device> {
         let (local, here) = ranks.local();
         if let Some(threads) = self.threads.map(usize::from).or((here > 1).then(|| share_of_cores(here))) {
             rayon::ThreadPoolBuilder::new()
@@ -89,11 +95,7 @@ impl Compute {
             self.device
         );
         let name = if self.device == "cuda" { format!("cuda:{local}") } else { self.device.clone() };
-        let device = open_device(&name).with_context(|| format!("--device {name}"))?;
-        if ranks.size() > 1 {
-            ranks.open(&device)?;
-        }
-        Ok(device)
+        open_device(&name).with_context(|| format!("--device {name}"))
     }
 
     /// The device's name in a summary.

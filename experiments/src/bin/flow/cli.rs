@@ -9,7 +9,7 @@
 use crate::commands::*;
 use crate::output;
 use crate::progress::{LogWriter, STOP, Stopped};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 use experiments::ranks::{self, Elsewhere, Ranks};
 use std::process::ExitCode;
@@ -229,12 +229,16 @@ fn sentence(error: &anyhow::Error) -> String {
 
 fn catch_signals(processes: usize) -> Result<()> {
     ctrlc::set_handler(move || {
-        if STOP.swap(true, Ordering::Relaxed) {
+        let again = STOP.swap(true, Ordering::Relaxed);
+        if processes > 1 {
+            // A launcher sends signals to all, at times twice, also to end those that are left when one has failed; what does not
+            // end in time it kills.
+            return;
+        }
+        if again {
             // The second one ends the process at once.
             std::process::exit(130);
-        }
-        // A launcher sends the signal to all, also to end those that are left when one has failed.
-        if processes == 1 {
+        } else {
             output::tell("\nstopping at the next chance; Ctrl-C again ends at once");
         }
     })
@@ -243,11 +247,12 @@ fn catch_signals(processes: usize) -> Result<()> {
 
 fn dispatch(command: Command, ranks: &dyn Ranks) -> Result<()> {
     use Command::{Eval, Reproduce, Sample, Train};
-    ensure!(
-        ranks.size() == 1 || matches!(command, Reproduce(_) | Train(_) | Eval(_) | Sample(_)),
+    let shared = ranks.size() == 1 || matches!(command, Reproduce(_) | Train(_) | Eval(_) | Sample(_));
+    let refused = anyhow!(
         "this command is not shared out among processes, as `train`, `reproduce`, `eval` and `sample` are: start it once, without \
          mpirun or srun"
     );
+    ranks::agree(ranks, if shared { Ok(()) } else { Err(refused) })?;
     match command {
         Command::Reproduce(args) => reproduce::run(&args, true, ranks),
         Command::Train(args) => reproduce::run(&args, false, ranks),

@@ -88,7 +88,7 @@ pub fn run(args: &EvalArgs, ranks: &dyn Ranks) -> Result<()> {
     let sets = args.sets()?;
     ensure!(args.images != Some(0), "--images 0: evaluate at least one image, or leave it out for all");
     args.out.as_deref().map_or(Ok(()), |out| arrays::writable(out).map(drop))?;
-    let device = agree(ranks, args.compute.open_for(ranks))?;
+    let device = args.compute.open_for(ranks)?;
     let ((weights, commit), model) = agree(ranks, load(args, &device))?;
     let mut recipe = match &args.recipe {
         Some(name) => Resolved::load(name, &sets)?.recipe,

@@ -105,8 +105,8 @@ pub fn run(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<()> {
 /// Checks what can be checked before training and loads the data; `None` where the folder holds the result already, which is
 /// printed.
 fn prepare(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<Option<Prepared>> {
-    let begun = || -> Result<_> { Ok((args.recipe.resolve()?, args.compute.open_for(ranks)?)) };
-    let (mut resolved, device) = agree(ranks, begun())?;
+    let mut resolved = agree(ranks, args.recipe.resolve())?;
+    let device = args.compute.open_for(ranks)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.recipe.name));
     let name = out.display();
     let taken = if ranks.rank() == 0 { take(args, test, &resolved.recipe, &out) } else { Ok(Some(None)) };

@@ -84,7 +84,7 @@ pub fn run(args: &SampleArgs, ranks: &dyn Ranks) -> Result<()> {
     if let Some(out) = &args.out {
         kind(out)?;
     }
-    let device = agree(ranks, args.compute.open_for(ranks))?;
+    let device = args.compute.open_for(ranks)?;
     let load = || load_model(&args.weights.locate()?.0, &device);
     let model = agree(ranks, load())?;
     limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
