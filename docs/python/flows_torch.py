@@ -59,8 +59,8 @@ class Model(nn.Module):
         prior = config.get("prior", "gaussian")
         self.base = {"kind": prior} if isinstance(prior, str) else prior
         context = config.get("context", "none")
-        self.context = {"kind": context} if isinstance(context, str) else context
-        self.classes = config.get("classes", self.base.get("classes", self.context.get("classes")))
+        self.beside = {"kind": context} if isinstance(context, str) else context
+        self.classes = config.get("classes", self.base.get("classes", self.beside.get("classes")))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -87,20 +87,20 @@ class Model(nn.Module):
         return None if self.classes is None else torch.zeros(len(x), dtype=torch.long)
 
     def _no_context(self, x):
-        if self.context["kind"] == "features":
-            return torch.zeros(len(x), *self.context["shape"], dtype=x.dtype)
+        if self.beside["kind"] == "features":
+            return torch.zeros(len(x), *self.beside["shape"], dtype=x.dtype)
         return self.context_of(x)
 
     def context_of(self, x):
         """The context that is made of images x; None where there is none, or it is given with them."""
-        kind = self.context["kind"]
+        kind = self.beside["kind"]
         if kind == "downsampled":
-            return F.avg_pool2d(x.floor(), self.context["factor"])
+            return F.avg_pool2d(x.floor(), self.beside["factor"])
         if kind != "masked":
             return None
         h, w = x.shape[2:]
         known = torch.ones(h, w, dtype=x.dtype, device=x.device)
-        if self.context["missing"] == "most":
+        if self.beside["missing"] == "most":
             known[1::2], known[:, 1::2] = 0, 0
         else:
             part = {
@@ -108,12 +108,12 @@ class Model(nn.Module):
                 "top": (slice(h // 2), slice(None)), "bottom": (slice(h // 2, None), slice(None)),
                 "centre": (slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)),
             }
-            known[part[self.context["missing"]]] = 0
+            known[part[self.beside["missing"]]] = 0
         return torch.cat([x.floor() * known, known.expand(len(x), 1, h, w)], 1)
 
     def _given(self, y, c):
         """What networks see of a context."""
-        kind = self.context["kind"]
+        kind = self.beside["kind"]
         if kind == "none":
             return None
         if kind == "labels":
