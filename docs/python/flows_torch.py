@@ -58,8 +58,8 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.used = config, set()
         self.levels, self.layers = known("model", config["model"], MODELS)(config)
-        self.base, self.context = settings(config.get("prior", "gaussian")), settings(config.get("context", "none"))
-        self.classes = next(classes([*self.levels, self.layers]), self.base.get("classes", self.context.get("classes")))
+        self.base, self.beside = settings(config.get("prior", "gaussian")), settings(config.get("context", "none"))
+        self.classes = next(classes([*self.levels, self.layers]), self.base.get("classes", self.beside.get("classes")))
         for name, t in tensors.items():
             *path, last = name.split(".")
             module = self
@@ -87,20 +87,20 @@ class Model(nn.Module):
         return None if self.classes is None else torch.zeros(len(x), dtype=torch.long)
 
     def _no_context(self, x):
-        if self.context["kind"] == "features":
-            return torch.zeros(len(x), *self.context["shape"], dtype=x.dtype)
+        if self.beside["kind"] == "features":
+            return torch.zeros(len(x), *self.beside["shape"], dtype=x.dtype)
         return self.context_of(x)
 
     def context_of(self, x):
         """The context that is made of images x; None where there is none, or it is given with them."""
-        kind = self.context["kind"]
+        kind = self.beside["kind"]
         if kind == "downsampled":
-            return F.avg_pool2d(x.floor(), self.context["factor"])
+            return F.avg_pool2d(x.floor(), self.beside["factor"])
         if kind != "masked":
             return None
         h, w = x.shape[2:]
         known = torch.ones(h, w, dtype=x.dtype, device=x.device)
-        if self.context["missing"] == "most":
+        if self.beside["missing"] == "most":
             known[1::2], known[:, 1::2] = 0, 0
         else:
             part = {
@@ -108,12 +108,12 @@ class Model(nn.Module):
                 "top": (slice(h // 2), slice(None)), "bottom": (slice(h // 2, None), slice(None)),
                 "centre": (slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)),
             }
-            known[part[self.context["missing"]]] = 0
+            known[part[self.beside["missing"]]] = 0
         return torch.cat([x.floor() * known, known.expand(len(x), 1, h, w)], 1)
 
     def _given(self, y, c):
         """What networks see of a context."""
-        kind = self.context["kind"]
+        kind = self.beside["kind"]
         if kind == "none":
             return None
         if kind == "labels":

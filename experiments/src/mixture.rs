@@ -16,11 +16,13 @@ use std::f64::consts::{LN_2, PI};
 /// Added to variances, where that of the data is 1.
 const RIDGE: f64 = 1e-6;
 /// Iterations, at most.
-const ITERATIONS: usize = 200;
+const ITERATIONS: usize = 100;
 /// It ends where an iteration gains less than this, in nats for each row.
-const GAIN: f64 = 1e-5;
-/// Multiplications of an iteration, at most: of more rows the first are taken, enough for the parameters of each component.
-const WORK: usize = 1_000_000_000;
+const GAIN: f64 = 1e-4;
+/// Multiplications of an iteration: of more rows the first are taken ...
+const WORK: usize = 50_000_000;
+/// ... but so many for each dimension of a component, which otherwise would be fitted to too few.
+const ROWS: usize = 20;
 /// Rows that a thread takes together.
 const CHUNK: usize = 512;
 
@@ -50,7 +52,7 @@ impl Mixture {
     /// A mixture of `k` Gaussians of the rows (N, dims), or `None` where a column does not vary or there are not enough rows.
     #[must_use]
     pub fn fit(rows: &[f32], dims: usize, k: usize) -> Option<Self> {
-        let n = (rows.len() / dims).min(WORK / (k * dims * dims));
+        let n = (rows.len() / dims).min((WORK / (k * dims * dims)).max(ROWS * k * dims));
         if n <= k * (dims + 1) {
             return None;
         }

@@ -12,7 +12,7 @@
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
 //! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
 //! | `mixture8`, `mixture21`, `warped8`, `warped21` | drawn from a seed, entropy known ([`vectors`]) | (N, 8) or (N, 21) |
-//! | `turned` | drawn from a seed with a context, entropy known ([`turned`]) | (N, 2) given (N, 3) |
+//! | `turned` | drawn from a seed with a context, entropy known ([`turned`]) | (N, 2) given (N, 4) |
 //! | `folder` | files of pictures ([`folder`]) | (N, C, H, W) bytes |
 //! | `npy` | `.npy` and `.npz` arrays ([`npy`]) | bytes or reals |
 //!

@@ -82,7 +82,7 @@ pub static SETS: [KnownSet; 14] = [
         name: "turned",
         shape: Some(&[2]),
         train: Some(100_000),
-        origin: Origin::Drawn { bytes: 5. * (8. + 4.), draw: turned::dataset },
+        origin: Origin::Drawn { bytes: 6. * (8. + 4.), draw: turned::dataset },
     },
     KnownSet { name: "folder", shape: None, train: None, origin: Origin::Own(folder::read_folder) },
     KnownSet { name: "npy", shape: None, train: None, origin: Origin::Own(|path, _| npy::read_path(path)) },

@@ -430,7 +430,7 @@ impl Recipe {
         // Another model is one change where a preset names it.
         let named = PRESETS.iter().map(|(name, _)| differ(&[format!("model={name}")])).filter_map(Result::ok);
         let plain = differ(&[])?;
-        Ok(if plain.iter().any(|key| key.starts_with("model.model=")) {
+        Ok(if plain.iter().filter(|key| key.contains("model.")).count() > 1 {
             named.fold(plain, |least, other| if other.len() < least.len() { other } else { least })
         } else {
             plain
@@ -641,7 +641,8 @@ mod tests {
             assert_eq!(source("quickstart", key), "default", "{key}");
         }
         assert!(source("nice-mnist", "train.validate_every").contains("once an epoch"), "it is explained");
-        assert_eq!(source("moons", "model.law"), "ours");
+        assert_eq!(source("moons", "train.lr"), "ours");
+        assert_eq!(source("moons", "model.law"), "preset realnvp");
     }
 
     #[test]

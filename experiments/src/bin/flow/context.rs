@@ -71,12 +71,26 @@ impl Given {
     /// # Errors
     /// When there is no such sample.
     pub fn repeat(&self, i: usize, n: usize) -> Result<Self> {
-        let row = |t: &Tensor| {
-            let sides = [&[n][..], &t.dims()[1..]].concat();
-            t.narrow(0, i, 1)?.expand(sides)?.contiguous()
+        self.rows(|_| i, n)
+    }
+
+    /// Those of all samples in turn, for `n` others.
+    ///
+    /// # Errors
+    /// When there is no sample.
+    pub fn turns(&self, n: usize) -> Result<Self> {
+        self.rows(|turn| turn, n)
+    }
+
+    /// Those of the samples at `place(0)`, .., `place(n - 1)`, counted again from 0 where they end.
+    fn rows(&self, place: impl Fn(usize) -> usize, n: usize) -> Result<Self> {
+        let rows = |t: &Tensor| {
+            let len = t.dim(0)?.max(1);
+            let places = (0..n).map(|i| (place(i) % len) as u32).collect::<Vec<_>>();
+            t.index_select(&Tensor::from_vec(places, n, t.device())?, 0)
         };
-        let labels = self.labels.as_ref().map(row).transpose()?;
-        Ok(Self { labels, features: self.features.as_ref().map(row).transpose()? })
+        let labels = self.labels.as_ref().map(rows).transpose()?;
+        Ok(Self { labels, features: self.features.as_ref().map(rows).transpose()? })
     }
 
     /// Whether there is any.

@@ -204,7 +204,8 @@ impl<'a> Exam<'a> {
         let (off, rounding) = (error / spread, INEXACT * scale);
         // Samples must be images, too.
         let count = x.dim(0)?;
-        let drawn = model.sample(count, 1., self.s.base.seed, self.s.labels(count)?.as_ref())?;
+        let given = self.given.turns(count)?;
+        let drawn = model.sample(count, 1., self.s.base.seed, given.context())?;
         let lost = finite_rows(&drawn)?.into_iter().filter(|seen| !seen).count();
         self.report["samples_not_finite"] = lost.into();
         self.grade(off, rounding, WRONG * scale, || {
