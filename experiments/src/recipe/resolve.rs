@@ -210,7 +210,7 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
     let (key, value) = (key.trim(), value.trim());
     let start = |text: &str| text.chars().take(60).collect::<String>();
     ensure!(
-        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 8,
+        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 16,
         "--set {}: `{}` is no key, write for example train.lr",
         start(text),
         start(key)
