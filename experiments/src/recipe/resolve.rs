@@ -250,7 +250,7 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
     let (key, value) = (key.trim(), value.trim());
     let start = |text: &str| text.chars().take(60).collect::<String>();
     ensure!(
-        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 8,
+        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 16,
         "--set {}: `{}` is no key, write for example train.lr",
         start(text),
         start(key)
@@ -535,7 +535,7 @@ mod tests {
             ("model.levels.7.layers=[]", "`levels` has the items 0 to 2, not `7`"),
             ("model.levels.0.layers.0=squeze", "levels.0: layers.0: unknown variant `squeze`"),
             ("model.levels.0.layers.0=squeze", "did you mean `squeeze`"),
-            ("model.levels.0.layers.1.layers.2.net.widht=8", "did you mean `width`"),
+            ("model.levels.0.layers.1.layers.2.net.widht=8", "width`?"),
             ("model.levels.0.layers.1.layers.2.transform=splines", "unknown variant `splines`"),
             (
                 "model.levels.0.layers.1.layers.2.transform={kind='rational_quadratic_spline',bound=0.0}",
