@@ -166,11 +166,10 @@ impl File {
                 "the file is damaged or was cut short, it does not have its checksum: compress the images again"
             );
         }
-        let table = Reader(r.bytes(12 * header.streams)?);
+        let mut table = Reader(r.bytes(12 * header.streams)?);
         let sums: Vec<[u8; 2]> =
             r.bytes(2 * header.images)?.chunks_exact(2).map(|sum| [sum[0], sum[1]]).collect();
         let mut streams = Vec::with_capacity(header.streams);
-        let mut table = table;
         for _ in 0..header.streams {
             let (state, n) = (table.number(8)?, table.number(4)? as usize);
             let words = r.bytes(n.checked_mul(4).ok_or_else(|| Error::msg("no file has so many words"))?)?;
