@@ -191,7 +191,14 @@ fn sizes_are_refused_before_they_are_made() {
         (glow(), "8,\n      8", "4294967296,\n      4294967296", "more than 16777216 dimensions"),
         (ModelConfig::Nice(nice.clone()), "4\n", "1000000000000\n", "`hidden` = 1000000000000"),
         (ModelConfig::Nice(nice), "      8\n", "      16777216\n", "even_odd.index` has shape [8]"),
-        (ModelConfig::RealNvp(nvp.clone()), r#""features": 4"#, r#""features": 16777216"#, "has shape"),
+        (ModelConfig::RealNvp(nvp.clone()), r#""features": 4"#, r#""features": 8388608"#, "has shape"),
+        // The second scale has twice as many.
+        (
+            ModelConfig::RealNvp(nvp.clone()),
+            r#""features": 4"#,
+            r#""features": 16777216"#,
+            "`features` = 33554432",
+        ),
         (ModelConfig::RealNvp(nvp.clone()), r#""blocks": 1"#, r#""blocks": 16777216"#, "block1"),
         (
             ModelConfig::RealNvp(nvp.clone()),
