@@ -95,7 +95,7 @@ pub const COLUMNS: [&str; 22] = [
 ];
 
 /// The columns of [`Format::Markdown`].
-const SHORT: [&str; 8] = ["recipe", "run", "data", "bits/dim", "paper", "JPEG XL", "on disk", "images seen"];
+const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "on disk", "paper", "JPEG XL"];
 
 /// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
 /// not the built-in one of its name says what was changed.
