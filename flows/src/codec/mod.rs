@@ -211,7 +211,7 @@ pub fn decode(model: &Model, bytes: &[u8], progress: Progress) -> Result<Decoded
             images.push((pixels, label));
             go_on(progress)?;
         }
-        if !stack.is_drawn_from(header.seed, &stream(s)) {
+        if !stack.was_drawn_from(header.seed, &stream(s)) {
             bail!("{} does not end in its initial bits: the file is damaged", stream(s));
         }
         images.reverse();
@@ -239,7 +239,7 @@ pub(crate) fn code_layer(
     let taken = stack.drawn() as f64 - stack.bits();
     let back = prepared.decode(&z, &mut Way { stack: &mut stack, context })?;
     let same = (back - whole)?.abs()?.sum_all()?.to_scalar::<f64>()? == 0.;
-    Ok(((z / scale)?.to_dtype(x.dtype())?, taken, same && stack.is_drawn_from(0, "layer")))
+    Ok(((z / scale)?.to_dtype(x.dtype())?, taken, same && stack.was_drawn_from(0, "layer")))
 }
 
 fn go_on(progress: Progress) -> Result<()> {

@@ -47,7 +47,7 @@ pub(super) fn round(x: f64, bits: u32) -> Result<i64> {
 /// The nearest whole number, of those that f64 tells from their neighbours.
 pub(super) fn whole(x: f64) -> Result<i64> {
     let n = x.round();
-    if !(n.abs() < LARGEST as f64) {
+    if n.is_nan() || n.abs() >= LARGEST as f64 {
         bail!(
             "a number is too large to be kept exactly: this example is far from what the model was trained on"
         );

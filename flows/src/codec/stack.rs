@@ -36,7 +36,7 @@ pub(super) struct Stack {
 /// Where words come from when there are none left.
 enum Source {
     /// A generator, and how many words it gave.
-    Seeded(ChaCha8Rng, usize),
+    Seeded(Box<ChaCha8Rng>, usize),
     /// None: whether more was popped than there was.
     Ended(bool),
 }
@@ -45,7 +45,7 @@ impl Stack {
     /// A stack to encode to, which draws from the generator of this seed and name.
     pub(super) fn seeded(seed: u64, name: &str) -> Self {
         let coder = DefaultAnsCoder::from_raw_parts(Vec::new(), EMPTY);
-        Self { coder, source: Source::Seeded(rng_for(seed, name), 0) }
+        Self { coder, source: Source::Seeded(Box::new(rng_for(seed, name)), 0) }
     }
 
     /// A stack to decode from: the words of a file, and the state.
@@ -80,7 +80,7 @@ impl Stack {
     }
 
     /// Whether what is left is what an encoder of this seed and name drew, and nothing else.
-    pub(super) fn is_drawn_from(self, seed: u64, name: &str) -> bool {
+    pub(super) fn was_drawn_from(self, seed: u64, name: &str) -> bool {
         let (words, state) = self.into_parts();
         let mut rng = rng_for(seed, name);
         state == EMPTY && words.iter().rev().all(|&word| word == rng.next_u32())
