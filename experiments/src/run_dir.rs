@@ -210,7 +210,7 @@ pub fn column(log: &[Map<String, Value>], key: &str) -> Vec<(f64, f64)> {
     column_over(log, "update", key)
 }
 
-/// As [`column`], over another column that only grows (`images_seen`, `seconds`).
+/// As [`fn@column`], over another column that only grows (`images_seen`, `seconds`).
 #[must_use]
 pub fn column_over(log: &[Map<String, Value>], over: &str, key: &str) -> Vec<(f64, f64)> {
     let point = |line: &Map<String, Value>| Some((line.get(over)?.as_f64()?, line.get(key)?.as_f64()?));

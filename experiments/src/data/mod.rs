@@ -12,7 +12,7 @@
 //! | `faces` | drawn from a seed, entropy known to 0.02 bits/dim ([`faces`]) | (N, 3, 32, 32) bytes |
 //! | `moons`, `rings`, `spirals`, `checkerboard` | drawn from a seed, entropy known ([`plane`]) | (N, 2) |
 //! | `mixture8`, `mixture21`, `warped8`, `warped21` | drawn from a seed, entropy known ([`vectors`]) | (N, 8) or (N, 21) |
-//! | `turned` | drawn from a seed with a context, entropy known ([`turned`]) | (N, 2) given (N, 4) |
+//! | `bent` | drawn from a seed with a context, entropy known ([`bent`]) | (N, 2) given (N, 4) |
 //! | `folder` | files of pictures ([`folder`]) | (N, C, H, W) bytes |
 //! | `npy` | `.npy` and `.npz` arrays ([`npy`]) | bytes or reals |
 //!
@@ -22,6 +22,7 @@
 //! A reader is one file that uses the types of [`set`] and [`request`]; [`sets`] is the table of names and readers, to
 //! which a new data set adds one row. Every property that depends on a set's name is a column there.
 
+pub mod bent;
 pub mod cifar;
 mod cifar_py;
 pub mod faces;
@@ -34,7 +35,6 @@ pub mod plane;
 pub mod request;
 pub mod set;
 pub mod sets;
-pub mod turned;
 pub mod vectors;
 #[cfg(any(feature = "candle-datasets", test))]
 pub mod vision;

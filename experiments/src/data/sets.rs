@@ -4,7 +4,7 @@
 //! set is one file for its reader and one row of [`SETS`].
 
 use super::hub::{self, CIFAR10, HubSet, MNIST};
-use super::{Dataset, Join, Parts, Request, cifar, faces, folder, idx, npy, plane, turned, vectors};
+use super::{Dataset, Join, Parts, Request, bent, cifar, faces, folder, idx, npy, plane, vectors};
 use crate::suggest::did_you_mean;
 use anyhow::{Context, Result, bail, ensure};
 use flows::hub::Observer;
@@ -79,10 +79,10 @@ pub static SETS: [KnownSet; 14] = [
     KnownSet { name: "warped8", shape: Some(&[8]), train: Some(100_000), origin: VECTORS },
     KnownSet { name: "warped21", shape: Some(&[21]), train: Some(100_000), origin: VECTORS },
     KnownSet {
-        name: "turned",
+        name: "bent",
         shape: Some(&[2]),
         train: Some(100_000),
-        origin: Origin::Drawn { bytes: 6. * (8. + 4.), draw: turned::dataset },
+        origin: Origin::Drawn { bytes: 6. * (8. + 4.), draw: bent::dataset },
     },
     KnownSet { name: "folder", shape: None, train: None, origin: Origin::Own(folder::read_folder) },
     KnownSet { name: "npy", shape: None, train: None, origin: Origin::Own(|path, _| npy::read_path(path)) },

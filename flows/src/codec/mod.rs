@@ -24,7 +24,7 @@
 //! -log2 p(x), up to the rounding of latents. The first image has none before it, and pops *initial bits* of a seeded generator, which
 //! stay in the file: the start-up cost of a file, k - 2 bits a dimension.
 //!
-//! **Layers.** Each says what kind of map it is, by [`Bijection::coding`](crate::Bijection::coding):
+//! **Layers.** Each says what kind of map it is, by [`Bijection::coding`]:
 //!
 //! | kind | how it is coded |
 //! |---|---|
