@@ -131,6 +131,8 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
             model.set_shape(&[1, size, size])?;
         }
     }
+    // By the config's own keys, before those of the layers that it is built of.
+    model.check()?;
     let need = model.size()?;
     let sized = data.size.map(|size| format!(", for images of `data.size` = {size},")).unwrap_or_default();
     let copies = match purpose {

@@ -66,6 +66,14 @@ const COMPOSED: &str = r#"[
     }
 ]"#;
 
+/// Features of `n` examples, as large as pixels.
+fn features(n: usize, shape: &[usize]) -> Result<Tensor> {
+    let sides = [&[n][..], shape].concat();
+    let count = sides.iter().product::<usize>();
+    let values = (0..count).map(|i| (i * 37 % 11) as f64 * 20.).collect::<Vec<_>>();
+    Tensor::from_vec(values, sides, &Device::Cpu)
+}
+
 /// Two samples, what the library makes of them in f64, and labels and a context where the model has them. Samples, because a trained
 /// model gives noise a likelihood of minus millions of nats, whose inverse no arithmetic undoes.
 fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
@@ -73,13 +81,7 @@ fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
     let cond =
         model.config().classes().map(|n| Tensor::new(&[0u32, n as u32 - 1], &Device::Cpu)).transpose()?;
     let shape = model.config().context().shape(model.config().shape())?;
-    let c = shape.map(|shape| {
-        let of_two = [&[2][..], &shape].concat();
-        let count = of_two.iter().product::<usize>();
-        let values = (0..count).map(|i| (i * 37 % 11) as f64 * 20.).collect::<Vec<_>>();
-        Tensor::from_vec(values, of_two, &Device::Cpu)
-    });
-    let c = c.transpose()?;
+    let c = shape.map(|shape| features(2, &shape)).transpose()?;
     let context = Context { labels: cond.as_ref(), features: c.as_ref() };
     let x = model.sample(2, 0.7, 1, context)?;
     // Where the context is made of images it is that of these.
@@ -209,6 +211,9 @@ fn pytorch_gives_the_same_log_prob() -> anyhow::Result<()> {
                 continue; // made of images
             }
             let model = Model::new(config, 1, DType::F32, &Device::Cpu)?;
+            if let Some(shape) = model.config().context().shape(model.config().shape())? {
+                model.standardize_context(&features(16, &shape)?)?;
+            }
             model.params().perturb(2, 0.1)?;
             priors.push(dir.path().join(format!("context{i}{j}")));
             model.save(&priors[priors.len() - 1], &SaveOptions::default())?;

@@ -520,11 +520,20 @@ fn what_the_memory_cannot_hold_is_refused_before_it_is_made() {
     refused("moons", "data.train=1000000000000", "data.train");
     refused("moons", "data.test=18446744073709", "data.test");
     refused("moons", "data.validation=1000000000000", "data.validation");
-    refused("moons", "model.hidden=[[100000000, 100000000]]", "model.hidden");
-    refused("glow-cifar-small", "model.width=100000000", "model.width");
-    refused("glow-cifar-small", "model.depth=1000000000000", "model.depth");
-    refused("realnvp-cifar-small", "model.features=100000000", "model.features");
-    refused("nice-cifar-small", "model.hidden=[[100000000, 100000000]]", "model.hidden");
+    for (recipe, key, large, too_large) in [
+        ("moons", "hidden", "[[10000000, 10000000]]", "[[100000000, 100000000]]"),
+        ("glow-cifar-small", "width", "10000000", "100000000"),
+        ("glow-cifar-small", "depth", "10000000", "1000000000000"),
+        ("realnvp-cifar-small", "features", "8000000", "100000000"),
+        ("nice-cifar-small", "hidden", "[[10000000, 10000000]]", "[[100000000, 100000000]]"),
+    ] {
+        refused(recipe, &format!("model.{key}={large}"), &format!("model.{key}"));
+        // Beyond what any memory could hold, the size itself is refused.
+        let set = format!("model.{key}={too_large}");
+        let said = error(&["train", recipe, "--out", str_of(&out), "--set", &set]);
+        assert!(said.contains(&format!("`{key}` = 1000000")) && said.contains("lower it"), "{set}: {said}");
+        assert!(!out.exists(), "{set} left a folder behind");
+    }
     refused("glow-cifar-small", "train.batch=1000000000", "train.batch");
     let large = ["--set", "data.set=folder", "--size", "100000", "--out", str_of(&out)];
     assert!(error(&[&["train", "glow-cifar-small"][..], &large].concat()).contains("data.size"));
@@ -623,7 +632,9 @@ fn a_run_starts_from_saved_weights() {
     let (before, after) = (weights(&first), weights(&second));
     for (name, t) in &before {
         let off = (t - &after[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-        assert_eq!(off.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), 0., "{name}");
+        // The average of equal weights rounds.
+        let off = off.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+        assert!(off < 1e-6, "{name}: {off}");
     }
     let mut args = tiny("train", str_of(&third));
     args.extend(["--init-from", str_of(&first), "--set", "model.hidden=[[8],[9]]"]);
