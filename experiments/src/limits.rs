@@ -11,7 +11,7 @@
 
 use crate::data::{Origin, known};
 use crate::recipe::{Recipe, Train};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use flows::models::Size;
 use flows::{Memory, ModelConfig};
 use std::path::Path;
@@ -123,6 +123,8 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
             fits(&format!("`data.{key}` = {n}"), n as f64 * bytes, &format!("lower `data.{key}`"))?;
         }
     }
+    // By the config's own keys, before those of the layers that it is built of.
+    model.check()?;
     let mut model = model.clone();
     if let Some(size) = data.size {
         fits(&format!("`data.size` = {size}"), (size as f64).powi(2), "lower `data.size` (--size)")?;
@@ -131,9 +133,10 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
             model.set_shape(&[1, size, size])?;
         }
     }
-    // By the config's own keys, before those of the layers that it is built of.
-    model.check()?;
-    let need = model.size()?;
+    let need = match data.size {
+        Some(size) => model.size().with_context(|| format!("`data.size` = {size}"))?,
+        None => model.size()?,
+    };
     let sized = data.size.map(|size| format!(", for images of `data.size` = {size},")).unwrap_or_default();
     let copies = match purpose {
         Use::Evaluation => 1.,

@@ -83,9 +83,12 @@ fn values(model: &Model) -> Result<HashMap<String, Tensor>> {
     let shape = model.config().context().shape(model.config().shape())?;
     let c = shape.map(|shape| features(2, &shape)).transpose()?;
     let context = Context { labels: cond.as_ref(), features: c.as_ref() };
-    let x = model.sample(2, 0.7, 1, context)?;
-    // Where the context is made of images it is that of these.
-    let c = model.config().context().of_images(&x)?.or(c);
+    let (mut x, mut c) = (model.sample(2, 0.7, 1, context)?, c);
+    if model.config().context().of_images(&x)?.is_some() {
+        // A sample given another context may be far from what goes with its own.
+        x = (features(2, model.shape())? + 0.5)?;
+        c = model.config().context().of_images(&x)?;
+    }
     let context = Context { labels: cond.as_ref(), features: c.as_ref() };
     values.insert("log_prob".to_string(), model.log_prob(&x, context)?);
     values.insert("x".to_string(), x);
