@@ -15,50 +15,8 @@ use std::time::{Duration, Instant};
 
 const KILLS: usize = 10;
 
-const RECIPE: &str = r#"
-about = "A tiny Glow that a test kills."
-
-[data]
-set = "faces"
-train = 512
-validation = 64
-test = 32
-
-[model]
-model = "glow"
-shape = [3, 32, 32]
-bits = 8
-preprocess = { kind = "centered" }
-levels = 2
-depth = 1
-width = 8
-law = "affine"
-permutation = "plu"
-edge_bias = false
-learn_top = true
-learn_split = true
-
-[train]
-batch = 24
-updates = 60
-lr = 1e-3
-schedule = { kind = "cosine", end = 0.1 }
-warmup_images = 200
-clip_norm = 10.0
-ema = 0.9
-init_images = 64
-hflip = true
-shift = 0.1
-validate_every = 7
-checkpoint_every = 2
-log_every = 5
-optimizer = { kind = "adamax", b1 = 0.9, b2 = 0.999, eps = 1e-8, adam_correction = true }
-
-[eval]
-batch = 32
-samples = 4
-codec_images = 0
-"#;
+/// A tiny Glow.
+const RECIPE: &str = include_str!("common/tiny.toml");
 
 fn start(recipe: &Path, out: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_flow"))

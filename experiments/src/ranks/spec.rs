@@ -25,7 +25,7 @@ pub trait Ranks: Send + Sync {
     /// same number of ranks in every run.
     ///
     /// # Errors
-    /// For another dtype or rank of tensor, and where the device fails.
+    /// For another dtype, a tensor of more than one dimension, and where the device fails.
     fn all_reduce(&self, values: &Tensor) -> Result<Tensor>;
 
     /// Replaces `bytes` on all ranks by those of rank `from`.

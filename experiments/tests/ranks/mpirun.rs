@@ -12,50 +12,20 @@ use std::time::{Duration, Instant};
 
 const KILLS: usize = 10;
 
-const RECIPE: &str = r#"
-about = "A tiny Glow that several processes train."
-
-[data]
-set = "faces"
-train = 512
-validation = 64
-test = 32
-
-[model]
-model = "glow"
-shape = [3, 32, 32]
-bits = 8
-preprocess = { kind = "centered" }
-levels = 2
-depth = 1
-width = 8
-law = "affine"
-permutation = "plu"
-edge_bias = false
-learn_top = true
-learn_split = true
-
-[train]
-batch = 25
-updates = 40
-lr = 1e-3
-schedule = { kind = "cosine", end = 0.1 }
-warmup_images = 200
-clip_norm = 10.0
-ema = 0.9
-init_images = 64
-hflip = true
-shift = 0.1
-validate_every = 7
-checkpoint_every = 2
-log_every = 5
-optimizer = { kind = "adamax", b1 = 0.9, b2 = 0.999, eps = 1e-8, adam_correction = true }
-
-[eval]
-batch = 8
-samples = 4
-codec_images = 8
-"#;
+/// The recipe of `resume.rs`, shorter, with a batch and an evaluation that two and three processes share out unevenly.
+fn recipe() -> String {
+    let mut recipe = include_str!("../common/tiny.toml").to_owned();
+    for (setting, here) in [
+        ("batch = 24", "batch = 25"),
+        ("updates = 60", "updates = 40"),
+        ("batch = 32", "batch = 8"),
+        ("codec_images = 0", "codec_images = 8"),
+    ] {
+        assert_eq!(recipe.matches(setting).count(), 1, "{setting}");
+        recipe = recipe.replace(setting, here);
+    }
+    recipe
+}
 
 /// `size` processes of a program on this machine, with more of them than cores, and without pinning any.
 pub fn mpirun(size: usize, program: &Path) -> Command {
@@ -91,7 +61,7 @@ impl Tiny {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let recipe = dir.path().join("tiny.toml");
-        fs::write(&recipe, RECIPE).unwrap();
+        fs::write(&recipe, self::recipe()).unwrap();
         Self { dir, recipe }
     }
 

@@ -29,7 +29,7 @@
 //! | kind | how it is coded |
 //! |---|---|
 //! | squeeze, permutations, levels | moved |
-//! | actnorm, batch norm, logit, learned priors: elements one by one | a line a piece, and which number near it by bits of the stack |
+//! | actnorm, batch norm, logit, learned priors: elements one by one | each piece of the function is replaced by a straight line, and bits popped from and pushed to the stack make its rounding reversible |
 //! | couplings | their elements as above, given the kept part *in whole numbers*, so that both directions run the same network |
 //! | 1x1 convolutions, whitening | W = P L D U, of which only D costs bits |
 //! | learned noise | its flow between a logit and the same logit backwards |
@@ -40,15 +40,15 @@
 //! enough, and the start-up cost is a fifth. For a Glow and a RealNVP of CIFAR-10, 12, 16 and 20 bits differ by less than .003 bits/dim.
 //! Where the rounding is not small beside a model's finest details, more bits cost more start-up and nothing else.
 //!
-//! **The prior** is a table of 24-bit probabilities. A latent so far out that the table has ended costs 80 bits, less than some priors claim
-//! for it: a model of hard borders, as NICE is on MNIST, takes fewer bits than its bound.
+//! **The prior** is a table of 24-bit probabilities. A latent so far out that the table has ended costs 80 bits, which can be less than the
+//! prior claims for it: a file may take fewer bits than the model's bound.
 //!
 //! **Determinism.** Decoding runs the same networks, and must get the same numbers to the last bit. So an image is coded by passes of
 //! its own, each on one thread: nothing depends on the batch or on the number of threads. Several streams, whose number is part of the
 //! file, are coded at the same time; each pays the start-up cost. The instruction set does change sums: kernels are chosen
 //! for the processor at run time. The file has a hash of a probe image's bits, and a machine on which they differ refuses the file with a
-//! sentence that names the processor it was written on. A portable path, without vectors, would make networks several times slower on every
-//! machine for the sake of a file that changes machines, and still depend on the system's exp.
+//! sentence that names the processor it was written on. A portable path would give up vector instructions on every machine for the sake of a file
+//! that changes machines, and would still depend on the system's exp; what it would cost has not been measured.
 //!
 //! **Files** are checked whole before anything is decoded, each image has a checksum, and a stream must end in its initial bits.
 

@@ -89,6 +89,18 @@ pub fn writable(out: &Path, ending: &str, what: &str) -> Result<()> {
     })
 }
 
+/// Refuses a folder that holds anything, and a place where no folder can be; `or` names what else `out` may be.
+pub fn new_folder(out: &Path, ending: &str, or: &str) -> Result<()> {
+    let name = out.display();
+    let full = out.is_dir() && std::fs::read_dir(out)?.next().is_some();
+    ensure!(!full, "--out {name} is a folder that holds files: name a new one{or}");
+    ensure!(
+        out.is_dir() || !out.exists(),
+        "--out {name} is a file: name a folder, or a file that ends in .{ending}"
+    );
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

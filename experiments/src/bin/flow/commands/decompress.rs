@@ -4,6 +4,7 @@ use super::print;
 use crate::args::Compute;
 use crate::arrays::{self, Format};
 use crate::hub::{WEIGHTS, Weights};
+use crate::output;
 use crate::progress::counted;
 use crate::saved::load_model_as;
 use anyhow::{Context, Result, ensure};
@@ -34,18 +35,6 @@ pub struct DecompressArgs {
     /// Print the result as one JSON object on the last line.
     #[arg(long)]
     json: bool,
-}
-
-/// Refuses a folder that holds anything, and a place where no folder can be.
-fn check_folder(out: &Path) -> Result<()> {
-    let name = out.display();
-    let full = out.is_dir() && std::fs::read_dir(out)?.next().is_some();
-    ensure!(!full, "--out {name} is a folder that holds files: name a new one");
-    ensure!(
-        out.is_dir() || !out.exists(),
-        "--out {name} is a file: name a folder, or a file that ends in .npy"
-    );
-    Ok(())
 }
 
 /// Writes a picture of each image into a folder beside `out` first, which then takes its place.
@@ -86,7 +75,7 @@ fn pictures(images: &Tensor, out: &Path) -> Result<()> {
 pub fn run(args: &DecompressArgs) -> Result<()> {
     let array = Format::of(&args.out).map(|_| arrays::writable(&args.out)).transpose()?;
     if array.is_none() {
-        check_folder(&args.out)?;
+        output::new_folder(&args.out, "npy", "")?;
     }
     let bytes = read_regular(&args.file, LARGEST)?;
     let name = args.file.display();

@@ -63,13 +63,7 @@ fn kind(out: &Path) -> Result<Kind> {
     if out.extension().is_some() && !out.is_dir() {
         return output::writable(out, PNG, PICTURE).map(|()| Kind::Picture);
     }
-    let name = out.display();
-    let full = out.is_dir() && std::fs::read_dir(out)?.next().is_some();
-    ensure!(!full, "--out {name} is a folder that holds files: name a new one, or a file in it");
-    ensure!(
-        out.is_dir() || !out.exists(),
-        "--out {name} is a file: name a folder, or a file that ends in .{PNG}"
-    );
+    output::new_folder(out, PNG, ", or a file in it")?;
     Ok(Kind::Folder)
 }
 

@@ -14,7 +14,7 @@ pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table of at most eight columns, for a README.
+    /// A table of at most seven columns, for a README.
     Markdown,
     /// The same with every column.
     Wide,
