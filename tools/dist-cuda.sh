@@ -11,7 +11,7 @@
 #   commit      what all of it was built from
 #
 # With nvcc on PATH the ordinary build serves; without one, build-cuda.sh beside this script brings the compiler.
-# CUDA's own libraries (cuBLAS, cuRAND, cuDNN, NVRTC) are opened at their first use, so the binaries start anywhere.
+# CUDA's own libraries (cuBLAS, cuRAND, cuDNN, NCCL, NVRTC) are opened at their first use, so the binaries start anywhere.
 set -euo pipefail
 # Errors are tested for being one sentence.
 unset RUST_BACKTRACE
@@ -21,7 +21,7 @@ most=40000000
 fail() { echo "dist-cuda.sh: $*" >&2; exit 1; }
 mkdir -p "$out"
 rm -rf "$out"/{flow,tests,bench,golden,python,peers.py,gpu-run.sh,commit}
-built=$(tools/build-cuda.sh build --release --workspace --locked --features experiments/cudnn \
+built=$(tools/build-cuda.sh build --release --workspace --locked --features experiments/cudnn,flows/nccl \
     --bin flow --test all --bench peers --message-format json-render-diagnostics)
 take() { # take TARGET AS: the executable that cargo says it made of the target
     local path

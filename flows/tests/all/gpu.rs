@@ -5,7 +5,7 @@ use crate::device;
 use candle_core::{DType, Device, Result, Tensor};
 use flows::models::glow::Permutation;
 use flows::models::{GlowConfig, RealNvpConfig};
-use flows::ops::cuda::{Batches, Recorder, Variation};
+use flows::ops::cuda::{Batches, Nccl, Recorder, Variation};
 use flows::ops::device::is_gpu;
 use flows::ops::precision::{self, Precision};
 use flows::optim::{Ema, Optimizer, Penalty, Rule, UpdateSettings, Updater, global_norm};
@@ -30,6 +30,21 @@ struct Steps {
     recorder: Recorder,
     update: u64,
     memory: Memory,
+    /// Sums gradients over GPUs.
+    nccl: Option<Nccl>,
+}
+
+/// Gradients that went through a sum over GPUs as one vector, as ranks send them.
+fn summed(nccl: &Nccl, grads: Grads) -> Result<Grads> {
+    let flat = grads.values().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?;
+    let sum = nccl.all_reduce(&Tensor::cat(&flat, 0)?)?;
+    let mut at = 0;
+    let part = |(name, g): (String, Tensor)| {
+        let n = g.elem_count();
+        at += n;
+        Ok((name, sum.narrow(0, at - n, n)?.reshape(g.shape())?))
+    };
+    grads.into_iter().map(part).collect()
 }
 
 impl Steps {
@@ -42,7 +57,7 @@ impl Steps {
         let rule = Rule::Adam { b1: 0.9, b2: 0.999, eps: 1e-8 };
         let settings = UpdateSettings { clip_norm: Some(50.), ema: Some(0.99) };
         let updater = Updater::new(rule, model.params(), settings, |_| Penalty::default())?;
-        Ok(Self { model, batches, updater, recorder: Recorder::default(), update: 0, memory })
+        Ok(Self { model, batches, updater, recorder: Recorder::default(), update: 0, memory, nccl: None })
     }
 
     /// One update, recorded and replayed once the recorder has warmed up, or always kernel by kernel.
@@ -50,7 +65,7 @@ impl Steps {
         self.batches.prepare(self.update, |epoch| (0..20).map(|i| (i * 3 + epoch as u32) % 20).collect())?;
         self.update += 1;
         self.updater.begin(1e-3 / self.update as f64)?;
-        let Self { model, batches, updater, recorder, memory, .. } = self;
+        let Self { model, batches, updater, recorder, memory, nccl, .. } = self;
         let mut pass = || {
             let x = batches.next()?.0.to_dtype(DType::F64)?;
             let mut mean = None;
@@ -59,6 +74,10 @@ impl Steps {
                 mean = Some(log_prob.detach());
                 log_prob * -1.
             })?;
+            let grads = match &nccl {
+                Some(nccl) => summed(nccl, grads)?,
+                None => grads,
+            };
             updater.apply(grads, &mean.expect("computed above"))?;
             batches.advance()
         };
@@ -237,6 +256,28 @@ crate::gpu_tests! {
                     assert!(d < 1e-10, "`{name}` differs by {d:e}");
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The sum over GPUs is part of a recorded step: with one GPU it changes nothing.
+    fn a_sum_over_gpus_is_recorded_with_the_step() {
+        if !cfg!(feature = "nccl") || !is_gpu(&device()) {
+            println!("skipped: it takes a GPU and the feature `nccl`");
+            return Ok(());
+        }
+        let config = ModelConfig::Glow(GlowConfig { shape: [1, 4, 4], levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() });
+        let mut alone = Steps::new(&config, Memory::Store)?;
+        let mut one_of_one = Steps::new(&config, Memory::Store)?;
+        one_of_one.nccl = Some(Nccl::new(&device(), &Nccl::id()?, 0, 1)?);
+        for _ in 0..7 {
+            alone.update(true)?;
+            one_of_one.update(true)?;
+        }
+        assert!(one_of_one.recorder.nodes().is_some(), "{:?}", one_of_one.recorder.take_refusal());
+        for ((name, a), (_, b)) in alone.model.params().trained().iter().zip(one_of_one.model.params().trained()) {
+            let d = (a.value() - b.value())?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+            assert_eq!(d, 0., "`{name}` differs by {d:e}");
         }
         Ok(())
     }
