@@ -9,7 +9,7 @@
 //! `DistributedDataParallel` does; its running statistics are averaged here, so that all ranks hold the same ones.
 //!
 //! All of it travels as one vector, after the backward pass. Sending a part while the rest of that pass runs would hide at most the
-//! time of the sum behind it; on a processor that is 3% of an update at most (docs/cluster.md), and on a GPU it would need a second
+//! time of the sum behind it; on a processor that is 1% of an update at most (docs/cluster.md), and on a GPU it would need a second
 //! stream.
 
 use crate::ranks::Ranks;

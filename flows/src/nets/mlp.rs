@@ -36,7 +36,8 @@ impl Layer {
 pub enum Start {
     /// Weights U(-a, a), biases zero (the released code of NICE: a = .01).
     Uniform(f64),
-    /// Weights U(+-1/sqrt(fan in)), the last layer zero: the coupling starts as the identity.
+    /// Weights and biases U(+-1/sqrt(fan in)), so that the units of a layer bend at different places; the last layer zero: the
+    /// coupling starts as the identity.
     Identity,
 }
 
@@ -66,12 +67,13 @@ impl Mlp {
         let last = widths.len() - 2;
         let layer = |(i, ends): (usize, &[usize])| {
             let (n, m, vb) = (ends[0], ends[1], vb.pp(i));
-            let init = match start {
-                Start::Uniform(a) => Init::Uniform(a),
-                Start::Identity if i == last => Init::Const(0.),
-                Start::Identity => Init::Uniform((n as f64).powf(-0.5)),
+            let (weights, biases) = match start {
+                Start::Uniform(a) => (a, 0.),
+                Start::Identity if i == last => (0., 0.),
+                Start::Identity => ((n as f64).powf(-0.5), (n as f64).powf(-0.5)),
             };
-            let (weight, bias) = (vb.get((m, n), "weight", init)?, vb.get(m, "bias", Init::Const(0.))?);
+            let init = |a| if a > 0. { Init::Uniform(a) } else { Init::Const(0.) };
+            let (weight, bias) = (vb.get((m, n), "weight", init(weights))?, vb.get(m, "bias", init(biases))?);
             Ok(Layer { weight, bias, mask: mask(i)? })
         };
         let layers = widths.windows(2).enumerate().map(layer).collect::<Result<_>>()?;
