@@ -2,7 +2,7 @@
 # What a GPU is asked, in the order of what matters: are the numbers right, are they fast, what do they learn.
 # Run it in a folder that dist-cuda.sh made (it is in there): gpu-run.sh OUT DATA [STEP...]
 #
-#   STEP      in this order unless some are named, the riskiest assumption first, each at most nine minutes:
+#   STEP      in this order unless some are named, the riskiest assumption first, each at most LIMIT minutes:
 #             launch      the libraries open, and one kernel runs
 #             update      a launch with 28 kB of arguments
 #             golden      cuDNN's gradients in f64 and f32, against known numbers
@@ -11,12 +11,14 @@
 #             tests       all tests
 #             bench       speed beside PyTorch
 #             twice       two runs of 40 updates give the same file
-#             nice-mnist, realnvp-cifar   training
+#             RECIPE      training, evaluation and samples; at the end of the list that is taken where none is named: nice-mnist,
+#                         realnvp-cifar
 #   OUT       where results go: what a step prints (STEP.txt), bench.json, a run's folder (nice-mnist/, realnvp-cifar/)
 #   DATA      MNIST and CIFAR-10, as `flow --data` takes them
 #   DEVICE    cuda:0; `cpu` tries the script where there is no GPU
-#   MINUTES   for everything (24); NICE's training has 45% of what is left, or ends with its 1500 epochs; RealNVP's has the
-#             rest, up to nine minutes each. A run is resumed by the same command
+#   MINUTES   for everything (24); recipes share what is left evenly. A run is resumed by the same command
+#   LIMIT     minutes for one step (9)
+#   TRAIN     more of every training's arguments, such as `--set train.precision=bf16`
 #   PYTHON    a Python with PyTorch, for the bench and for CUDA's libraries (python3)
 #   PRECISION of the bench: --tf32 (the default), --bf16, or empty
 #   BENCH     more of the bench's arguments, such as `--cases glow_L3_K32_512@64 --rounds 3`
@@ -31,6 +33,7 @@ out=$(mkdir -p "$1/pieces" && cd "$1" && pwd) data=$2
 shift 2
 [ $# -gt 0 ] || set -- launch update golden record precision tests bench twice nice-mnist realnvp-cifar
 device=${DEVICE:-cuda:0} python=${PYTHON:-python3} end=$(awk "BEGIN { print int(60 * ${MINUTES:-24}) }")
+most=$((60 * ${LIMIT:-9}))
 export FLOWS_PEERS=$here/peers.py FLOWS_PYTHON=$python FLOWS_GOLDEN=$here/golden PYTHONPATH=$here/python
 FLOWS_COMMIT=$(cat "$here/commit")
 export FLOWS_COMMIT
@@ -48,8 +51,9 @@ pack() {
     # Files that are being written come with what they have.
     tar -C "$out" --exclude=./pieces --exclude='*.safetensors' --exclude='*.tmp*' -czf "$new" . 2> /dev/null
     mv "$new" "$pieces/results.tgz"
-    for run in nice-mnist realnvp-cifar; do
-        model=$out/$run/model.safetensors
+    for model in "$out"/*/model.safetensors; do
+        [ -e "$model" ] || continue
+        run=$(basename "$(dirname "$model")")
         # `.RUN` has the time of the weights that are there whole; a run replaces its file, so what is read stays as it is.
         [ "$model" -nt "$pieces/.$run" ] || continue
         rm -f "$pieces/.$run" "$pieces/$run.safetensors."*
@@ -89,7 +93,7 @@ export -f twice
 while [ $# -gt 0 ]; do
     name=$1 left=$((end - SECONDS))
     shift
-    left=$(least 540 $left)
+    left=$(least $most $left)
     case $name in
     launch) step launch "$left" "$here/tests" --exact "gpu::batches_are_the_examples_in_order_with_noise_within_the_bin::$half" ;;
     update) step update "$left" "$here/tests" --exact "gpu::kernels_take_the_same_steps::$half" ;;
@@ -103,14 +107,15 @@ while [ $# -gt 0 ]; do
         step bench "$left" "$here/bench" --device "$device" $precision --rounds 5 --seconds 0.5 \
             --out "$out/bench.json" ${BENCH:-}
         ;;
-    nice-mnist | realnvp-cifar)
-        [ $# = 0 ] || left=$((left * 45 / 100))
+    *)
+        # What comes after the first recipe are recipes.
+        left=$(least $most $(((end - SECONDS) / ($# + 1))))
         # A fifth, 90 s at most, is for starting, the last validation, the test images and the pictures.
         minutes=$(awk "BEGIN { print ($left - $(least 90 $((left / 5)))) / 60 }")
+        # shellcheck disable=SC2086
         step "$name" "$left" "$here/flow" reproduce "$name" --data "$data" --device "$device" \
-            --set "train.minutes=$minutes" --out "$out/$name"
+            --set "train.minutes=$minutes" --out "$out/$name" ${TRAIN:-}
         ;;
-    *) echo "there is no step $name: see the head of this script" >&2; failed=1 ;;
     esac
 done
 exit $failed
