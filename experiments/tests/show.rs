@@ -141,6 +141,7 @@ fn images_of_files_are_given_features() {
         "data.set=npy",
         "data.validation=6",
         "model.context={ kind = 'features', shape = [2] }",
+        "train.hflip=false",
         "model.levels=2",
         "model.depth=1",
         "model.width=4",
