@@ -29,7 +29,8 @@ pub fn did_you_mean<S: AsRef<str>>(word: &str, names: impl IntoIterator<Item = S
     let word = last(word);
     let meant = ALIASES.iter().find(|(alias, _)| *alias == word).map_or(word.as_str(), |(_, name)| name);
     let similarity = |name: &S| strsim::jaro_winkler(meant, &last(name.as_ref()));
-    let best = names.into_iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    // Of equally similar ones the first, for callers have the likely ones there.
+    let best = names.into_iter().reduce(|a, b| if similarity(&b) > similarity(&a) { b } else { a });
     match best.filter(|name| similarity(name) >= SIMILAR) {
         Some(name) => format!("; did you mean `{}`?", name.as_ref()),
         None => String::new(),

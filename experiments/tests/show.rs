@@ -20,6 +20,10 @@ fn train(dir: &Path, name: &str, recipe: &str, sets: &[&str]) -> PathBuf {
 
 /// A Glow of a second on drawn faces.
 fn faces(dir: &Path) -> PathBuf {
+    faces_with(dir, &[])
+}
+
+fn faces_with(dir: &Path, more: &[&str]) -> PathBuf {
     let sets = [
         "data.set=faces",
         "data.train=60",
@@ -34,7 +38,7 @@ fn faces(dir: &Path) -> PathBuf {
         "eval.samples=0",
         "eval.codec_images=0",
     ];
-    train(dir, "faces", "glow-cifar-small", &sets)
+    train(dir, "faces", "glow-cifar-small", &[&sets[..], more].concat())
 }
 
 #[test]
@@ -80,6 +84,81 @@ fn a_class_conditional_model_takes_its_labels_from_the_images() {
     let lost = error(&["doctor", str_of(&weights)]);
     assert!(lost.contains("--samples") && lost.contains("--recipe"), "{lost}");
     ok(&["doctor", str_of(&weights), "--samples", "-n", "4", "--threads", "2"]);
+}
+
+/// The context of a model of p(x | c) is made of its images; samples are told theirs, as those of `flow sample` are.
+#[test]
+fn a_model_of_super_resolution_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = faces_with(dir.path(), &["model.context={ kind = 'downsampled', factor = 4 }"]);
+    let [out, small] = ["x.png", "small.png"].map(|name| dir.path().join(name));
+    image::RgbImage::from_fn(8, 8, |x, y| image::Rgb([x as u8 * 30, y as u8 * 30, 90])).save(&small).unwrap();
+    let of = |args: &[&str]| -> Vec<String> {
+        let all = [&args[..1], &[str_of(&weights), "--out", str_of(&out), "--threads", "2"], &args[1..]];
+        all.concat().into_iter().map(str::to_owned).collect()
+    };
+    let given = ["--context", str_of(&small)];
+    for (command, more) in [
+        (&["interpolate", "--frames", "3"][..], &[][..]),
+        (&["levels", "0", "1", "--draws", "1"], &[]),
+        (&["layers"], &[]),
+        (&["reconstruct", "-n", "3"], &[]),
+        (&["inpaint", "0", "--steps", "2", "--draws", "1"], &[]),
+        (&["attribute", "--label", "glasses", "--strengths", "0.5", "--fit", "20"], &[]),
+        (&["temperature", "-n", "2", "--temperatures", "0.5"], &given),
+        (&["nearest", "-n", "2", "--temperature", "0.5"], &given),
+    ] {
+        let args = of(&[command, more].concat());
+        ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let file = str_of(&small).replace("small.png", "a.flow");
+    for (args, said) in [
+        (of(&["temperature", "-n", "2"]), "say it with --context"),
+        (of(&["levels", "0", given[0], given[1]]), "made of the images themselves"),
+        (of(&["ood", "--against", "shuffled"]), "one of p(x | c)"),
+        (
+            ["compress", str_of(&weights), "--out", &file].map(str::to_owned).into(),
+            "this is a model of p(x | c)",
+        ),
+    ] {
+        let error = error(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+/// Features come with the images of the data, and with --context where an image is a file.
+#[test]
+fn images_of_files_are_given_features() {
+    use candle_core::{Device, Tensor};
+    let dir = tempfile::tempdir().unwrap();
+    let [data, run, out, file] = ["xc.npz", "run", "x.png", "a.png"].map(|name| dir.path().join(name));
+    let pixels: Vec<u8> = (0..60 * 64).map(|i| (i * 37 % 251) as u8).collect();
+    let x = Tensor::from_vec(pixels, (60, 1, 8, 8), &Device::Cpu).unwrap();
+    let c = flows::testing::normal(&[60, 2], 3, &Device::Cpu).unwrap();
+    Tensor::write_npz(&[("x", x), ("c", c)], &data).unwrap();
+    let mut args = vec!["train", "glow-cifar-small", "--data", str_of(&data), "--out", str_of(&run)];
+    let sets = [
+        "data.set=npy",
+        "data.validation=6",
+        "model.context={ kind = 'features', shape = [2] }",
+        "train.hflip=false",
+        "model.levels=2",
+        "model.depth=1",
+        "model.width=4",
+        "train.updates=2",
+        "train.batch=8",
+        "train.init_images=32",
+        "eval.samples=0",
+        "eval.codec_images=0",
+    ];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    ok(&args);
+    image::GrayImage::from_fn(8, 8, |x, y| image::Luma([(x * y) as u8])).save(&file).unwrap();
+    let levels = ["levels", str_of(&run), "--out", str_of(&out), "--data", str_of(&data), "--draws", "1"];
+    ok(&[&levels[..], &["0", "1"]].concat());
+    assert!(error(&[&levels[..], &["0", str_of(&file)]].concat()).contains("say it with --context"));
+    ok(&[&levels[..], &["0", str_of(&file), "--context", "0.5,-1"]].concat());
+    ok(&["temperature", str_of(&run), "--out", str_of(&out), "-n", "2", "--context", "0.5,-1"]);
 }
 
 /// An affine NICE of a second on two moons.

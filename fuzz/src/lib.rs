@@ -8,6 +8,9 @@ extern crate self as experiments;
 
 pub mod data;
 
+#[path = "../../experiments/src/bin/flow/import/pickle.rs"]
+mod pickle;
+
 #[path = "../../experiments/src/bin/flow/import/pth.rs"]
 pub mod pth;
 

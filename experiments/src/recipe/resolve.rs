@@ -121,7 +121,7 @@ impl Resolved {
         sets.iter_mut().filter(named).for_each(|(key, _)| *key = "model.preset".into());
         let (presets, sets): (Vec<_>, Vec<_>) = sets.into_iter().partition(|(k, _)| k == "model.preset");
         for (key, value) in presets {
-            put(&mut table, &key, value)?;
+            put(&mut table, &key, value, false)?;
         }
         let own = leaves(&table).map(|(key, _)| key).collect();
         let source = match table.remove("source") {
@@ -136,7 +136,7 @@ impl Resolved {
                 !key.starts_with("source."),
                 "`source` says where the file's values come from: it cannot be set"
             );
-            put(&mut table, key, value.clone()).with_context(|| format!("--set {key}"))?;
+            put(&mut table, key, value.clone(), false).with_context(|| format!("--set {key}"))?;
         }
         if set_name(&table) != trains_on {
             standardize_own(&mut table, &sets);
@@ -267,23 +267,31 @@ fn parse_set(text: &str) -> Result<(String, Value)> {
     Ok((key.into(), parsed))
 }
 
-/// Inserts a value at a dotted key, with the tables that contain it.
-fn put(table: &mut Table, key: &str, value: Value) -> Result<()> {
+/// Inserts a value at a dotted key, with the tables that contain it; `listed` says that the table is within an item of a list.
+fn put(table: &mut Table, key: &str, value: Value, listed: bool) -> Result<()> {
     match key.split_once('.') {
         None => {
             table.insert(key.into(), value);
             Ok(())
         }
         Some((first, rest)) => {
-            put_within(table.entry(first).or_insert_with(|| Value::Table(Table::new())), first, rest, value)
+            let inside = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+            put_within(inside, first, rest, value, listed)
         }
     }
 }
 
 /// Inserts a value at a dotted key of what the key `of` holds: a table, or a list of tables, whose items are counted from 0.
-fn put_within(inside: &mut Value, of: &str, key: &str, value: Value) -> Result<()> {
+fn put_within(inside: &mut Value, of: &str, key: &str, value: Value, listed: bool) -> Result<()> {
     match inside {
-        Value::Table(inner) => put(inner, key, value),
+        Value::Table(inner) => put(inner, key, value, listed),
+        // The items of lists are layers, where a name stands for a table: `actnorm` for { kind = "actnorm" }.
+        Value::String(kind) if listed => {
+            let mut named = Table::from_iter([("kind".to_owned(), Value::String(std::mem::take(kind)))]);
+            put(&mut named, key, value, listed)?;
+            *inside = Value::Table(named);
+            Ok(())
+        }
         Value::Array(items) if has_tables(items) => {
             let (number, rest) = key.split_once('.').map_or((key, None), |(n, rest)| (n, Some(rest)));
             let n = items.len();
@@ -291,14 +299,14 @@ fn put_within(inside: &mut Value, of: &str, key: &str, value: Value) -> Result<(
             let item =
                 item.with_context(|| format!("`{of}` has the items 0 to {}, not `{number}`", n - 1))?;
             match rest {
-                Some(rest) => put_within(item, number, rest, value),
+                Some(rest) => put_within(item, number, rest, value, true),
                 None => {
                     *item = value;
                     Ok(())
                 }
             }
         }
-        _ => bail!("there is no `{key}` in `{of}`, which is a value"),
+        _ => bail!("there is no `{key}` in `{of}`, which is {inside}"),
     }
 }
 
@@ -530,12 +538,33 @@ mod tests {
         assert_eq!((row(width).1.as_str(), row(width).2.as_str()), ("8", "--set"));
         assert_eq!(row("model.levels.0.layers.1.repeat").1, "2");
         assert_eq!(row("model.levels.2.layers.0").1, "\"squeeze\"");
+        let named = with("glow-spline", &["model.levels.0.layers.1.layers.0.factor=2"]).unwrap().settings();
+        assert!(
+            named
+                .unwrap()
+                .iter()
+                .any(|row| row.0 == "model.levels.0.layers.1.layers.0.factor" && row.1 == "2.0")
+        );
         assert_eq!(row("model.levels.2.layers.1.layers.2.transform.bins").1, "8");
         for (set, said) in [
             ("model.levels.7.layers=[]", "`levels` has the items 0 to 2, not `7`"),
             ("model.levels.0.layers.0=squeze", "levels.0: layers.0: unknown variant `squeze`"),
             ("model.levels.0.layers.0=squeze", "did you mean `squeeze`"),
             ("model.levels.0.layers.1.layers.2.net.widht=8", "width`?"),
+            (
+                "model.levels.0.layers.1.repeet=2",
+                "layers.1 (steps): unknown field `repeet`, expected `repeat` or `layers`",
+            ),
+            ("model.levels.0.layers.1.repeet=2", "did you mean `repeat`?"),
+            // A name stands for a table.
+            (
+                "model.levels.0.layers.1.layers.0.factr=2",
+                "layers.0 (actnorm): unknown field `factr`, expected `factor`",
+            ),
+            (
+                "model.levels.0.layers.0.factor=2",
+                "layers.0 (squeeze): unknown field `factor`, there are no fields",
+            ),
             ("model.levels.0.layers.1.layers.2.transform=splines", "unknown variant `splines`"),
             (
                 "model.levels.0.layers.1.layers.2.transform={kind='rational_quadratic_spline',bound=0.0}",

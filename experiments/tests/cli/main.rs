@@ -87,6 +87,10 @@ fn every_recipe_is_listed_and_resolves() {
         }
     }
     let plain = ok(&["list"]);
+    let line =
+        |name: &str| plain.lines().find(|line| line.starts_with(&format!("{name} "))).expect("its line");
+    assert!(line("bsds300").ends_with("[paper: log-likelihood 157.31 nats]"));
+    assert!(line("nice-cifar").ends_with("[paper: 4.4773 bits/dim]"));
     for name in names {
         assert!(plain.contains(name));
         // Resolving validates the settings of the large ones, too, without building their models.

@@ -130,14 +130,24 @@ impl DiagonalPrior {
     /// # Errors
     /// When `vb` has no such tensors.
     pub fn new(dims: usize, classes: Option<usize>, vb: &ParamBuilder) -> Result<Self> {
+        Self::about(Init::Const(0.), dims, classes, vb)
+    }
+
+    /// As [`DiagonalPrior::new`], about such means at first.
+    pub(crate) fn about(mean: Init, dims: usize, classes: Option<usize>, vb: &ParamBuilder) -> Result<Self> {
         let shape = (classes.unwrap_or(1), dims);
-        let [mean, logs] = ["mean", "logs"].map(|name| vb.get(shape, name, Init::Const(0.)));
-        Ok(Self { mean: mean?, logs: logs?, classes })
+        let (mean, logs) = (vb.get(shape, "mean", mean)?, vb.get(shape, "logs", Init::Const(0.))?);
+        Ok(Self { mean, logs, classes })
+    }
+
+    /// Mean and log standard deviation of all classes, each (classes, D).
+    pub(crate) fn all(&self, grad: bool) -> [&Tensor; 2] {
+        [self.mean.get(grad), self.logs.get(grad)]
     }
 
     /// Mean and log standard deviation, each (1 or B, D).
     fn mean_logs(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        let [mean, logs] = [&self.mean, &self.logs].map(|p| p.get(ctx.grad));
+        let [mean, logs] = self.all(ctx.grad);
         let Some(classes) = self.classes else { return Ok((mean.clone(), logs.clone())) };
         let labels = labels(ctx, x.dim(0)?, classes)?;
         Ok((mean.index_select(labels, 0)?, logs.index_select(labels, 0)?))

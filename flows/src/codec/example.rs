@@ -1,7 +1,8 @@
 //! One image to bits and back.
 
+use super::latent::Latent;
 use super::layers::Layer;
-use super::stack::{Stack, Table};
+use super::stack::Stack;
 use super::way::{Way, numbers, tensor};
 use crate::core::{Bijection, Coding, Context};
 use crate::models::Model;
@@ -10,14 +11,12 @@ use candle_core::{Device, Result, Tensor, bail};
 /// A model, prepared.
 pub(super) struct Plan<'a> {
     layers: Layer<'a>,
-    prior: Option<Layer<'a>>,
-    table: Table,
+    prior: Latent<'a>,
     shape: Vec<usize>,
     /// Bits of a pixel that the model sees.
     bits: u32,
     /// Bits of the noise, whose numbers are those of the first layer, and of the latent.
     noise: u32,
-    precision: u32,
     classes: Option<usize>,
 }
 
@@ -35,29 +34,21 @@ impl<'a> Plan<'a> {
         if config.preprocess().is_for_vectors() {
             bail!("this model takes vectors of real numbers: only images of bytes are compressed");
         }
-        let Some(prior) = model.prior().coding() else {
-            bail!("images are compressed with a Gaussian or a logistic prior, and this model has another one")
-        };
+        if config.context().shape(config.shape())?.is_some() {
+            bail!(
+                "this is a model of p(x | c): images are compressed by models of p(x), and of p(x | class)"
+            );
+        }
         let (dims, bits) = (model.dims(), u32::from(config.bits()));
         // Numbers of the first layer are pixels; one rescaled to [0, 1] has as many more bits as it has lost.
         let noise = if has_noise(model.bijection())? { precision } else { precision - bits };
         let mut at = noise;
         let layers = Layer::new(model.bijection(), dims, &mut at, precision, dtype)?;
-        let of_prior = |layer| Layer::new(layer, dims, &mut at, precision, dtype);
-        let of_prior = prior.layer.map(of_prior).transpose()?;
+        let prior = Latent::new(model.prior(), dims, &mut at, precision, dtype)?;
         if at != precision {
             bail!("no layer of this model changes every element, as those of its own preprocessing do");
         }
-        Ok(Self {
-            layers,
-            prior: of_prior,
-            table: Table::new(prior.standard)?,
-            shape: model.shape().to_vec(),
-            bits,
-            noise,
-            precision,
-            classes: config.classes(),
-        })
+        Ok(Self { layers, prior, shape: model.shape().to_vec(), bits, noise, classes: config.classes() })
     }
 
     /// The dimensions of an image.
@@ -83,12 +74,8 @@ impl<'a> Plan<'a> {
         let noisy = |&p: &u8| (i64::from(p >> low) << self.noise) | stack.pop_bits(self.noise) as i64;
         let x: Vec<i64> = pixels.iter().map(noisy).collect();
         let mut way = Way { stack, context: Context::from(labels.as_ref()) };
-        let mut z = self.layers.encode(&tensor(x, &[&[1], self.shape.as_slice()].concat())?, &mut way)?;
-        z = z.flatten_from(1)?;
-        if let Some(layer) = &self.prior {
-            z = layer.encode(&z, &mut way)?;
-        }
-        numbers(&z)?.into_iter().for_each(|z| way.stack.push_standard(z, self.precision, &self.table));
+        let z = self.layers.encode(&tensor(x, &[&[1], self.shape.as_slice()].concat())?, &mut way)?;
+        self.prior.encode(&z.flatten_from(1)?, &mut way)?;
         if let (Some(label), Some(classes)) = (label, self.classes) {
             way.stack.push(u64::from(label), classes as u64);
         }
@@ -99,14 +86,8 @@ impl<'a> Plan<'a> {
     pub(super) fn decode(&self, stack: &mut Stack) -> Result<(Vec<u8>, Option<u32>)> {
         let label = self.classes.map(|classes| stack.pop(classes as u64) as u32);
         let labels = Self::label(label)?;
-        let pop = |_| stack.pop_standard(self.precision, &self.table);
-        let mut z = (0..self.dims()).map(pop).collect::<Result<Vec<_>>>()?;
-        z.reverse();
-        let mut z = tensor(z, &[1, self.dims()])?;
         let mut way = Way { stack, context: Context::from(labels.as_ref()) };
-        if let Some(layer) = &self.prior {
-            z = layer.decode(&z, &mut way)?;
-        }
+        let z = self.prior.decode(&mut way)?;
         let x = numbers(&self.layers.decode(&z, &mut way)?)?;
         let low = 8 - self.bits;
         let mut pixels = vec![0u8; x.len()];

@@ -8,7 +8,8 @@
 //! whole numbers of a finer grid, and a line takes it to those of z.
 
 use super::pieces::{Grid, Line, unit};
-use super::stack::{Stack, Table};
+use super::stack::Stack;
+use super::table::Table;
 use super::way::{Way, numbers, tensor};
 use crate::core::{Bijection, Context, Ctx, Gradients, Memory, forward, inverse, zeros_per_example};
 use crate::priors::Standard;

@@ -34,7 +34,7 @@ enum Kind<'a> {
 }
 
 /// The real numbers that whole ones stand for.
-fn real(x: &Tensor, bits: u32, dtype: DType) -> Result<Tensor> {
+pub(super) fn real(x: &Tensor, bits: u32, dtype: DType) -> Result<Tensor> {
     (x * unit(bits))?.to_dtype(dtype)
 }
 

@@ -41,7 +41,8 @@
 //! Where the rounding is not small beside a model's finest details, more bits cost more start-up and nothing else.
 //!
 //! **The prior** is a table of 24-bit probabilities. A latent so far out that the table has ended costs 80 bits, which can be less than the
-//! prior claims for it: a file may take fewer bits than the model's bound.
+//! prior claims for it: a file may take fewer bits than the model's bound. The bins of Student's t are as wide as numbers are large, and
+//! its table ends nowhere. Of a mixture, the component is popped under p(k | z), and pushed under its weight after the latent.
 //!
 //! **Determinism.** Decoding runs the same networks, and must get the same numbers to the last bit. So an image is coded by passes of
 //! its own, each on one thread: nothing depends on the batch or on the number of threads. Several streams, whose number is part of the
@@ -55,10 +56,12 @@
 mod example;
 mod file;
 mod jacobian;
+mod latent;
 mod layers;
 mod matrix;
 mod pieces;
 mod stack;
+mod table;
 mod way;
 
 pub use file::{Header, PRECISIONS};

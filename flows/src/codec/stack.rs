@@ -4,20 +4,17 @@
 //! it: that is how bits-back coding gets its noise. An encoder that pops more than it has pushed draws words of a seeded
 //! generator; they are then part of the stack, and of the file.
 
+use super::table::{Choice, FAR, PRECISION, Table};
 use crate::params::rng_for;
-use crate::priors::Standard;
 use candle_core::{Result, bail};
-use constriction::stream::model::{ContiguousCategoricalEntropyModel, UniformModel};
+use constriction::stream::model::UniformModel;
 use constriction::stream::stack::DefaultAnsCoder;
 use constriction::stream::{Code, Decode, Encode};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 
-/// Bits of a probability. The coder's state has 32 at least: the 8 between them keep what it loses for each number below 10^-4 bits,
-/// and with 32 bits it would be 10^-2.
-const PRECISION: usize = 24;
-
-/// The state of a stack on which there is nothing.
+/// The state of a stack on which there is nothing. The 8 bits that it has beyond a probability's keep what the coder loses for each
+/// number below 10^-4 bits; with none it would be 10^-2.
 const EMPTY: u64 = 1 << 32;
 
 /// Numbers are below this: f64 holds them exactly.
@@ -136,29 +133,23 @@ impl Stack {
         (0..bits).step_by(16).rev().fold(0, |value, at| value | self.pop(1 << 16.min(bits - at)) << at)
     }
 
-    fn push_bin(&mut self, bin: usize, table: &Table) {
-        self.coder.encode_symbol(bin, &table.bins).expect("every bin has a probability, and memory grows");
+    /// Pushes which of a few it is.
+    pub(super) fn push_choice(&mut self, which: usize, choice: &Choice) {
+        self.coder.encode_symbol(which, choice).expect("each has a probability, and memory grows");
     }
 
-    fn pop_bin(&mut self, table: &Table) -> usize {
+    /// Pops what [`Stack::push_choice`] pushed.
+    pub(super) fn pop_choice(&mut self, choice: &Choice) -> usize {
         self.fill();
-        let Ok(bin) = self.coder.decode_symbol(&table.bins);
-        bin
+        let Ok(which) = self.coder.decode_symbol(choice);
+        which
     }
 
     /// Pushes a whole number of 2^-k under a standard distribution.
     pub(super) fn push_standard(&mut self, z: i64, k: u32, table: &Table) {
-        let low = k - BIN;
-        let (bin, last) = (z >> low, table.reach << BIN);
-        if (-last..last).contains(&bin) {
-            self.push_bits((z & ((1 << low) - 1)) as u64, low);
-            self.push_bin((bin + last) as usize + 1, table);
-        } else {
-            // Outside: how far it is, in full.
-            let (end, beyond) = if bin < 0 { (0, -1 - z) } else { (2 * last as usize + 1, z) };
-            self.push_bits(beyond as u64, FAR);
-            self.push_bin(end, table);
-        }
+        let (bin, place) = table.find(z, k);
+        self.push_bits(place, table.bits(bin, k));
+        self.push_choice(bin, &table.bins);
     }
 
     /// Pops what [`Stack::push_standard`] pushed.
@@ -166,49 +157,12 @@ impl Stack {
     /// # Errors
     /// When it is a number that none was.
     pub(super) fn pop_standard(&mut self, k: u32, table: &Table) -> Result<i64> {
-        let (low, last) = (k - BIN, table.reach << BIN);
-        let z = match self.pop_bin(table) {
-            0 => -1 - self.pop_bits(FAR) as i64,
-            bin if bin as i64 == 2 * last + 1 => self.pop_bits(FAR) as i64,
-            bin => ((bin as i64 - 1 - last) << low) | self.pop_bits(low) as i64,
-        };
-        if z.abs() >= LARGEST {
-            bail!("it is no latent: the file is damaged");
+        let bin = self.pop_choice(&table.bins);
+        let bits = table.bits(bin, k);
+        let z = (bits <= FAR).then(|| table.number(bin, self.pop_bits(bits), k));
+        match z.filter(|z| z.abs() < LARGEST) {
+            Some(z) => Ok(z),
+            None => bail!("it is no latent: the file is damaged"),
         }
-        Ok(z)
-    }
-}
-
-/// The bins of a standard distribution are 2^-6 wide, within which its density is taken as constant: that costs 10^-5 nats.
-pub(super) const BIN: u32 = 6;
-
-/// Bits of a number that lies outside of the bins.
-const FAR: u32 = 56;
-
-/// The bins of a standard distribution, with one more at each end for all that is beyond.
-pub(super) struct Table {
-    bins: ContiguousCategoricalEntropyModel<u32, Vec<u32>, PRECISION>,
-    /// The bins reach from minus this to this.
-    reach: i64,
-}
-
-impl Table {
-    pub(super) fn new(standard: Standard) -> Result<Self> {
-        let (reach, density): (i64, fn(f64) -> f64) = match standard {
-            Standard::Gaussian => (10, |x| (-0.5 * x * x).exp() / (2. * std::f64::consts::PI).sqrt()),
-            Standard::Logistic => (24, |x| (-x.abs()).exp() / (1. + (-x.abs()).exp()).powi(2)),
-        };
-        let width = 0.5f64.powi(BIN as i32);
-        // Simpson's rule, whose error is below 10^-10 of a bin.
-        let mass = |i: i64| {
-            let x = i as f64 * width;
-            width / 6. * (density(x) + 4. * density(x + width / 2.) + density(x + width))
-        };
-        let last = reach << BIN;
-        let beyond = std::iter::once(1e-9);
-        let masses: Vec<f64> = beyond.clone().chain((-last..last).map(mass)).chain(beyond).collect();
-        let bins = ContiguousCategoricalEntropyModel::from_floating_point_probabilities_fast(&masses, None);
-        let bins = bins.map_err(|()| candle_core::Error::msg("the table of a prior cannot be made"))?;
-        Ok(Self { bins, reach })
     }
 }

@@ -47,7 +47,10 @@ pub(super) fn list<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     d: D,
     key: &str,
 ) -> Result<Vec<T>, D::Error> {
-    let item =
-        |(i, value)| serde_json::from_value(value).map_err(|e| D::Error::custom(format!("{key}.{i}: {e}")));
+    let item = |(i, value): (usize, Value)| {
+        let kind = value.get("kind").and_then(Value::as_str);
+        let kind = kind.map_or_else(String::new, |kind| format!(" ({kind})"));
+        serde_json::from_value(value).map_err(|e| D::Error::custom(format!("{key}.{i}{kind}: {e}")))
+    };
     Vec::<Value>::deserialize(d)?.into_iter().enumerate().map(item).collect()
 }

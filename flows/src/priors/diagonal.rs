@@ -34,8 +34,8 @@ impl DiagonalGaussian {
 }
 
 impl Prior for DiagonalGaussian {
-    fn coding(&self) -> Option<PriorCoding<'_>> {
-        Some(PriorCoding { layer: Some(&self.0), standard: Standard::Gaussian })
+    fn coding(&self) -> Result<PriorCoding<'_>> {
+        Ok(PriorCoding { layer: Some(&self.0), ..Standard::Gaussian.into() })
     }
 
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {

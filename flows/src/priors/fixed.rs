@@ -16,8 +16,8 @@ use rand_distr::StandardNormal;
 pub struct Gaussian;
 
 impl Prior for Gaussian {
-    fn coding(&self) -> Option<PriorCoding<'_>> {
-        Some(PriorCoding { layer: None, standard: Standard::Gaussian })
+    fn coding(&self) -> Result<PriorCoding<'_>> {
+        Ok(Standard::Gaussian.into())
     }
 
     fn log_prob(&self, z: &Tensor, _: Ctx) -> Result<Tensor> {
@@ -46,8 +46,8 @@ impl Prior for Gaussian {
 pub struct Logistic;
 
 impl Prior for Logistic {
-    fn coding(&self) -> Option<PriorCoding<'_>> {
-        Some(PriorCoding { layer: None, standard: Standard::Logistic })
+    fn coding(&self) -> Result<PriorCoding<'_>> {
+        Ok(Standard::Logistic.into())
     }
 
     fn log_prob(&self, z: &Tensor, _: Ctx) -> Result<Tensor> {

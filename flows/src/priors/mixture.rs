@@ -1,7 +1,8 @@
 //! A learned mixture of Gaussians.
 
 use super::fixed::Gaussian;
-use super::prior::Prior;
+use super::prior::{Components, Prior, PriorCoding, Standard};
+use crate::bijections::DiagonalPrior;
 use crate::core::Ctx;
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{D, DType, Device, Result, Tensor, bail};
@@ -17,11 +18,11 @@ use rand::distr::weighted::WeightedIndex;
 ///
 /// **Shapes.** (B, D); parameters `weights` (K,), `mean` and `logs`, each (K, D). log p keeps (B, K, D) numbers.
 ///
-/// Which component a sample is from is a draw without a derivative, so its samples cannot be differentiated by the parameters.
+/// The components are the classes of a [`DiagonalPrior`]. Which one a sample is from is a draw without a derivative, so samples
+/// cannot be differentiated by the parameters.
 pub struct Mixture {
     weights: Param,
-    mean: Param,
-    logs: Param,
+    components: DiagonalPrior,
 }
 
 impl Mixture {
@@ -35,9 +36,24 @@ impl Mixture {
         }
         Ok(Self {
             weights: vb.get(components, "weights", Init::Const(0.))?,
-            mean: vb.get((components, dims), "mean", Init::Normal(1.))?,
-            logs: vb.get((components, dims), "logs", Init::Const(0.))?,
+            components: DiagonalPrior::about(Init::Normal(1.), dims, Some(components), vb)?,
         })
+    }
+
+    /// log w, (1, K).
+    fn log_weights_in(&self, grad: bool) -> Result<Tensor> {
+        let weights = self.weights.get(grad).unsqueeze(0)?;
+        weights.broadcast_sub(&log_sum_exp(&weights)?)
+    }
+
+    /// log w_k p_k(z), (B, K).
+    fn log_joint_in(&self, z: &Tensor, grad: bool) -> Result<Tensor> {
+        let [mean, logs] = self.components.all(grad).map(|p| p.unsqueeze(0));
+        let logs = logs?;
+        let e = z.unsqueeze(1)?.broadcast_sub(&mean?)?.broadcast_mul(&logs.neg()?.exp()?)?;
+        let constant = 0.5 * z.dim(1)? as f64 * (2. * std::f64::consts::PI).ln();
+        let of_each = ((e.sqr()?.sum(2)? * -0.5)? - constant)?;
+        of_each.broadcast_add(&(self.log_weights_in(grad)? - logs.sum(2)?)?)
     }
 }
 
@@ -47,16 +63,27 @@ fn log_sum_exp(t: &Tensor) -> Result<Tensor> {
     t.broadcast_sub(&most)?.exp()?.sum_keepdim(D::Minus1)?.log()?.broadcast_add(&most)
 }
 
+impl Components for Mixture {
+    fn log_weights(&self) -> Result<Vec<f64>> {
+        self.log_weights_in(false)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()
+    }
+
+    fn log_joint(&self, z: &Tensor) -> Result<Vec<f64>> {
+        self.log_joint_in(z, false)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()
+    }
+}
+
 impl Prior for Mixture {
+    fn coding(&self) -> Result<PriorCoding<'_>> {
+        Ok(PriorCoding {
+            mixture: Some(self),
+            layer: Some(&self.components),
+            standard: vec![Standard::Gaussian],
+        })
+    }
+
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
-        let [weights, mean, logs] =
-            [&self.weights, &self.mean, &self.logs].map(|p| p.get(ctx.grad).unsqueeze(0));
-        let (weights, logs) = (weights?, logs?);
-        let e = z.unsqueeze(1)?.broadcast_sub(&mean?)?.broadcast_mul(&logs.neg()?.exp()?)?;
-        let constant = 0.5 * z.dim(1)? as f64 * (2. * std::f64::consts::PI).ln();
-        let of_each = ((e.sqr()?.sum(2)? * -0.5)? - constant)?;
-        let log_weights = weights.broadcast_sub(&log_sum_exp(&weights)?)?;
-        log_sum_exp(&of_each.broadcast_add(&(log_weights - logs.sum(2)?)?)?)?.squeeze(1)
+        log_sum_exp(&self.log_joint_in(z, ctx.grad)?)?.squeeze(1)
     }
 
     fn sample(
@@ -73,13 +100,11 @@ impl Prior for Mixture {
                  log_prob, or use another prior"
             );
         }
-        let weights = self.weights.value().to_dtype(DType::F64)?;
-        let weights = weights.broadcast_sub(&weights.max(0)?)?.exp()?.to_vec1::<f64>()?;
+        let weights = self.log_weights()?.into_iter().map(f64::exp);
         let components = WeightedIndex::new(weights).map_err(candle_core::Error::wrap)?;
         let drawn: Vec<u32> = (0..n).map(|_| components.sample(&mut &mut *rng) as u32).collect();
         let drawn = Tensor::from_vec(drawn, n, to.1)?;
-        let [mean, logs] = [&self.mean, &self.logs].map(|p| p.value().index_select(&drawn, 0));
         let e = Gaussian.sample((n, dims), temperature, rng, ctx, to)?;
-        (e * logs?.exp()?)? + mean?
+        self.components.inverse_in(&e, ctx.with_context(Some(&drawn)))
     }
 }

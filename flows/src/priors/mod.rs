@@ -12,5 +12,5 @@ mod student_t;
 pub use diagonal::DiagonalGaussian;
 pub use fixed::{Gaussian, Logistic};
 pub use mixture::Mixture;
-pub use prior::{Prior, PriorCoding, Standard};
+pub use prior::{Components, Prior, PriorCoding, Standard};
 pub use student_t::StudentT;

@@ -1,7 +1,7 @@
 //! Student's t distribution, for data with heavy tails.
 
 use super::fixed::scaled;
-use super::prior::Prior;
+use super::prior::{Prior, PriorCoding, Standard};
 use crate::core::Ctx;
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -82,7 +82,22 @@ fn log_gamma(x: &Tensor) -> Result<Tensor> {
     (stirling? + (series * r)?)? - below
 }
 
+impl Df {
+    /// That of each dimension, or one for all.
+    fn values(&self) -> Result<Vec<f64>> {
+        match self {
+            Self::Fixed(df) => Ok(vec![*df]),
+            Self::Learned(log_df) => log_df.value().to_dtype(DType::F64)?.exp()?.to_vec1(),
+        }
+    }
+}
+
 impl Prior for StudentT {
+    fn coding(&self) -> Result<PriorCoding<'_>> {
+        let standard = self.0.values()?.into_iter().map(Standard::StudentT).collect();
+        Ok(PriorCoding { mixture: None, layer: None, standard })
+    }
+
     fn log_prob(&self, z: &Tensor, ctx: Ctx) -> Result<Tensor> {
         let (_, d) = z.dims2()?;
         match &self.0 {
@@ -112,14 +127,16 @@ impl Prior for StudentT {
         ctx: Ctx,
         to: (DType, &Device),
     ) -> Result<Tensor> {
-        let df = match &self.0 {
-            Df::Fixed(df) => vec![*df; dims],
-            Df::Learned(_) if ctx.grad => bail!(
+        if ctx.grad && matches!(self.0, Df::Learned(_)) {
+            bail!(
                 "samples of Student's t have no derivative by learned degrees of freedom here: fix them, `learned = false`, or train \
                  by log_prob"
-            ),
-            Df::Learned(log_df) => log_df.value().to_dtype(DType::F64)?.exp()?.to_vec1()?,
-        };
+            );
+        }
+        let mut df = self.0.values()?;
+        if let Df::Fixed(same) = self.0 {
+            df.resize(dims, same);
+        }
         if df.len() != dims {
             bail!("this prior has {} dimensions, not {dims}", df.len());
         }

@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use flows::bijections::{Inverted, Rescale};
 use flows::codec::{self, Header, Options};
 use flows::models::{
-    CouplingTransform, Dequantize, GlowConfig, NiceConfig, Preprocess, PriorConfig, RealNvpConfig, glow, nice,
+    ContextConfig, CouplingTransform, Dequantize, GlowConfig, NiceConfig, Preprocess, PriorConfig,
+    RealNvpConfig, glow, nice,
 };
 use flows::params::rng_for;
 use flows::testing::code;
@@ -61,8 +62,12 @@ fn bound(model: &Model, images: &Tensor, labels: Option<&[u32]>) -> Result<[f64;
 
 /// The models of images among the small ones, and those with another law or permutation.
 fn image_models() -> Vec<(&'static str, ModelConfig)> {
+    let takes = |config: &ModelConfig| {
+        let features = config.context().shape(config.shape()).expect("it is a config");
+        !config.preprocess().is_for_vectors() && features.is_none()
+    };
     let mut all: Vec<(&str, ModelConfig)> =
-        models().into_iter().filter(|(_, config)| !config.preprocess().is_for_vectors()).collect();
+        models().into_iter().chain(conditional()).filter(|(_, config)| takes(config)).collect();
     let (additive, affine) = (CouplingTransform::Additive, CouplingTransform::Affine);
     for (name, law, permutation) in [
         ("Glow, additive, PLU", additive, glow::Permutation::Plu),
@@ -77,6 +82,14 @@ fn image_models() -> Vec<(&'static str, ModelConfig)> {
     {
         let prior = PriorConfig::DiagonalGaussian { classes: None };
         all.push((name, ModelConfig::Nice(NiceConfig { law: affine, order, prior, ..small_nice() })));
+    }
+    for (name, prior) in [
+        ("NICE, Student's t", PriorConfig::StudentT { df: 3., learned: false }),
+        ("NICE, learned Student's t", PriorConfig::StudentT { df: 1.5, learned: true }),
+        ("NICE, mixture", PriorConfig::Mixture { components: 3 }),
+        ("NICE, mixture of one", PriorConfig::Mixture { components: 1 }),
+    ] {
+        all.push((name, ModelConfig::Nice(NiceConfig { prior, ..small_nice() })));
     }
     let five = RealNvpConfig { bits: 5, preprocess: Preprocess::Symmetric {}, ..small_realnvp() };
     all.push(("RealNVP, five bits", ModelConfig::RealNvp(five)));
@@ -185,10 +198,11 @@ fn what_does_not_fit_is_named() -> Result<()> {
     assert!(
         encoded(&glow, &x, &Options { precision: 40, ..Options::default() }).contains("bits of precision")
     );
-    let heavy = NiceConfig { prior: PriorConfig::StudentT { df: 5., learned: false }, ..small_nice() };
-    let heavy = model(ModelConfig::Nice(heavy), DType::F32)?;
-    let grey = images(1, heavy.shape());
-    assert!(encoded(&heavy, &grey, &Options::default()).contains("Gaussian or a logistic prior"));
+    // What is made of the image is not there when it is decoded; features given with it are refused alike.
+    for context in [ContextConfig::Features { shape: vec![2] }, ContextConfig::Downsampled { factor: 4 }] {
+        let given = model(ModelConfig::Glow(GlowConfig { context, ..small_glow() }), DType::F32)?;
+        assert!(encoded(&given, &x, &Options::default()).contains("this is a model of p(x | c)"));
+    }
     let stop = || false;
     let o = Options { progress: Some(&stop), ..Options::default() };
     assert!(encoded(&glow, &x, &o).contains("interrupted"));

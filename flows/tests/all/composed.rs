@@ -133,13 +133,13 @@ fn lists_that_cannot_be_are_refused_by_their_place() {
         ),
         (
             images(json!(["squeeze", steps(coupling(json!({ "transform": "splin" })))])),
-            "levels.0: layers.1: layers.0: unknown variant `splin`",
+            "levels.0: layers.1 (steps): layers.0 (coupling): unknown variant `splin`",
         ),
         (
             images(json!([coupling(json!({ "net": { "kind": "conv_net", "widht": 4 } }))])),
-            "levels.0: layers.0: unknown field `widht`",
+            "levels.0: layers.0 (coupling): unknown field `widht`",
         ),
-        (images(json!([{ "kind": "actnorm", "name": "a b" }])), "layers.0: `name` = \"a b\""),
+        (images(json!([{ "kind": "actnorm", "name": "a b" }])), "layers.0 (actnorm): `name` = \"a b\""),
         (images(json!(["squeeze", "squeeze"])), "`levels.0.layers.1` (squeeze): cannot squeeze 3x3"),
         (
             images(json!([steps(json!("squeeze"))])),

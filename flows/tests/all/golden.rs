@@ -12,7 +12,7 @@
 
 use crate::device;
 use candle_core::{DType, Result, Tensor, safetensors};
-use flows::Model;
+use flows::{Context, Model};
 use std::path::{Path, PathBuf};
 
 /// The largest |a - b| / max(|b|, 1).
@@ -31,7 +31,7 @@ fn check(name: &str) -> Result<()> {
     let golden = std::env::var_os("FLOWS_GOLDEN").map(PathBuf::from);
     let dir = golden.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")).join(name);
     let golden = safetensors::load(dir.join("golden.safetensors"), &device())?;
-    let cond = golden.get("cond");
+    let context = Context { labels: golden.get("cond"), features: golden.get("c") };
     let compare = |what: &str, got: Tensor, key: &str, tolerance: f64| -> Result<()> {
         let d = deviation(&got, &golden[key])?;
         println!("{name}: {what} deviates by {d:.1e}");
@@ -41,13 +41,13 @@ fn check(name: &str) -> Result<()> {
 
     let model = Model::load(&dir, &device())?;
     assert_eq!(model.params().dtype(), DType::F64);
-    compare("log_prob", model.log_prob(&golden["x"], cond)?, "log_prob", 1e-9)?;
-    compare("encode", model.encode(&golden["x"], cond)?, "encoded", 1e-8)?;
-    compare("decode", model.decode(&golden["z"], cond)?, "decoded", 1e-8)?;
+    compare("log_prob", model.log_prob(&golden["x"], context)?, "log_prob", 1e-9)?;
+    compare("encode", model.encode(&golden["x"], context)?, "encoded", 1e-8)?;
+    compare("decode", model.decode(&golden["z"], context)?, "decoded", 1e-8)?;
 
     let model = Model::load_as(&dir, Some(DType::F32), &device())?;
     let x = golden["x"].to_dtype(DType::F32)?;
-    compare("log_prob in f32", model.log_prob(&x, cond)?, "log_prob", 1e-5)
+    compare("log_prob in f32", model.log_prob(&x, context)?, "log_prob", 1e-5)
 }
 
 twins! {
@@ -97,5 +97,13 @@ twins! {
 
     fn glow_with_a_learned_latent() {
         Ok(check("glow_latent")?)
+    }
+
+    fn nice_given_features() {
+        Ok(check("nice_features")?)
+    }
+
+    fn glow_given_embedded_classes() {
+        Ok(check("glow_embedding")?)
     }
 }

@@ -13,6 +13,7 @@ golden.safetensors with
     x         inputs in the units of the data              z         latents
     log_prob  log p(x), nats, (B,)                         decoded   f^-1(z)
     encoded   f(x), (B, D)                                 cond      class labels (u32), where the model has classes
+                                                           c         features (B, E), where the model is given any
 
 Nothing here comes from the Rust code but the names and shapes of the tensors:
 
@@ -79,6 +80,18 @@ CONFIGS = {
         "model": "glow", "shape": [1, 4, 8], "bits": 8, "preprocess": {"kind": "unit"}, "levels": 2, "depth": 1,
         "width": 4, "law": "affine", "permutation": "reverse", "edge_bias": False, "learn_top": False,
         "learn_split": False, "learn_latent": True, "classes": 3,
+    },
+    # p(x | c), c three numbers beside x.
+    "nice_features": {
+        "model": "nice", "shape": [5], "bits": 8, "preprocess": {"kind": "standardize"}, "order": "even_odd",
+        "hidden": [[8], [7]], "law": "affine", "init": 0.01, "prior": "gaussian",
+        "context": {"kind": "features", "shape": [3]},
+    },
+    # p(x | class), of which all networks see an embedding.
+    "glow_embedding": {
+        "model": "glow", "shape": [1, 8, 8], "bits": 8, "preprocess": {"kind": "centered"}, "levels": 2, "depth": 1,
+        "width": 6, "law": "affine", "permutation": "plain", "edge_bias": False, "learn_top": True, "learn_split": True,
+        "context": {"kind": "labels", "classes": 3, "embedding": 4},
     },
     # Splines, whose bound some inputs exceed.
     "nice_spline": {
@@ -162,7 +175,7 @@ class Reader:
         return torch.from_numpy(t.astype(np.int64 if t.dtype == np.uint32 else np.float64))
 
 
-# Layers: forward(x, y) and inverse(z, y), y the class labels ---------------------------------------------------------
+# Layers: forward(x, y) and inverse(z, y), y the class labels or the features -----------------------------------------
 
 
 class Scale:
@@ -249,28 +262,29 @@ class Squeeze:
 class Coupling:
     """z = x where kept; elsewhere what a transform makes of x and of the numbers that the network has for it.
 
-    `swap` keeps the second half instead of the first; a `mask`, 1 where kept, is given instead of halves.
+    `swap` keeps the second half instead of the first; a `mask`, 1 where kept, is given instead of halves. `beside` puts what the
+    network sees of y behind x.
     """
 
-    def __init__(self, net, law, swap=False, mask=None):
-        self.net, self.law, self.swap, self.mask = net, law, swap, mask
+    def __init__(self, net, law, swap=False, mask=None, beside=lambda x, y: x):
+        self.net, self.law, self.swap, self.mask, self.beside = net, law, swap, mask, beside
 
     def parts(self, x):
         c = x.shape[1] // 2
         return (x[:, c:], x[:, :c]) if self.swap else (x[:, :c], x[:, c:])
 
-    def transform(self, x, run):
+    def transform(self, x, y, run):
         kept, changed = (x * self.mask, x) if self.mask is not None else self.parts(x)
-        new = run(changed, self.net(kept))
+        new = run(changed, self.net(self.beside(kept, y)))
         if self.mask is not None:
             return torch.where(self.mask > 0, x, new)
         return torch.cat([new, kept] if self.swap else [kept, new], 1)
 
     def forward(self, x, y):
-        return self.transform(x, self.law.forward)
+        return self.transform(x, y, self.law.forward)
 
     def inverse(self, z, y):
-        return self.transform(z, self.law.inverse)
+        return self.transform(z, y, self.law.inverse)
 
 
 class Autoregressive:
@@ -650,6 +664,28 @@ def preprocessing(get, c):
     return layers
 
 
+def context(get, c):
+    """How many channels a network sees beside x, and what puts them behind it."""
+    given = c.get("context", {"kind": "none"})
+    if given["kind"] == "none":
+        return 0, lambda x, y: x
+    if given["kind"] == "labels":
+        n = given["embedding"]
+        table = get("context.embedding", [given["classes"], n], std=1.0)
+        seen = lambda y: table[y]
+    else:
+        n = given["shape"][0]
+        mean = get.buffer("context.mean", [n], lambda name: 0.3 * bell(name, n))
+        std = get.buffer("context.std", [n], lambda name: np.exp(0.2 * bell(name, n)))
+        seen = lambda y: (y - mean) / std
+
+    def beside(x, y):
+        columns = seen(y).reshape(len(x), n, *[1] * (x.dim() - 2))
+        return torch.cat([x, columns.expand(-1, -1, *x.shape[2:])], 1)
+
+    return n, beside
+
+
 def reversal(get, path, d):
     return Take(get.buffer(f"{path}.index", [d], lambda _: np.arange(d, dtype=np.uint32)[::-1]))
 
@@ -663,15 +699,16 @@ def bounded(get, path):
 def nice(get, c):
     d = math.prod(c["shape"])
     layers = preprocessing(get, c)
+    more, beside = context(get, c)
     if c["order"] == "even_odd":
         index = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)]).astype(np.uint32)
         layers.append(Take(get.buffer("even_odd.index", [d], lambda _: index)))
     for i, hidden in enumerate(c["hidden"]):
         swap = c["order"] == "even_odd" and i % 2 == 1
         kept = d - d // 2 if swap else d // 2
-        net = mlp(get, f"coupling{i}.net", [kept, *hidden, (d - kept) * numbers(c["law"])])
+        net = mlp(get, f"coupling{i}.net", [kept + more, *hidden, (d - kept) * numbers(c["law"])])
         law = transform(c["law"], lambda: bounded(get, f"coupling{i}.gain"))
-        layers.append(Coupling(net, law, swap=swap))
+        layers.append(Coupling(net, law, swap=swap, beside=beside))
         if c["order"] == "reverse":
             layers.append(reversal(get, f"coupling{i}.reverse", d))
     layers.append(Scale(torch.exp(get("diagonal.logs", [d], std=0.3))))
@@ -732,6 +769,7 @@ def realnvp(get, c):
 def glow(get, c):
     channels = c["shape"][0]
     layers = preprocessing(get, c)
+    more, beside = context(get, c)
     levels = []
     for i in range(c["levels"]):
         channels *= 4
@@ -741,13 +779,13 @@ def glow(get, c):
             path = f"level{i}.step{k}"
             level.append(Scale(*actnorm(get, f"{path}.actnorm", n)))
             level.append(mixing(get, f"{path}.permutation", n, c["permutation"]))
-            net = glow_net(get, f"{path}.net", half, c["width"], half * numbers(c["law"]), c["edge_bias"])
+            net = glow_net(get, f"{path}.net", half + more, c["width"], half * numbers(c["law"]), c["edge_bias"])
             law = transform(c["law"], lambda: Affine(lambda h: F.logsigmoid(h + 2), True))
-            level.append(Coupling(net, law))
+            level.append(Coupling(net, law, beside=beside))
         if i + 1 < c["levels"]:
             if c["learn_split"]:
-                net = zero_conv(get, f"level{i}.split.zero", half, 2 * half, c["edge_bias"])
-                level.append(Coupling(net, Affine(lambda s: s, True)))
+                net = zero_conv(get, f"level{i}.split.zero", half + more, 2 * half, c["edge_bias"])
+                level.append(Coupling(net, Affine(lambda s: s, True), beside=beside))
             channels = half
         elif c["learn_top"]:
             level.append(ClassPrior(get, f"level{i}.top", n, c.get("classes")))
@@ -806,7 +844,11 @@ def evaluate(folder):
         x = 2.0 ** c["bits"] * even("x", b * d)
     x = torch.from_numpy(x).reshape(b, *shape)
     z = torch.from_numpy(0.8 * bell("z", b * d)).reshape(b, d)
-    y = None if c.get("classes") is None else (torch.arange(b) + 1) % c["classes"]
+    given = c.get("context", {})
+    classes, features = c.get("classes", given.get("classes")), given.get("shape")
+    y = None if classes is None else (torch.arange(b) + 1) % classes
+    if features is not None:
+        y = torch.from_numpy(bell("c", b * features[0])).reshape(b, *features)
     flat = lambda x, y: flow.forward(x, y).flatten(1)
     encoded = flat(x, y)
     log_det = []
@@ -824,8 +866,10 @@ def evaluate(folder):
     log_prob = log_prior(encoded, c) + log_det
     golden = {"x": x, "log_prob": log_prob, "encoded": encoded, "z": z, "decoded": decoded}
     golden = {k: np.ascontiguousarray(v.numpy()) for k, v in golden.items()}
-    if y is not None:
+    if classes is not None:
         golden["cond"] = y.numpy().astype(np.uint32)
+    if features is not None:
+        golden["c"] = y.numpy()
     assert all(np.isfinite(v).all() for v in golden.values())
     save_file(golden, folder / "golden.safetensors")
     bits = [round(v, 3) for v in (-log_prob / (d * math.log(2))).tolist()]

@@ -37,9 +37,8 @@ impl Given {
                 "this is a model of p(x | c), and c has the shape {shape:?}: say it with --context, as numbers or as a file"
             ),
             (Some(shape), Some(text)) => {
-                let rows = read(model, &shape, text)?;
-                let values: Vec<f32> = (0..n).flat_map(|i| rows.row(i % rows.len()).to_vec()).collect();
-                Some(Tensor::from_vec(values, [&[n][..], &shape].concat(), model.params().device())?)
+                let rows = in_turn(model, n, &shape, text)?;
+                Some(Tensor::from_vec(rows.values, [&[n][..], &shape].concat(), model.params().device())?)
             }
         };
         Ok(Self { labels, features })
@@ -83,7 +82,10 @@ impl Given {
     }
 
     /// Those of the samples at `place(0)`, .., `place(n - 1)`, counted again from 0 where they end.
-    fn rows(&self, place: impl Fn(usize) -> usize, n: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is no sample.
+    pub fn rows(&self, place: impl Fn(usize) -> usize, n: usize) -> Result<Self> {
         let rows = |t: &Tensor| {
             let len = t.dim(0)?.max(1);
             let places = (0..n).map(|i| (place(i) % len) as u32).collect::<Vec<_>>();
@@ -111,6 +113,37 @@ impl From<Context<'_>> for Given {
     fn from(context: Context) -> Self {
         Self { labels: context.labels.cloned(), features: context.features.cloned() }
     }
+}
+
+/// The context of images: `own`, which came with them, or what `--context` says, each in turn; nothing for a model of p(x), and for one
+/// whose context is made of the images.
+///
+/// # Errors
+/// When the model takes no such context, or needs one.
+pub fn of_images(model: &Model, n: usize, own: Option<Rows>, context: Option<&str>) -> Result<Option<Rows>> {
+    match (model.config().context(), context) {
+        (ContextConfig::Features { shape }, Some(text)) => in_turn(model, n, shape, text).map(Some),
+        (ContextConfig::Features { shape }, None) => {
+            let own = own.with_context(|| {
+                format!("this is a model of p(x | c), c has the shape {shape:?}, and the images have none: say it with --context")
+            });
+            own.map(Some)
+        }
+        (ContextConfig::None {} | ContextConfig::Labels { .. }, Some(_)) => {
+            bail!("this model is given no features: leave out --context")
+        }
+        (_, Some(_)) => {
+            bail!("the context of this model is made of the images themselves: leave out --context")
+        }
+        (_, None) => Ok(None),
+    }
+}
+
+/// The context of `n` samples: what `--context` names, each in turn.
+fn in_turn(model: &Model, n: usize, shape: &[usize], text: &str) -> Result<Rows> {
+    let rows = read(model, shape, text)?;
+    let values = (0..n).flat_map(|i| rows.row(i % rows.len()).to_vec()).collect();
+    Ok(Rows { shape: shape.to_vec(), values })
 }
 
 /// The rows that `--context` names, of a model whose features have this shape.

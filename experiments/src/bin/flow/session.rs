@@ -7,6 +7,7 @@
 //! that a command that fails or is interrupted leaves what was there.
 
 use crate::args::{Compute, DataArgs, Part, SPLIT_HELP, seed};
+use crate::context::{self, CONTEXT_HELP, Given};
 use crate::draw::draft::{self, Draft, numbers_of};
 use crate::draw::samples::to_bytes;
 use crate::draw::sheet::Cell;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use experiments::batches::{Augment, Batch, Examples};
-use experiments::data::{self, Dataset, Request, Split, Values};
+use experiments::data::{self, Dataset, Request, Rows, Split, Values};
 use experiments::limits::{self, Use};
 use experiments::recipe::{Recipe, Resolved};
 use flows::Model;
@@ -65,6 +66,8 @@ pub struct Grid {
     pub base: Base,
     #[command(flatten)]
     pub out: Out,
+    #[arg(long, value_name = "NUMBERS|FILE", allow_hyphen_values = true, help = CONTEXT_HELP)]
+    pub context: Option<String>,
     /// Enlargement: screen pixels per image pixel (default: images about 64 pixels high).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub scale: Option<u32>,
@@ -107,8 +110,8 @@ pub struct Picked {
     pub names: Vec<String>,
     /// Dequantised, (B, C, H, W).
     pub x: Tensor,
-    /// Labels, if the model is class-conditional.
-    pub cond: Option<Tensor>,
+    /// Labels and features, where the model is given any.
+    pub given: Given,
 }
 
 /// A part of a data set.
@@ -125,12 +128,71 @@ pub struct Named {
 pub struct Session<'a> {
     pub base: &'a Base,
     pub command: &'static str,
+    /// What `--context` says.
+    context: Option<&'a str>,
     pub model: Model,
     /// Where the weights are, those of the hub in its cache.
     pub folder: PathBuf,
     pub device: Device,
     /// What the picture is until it is finished.
     pub draft: Draft,
+}
+
+/// The recipe whose data are asked for, with the model of the weights in this folder.
+fn recipe(model: &Model, folder: &Path, source: &Source, set: Option<&str>) -> Result<Recipe> {
+    let sets: Vec<String> = set.iter().map(|name| format!("data.set={name}")).collect();
+    let mut recipe = match &source.recipe {
+        Some(name) => Resolved::load(name, &sets)?.recipe,
+        None => saved::own_recipe(folder, &sets)?,
+    };
+    recipe.model = model.config().clone();
+    limits::recipe(&recipe, Use::Evaluation, model.params().device().is_cpu())?;
+    Ok(recipe)
+}
+
+/// Loads a data set and says which it is.
+fn load(request: &Request) -> Result<Dataset> {
+    let data = saved::load(request)?;
+    tracing::info!("{}: {}", data.name, data.revision);
+    Ok(data)
+}
+
+/// A part of the data that the arguments name, for the model of the weights in this folder.
+pub fn part(model: &Model, folder: &Path, from: &Which) -> Result<Named> {
+    let source = &from.source;
+    part_of(model, folder, from, source.data_set.as_deref(), source.data.dir.clone(), false)
+}
+
+/// A part of the data set of this name (default: the recipe's own), from this folder; `foreign` says that the weights were not
+/// trained on it, whatever its name.
+fn part_of(
+    model: &Model,
+    folder: &Path,
+    from: &Which,
+    set: Option<&str>,
+    dir: Option<PathBuf>,
+    foreign: bool,
+) -> Result<Named> {
+    let mut request = recipe(model, folder, &from.source, set)?.request(dir);
+    if !matches!(from.split, Some(Part::Train | Part::All)) {
+        // Drawing or keeping more would be for nothing.
+        request.train = Some(1);
+    }
+    request.join = saved::join(from.split, &request.name, folder, foreign);
+    let data = load(&request)?;
+    let (split, part) = saved::part(&data, from.split)?;
+    Ok(Named { name: data.name.clone(), split: split.clone(), part })
+}
+
+/// Refuses examples that the model of these weights does not take.
+pub fn fits(split: &Split, name: &str, model: &Model, weights: &Weights) -> Result<()> {
+    ensure!(
+        split.shape == model.config().shape(),
+        "`{name}` has examples of shape {:?}, the model of {weights} takes {:?}: choose other data with --data-set or --recipe",
+        split.shape,
+        model.config().shape()
+    );
+    Ok(())
 }
 
 impl<'a> Session<'a> {
@@ -146,22 +208,27 @@ impl<'a> Session<'a> {
             "{0} is there and is not of `flow {command}`: name another file, or say --out {0} to replace it",
             out.display()
         );
-        let session = Self::load(base, out, command)?;
-        let config = session.model.config();
-        ensure!(
-            config.context().shape(config.shape())?.is_none(),
-            "`flow {command}` gives a model no features, and that of {} is one of p(x | c): use `flow eval`, `flow sample` or \
-             `flow encode`",
-            base.weights
-        );
-        Ok(session)
+        Self::load(base, out, command)
     }
 
     /// As [`Session::open`] for a command that draws images, with their shape.
     pub fn sheet(grid: &'a Grid, command: &'static str) -> Result<(Self, [usize; 3])> {
-        let session = Self::open(&grid.base, &grid.out, command)?;
+        let mut session = Self::open(&grid.base, &grid.out, command)?;
+        session.context = grid.context.as_deref();
         let shape = session.shape()?;
         Ok((session, shape))
+    }
+
+    /// Refuses a model of p(x | c), for a command that compares examples which may have no c.
+    pub fn without_features(&self) -> Result<()> {
+        let (config, command) = (self.model.config(), self.command);
+        ensure!(
+            config.context().shape(config.shape())?.is_none(),
+            "`flow {command}` gives a model no features, and that of {} is one of p(x | c): use `flow eval`, `flow sample` or \
+             `flow encode`",
+            self.base.weights
+        );
+        Ok(())
     }
 
     pub fn load(base: &'a Base, out: PathBuf, command: &'static str) -> Result<Self> {
@@ -170,7 +237,7 @@ impl<'a> Session<'a> {
         let model = saved::load_model(&folder, &device)?;
         // Refused here whether or not the command comes to need labels.
         saved::labels(&model, 1, base.class)?;
-        Ok(Self { base, command, model, folder, device, draft: Draft::new(out) })
+        Ok(Self { base, command, context: None, model, folder, device, draft: Draft::new(out) })
     }
 
     /// The shape of the model's images.
@@ -187,52 +254,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The recipe whose data are asked for, with the model of the weights.
-    pub fn recipe(&self, source: &Source, set: Option<&str>) -> Result<Recipe> {
-        let sets: Vec<String> = set.iter().map(|name| format!("data.set={name}")).collect();
-        let mut recipe = match &source.recipe {
-            Some(name) => Resolved::load(name, &sets)?.recipe,
-            None => saved::own_recipe(&self.folder, &sets)?,
-        };
-        recipe.model = self.model.config().clone();
-        limits::recipe(&recipe, Use::Evaluation, self.device.is_cpu())?;
-        Ok(recipe)
-    }
-
     /// The data that the arguments name, training images and all; those of the user's own may be put into one split ([`saved::join`]).
     pub fn data(&self, source: &Source, split: Option<Part>) -> Result<Dataset> {
-        let request = self.recipe(source, source.data_set.as_deref())?.request(source.data.dir.clone());
+        let recipe = recipe(&self.model, &self.folder, source, source.data_set.as_deref())?;
+        let request = recipe.request(source.data.dir.clone());
         let join = saved::join(split, &request.name, &self.folder, false);
-        let data = saved::load(&Request { join, ..request })?;
-        tracing::info!("{}: {}", data.name, data.revision);
-        Ok(data)
+        load(&Request { join, ..request })
     }
 
     /// A part of the data that the arguments name.
     pub fn part(&self, from: &Which) -> Result<Named> {
-        let source = &from.source;
-        self.part_of(from, source.data_set.as_deref(), source.data.dir.clone(), false)
+        part(&self.model, &self.folder, from)
     }
 
-    /// A part of the data set of this name (default: the recipe's own), from this folder; `foreign` says that the weights were not
-    /// trained on it, whatever its name.
-    pub fn part_of(
-        &self,
-        from: &Which,
-        set: Option<&str>,
-        dir: Option<PathBuf>,
-        foreign: bool,
-    ) -> Result<Named> {
-        let mut request = self.recipe(&from.source, set)?.request(dir);
-        if !matches!(from.split, Some(Part::Train | Part::All)) {
-            // Drawing or keeping more would be for nothing.
-            request.train = Some(1);
-        }
-        request.join = saved::join(from.split, &request.name, &self.folder, foreign);
-        let data = saved::load(&request)?;
-        tracing::info!("{}: {}", data.name, data.revision);
-        let (split, part) = saved::part(&data, from.split)?;
-        Ok(Named { name: data.name.clone(), split: split.clone(), part })
+    /// A part of the data set of this name, as [`part_of`].
+    pub fn part_of(&self, from: &Which, set: &str, dir: Option<PathBuf>, foreign: bool) -> Result<Named> {
+        part_of(&self.model, &self.folder, from, Some(set), dir, foreign)
     }
 
     /// The images that the arguments name, or else the first `n`; data are read only where they are needed.
@@ -252,6 +289,7 @@ impl<'a> Session<'a> {
         let size = saved::own_recipe(&self.folder, &[]).ok().and_then(|recipe| recipe.data.size);
         let mut pixels = Vec::new();
         let mut labels = Vec::new();
+        let mut features: Option<Vec<f32>> = Some(Vec::new());
         // An image of the data has the same noise wherever it is asked for.
         let mut noise = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
@@ -262,6 +300,7 @@ impl<'a> Session<'a> {
                     "--out {spec} is one of the images: choose another name for the picture"
                 );
                 pixels.extend(read_image(path, shape, size)?);
+                features = None;
                 noise.push(i as u64);
                 continue;
             };
@@ -275,6 +314,11 @@ impl<'a> Session<'a> {
             );
             pixels.extend_from_slice(part.split.pixels(place));
             labels.extend(part.split.labels.as_ref().map(|l| l[place]));
+            let row = part.split.context.as_ref().map(|rows| rows.row(place));
+            features = features.zip(row).map(|(mut all, row)| {
+                all.extend_from_slice(row);
+                all
+            });
         }
         let complete = labels.len() == specs.len();
         ensure!(
@@ -282,39 +326,30 @@ impl<'a> Session<'a> {
             "this model is class-conditional and a file has no label: say the class with --class N"
         );
         let split = Split::new(shape.to_vec(), Values::Pixels(pixels), complete.then_some(labels), None)?;
-        let (x, cond) = self.dequantise_with(split, &noise)?;
+        let shape = part.and_then(|part| Some(part.split.context.as_ref()?.shape.clone()));
+        let own = features.zip(shape).map(|(values, shape)| Rows { shape, values });
+        let own = context::of_images(&self.model, specs.len(), own, self.context)?;
+        let batch = self.batch(split.with_context(own)?, &noise)?;
+        let x = batch.x.to_dtype(self.model.params().dtype())?;
         let name = |spec: &String| match spec.parse::<usize>() {
             Ok(_) => spec.clone(),
             Err(_) => data::file_name(Path::new(spec)),
         };
-        Ok(Picked { names: specs.iter().map(name).collect(), x, cond })
+        Ok(Picked { names: specs.iter().map(name).collect(), x, given: Given::from(batch.context()) })
     }
 
-    /// Refuses examples that the model does not take.
+    /// As [`fits`].
     pub fn fits(&self, split: &Split, name: &str) -> Result<()> {
-        ensure!(
-            split.shape == self.model.config().shape(),
-            "`{name}` has examples of shape {:?}, the model of {} takes {:?}: choose other data with --data-set or --recipe",
-            split.shape,
-            self.base.weights,
-            self.model.config().shape()
-        );
-        Ok(())
+        fits(split, name, &self.model, &self.base.weights)
     }
 
-    /// A split as the flow takes it, with noise by place and seed, and its labels.
-    pub fn dequantise(&self, split: &Split) -> Result<(Tensor, Option<Tensor>)> {
+    /// A split as the flow takes it, with noise by place and seed.
+    pub fn dequantise(&self, split: &Split) -> Result<Tensor> {
         let places: Vec<u64> = (0..split.len() as u64).collect();
-        self.dequantise_with(split.clone(), &places)
+        Ok(self.batch(split.clone(), &places)?.x.to_dtype(self.model.params().dtype())?)
     }
 
-    /// As [`Session::dequantise`], with the noise of these places.
-    pub fn dequantise_with(&self, split: Split, noise_of: &[u64]) -> Result<(Tensor, Option<Tensor>)> {
-        let batch = self.batch(split, noise_of)?;
-        Ok((batch.x.to_dtype(self.model.params().dtype())?, batch.context().labels.cloned()))
-    }
-
-    /// As [`Session::dequantise_with`], with all of its context.
+    /// A split as the flow takes it, with the noise of these places, and its context.
     pub fn batch(&self, mut split: Split, noise_of: &[u64]) -> Result<Batch> {
         if let Some(class) = self.base.class {
             split.labels = Some(vec![class; split.len()]);
@@ -340,6 +375,11 @@ impl<'a> Session<'a> {
             done.push(f(&batch.x.to_dtype(self.model.params().dtype())?, batch.context())?);
         }
         Ok(Tensor::cat(&done, 0)?)
+    }
+
+    /// The context of `n` samples: the class or all in turn, and what `--context` says.
+    pub fn given(&self, n: usize) -> Result<Given> {
+        Given::new(&self.model, n, self.base.class, self.context)
     }
 
     /// Labels for `n` samples, if the model is class-conditional.

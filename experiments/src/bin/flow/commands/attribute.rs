@@ -185,10 +185,9 @@ fn length(levels: &[Tensor]) -> Result<(f64, Vec<f64>)> {
 
 /// The latents of images, and each image decoded at every strength of the direction.
 fn moved(s: &Session, picked: &Picked, direction: &Tensor, strengths: &[f64]) -> Result<(Tensor, Tensor)> {
-    let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
+    let z = s.model.encode(&picked.x, picked.given.context())?;
     let moved = latents::apply(&z, direction, strengths)?;
-    let repeat = |labels: &Tensor| labels.unsqueeze(1)?.repeat((1, strengths.len()))?.flatten_all();
-    let cond = picked.cond.as_ref().map(repeat).transpose()?;
-    let images = s.batched(&moved, cond.as_ref(), |z, cond| Ok(s.model.decode(z, cond)?))?;
+    let given = picked.given.rows(|i| i / strengths.len(), moved.dim(0)?)?;
+    let images = s.batched(&moved, &given, |z, cond| Ok(s.model.decode(z, cond)?))?;
     Ok((z, Tensor::cat(&images, 0)?))
 }

@@ -1,20 +1,19 @@
 //! `flow compress`: images in one file of as many bits as the model claims.
 
 use super::print;
-use crate::args::{Compute, Part};
+use crate::args::Compute;
 use crate::hub::{WEIGHTS, Weights};
 use crate::image_file::LARGEST_PICTURE;
 use crate::output;
 use crate::progress::counted;
 use crate::saved::{self, load_model_as};
-use crate::session::Which;
+use crate::session::{self, Named, Which};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use experiments::codecs;
 use experiments::data::{Split, Values, picture};
 use experiments::ranks::Single;
-use experiments::recipe::Resolved;
 use experiments::run_dir::{self, SUMMARY};
 use experiments::summary::{OnDisk, Summary};
 use experiments::untrusted::read_regular;
@@ -116,34 +115,10 @@ fn images(args: &CompressArgs, model: &Model, folder: &Path) -> Result<(Split, S
             "files".to_owned(),
         ));
     }
-    let source = &args.from.source;
-    let sets: Vec<String> = source.data_set.iter().map(|name| format!("data.set={name}")).collect();
-    let mut recipe = match &source.recipe {
-        Some(name) => Resolved::load(name, &sets)?.recipe,
-        None => saved::own_recipe(folder, &sets)?,
-    };
-    recipe.model = model.config().clone();
-    let mut request = recipe.request(source.data.dir.clone());
-    if !matches!(args.from.split, Some(Part::Train | Part::All)) {
-        // Drawing or keeping more would be for nothing.
-        request.train = Some(1);
-    }
-    request.join = saved::join(args.from.split, &request.name, folder, false);
-    let data = saved::load(&request)?;
-    tracing::info!("{}: {}", data.name, data.revision);
-    let (split, part) = saved::part(&data, args.from.split)?;
-    ensure!(
-        split.is_pixels(),
-        "`{}` has vectors, not images of bytes: there is nothing to compress",
-        data.name
-    );
-    ensure!(
-        split.shape == shape,
-        "`{}` has images of shape {:?}, the model takes {shape:?}: choose other data with --data-set",
-        data.name,
-        split.shape
-    );
-    Ok((split.take(args.images.unwrap_or(usize::MAX)), format!("{} {}", data.name, part.name())))
+    let Named { name, split, part } = session::part(model, folder, &args.from)?;
+    ensure!(split.is_pixels(), "`{name}` has vectors, not images of bytes: there is nothing to compress");
+    session::fits(&split, &name, model, &args.weights)?;
+    Ok((split.take(args.images.unwrap_or(usize::MAX)), format!("{name} {}", part.name())))
 }
 
 /// Bits/dim of the first images of a stream, initial bits included.

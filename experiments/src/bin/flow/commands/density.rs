@@ -40,6 +40,7 @@ pub struct DensityArgs {
 /// When the model's data are not of two dimensions.
 pub fn run(args: &DensityArgs) -> Result<()> {
     let s = Session::open(&args.base, &args.out, "density")?;
+    s.without_features()?;
     let shape = s.model.config().shape();
     ensure!(
         shape == [2],

@@ -48,7 +48,7 @@ fn completion(
 ) -> Result<(Tensor, Tensor)> {
     tracing::info!("completion {} of {}: {} gradients", draw + 1, args.draws, args.steps);
     let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
-    let cond = picked.cond.as_ref();
+    let cond = picked.given.context();
     check_temperature(args.temperature)?;
     let start = s.model.sample(picked.names.len(), args.temperature, seed, cond)?;
     let start = s.finite(start, "the samples that completions start from", "give a smaller --temperature")?;
@@ -80,7 +80,7 @@ pub fn run(args: &InpaintArgs) -> Result<()> {
     let picked = s.images(&args.shown.images, 5)?;
     check_size(picked.names.len(), 2 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
-        let (cond, n, steps) = (picked.cond.as_ref(), picked.names.len(), args.steps);
+        let (cond, n, steps) = (picked.given.context(), picked.names.len(), args.steps);
         let half = f64::from(1u32 << s.model.config().bits()) / 2.;
         let bits = |x: &Tensor| -> Result<Vec<f64>> { doubles(&s.model.bits_per_dim(x, cond)?) };
         let of_images = bits(&picked.x)?;

@@ -34,15 +34,13 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
     check_size(3, usize::from(args.frames), shape, args.shown.grid.scale)?;
     ensure!(picked.names.len() == 2, "the data hold one image only: a walk goes between two, name files");
     pooled(|| {
-        let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
+        let z = s.model.encode(&picked.x, picked.given.context())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
-        // Of two classes each half of the way is in the nearer one's.
-        let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
-        let near = Tensor::new(near, &s.device)?;
-        let cond = picked.cond.as_ref().map(|labels| labels.index_select(&near, 0)).transpose()?;
+        // Of two classes or contexts each half of the way has the nearer image's.
+        let given = picked.given.rows(|i| usize::from(t[i] > 0.5), t.len())?;
         let (a, b, x, y) = (z.get(0)?, z.get(1)?, picked.x.get(0)?, picked.x.get(1)?);
         let decode = |z: Tensor| -> Result<Tensor> {
-            s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way", "choose other images")
+            s.finite(s.model.decode(&z, given.context())?, "images on the way", "choose other images")
         };
         let ways = [
             ("linear", "latents,\non a line", decode(latents::lerp(&a, &b, &t)?)?),
@@ -52,7 +50,7 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
         let mut cells = Vec::new();
         let mut bits = Vec::new();
         for (_, _, frames) in &ways {
-            let b = doubles(&s.model.bits_per_dim(frames, cond.as_ref())?)?;
+            let b = doubles(&s.model.bits_per_dim(frames, given.context())?)?;
             cells.push(s.captioned(frames, two_digits(&b))?);
             bits.push(b);
         }

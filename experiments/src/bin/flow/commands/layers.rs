@@ -56,10 +56,10 @@ pub fn run(args: &LayersArgs) -> Result<()> {
     );
     let picked = s.images(&args.shown.images, 1)?;
     pooled(|| {
-        let steps = latents::trace(&s.model, &picked.x, picked.cond.as_ref())?;
+        let steps = latents::trace(&s.model, &picked.x, picked.given.context())?;
         let per_dim = |nats: f64| -nats / (s.model.dims() as f64 * LN_2);
         let mut sum = 0.;
-        let ctx = Ctx::eval().with_context(picked.cond.as_ref());
+        let ctx = Ctx::eval().with_context(picked.given.context());
         let (mut states, mut log_dets, mut ended) = (vec![], vec![], vec![]);
         for step in &steps {
             let state = step.layout(&shape)?;

@@ -34,7 +34,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
     let picked = s.images(&args.shown.images, 5)?;
     check_size(picked.names.len(), 1 + usize::from(args.draws), shape, args.shown.grid.scale)?;
     pooled(|| {
-        let (cond, n) = (picked.cond.as_ref(), picked.names.len());
+        let (cond, n) = (picked.given.context(), picked.names.len());
         let z = s.model.encode(&picked.x, cond)?;
         let parts = s.model.levels(&z)?;
         let mut columns = vec!["image".to_owned()];

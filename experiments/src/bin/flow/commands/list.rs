@@ -22,11 +22,20 @@ pub fn run(args: &ListArgs) -> Result<()> {
     let width = BUILTIN.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let (mut objects, mut lines) = (vec![], vec![]);
     for (name, text) in BUILTIN {
-        let Recipe { name, about, data, paper, .. } =
+        let Recipe { name, about, data, model, paper, .. } =
             Resolved::parse(name, text, &[]).with_context(|| format!("recipe {name}"))?.recipe;
-        let paper = paper.map(|p| p.bits_per_dim);
-        objects.push(json!({ "recipe": name, "about": about, "data": data.set, "paper": paper }));
-        let paper = paper.map_or_else(String::new, |paper| format!(" [paper: {paper} bits/dim]"));
+        let (bits, nats) = paper.map_or((None, None), |p| (Some(p.bits_per_dim), p.log_likelihood));
+        objects.push(json!({
+            "recipe": name, "about": about, "data": data.set, "paper": bits, "paper_log_likelihood": nats,
+        }));
+        // As the papers print it: of vectors the log-likelihood, whose bits have no meaning by themselves.
+        let paper = match (bits, nats) {
+            (_, Some(nats)) if model.preprocess().is_for_vectors() => {
+                format!(" [paper: log-likelihood {nats} nats]")
+            }
+            (Some(bits), _) => format!(" [paper: {bits} bits/dim]"),
+            (None, _) => String::new(),
+        };
         lines.push(format!("{name:width$}  {about}{paper}"));
     }
     print(args.json, json!({ "recipes": objects }), lines.join("\n"))

@@ -70,14 +70,14 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
     check_size(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
-    let cond = s.labels(args.n)?;
+    let given = s.given(args.n)?;
     let data = s.data(&args.source, Some(Part::Train))?;
     s.fits(&data.train, &data.name)?;
     let (n, of) = (args.n, data.train.len());
     let k = usize::from(args.k).min(of);
     pooled(|| {
         check_temperature(args.temperature)?;
-        let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, cond.as_ref())?;
+        let x = s.model.sample(args.n, args.temperature, args.grid.base.seed, given.context())?;
         let x = s.finite(x, "the samples", "give a smaller --temperature, or another --seed")?;
         let as_seen = |x: &Tensor| -> Result<Tensor> {
             let values: Vec<f32> = s.bytes(x)?.concat().into_iter().map(f32::from).collect();
@@ -86,7 +86,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         tracing::info!("comparing with {of} training images");
         let found = neighbours(&s, &as_seen(&x)?, &data.train, k)?;
         let test = data.test.take(COMPARED);
-        let (test_x, _) = s.dequantise(&test)?;
+        let test_x = s.dequantise(&test)?;
         let of_tests = neighbours(&s, &as_seen(&test_x)?, &data.train, 1)?;
         let first = |all: &[Neighbours]| all.iter().map(|near| near[0].0).collect::<Vec<_>>();
         let (of_samples, of_test) = (mean(&first(&found)), mean(&first(&of_tests)));
@@ -94,7 +94,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
         let mut cells: Vec<_> = s.cells(&x)?.into_iter().map(|sample| vec![sample]).collect();
         for (row, near) in cells.iter_mut().zip(&found) {
             let places: Vec<usize> = near.iter().map(|n| n.1).collect();
-            let (neighbours, _) = s.dequantise(&data.train.select(&places))?;
+            let neighbours = s.dequantise(&data.train.select(&places))?;
             row.extend(s.captioned(&neighbours, near.iter().map(|n| format!("{:.1}", n.0)))?);
         }
         let sheet = Sheet {

@@ -58,7 +58,7 @@ fn other(s: &Session, args: &OodArgs, own: &Split) -> Result<Split> {
         name => {
             let dir = args.against_data.clone().or_else(|| args.from.source.data.dir.clone());
             let foreign = args.against_data.is_some();
-            let data = s.part_of(&args.from, Some(name), dir, foreign).with_context(|| {
+            let data = s.part_of(&args.from, name, dir, foreign).with_context(|| {
                 format!("--against {name}: it is a data set, or `noise`, `constant` or `shuffled`")
             })?;
             let split = data.split.take(args.n);
@@ -81,6 +81,7 @@ fn other(s: &Session, args: &OodArgs, own: &Split) -> Result<Split> {
 /// When there is no such data set or its images are not the model's.
 pub fn run(args: &OodArgs) -> Result<()> {
     let s = Session::open(&args.base, &args.out, "ood")?;
+    s.without_features()?;
     s.shape()?;
     ensure!(args.n > 0, "-n 0: compare at least one image");
     let data = s.part(&args.from)?;

@@ -1,11 +1,13 @@
 //! What the commands that draw sheets of images share.
 
+use crate::context::Given;
 use crate::draw::sheet::{Cell, Sheet};
 use crate::progress::go_on;
 use crate::session::{BATCH, Grid, Images, Session, brief};
 use anyhow::Result;
 use candle_core::Tensor;
 use clap::Args;
+use flows::Context;
 
 /// What a command takes that draws a sheet of given images.
 #[derive(Args)]
@@ -36,19 +38,19 @@ impl Session<'_> {
             .collect())
     }
 
-    /// What `f` makes of images and their labels, a batch at a time.
+    /// What `f` makes of images and their context, a batch at a time.
     pub fn batched<T>(
         &self,
         x: &Tensor,
-        cond: Option<&Tensor>,
-        f: impl Fn(&Tensor, Option<&Tensor>) -> Result<T>,
+        given: &Given,
+        f: impl Fn(&Tensor, Context) -> Result<T>,
     ) -> Result<Vec<T>> {
         let n = x.dim(0)?;
         let batch = |first: usize| {
             go_on()?;
             let count = BATCH.min(n - first);
-            let cond = cond.map(|c| c.narrow(0, first, count)).transpose()?;
-            f(&x.narrow(0, first, count)?, cond.as_ref())
+            let given = given.rows(|i| first + i, count)?;
+            f(&x.narrow(0, first, count)?, given.context())
         };
         (0..n).step_by(BATCH).map(batch).collect()
     }

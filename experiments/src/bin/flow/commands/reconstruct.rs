@@ -6,6 +6,7 @@ use crate::session::{Session, brief, doubles, host, largest, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use clap::Args;
+use flows::Context;
 use flows::latents::{self, Reconstruction};
 use serde_json::json;
 
@@ -36,8 +37,8 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: measure at least one image");
     let picked = s.images(&args.shown.images, args.n)?;
     pooled(|| {
-        let of_batch = |x: &Tensor, cond: Option<&Tensor>| Ok(latents::reconstruct(&s.model, x, cond)?);
-        let all = s.batched(&picked.x, picked.cond.as_ref(), of_batch)?;
+        let of_batch = |x: &Tensor, cond: Context| Ok(latents::reconstruct(&s.model, x, cond)?);
+        let all = s.batched(&picked.x, &picked.given, of_batch)?;
         let joined =
             |of: fn(&Reconstruction) -> &Tensor| Tensor::cat(&all.iter().map(of).collect::<Vec<_>>(), 0);
         let (back, error) = (joined(|r| &r.x)?, joined(|r| &r.error)?);

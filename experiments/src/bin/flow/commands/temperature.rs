@@ -35,16 +35,17 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
     ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
     limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
     check_size(args.temperatures.len(), args.n, shape, args.grid.scale)?;
-    let cond = s.labels(args.n)?;
+    let given = s.given(args.n)?;
     pooled(|| {
-        let z = latents::prior(&s.model, args.n, 1., args.grid.base.seed, cond.as_ref())?;
+        let cond = given.context();
+        let z = latents::prior(&s.model, args.n, 1., args.grid.base.seed, cond)?;
         let (mut cells, mut bits, mut images, mut lost) = (vec![], vec![], vec![], vec![]);
         for t in &args.temperatures {
             go_on()?;
             // The same noise at every temperature.
-            let x = s.model.sample(args.n, *t, args.grid.base.seed, cond.as_ref())?;
+            let x = s.model.sample(args.n, *t, args.grid.base.seed, cond)?;
             let row = s.seen(&x)?;
-            let each = doubles(&s.model.bits_per_dim(&x, cond.as_ref())?)?.into_iter().zip(&row);
+            let each = doubles(&s.model.bits_per_dim(&x, cond)?)?.into_iter().zip(&row);
             let finite = each.filter(|(b, cell)| cell.is_some() && b.is_finite());
             bits.push(mean(&finite.map(|(b, _)| b).collect::<Vec<_>>()));
             lost.push(row.iter().filter(|cell| cell.is_none()).count());
