@@ -8,8 +8,11 @@
 //!             of all layers, or, with `train.memory = "recompute"`, of the largest
 //! evaluation  4 bytes (parameters + batch (values of the widest layer for an image))
 //! ```
+//!
+//! Of several processes those on this machine count, each with its parameters and its share of the batch.
 
 use crate::data::{Origin, known};
+use crate::ranks::Ranks;
 use crate::recipe::{Recipe, Train};
 use anyhow::{Context, Result, ensure};
 use flows::models::Size;
@@ -30,14 +33,15 @@ fn records(size: &Size) -> f64 {
     size.nets * STEP
 }
 
-/// Bytes that training a model of this size takes: parameters with gradients, the optimiser and the average, and what an update
-/// keeps of its batch.
-fn training(size: &Size, train: &Train, memory: Memory) -> f64 {
+/// Bytes that training a model of this size takes on this machine: parameters with gradients, the optimiser and the average, and what
+/// an update keeps of its batch.
+fn training(size: &Size, train: &Train, memory: Memory, ranks: &dyn Ranks) -> f64 {
     let kept = match memory {
         Memory::Store => size.activations,
         Memory::Recompute => size.largest,
     };
-    (size.parameters * copies(train) + train.batch as f64 * kept) * VALUE + records(size)
+    let (here, all) = (ranks.local().1 as f64, ranks.size() as f64);
+    here * ((size.parameters * copies(train) + train.batch as f64 / all * kept) * VALUE + records(size))
 }
 
 /// Bytes that computing a batch takes, without gradients. While the widest layer is computed, what goes in is as large as what comes
@@ -110,7 +114,7 @@ pub enum Use {
 ///
 /// # Errors
 /// At the first setting that is too large, by its key.
-pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
+pub fn recipe(recipe: &Recipe, purpose: Use, host: bool, ranks: &dyn Ranks) -> Result<()> {
     let Recipe { data, model, train, eval, .. } = recipe;
     let set = known(&data.set);
     let example = set.and_then(|set| match set.origin {
@@ -142,7 +146,8 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         Use::Evaluation => 1.,
         _ => copies(train),
     };
-    let parameters = need.parameters * VALUE * copies + records(&need);
+    let here = ranks.local().1 as f64;
+    let parameters = here * (need.parameters * VALUE * copies + records(&need));
     let what = format!("`model` with its {:.3e} parameters{sized}", need.parameters);
     fits(&what, parameters, &format!("lower {}", size_keys(&model)))?;
     if purpose == Use::Explain {
@@ -152,8 +157,8 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         return samples(&model, eval.samples, "`eval.samples`", host);
     }
     if purpose == Use::Training {
-        let bytes = training(&need, train, train.memory);
-        let less = training(&need, train, Memory::Recompute);
+        let bytes = training(&need, train, train.memory, ranks);
+        let less = training(&need, train, Memory::Recompute, ranks);
         let remedy = match less <= self::memory() && train.memory == Memory::Store {
             true => format!(
                 "reconstruct activations instead of storing them, --set train.memory=recompute, which takes about {:.2} GiB, or \
@@ -171,17 +176,19 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool) -> Result<()> {
         None => LARGEST_SET,
     };
     let batch = eval.batch.min(examples.min(LARGEST_SET));
-    fits(&format!("`eval.batch` = {}{sized}", eval.batch), evaluation(&need, batch), "lower `eval.batch`")?;
+    let bytes = here * evaluation(&need, batch);
+    fits(&format!("`eval.batch` = {}{sized}", eval.batch), bytes, "lower `eval.batch`")?;
     samples(&model, eval.samples, "`eval.samples`", host)
 }
 
-/// One line with the least memory that training takes.
+/// One line with the least memory that training takes on this machine.
 ///
 /// # Errors
 /// When the config builds no model.
-pub fn announce(recipe: &Recipe) -> Result<String> {
+pub fn announce(recipe: &Recipe, ranks: &dyn Ranks) -> Result<String> {
     let need = recipe.model.size()?;
-    let [store, less] = [Memory::Store, Memory::Recompute].map(|m| gib(training(&need, &recipe.train, m)));
+    let of = |memory| gib(training(&need, &recipe.train, memory, ranks));
+    let (store, less) = (of(Memory::Store), of(Memory::Recompute));
     Ok(match recipe.train.memory {
         Memory::Store => {
             format!("memory: at least {store:.2} GiB; {less:.2} with --set train.memory=recompute")
@@ -231,6 +238,7 @@ pub fn held(config: &ModelConfig, what: &str, remedy: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks::{Single, threads};
     use crate::recipe::{BUILTIN, Resolved};
     use candle_core::{DType, Device};
     use flows::Model;
@@ -259,6 +267,17 @@ mod tests {
             let config =
                 GlowConfig { learn_latent: true, classes, width: 32, depth: 1, ..GlowConfig::cifar_paper() };
             near("latent", ModelConfig::Glow(config));
+        }
+    }
+
+    #[test]
+    fn each_process_of_a_machine_has_its_parameters_and_its_share_of_the_batch() {
+        let recipe = Resolved::load("quickstart", &[]).unwrap().recipe;
+        let size = recipe.model.size().unwrap();
+        let of = |ranks: &dyn Ranks| training(&size, &recipe.train, Memory::Store, ranks);
+        let batch = recipe.train.batch as f64 * size.activations * VALUE;
+        for both in threads::run(2, of) {
+            assert!((both - (2. * of(&Single) - batch)).abs() < 1., "{both}");
         }
     }
 

@@ -22,6 +22,7 @@ use clap::Args;
 use experiments::batches::{Augment, Batch, Examples};
 use experiments::data::{self, Dataset, Request, Rows, Split, Values};
 use experiments::limits::{self, Use};
+use experiments::ranks::Single;
 use experiments::recipe::{Recipe, Resolved};
 use flows::Model;
 use flows::params::rng_for;
@@ -146,7 +147,7 @@ fn recipe(model: &Model, folder: &Path, source: &Source, set: Option<&str>) -> R
         None => saved::own_recipe(folder, &sets)?,
     };
     recipe.model = model.config().clone();
-    limits::recipe(&recipe, Use::Evaluation, model.params().device().is_cpu())?;
+    limits::recipe(&recipe, Use::Evaluation, model.params().device().is_cpu(), &Single)?;
     Ok(recipe)
 }
 

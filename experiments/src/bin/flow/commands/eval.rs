@@ -96,7 +96,7 @@ pub fn run(args: &EvalArgs, ranks: &dyn Ranks) -> Result<()> {
     };
     // The weights have their model with them.
     recipe.model = model.config().clone();
-    limits::recipe(&recipe, Use::Evaluation, device.is_cpu())?;
+    limits::recipe(&recipe, Use::Evaluation, device.is_cpu(), ranks)?;
     let join = join(args.split, &recipe.data.set, &weights, false);
     let data = load_data(&recipe, args.data.dir.clone(), join, ranks)?;
     let (split, which) = part(&data, args.split)?;

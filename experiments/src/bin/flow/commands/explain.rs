@@ -75,12 +75,12 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
     let mut resolved = args.recipe.resolve()?;
     let mut object = json!({ "recipe": resolved.recipe.name, "about": resolved.recipe.about });
     if !args.settings || resolved.recipe.data.size.is_some() {
-        limits::recipe(&resolved.recipe, limits::Use::Explain, true)?;
+        limits::recipe(&resolved.recipe, limits::Use::Explain, true, &Single)?;
     }
     let images = training_images(&mut resolved.recipe, args)?;
     if !args.settings {
         // The images may have given the model another shape.
-        limits::recipe(&resolved.recipe, limits::Use::Explain, true)?;
+        limits::recipe(&resolved.recipe, limits::Use::Explain, true, &Single)?;
     }
     let rows = resolved.settings()?;
     if !args.json {

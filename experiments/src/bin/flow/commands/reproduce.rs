@@ -115,13 +115,13 @@ fn prepare(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<Option<Prepa
         return Ok(None);
     }
     let checked = train::check_precision(&resolved.recipe.train, &device)
-        .and_then(|()| limits::recipe(&resolved.recipe, Use::Training, device.is_cpu()));
+        .and_then(|()| limits::recipe(&resolved.recipe, Use::Training, device.is_cpu(), ranks));
     agree(ranks, checked)?;
     let data = load_data(&resolved.recipe, args.data.dir.clone(), Join::Never, ranks)?;
     let fit = || -> Result<_> {
         fit_shape(&mut resolved.recipe, &data)?;
         let recipe = &resolved.recipe;
-        limits::recipe(recipe, Use::Training, device.is_cpu())?;
+        limits::recipe(recipe, Use::Training, device.is_cpu(), ranks)?;
         let (batch, n) = (recipe.train.batch, data.train.len());
         ensure!(
             batch <= n,
@@ -173,7 +173,7 @@ fn train(
     ranks: &dyn Ranks,
 ) -> Result<Training> {
     let recipe = &resolved.recipe;
-    tracing::info!("{}", limits::announce(recipe)?);
+    tracing::info!("{}", limits::announce(recipe, ranks)?);
     if recipe.train.memory == Memory::Store {
         keep_memory();
     }
