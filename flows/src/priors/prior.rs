@@ -52,3 +52,22 @@ pub enum Standard {
     /// The standard logistic distribution.
     Logistic,
 }
+
+impl Standard {
+    /// log p of each element, of z's shape, in f64 and in nats.
+    ///
+    /// ```text
+    /// Gaussian: -z^2 / 2 - ln(2 pi) / 2,     logistic: -softplus(z) - softplus(-z)
+    /// ```
+    pub(crate) fn log_prob(self, z: &Tensor) -> Result<Tensor> {
+        let z = z.to_dtype(DType::F64)?;
+        match self {
+            Self::Gaussian => (z.sqr()? * -0.5)? - 0.5 * (2. * std::f64::consts::PI).ln(),
+            // Both are even: -|z| - 2 ln(1 + e^-|z|).
+            Self::Logistic => {
+                let a = z.abs()?;
+                (a.neg()?.exp()? + 1.)?.log()?.affine(-2., 0.)? - a
+            }
+        }
+    }
+}

@@ -27,12 +27,13 @@ use flows::params::rng_for;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Images that go through the flow together.
 pub const BATCH: usize = 100;
 
 /// What all of these commands take.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Base {
     /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
@@ -71,7 +72,7 @@ pub struct Grid {
 }
 
 /// Which data set.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Source {
     /// Recipe with the data settings (default: recipe.toml of the folder).
     #[arg(long)]
@@ -84,7 +85,7 @@ pub struct Source {
 }
 
 /// Which part of which data set.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Which {
     #[command(flatten)]
     pub source: Source,
@@ -111,6 +112,19 @@ pub struct Picked {
     pub cond: Option<Tensor>,
 }
 
+/// Images as bytes, before they have noise.
+#[derive(Default)]
+pub struct Chosen {
+    /// What each is called.
+    pub names: Vec<String>,
+    /// All of them in the model's shape, planar, one after the other.
+    pub pixels: Vec<u8>,
+    /// The label of each, as far as they have one.
+    pub labels: Vec<u32>,
+    /// Of which example each has the noise: an image of the data has the same wherever it is asked for.
+    pub noise: Vec<u64>,
+}
+
 /// A part of a data set.
 pub struct Named {
     /// The data set.
@@ -125,7 +139,7 @@ pub struct Named {
 pub struct Session<'a> {
     pub base: &'a Base,
     pub command: &'static str,
-    pub model: Model,
+    pub model: Arc<Model>,
     /// Where the weights are, those of the hub in its cache.
     pub folder: PathBuf,
     pub device: Device,
@@ -170,7 +184,7 @@ impl<'a> Session<'a> {
         let model = saved::load_model(&folder, &device)?;
         // Refused here whether or not the command comes to need labels.
         saved::labels(&model, 1, base.class)?;
-        Ok(Self { base, command, model, folder, device, draft: Draft::new(out) })
+        Ok(Self { base, command, model: Arc::new(model), folder, device, draft: Draft::new(out) })
     }
 
     /// The shape of the model's images.
@@ -223,16 +237,29 @@ impl<'a> Session<'a> {
         dir: Option<PathBuf>,
         foreign: bool,
     ) -> Result<Named> {
+        let data = self.data_of(from, set, dir, foreign, 1)?;
+        let (split, part) = saved::part(&data, from.split)?;
+        Ok(Named { name: data.name.clone(), split: split.clone(), part })
+    }
+
+    /// As [`Session::part_of`] the data set, with its first `train` training examples, or all where the arguments ask for them.
+    pub fn data_of(
+        &self,
+        from: &Which,
+        set: Option<&str>,
+        dir: Option<PathBuf>,
+        foreign: bool,
+        train: usize,
+    ) -> Result<Dataset> {
         let mut request = self.recipe(&from.source, set)?.request(dir);
         if !matches!(from.split, Some(Part::Train | Part::All)) {
             // Drawing or keeping more would be for nothing.
-            request.train = Some(1);
+            request.train = Some(train);
         }
         request.join = saved::join(from.split, &request.name, &self.folder, foreign);
         let data = saved::load(&request)?;
         tracing::info!("{}: {}", data.name, data.revision);
-        let (split, part) = saved::part(&data, from.split)?;
-        Ok(Named { name: data.name.clone(), split: split.clone(), part })
+        Ok(data)
     }
 
     /// The images that the arguments name, or else the first `n`; data are read only where they are needed.
@@ -250,10 +277,7 @@ impl<'a> Session<'a> {
         let shape = self.shape()?;
         // Files are cropped and resized as the images that the model was trained on.
         let size = saved::own_recipe(&self.folder, &[]).ok().and_then(|recipe| recipe.data.size);
-        let mut pixels = Vec::new();
-        let mut labels = Vec::new();
-        // An image of the data has the same noise wherever it is asked for.
-        let mut noise = Vec::new();
+        let mut chosen = Chosen::default();
         for (i, spec) in specs.iter().enumerate() {
             let (Ok(place), Some(part)) = (spec.parse::<usize>(), part) else {
                 let path = Path::new(spec);
@@ -261,33 +285,44 @@ impl<'a> Session<'a> {
                     !self.draft.replaces(path),
                     "--out {spec} is one of the images: choose another name for the picture"
                 );
-                pixels.extend(read_image(path, shape, size)?);
-                noise.push(i as u64);
+                chosen.names.push(data::file_name(path));
+                chosen.pixels.extend(read_image(path, shape, size)?);
+                chosen.noise.push(i as u64);
                 continue;
             };
-            noise.push(place as u64);
-            self.fits(&part.split, &part.name)?;
-            ensure!(
-                place < part.split.len(),
-                "there is no image {place} in `{}`, which has images 0 to {}",
-                part.name,
-                part.split.len() - 1
-            );
-            pixels.extend_from_slice(part.split.pixels(place));
-            labels.extend(part.split.labels.as_ref().map(|l| l[place]));
+            self.choose(&mut chosen, part, place)?;
         }
-        let complete = labels.len() == specs.len();
+        self.picked(chosen)
+    }
+
+    /// Adds the image at `place` of `part`.
+    pub fn choose(&self, chosen: &mut Chosen, part: &Named, place: usize) -> Result<()> {
+        self.fits(&part.split, &part.name)?;
+        ensure!(
+            place < part.split.len(),
+            "there is no image {place} in `{}`, which has images 0 to {}",
+            part.name,
+            part.split.len() - 1
+        );
+        chosen.names.push(place.to_string());
+        chosen.pixels.extend_from_slice(part.split.pixels(place));
+        chosen.labels.extend(part.split.labels.as_ref().map(|l| l[place]));
+        chosen.noise.push(place as u64);
+        Ok(())
+    }
+
+    /// Images as the flow takes them.
+    pub fn picked(&self, chosen: Chosen) -> Result<Picked> {
+        let Chosen { names, pixels, labels, noise } = chosen;
+        let complete = labels.len() == names.len();
         ensure!(
             self.model.config().classes().is_none() || self.base.class.is_some() || complete,
             "this model is class-conditional and a file has no label: say the class with --class N"
         );
-        let split = Split::new(shape.to_vec(), Values::Pixels(pixels), complete.then_some(labels), None)?;
+        let labels = complete.then_some(labels);
+        let split = Split::new(self.shape()?.to_vec(), Values::Pixels(pixels), labels, None)?;
         let (x, cond) = self.dequantise_with(split, &noise)?;
-        let name = |spec: &String| match spec.parse::<usize>() {
-            Ok(_) => spec.clone(),
-            Err(_) => data::file_name(Path::new(spec)),
-        };
-        Ok(Picked { names: specs.iter().map(name).collect(), x, cond })
+        Ok(Picked { names, x, cond })
     }
 
     /// Refuses examples that the model does not take.

@@ -19,6 +19,36 @@ pub struct InterpolateArgs {
     frames: u16,
 }
 
+/// A way from one latent to another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// [`latents::lerp`].
+    Line,
+    /// [`latents::slerp`].
+    Arc,
+}
+
+/// The images at `t` on the way between the two latents `z` (2, D), of which each half is in the context of the nearer one, and that
+/// context.
+pub fn between(
+    s: &Session,
+    z: &Tensor,
+    cond: Option<&Tensor>,
+    t: &[f64],
+    way: Way,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
+    let near = Tensor::new(near, &s.device)?;
+    let cond = cond.map(|labels| labels.index_select(&near, 0)).transpose()?;
+    let (a, b) = (z.get(0)?, z.get(1)?);
+    let on_the_way = match way {
+        Way::Line => latents::lerp(&a, &b, t)?,
+        Way::Arc => latents::slerp(&a, &b, t)?,
+    };
+    let x = s.model.decode(&on_the_way, cond.as_ref())?;
+    Ok((s.finite(x, "images on the way", "choose other images")?, cond))
+}
+
 /// Walks between two images: latents on a line and on an arc, and pixels for comparison.
 ///
 /// # Errors
@@ -36,17 +66,12 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
-        // Of two classes each half of the way is in the nearer one's.
-        let near: Vec<u32> = t.iter().map(|&t| u32::from(t > 0.5)).collect();
-        let near = Tensor::new(near, &s.device)?;
-        let cond = picked.cond.as_ref().map(|labels| labels.index_select(&near, 0)).transpose()?;
-        let (a, b, x, y) = (z.get(0)?, z.get(1)?, picked.x.get(0)?, picked.x.get(1)?);
-        let decode = |z: Tensor| -> Result<Tensor> {
-            s.finite(s.model.decode(&z, cond.as_ref())?, "images on the way", "choose other images")
-        };
+        let (x, y) = (picked.x.get(0)?, picked.x.get(1)?);
+        let (line, cond) = between(&s, &z, picked.cond.as_ref(), &t, Way::Line)?;
+        let (arc, _) = between(&s, &z, picked.cond.as_ref(), &t, Way::Arc)?;
         let ways = [
-            ("linear", "latents,\non a line", decode(latents::lerp(&a, &b, &t)?)?),
-            ("spherical", "latents,\non an arc", decode(latents::slerp(&a, &b, &t)?)?),
+            ("linear", "latents,\non a line", line),
+            ("spherical", "latents,\non an arc", arc),
             ("pixels", "pixels,\nfaded", latents::lerp(&x, &y, &t)?),
         ];
         let mut cells = Vec::new();
