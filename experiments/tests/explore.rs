@@ -176,15 +176,33 @@ fn a_picture_of_the_page_is_that_of_its_command() {
     let common = ["--out", str_of(&out), "--threads", "2"];
 
     let info = page.picture("info", &json!({}));
-    let names: Vec<&str> = info["panels"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        info["panels"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["samples", "mix", "attributes", "levels", "bits"]);
     assert_eq!(info["images"], json!({ "a": { "data": 0 }, "b": { "data": 7 } }));
 
     // Samples: the files of the command, to the byte.
     let samples = page.picture("samples", &json!({ "temperature": 0.5, "seed": 3 }));
-    assert!(samples["commands"][0].as_str().unwrap().contains("--temperature 0.5 --seed 3"), "{}", samples["commands"]);
+    assert!(
+        samples["commands"][0].as_str().unwrap().contains("--temperature 0.5 --seed 3"),
+        "{}",
+        samples["commands"]
+    );
     let folder = dir.path().join("samples");
-    ok(&["sample", w, "-n", "16", "--temperature", "0.5", "--seed", "3", "--threads", "2", "--out", str_of(&folder)]);
+    ok(&[
+        "sample",
+        w,
+        "-n",
+        "16",
+        "--temperature",
+        "0.5",
+        "--seed",
+        "3",
+        "--threads",
+        "2",
+        "--out",
+        str_of(&folder),
+    ]);
     for i in [0, 15] {
         let file = image::open(folder.join(format!("{i:05}.png"))).unwrap().into_rgb8();
         assert_eq!(decoded(&samples["images"][i]["url"]), file);
@@ -196,7 +214,11 @@ fn a_picture_of_the_page_is_that_of_its_command() {
     let given = json!({ "png": png, "name": sample["file"] });
     for (way, array) in [("arc", "spherical"), ("line", "linear")] {
         let mix = page.picture("mix", &json!({ "t": 0.3, "way": way, "a": { "data": 2 }, "b": given }));
-        assert!(mix["commands"][0].as_str().unwrap().contains(" 2 samples/00004.png --frames 41"), "{}", mix["commands"]);
+        assert!(
+            mix["commands"][0].as_str().unwrap().contains(" 2 samples/00004.png --frames 41"),
+            "{}",
+            mix["commands"]
+        );
         let file = folder.join("00004.png");
         let args = [&["interpolate", w, "2", str_of(&file), "--frames", "41"], &common[..]].concat();
         assert!(off(&mix, 1, &numbers(&args, array).get(12).unwrap()) <= 1);
@@ -211,7 +233,10 @@ fn a_picture_of_the_page_is_that_of_its_command() {
     let images = numbers(&[&args[..], &common].concat(), "images");
     assert!(off(&moved, 1, &images.get(0).unwrap().get(0).unwrap()) <= 1);
     assert!(weights.join("attributes.safetensors").exists());
-    assert_eq!(Page::open(&weights).picture("attributes", &json!({ "a": { "data": 5 }, "strengths": strengths })), moved);
+    assert_eq!(
+        Page::open(&weights).picture("attributes", &json!({ "a": { "data": 5 }, "strengths": strengths })),
+        moved
+    );
 
     // Levels drawn anew together.
     let values = json!({ "a": { "data": 1 }, "levels": [0, 1], "temperature": 0.9, "seed": 8 });
@@ -226,13 +251,18 @@ fn a_picture_of_the_page_is_that_of_its_command() {
     assert!(off(&bits, 1, &numbers(&args, "decoded").get(0).unwrap()) <= 1);
     let map = numbers(&args, "bits_by_position").flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let per_dim = map.iter().sum::<f64>() / 3072.;
-    assert!(bits["facts"][0].as_str().unwrap().starts_with(&format!("{per_dim:.4} bits/dim")), "{}", bits["facts"]);
+    assert!(
+        bits["facts"][0].as_str().unwrap().starts_with(&format!("{per_dim:.4} bits/dim")),
+        "{}",
+        bits["facts"]
+    );
     let most = (0..map.len()).max_by(|&i, &j| map[i].total_cmp(&map[j])).unwrap() as u32;
     assert_eq!(decoded(&bits["images"][2]["url"]).get_pixel(most % 32, most / 32).0, [255; 3]);
 
     // A film strip has the same pictures, in a file.
     let frame = |t: f64| json!({ "t": t, "way": "arc", "a": { "data": 2 }, "b": { "data": 3 } });
-    let film = page.picture("strip", &json!({ "panel": "mix", "frames": [frame(0.), frame(0.5), frame(1.)] }));
+    let film =
+        page.picture("strip", &json!({ "panel": "mix", "frames": [frame(0.), frame(0.5), frame(1.)] }));
     let middle = page.picture("mix", &frame(0.5));
     assert_eq!(decoded(&film["images"][1]), decoded(&middle["images"][1]["url"]));
     assert!(film["gif"].as_str().unwrap().starts_with("data:image/gif;base64,"));
@@ -263,11 +293,18 @@ fn a_dropped_file_is_cropped_and_what_is_wrong_ends_nothing() {
     assert!(page.refused("file", b"").contains("empty"));
     assert!(page.refused("file", &jpeg[..jpeg.len() / 2]).contains("cut short"));
     // What says that it is too long is not read.
-    let head = format!("POST /api/file HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", page.host, 50 << 20);
+    let head = format!(
+        "POST /api/file HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        page.host,
+        50 << 20
+    );
     let (status, _, body) = page.send(head.as_bytes());
     assert!(status == 413 && String::from_utf8(body).unwrap().contains("at most 32 MB"));
     assert!(said("samples", r#"{"temperature":NaN,"seed":0}"#).contains("JSON"));
-    assert!(said("samples", r#"{"temperature":null,"seed":0}"#).contains("temperature: give a number from 0 to 2"));
+    assert!(
+        said("samples", r#"{"temperature":null,"seed":0}"#)
+            .contains("temperature: give a number from 0 to 2")
+    );
     assert!(said("samples", r#"{"temperature":1e300,"seed":0}"#).contains("temperature"));
     assert!(said("samples", r#"{"temperature":1,"seed":-1}"#).contains("seed"));
     assert!(said("mix", r#"{"t":0.5,"way":"arc","a":{"data":0}}"#).contains("b: choose an image"));
@@ -284,12 +321,17 @@ fn a_dropped_file_is_cropped_and_what_is_wrong_ends_nothing() {
         assert_eq!(page.request("GET", path, "", b"").0, 404, "{path}");
     }
     assert_eq!(page.request("GET", "/api/info", "", b"").0, 405);
-    for headers in ["Host: evil.example\r\n", "Origin: http://evil.example\r\n", "Sec-Fetch-Site: cross-site\r\n"] {
+    for headers in
+        ["Host: evil.example\r\n", "Origin: http://evil.example\r\n", "Sec-Fetch-Site: cross-site\r\n"]
+    {
         assert_eq!(page.request("POST", "/api/info", headers, b"").0, 403, "{headers}");
     }
     let (status, head, body) = page.request("GET", "/", "", b"");
     assert_eq!(status, 200);
-    assert!(head.contains("content-security-policy: default-src 'none'") && head.contains("nosniff"), "{head}");
+    assert!(
+        head.contains("content-security-policy: default-src 'none'") && head.contains("nosniff"),
+        "{head}"
+    );
     assert!(String::from_utf8(body).unwrap().contains("<script src=\"script.js\">"));
 
     // Windows at once, each with its own pictures.
@@ -311,13 +353,18 @@ fn a_used_port_is_named_and_ctrl_c_ends_at_once() {
     assert!(said.contains(&format!("port {port} is in use: say --port ")), "{said}");
 
     let info = page.picture("info", &json!({}));
-    let names: Vec<&str> = info["panels"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        info["panels"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["density", "layers", "points"]);
     let density = page.picture("density", &json!({}));
     let out = dir.path().join("d.png");
     let result = json(&["density", str_of(&weights), "--out", str_of(&out), "--threads", "2", "--json"]);
     let nats = result["nats"].as_f64().unwrap();
-    assert!(density["facts"][0].as_str().unwrap().starts_with(&format!("{nats:.4} nats")), "{}", density["facts"]);
+    assert!(
+        density["facts"][0].as_str().unwrap().starts_with(&format!("{nats:.4} nats")),
+        "{}",
+        density["facts"]
+    );
     assert_eq!(density["plots"].as_array().unwrap().len(), 4);
     let layers = page.picture("layers", &json!({ "layer": 0.5 }));
     assert_eq!(layers["plots"][0]["clouds"][0]["points"].as_array().unwrap().len(), 400);
@@ -328,7 +375,9 @@ fn a_used_port_is_named_and_ctrl_c_ends_at_once() {
     #[cfg(unix)]
     {
         let began = Instant::now();
-        assert!(Command::new("kill").args(["-INT", &page.child.id().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill").args(["-INT", &page.child.id().to_string()]).status().unwrap().success()
+        );
         assert_eq!(page.child.wait().unwrap().code(), Some(130));
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     }

@@ -413,7 +413,8 @@ pub fn bits_by_position<'a>(model: &Model, x: &Tensor, context: impl Into<Contex
         match &step.stats {
             LayerStats::Elements(logs) => map.add(&step.log_det, Some(logs), places)?,
             LayerStats::Channels(logs) if places.rank() == 2 && logs.elem_count() == places.elem_count() => {
-                let logs = logs.reshape((1, places.elem_count()))?.broadcast_as((map.b, places.elem_count()))?;
+                let logs =
+                    logs.reshape((1, places.elem_count()))?.broadcast_as((map.b, places.elem_count()))?;
                 map.add(&step.log_det, Some(&logs), places)?;
             }
             _ => map.add(&step.log_det, None, places)?,
@@ -543,8 +544,15 @@ mod tests {
     fn bits_by_position_add_up_and_lie_where_the_pixels_are() -> Result<()> {
         use crate::ModelConfig;
         use crate::models::{GlowConfig, NiceConfig, RealNvpConfig};
-        let glow = GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() };
-        let realnvp = RealNvpConfig { shape: [3, 8, 8], scales: 1, features: 4, blocks: 1, ..RealNvpConfig::cifar_paper() };
+        let glow =
+            GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() };
+        let realnvp = RealNvpConfig {
+            shape: [3, 8, 8],
+            scales: 1,
+            features: 4,
+            blocks: 1,
+            ..RealNvpConfig::cifar_paper()
+        };
         let nice = NiceConfig { shape: vec![1, 4, 4], hidden: vec![vec![8]; 4], ..NiceConfig::mnist_paper() };
         for config in [ModelConfig::Glow(glow), ModelConfig::RealNvp(realnvp), ModelConfig::Nice(nice)] {
             let model = Model::new(config, 0, DType::F64, &Device::Cpu)?;

@@ -73,7 +73,11 @@ pub(crate) fn positions(f: &dyn Bijection, x: &Tensor) -> Result<(Vec<Tensor>, T
     let mut before = Vec::new();
     let last = visit(f, &pixels, &mut |leaf| {
         before.push(leaf.x.clone());
-        if leaf.layer.moves_elements() { Ok(forward(leaf.layer, leaf.x, Ctx::eval())?.0) } else { Ok(leaf.x.clone()) }
+        if leaf.layer.moves_elements() {
+            Ok(forward(leaf.layer, leaf.x, Ctx::eval())?.0)
+        } else {
+            Ok(leaf.x.clone())
+        }
     })?;
     Ok((before, last))
 }

@@ -103,7 +103,8 @@ impl Means {
         let z = s.model.encode(&batch.x.to_dtype(s.model.params().dtype())?, batch.context())?;
         let z = z.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let flags = self.flags.narrow(1, first, end - first)?.contiguous()?;
-        let (with, total) = (flags.matmul(&z)?.to_dtype(DType::F64)?, z.to_dtype(DType::F64)?.sum_keepdim(0)?);
+        let (with, total) =
+            (flags.matmul(&z)?.to_dtype(DType::F64)?, z.to_dtype(DType::F64)?.sum_keepdim(0)?);
         self.sums = Some(match self.sums.take() {
             None => (with, total),
             Some((a, b)) => ((a + with)?, (b + total)?),
@@ -118,7 +119,8 @@ impl Means {
     /// When some have not.
     pub fn directions(&self) -> Result<Tensor> {
         let (done, all) = self.progress();
-        let (with, total) = self.sums.as_ref().filter(|_| done == all).context("no image has been encoded")?;
+        let (with, total) =
+            self.sums.as_ref().filter(|_| done == all).context("no image has been encoded")?;
         let column = |n: Vec<f64>| Tensor::from_vec(n, (self.with.len(), 1), &Device::Cpu);
         let have = column(self.with.iter().map(|&n| n as f64).collect())?;
         let lack = column(self.with.iter().map(|&n| (all - n) as f64).collect())?;

@@ -254,7 +254,7 @@ impl<'a> Session<'a> {
         let mut request = self.recipe(&from.source, set)?.request(dir);
         if !matches!(from.split, Some(Part::Train | Part::All)) {
             // Drawing or keeping more would be for nothing.
-            request.train = Some(train);
+            request.train = Some(request.train.map_or(train, |all| all.min(train)));
         }
         request.join = saved::join(from.split, &request.name, &self.folder, foreign);
         let data = saved::load(&request)?;

@@ -173,9 +173,15 @@ fn length(levels: &[Tensor]) -> Result<(f64, Vec<f64>)> {
 
 /// The latents of images, and each image decoded at every strength of the first of the directions (labels, D), after the others have
 /// been added.
-fn moved(s: &Session, picked: &Picked, directions: &Tensor, args: &AttributeArgs) -> Result<(Tensor, Tensor)> {
+fn moved(
+    s: &Session,
+    picked: &Picked,
+    directions: &Tensor,
+    args: &AttributeArgs,
+) -> Result<(Tensor, Tensor)> {
     let z = s.model.encode(&picked.x, picked.cond.as_ref())?;
-    let others: Vec<f64> = std::iter::once(0.).chain(args.also.iter().map(|(_, strength)| *strength)).collect();
+    let others: Vec<f64> =
+        std::iter::once(0.).chain(args.also.iter().map(|(_, strength)| *strength)).collect();
     let moved = latents::apply(&shifted(&z, directions, &others)?, &directions.get(0)?, &args.strengths)?;
     let repeat = |labels: &Tensor| labels.unsqueeze(1)?.repeat((1, args.strengths.len()))?.flatten_all();
     let cond = picked.cond.as_ref().map(repeat).transpose()?;

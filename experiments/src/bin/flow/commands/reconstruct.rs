@@ -32,7 +32,8 @@ pub fn largest_by_level(level_error: &Tensor) -> Result<Vec<f64>> {
 pub fn heat(each: &Tensor) -> Result<Vec<(Vec<u8>, f64, f64)>> {
     let area: usize = each.dims()[1..].iter().product();
     let grey = |bits: &[f64]| {
-        let (low, high) = bits.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), b| (l.min(*b), h.max(*b)));
+        let (low, high) =
+            bits.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), b| (l.min(*b), h.max(*b)));
         let share = 255. / (high - low).max(f64::MIN_POSITIVE);
         (bits.iter().map(|b| ((b - low) * share).round() as u8).collect(), low, high)
     };

@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(rounded([[0.123456, -1.], [f64::NAN, 0.]], 4.), [0.123, -1.]);
         let image = Image::main((0..12).collect(), [3, 2, 2], "a");
         assert_eq!(image.rgb()[..6], [0, 4, 8, 1, 5, 9]);
-        let (files, answer) = (std::cell::RefCell::new(vec![]), Answer { images: vec![image], ..Answer::default() });
+        let (files, answer) =
+            (std::cell::RefCell::new(vec![]), Answer { images: vec![image], ..Answer::default() });
         let json = answer.json(|png| {
             files.borrow_mut().push(png);
             Ok("0.png".to_owned())

@@ -48,7 +48,10 @@ pub fn read(folder: &Path, revision: &str, labels: &[String], dims: usize) -> Op
         ensure!(said == of(folder, revision, labels)?, "it is of other weights or data");
         let file = SafeTensors::deserialize(&bytes)?;
         let view = file.tensor(TENSOR)?;
-        ensure!(view.shape() == [labels.len(), dims] && view.dtype() == safetensors::Dtype::F32, "it has another shape");
+        ensure!(
+            view.shape() == [labels.len(), dims] && view.dtype() == safetensors::Dtype::F32,
+            "it has another shape"
+        );
         Ok(Tensor::from_raw_buffer(view.data(), DType::F32, view.shape(), &Device::Cpu)?)
     };
     read().inspect_err(|error| tracing::debug!("{ATTRIBUTES}: {error:#}")).ok()
@@ -89,7 +92,10 @@ mod tests {
         let read = |revision: &str, labels: &[String], dims| super::read(dir.path(), revision, labels, dims);
         assert!(read("r", &labels, 3).is_none());
         write(dir.path(), "r", &labels, &directions);
-        assert_eq!(read("r", &labels, 3).expect("it was written").to_vec2::<f32>()?, directions.to_vec2::<f32>()?);
+        assert_eq!(
+            read("r", &labels, 3).expect("it was written").to_vec2::<f32>()?,
+            directions.to_vec2::<f32>()?
+        );
         assert!(read("s", &labels, 3).is_none() && read("r", &labels[..1], 3).is_none());
         assert!(read("r", &labels, 4).is_none());
         save(1)?;

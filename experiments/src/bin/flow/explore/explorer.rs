@@ -153,7 +153,8 @@ impl Explorer {
     /// The names of the model's classes, if it has any: those of the data, else their numbers.
     pub fn classes(&self) -> Vec<String> {
         let n = self.model.config().classes().unwrap_or(0);
-        let names = self.data.as_ref().map(|(data, _)| data.classes.as_slice()).filter(|names| names.len() == n);
+        let names =
+            self.data.as_ref().map(|(data, _)| data.classes.as_slice()).filter(|names| names.len() == n);
         names.map_or_else(|| (0..n).map(|class| class.to_string()).collect(), <[String]>::to_vec)
     }
 
@@ -169,7 +170,10 @@ impl Explorer {
     pub fn class(&self, params: &Params) -> Result<Option<u32>> {
         match (self.model.config().classes(), params.get("class")) {
             (Some(classes), Some(value)) if value.as_str() != Some("") => {
-                let number = value.as_str().and_then(|text| text.parse().ok()).filter(|n: &u32| (*n as usize) < classes);
+                let number = value
+                    .as_str()
+                    .and_then(|text| text.parse().ok())
+                    .filter(|n: &u32| (*n as usize) < classes);
                 ensure!(number.is_some(), "class: choose one of 0 to {}", classes - 1);
                 Ok(number)
             }
@@ -219,7 +223,9 @@ impl Explorer {
         for (i, spec) in specs.iter().enumerate() {
             match (spec, self.part()) {
                 (Spec::Data { data }, Some(part)) => s.choose(&mut chosen, part, *data)?,
-                (Spec::Data { .. }, None) => bail!("this page has no data: take a sample or a picture of your own"),
+                (Spec::Data { .. }, None) => {
+                    bail!("this page has no data: take a sample or a picture of your own")
+                }
                 (Spec::Given { png, name }, _) => {
                     ensure!(
                         self.model.config().classes().is_none() || s.base.class.is_some(),
@@ -254,7 +260,9 @@ impl Explorer {
             let train = data.train.take(FIT);
             let known = cached::read(&self.folder, &data.revision, &self.labels, self.model.dims());
             self.directions = match known {
-                Some(known) => Directions::Known(known.to_dtype(self.model.params().dtype())?.to_device(&self.device)?),
+                Some(known) => {
+                    Directions::Known(known.to_dtype(self.model.params().dtype())?.to_device(&self.device)?)
+                }
                 None => {
                     let flags = self.labels.iter().map(|label| directions::has(data, &train, label));
                     Directions::Fitted(Means::new(&self.labels, &flags.collect::<Result<Vec<_>>>()?)?)
@@ -278,7 +286,8 @@ impl Explorer {
     /// # Errors
     /// When it cannot be: then it is not tried again until it is asked for.
     pub fn work(&mut self) -> Result<()> {
-        let Directions::Fitted(mut means) = std::mem::replace(&mut self.directions, Directions::Unasked) else {
+        let Directions::Fitted(mut means) = std::mem::replace(&mut self.directions, Directions::Unasked)
+        else {
             return Ok(());
         };
         let Some((data, _)) = &self.data else { return Ok(()) };

@@ -33,12 +33,17 @@ const SETS: [(usize, u64); 5] = [(6, 4), (4, 3), (3, 2), (2, 1), (1, 1)];
 pub fn export(mut e: Explorer, out: &Path) -> Result<()> {
     let (panels, each) = pooled(|| Ok((table::panels(&e)?, image_size(&mut e)?)))?;
     let mut sets = SETS.iter().map(|set| fixed(&panels, *set));
-    let fits = |panels: &Vec<Panel>| panels.iter().map(|panel| size(panel, each)).sum::<u64>() <= MOST * 9 / 10;
+    let fits =
+        |panels: &Vec<Panel>| panels.iter().map(|panel| size(panel, each)).sum::<u64>() <= MOST * 9 / 10;
     let panels = sets.find(fits);
     let panels = panels.with_context(|| {
-        format!("images of {each} bytes make a page of more than {} MB: show it with `flow explore` itself", MOST / 1_000_000)
+        format!(
+            "images of {each} bytes make a page of more than {} MB: show it with `flow explore` itself",
+            MOST / 1_000_000
+        )
     })?;
-    fs::create_dir_all(out.join("images")).with_context(|| format!("--export {}: it cannot be made", out.display()))?;
+    fs::create_dir_all(out.join("images"))
+        .with_context(|| format!("--export {}: it cannot be made", out.display()))?;
     let mut page = Page { out, written: HashSet::new(), bytes: 0 };
     for (path, _, text) in super::server::FILES {
         page.write(if path == "/" { "index.html" } else { &path[1..] }, text.as_bytes())?;
@@ -166,7 +171,9 @@ fn listed(control: &Control, panel: &str, (images, seeds): (usize, u64)) -> Cont
         }
         Kind::Seed => (0..seeds).map(Value::from).collect(),
         // Of classes only samples are shown: each would be a set of its own.
-        Kind::Choice { .. } if control.name == "class" && panel != "samples" && panel != "points" => vec!["".into()],
+        Kind::Choice { .. } if control.name == "class" && panel != "samples" && panel != "points" => {
+            vec!["".into()]
+        }
         Kind::Choice { options } => options.iter().map(|(value, _)| value.clone().into()).collect(),
         Kind::Checks { options } => (1..1u32 << options.len().min(8))
             .map(|set| options.iter().map(|o| o.0).filter(|i| set >> i & 1 == 1).collect::<Vec<_>>().into())
@@ -225,7 +232,10 @@ mod tests {
         let all: HashSet<String> = (0..combinations(&panel)).map(|i| combination(&panel, i).0).collect();
         assert_eq!(all.len(), combinations(&panel));
         let (key, params) = combination(&panel, 1);
-        assert_eq!((key.as_str(), params.number("temperature", 0. ..=1.2).unwrap()), ("levels:1.0.0.0", 0.15));
+        assert_eq!(
+            (key.as_str(), params.number("temperature", 0. ..=1.2).unwrap()),
+            ("levels:1.0.0.0", 0.15)
+        );
         // What a control shows at the beginning is one of its values.
         for control in &panel.controls {
             assert!(control.values.as_ref().unwrap().contains(&control.value), "{}", control.name);

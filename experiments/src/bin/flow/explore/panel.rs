@@ -97,7 +97,12 @@ impl Control {
     }
 
     /// A slider for each name.
-    pub fn sliders(name: &'static str, label: &str, names: &[String], (min, max, step): (f64, f64, f64)) -> Self {
+    pub fn sliders(
+        name: &'static str,
+        label: &str,
+        names: &[String],
+        (min, max, step): (f64, f64, f64),
+    ) -> Self {
         Self::new(name, label, Kind::Sliders { names: names.to_vec(), min, max, step }, json!({}))
     }
 
@@ -127,7 +132,8 @@ impl Control {
     /// The class, if the model has classes; `others` is what it is called where none is chosen.
     pub fn class(e: &Explorer, others: &str) -> Option<Self> {
         let classes = e.classes();
-        let named: Vec<_> = classes.iter().enumerate().map(|(i, name)| (i.to_string(), name.clone())).collect();
+        let named: Vec<_> =
+            classes.iter().enumerate().map(|(i, name)| (i.to_string(), name.clone())).collect();
         let options: Vec<_> = std::iter::once((String::new(), others.to_owned())).chain(named).collect();
         let control = Self::new("class", "Class", Kind::Choice { options }, "".into());
         (!classes.is_empty()).then_some(control)

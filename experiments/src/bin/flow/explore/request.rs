@@ -37,7 +37,10 @@ impl Spec {
     /// # Errors
     /// When they are no base64.
     pub fn file(png: &str) -> Result<Vec<u8>> {
-        ensure!(png.len() <= LARGEST_IMAGE, "an image of this page has at most {LARGEST_IMAGE} characters: drop it again");
+        ensure!(
+            png.len() <= LARGEST_IMAGE,
+            "an image of this page has at most {LARGEST_IMAGE} characters: drop it again"
+        );
         STANDARD.decode(png).context("an image of this page was damaged on its way: drop it again")
     }
 }
@@ -51,7 +54,8 @@ impl Params {
     /// # Errors
     /// When it is none.
     pub fn parse(body: &[u8]) -> Result<Self> {
-        let value: Value = serde_json::from_slice(body).context("a request is a JSON object: reload the page")?;
+        let value: Value =
+            serde_json::from_slice(body).context("a request is a JSON object: reload the page")?;
         match value {
             Value::Object(map) => Ok(Self(map)),
             _ => anyhow::bail!("a request is a JSON object: reload the page"),
@@ -63,7 +67,9 @@ impl Params {
     /// # Errors
     /// When it is no object.
     pub fn of(value: &Value) -> Result<Self> {
-        Ok(Self(value.as_object().context("the values of a picture are a JSON object: reload the page")?.clone()))
+        Ok(Self(
+            value.as_object().context("the values of a picture are a JSON object: reload the page")?.clone(),
+        ))
     }
 
     /// A value, if there is one.
@@ -148,7 +154,9 @@ impl Params {
     pub fn image(&self, name: &str) -> Result<Spec> {
         let value = self.get(name).with_context(|| format!("{name}: choose an image"))?;
         let spec = Spec::deserialize(value).ok();
-        let spec = spec.with_context(|| format!("{name}: choose a number of the data, a sample or a picture of your own"))?;
+        let spec = spec.with_context(|| {
+            format!("{name}: choose a number of the data, a sample or a picture of your own")
+        })?;
         if let Spec::Given { name, .. } = &spec {
             ensure!(
                 !name.is_empty() && name.chars().count() <= LONGEST_NAME,
@@ -189,7 +197,9 @@ mod tests {
         assert_eq!(p.strengths("none", &names, -5. ..=5.).unwrap(), [0., 0.]);
 
         let said = |e: Result<String>| e.unwrap_err().to_string();
-        assert!(said(p.number("bad", 0. ..=1.).map(|v| v.to_string())).contains("bad: give a number from 0 to 1"));
+        assert!(
+            said(p.number("bad", 0. ..=1.).map(|v| v.to_string())).contains("bad: give a number from 0 to 1")
+        );
         assert!(said(p.number("seed", 0. ..=1.).map(|v| v.to_string())).contains("from 0 to 1"));
         assert!(said(p.places("levels", 2).map(|v| format!("{v:?}"))).contains("0 to 1"));
         assert!(said(p.strengths("s", &names[..1], 0. ..=1.).map(|v| format!("{v:?}"))).contains("`smile`"));

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -133,7 +136,10 @@ async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Re
     let mut response = if length.is_some_and(|length: usize| length > LARGEST_FILE) {
         StatusCode::PAYLOAD_TOO_LARGE.into_response()
     } else if !is_own(request.headers(), &shared.hosts) {
-        refuse(StatusCode::FORBIDDEN, "this page answers to itself only: open it by the address that `flow explore` printed")
+        refuse(
+            StatusCode::FORBIDDEN,
+            "this page answers to itself only: open it by the address that `flow explore` printed",
+        )
     } else if let Ok(_permit) = shared.open.try_acquire() {
         let late = || refuse(StatusCode::GATEWAY_TIMEOUT, "this took too long and was given up");
         tokio::time::timeout(PATIENCE, next.run(request)).await.unwrap_or_else(|_| late())
@@ -157,7 +163,10 @@ async fn ask(State(shared): State<Shared>, Path(name): Path<String>, body: Bytes
     match shared.jobs.try_send(Job { name, body: body.to_vec(), reply }) {
         Ok(()) => {}
         Err(TrySendError::Full(_)) => {
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many pictures were asked for at once: wait a moment");
+            return refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many pictures were asked for at once: wait a moment",
+            );
         }
         Err(TrySendError::Closed(_)) => {
             return refuse(StatusCode::INTERNAL_SERVER_ERROR, "the model has ended: start the command again");
@@ -181,12 +190,18 @@ mod tests {
         let own = |headers: &[(&'static str, &'static str)]| {
             let headers: HeaderMap = headers
                 .iter()
-                .map(|(name, value)| (name.parse::<axum::http::HeaderName>().unwrap(), HeaderValue::from_static(value)))
+                .map(|(name, value)| {
+                    (name.parse::<axum::http::HeaderName>().unwrap(), HeaderValue::from_static(value))
+                })
                 .collect();
             is_own(&headers, &hosts)
         };
         assert!(own(&[("host", "127.0.0.1:7860")]));
-        assert!(own(&[("host", "localhost:7860"), ("origin", "http://localhost:7860"), ("sec-fetch-site", "same-origin")]));
+        assert!(own(&[
+            ("host", "localhost:7860"),
+            ("origin", "http://localhost:7860"),
+            ("sec-fetch-site", "same-origin")
+        ]));
         assert!(!own(&[]));
         assert!(!own(&[("host", "evil.example:7860")]), "another name that points here");
         assert!(!own(&[("host", "127.0.0.1:80")]));

@@ -19,7 +19,13 @@ mod tests {
 
     #[test]
     fn words_are_quoted_where_they_must_be() {
-        assert_eq!(line(["flow", "sample", "runs/a", "--temperature", "0.7"]), "flow sample runs/a --temperature 0.7");
-        assert_eq!(line(["--label", "long hair", "it's", "", "$x"]), "--label 'long hair' 'it'\\''s' '' '$x'");
+        assert_eq!(
+            line(["flow", "sample", "runs/a", "--temperature", "0.7"]),
+            "flow sample runs/a --temperature 0.7"
+        );
+        assert_eq!(
+            line(["--label", "long hair", "it's", "", "$x"]),
+            "--label 'long hair' 'it'\\''s' '' '$x'"
+        );
     }
 }

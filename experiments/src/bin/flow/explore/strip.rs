@@ -109,7 +109,10 @@ mod tests {
         let strip = strip(&[grey(10), grey(20), grey(30)]).unwrap();
         assert_eq!(strip["images"].as_array().unwrap().len(), 3);
         let one = image::load_from_memory(&bytes(&strip["images"][1])).unwrap().into_rgb8();
-        assert_eq!((one.dimensions(), one.get_pixel(0, 0).0, one.get_pixel(6, 0).0), ((10, 4), [20; 3], [21; 3]));
+        assert_eq!(
+            (one.dimensions(), one.get_pixel(0, 0).0, one.get_pixel(6, 0).0),
+            ((10, 4), [20; 3], [21; 3])
+        );
         let all = image::load_from_memory(&bytes(&strip["png"])).unwrap().into_rgb8();
         assert_eq!((all.dimensions(), all.get_pixel(2 * 192, 0).0), ((3 * 192 - 2, 76), [30; 3]));
         let gif = bytes(&strip["gif"]);

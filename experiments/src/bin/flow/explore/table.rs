@@ -106,7 +106,11 @@ fn images(e: &Explorer) -> Result<Value> {
 /// A file that was dropped onto the page, in the model's shape: its middle, resized as images of a folder are.
 fn file(e: &Explorer, body: &[u8]) -> Result<Value> {
     let [channels, height, width] = e.shape()?;
-    ensure!(body.len() <= LARGEST_FILE, "the file has more than {} MB: give a smaller one", LARGEST_FILE >> 20);
+    ensure!(
+        body.len() <= LARGEST_FILE,
+        "the file has more than {} MB: give a smaller one",
+        LARGEST_FILE >> 20
+    );
     ensure!(!body.is_empty(), "the file is empty: give a picture");
     let image = picture::decode(body, "the file")?;
     let (from_height, from_width) = (image.height(), image.width());
@@ -124,8 +128,12 @@ fn file(e: &Explorer, body: &[u8]) -> Result<Value> {
 
 /// A film strip: a picture's name, and the values of its controls for each frame.
 fn film(e: &mut Explorer, params: &Params) -> Result<Value> {
-    let name = params.get("panel").and_then(Value::as_str).context("a film strip is of a picture: reload the page")?;
-    let frames = params.get("frames").and_then(Value::as_array).context("a film strip has frames: reload the page")?;
+    let name = params
+        .get("panel")
+        .and_then(Value::as_str)
+        .context("a film strip is of a picture: reload the page")?;
+    let frames =
+        params.get("frames").and_then(Value::as_array).context("a film strip has frames: reload the page")?;
     ensure!(
         (1..=strip::LONGEST).contains(&frames.len()),
         "a film strip has 1 to {} pictures, {} were asked for",

@@ -117,10 +117,12 @@ function show(answer, milliseconds) {
 function showImages(images) {
   const place = byId("images");
   place.hidden = images.length === 0;
-  place.className = images.length > 4 ? "many" : "few";
-  place.style.setProperty("--count", images.length);
+  const many = images.length > 4;
+  place.className = many ? "many" : "few";
+  // What a picture is about is twice as wide as what is beside it.
+  const widths = images.map((image) => (image.main ? "minmax(0, 2fr)" : "minmax(0, 1fr)"));
+  place.style.gridTemplateColumns = many ? "" : widths.join(" ");
   // The same elements as before, so that nothing flickers under a slider.
-  const beside = images.some((image) => !image.main);
   while (place.children.length > images.length) place.lastChild.remove();
   images.forEach((image, i) => {
     let figure = place.children[i];
@@ -136,7 +138,7 @@ function showImages(images) {
     img.width = image.width;
     img.height = image.height;
     img.alt = image.caption || `Sample ${i}`;
-    figure.className = (image.main ? "main" : "") + (beside ? " beside" : "");
+    figure.className = image.main ? "main" : "";
     figure.querySelector("figcaption").textContent = image.caption;
     const button = figure.querySelector("button");
     if (button) {
@@ -256,7 +258,11 @@ function showControls() {
   const { panel } = state;
   const rows = panel.controls.map((control) => builders[control.kind](control, state.values[panel.name]));
   if (panel.strip) rows.push(make("button", { type: "button", textContent: "Film strip", onclick: film }));
+  // Whoever steps through images with a key keeps the focus.
+  const places = () => [...byId("controls").querySelectorAll("input, select, button")];
+  const focused = places().indexOf(document.activeElement);
   byId("controls").replaceChildren(...rows);
+  places()[focused]?.focus();
 }
 
 function field(label, ...children) {
@@ -589,7 +595,7 @@ async function start() {
   const { info } = state;
   byId("name").textContent = info.name;
   document.title = `${info.name} – flow explore`;
-  byId("of").textContent = info.data ? `trained on and shown with ${info.data}` : "shown without data";
+  byId("of").textContent = info.data ? `data: ${info.data}` : "without data";
   for (const panel of info.panels) {
     state.values[panel.name] = Object.fromEntries(panel.controls.map((control) => [control.name, control.value]));
     for (const control of panel.controls) {

@@ -50,7 +50,8 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
     );
     let bits = doubles(&s.model.bits_per_dim(&moved, cond.as_ref())?)?[0];
     let used: Vec<(&String, f64)> = labels.iter().zip(strengths).filter(|(_, s)| *s != 0.).collect();
-    let said: Vec<String> = used.iter().map(|(label, s)| format!("{label} {}{}", sign(*s), brief(s.abs()))).collect();
+    let said: Vec<String> =
+        used.iter().map(|(label, s)| format!("{label} {}{}", sign(*s), brief(s.abs()))).collect();
     let caption = if said.is_empty() { "unchanged".to_owned() } else { said.join(", ") };
     let images = vec![
         Image::beside(s.bytes(&x)?.concat(), shape, "image"),

@@ -41,14 +41,15 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
     let images = vec![
         Image::beside(given, shape, "image"),
         Image::beside(again, shape, "decoded from its latents"),
-        Image::main(grey.repeat(shape[0]), shape, "where its bits are: white is most"),
+        Image::beside(grey.repeat(shape[0]), shape, "where its bits are: white is most"),
     ];
     let facts = vec![
         format!("{per_dim:.4} bits/dim: {:.0} bytes for the whole image.", total / 8.),
         format!("Encoded and decoded it is off by at most {} of a grey level; {exact}.", brief(error)),
         format!("The positions of the image cost from {} to {} bits each.", brief(low), brief(high)),
     ];
-    let mut more: Vec<String> = class.into_iter().flat_map(|class| ["--class".to_owned(), class.to_string()]).collect();
+    let mut more: Vec<String> =
+        class.into_iter().flat_map(|class| ["--class".to_owned(), class.to_string()]).collect();
     more.extend(["--out".to_owned(), "bits.png".to_owned()]);
     Ok(Answer { images, facts, commands: vec![e.shown("reconstruct", &names, &more)], ..Answer::default() })
 }

@@ -48,7 +48,8 @@ fn answer(e: &mut Explorer, _: &Params) -> Result<Answer> {
     let s = e.session(&base);
     let part = e.part().context("this page has no data, beside which a density is drawn")?;
     let split = part.split.take(POINTS);
-    let Densities { window, learned, real, nats, divergence, mass } = density::measure(&s, &part.name, &split)?;
+    let Densities { window, learned, real, nats, divergence, mass } =
+        density::measure(&s, &part.name, &split)?;
     let side = 2. * window.half;
     let exp = |log_p: &[f64]| log_p.iter().map(|l| l.exp()).collect::<Vec<_>>();
     let (real, learned) = (real.as_deref().map(exp), exp(&learned));

@@ -49,7 +49,8 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
     let (x, steps) = trace(e)?;
     let layer = params.number("layer", 0. ..=steps.len() as f64)?;
     let states = std::iter::once(&x).chain(steps.iter().map(|step| &step.output));
-    let states = states.map(|state| Ok(doubles(state)?.as_chunks::<2>().0.to_vec())).collect::<Result<Vec<_>>>()?;
+    let states =
+        states.map(|state| Ok(doubles(state)?.as_chunks::<2>().0.to_vec())).collect::<Result<Vec<_>>>()?;
     let (before, share) = (layer.floor() as usize, layer.fract());
     let after = (before + 1).min(steps.len());
     let between = |(a, b): (&[f64; 2], &[f64; 2])| [0, 1].map(|i| a[i] + share * (b[i] - a[i]));

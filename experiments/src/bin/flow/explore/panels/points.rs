@@ -15,17 +15,22 @@ const DIMS: usize = 4;
 
 /// What moves it.
 pub fn panel(e: &Explorer) -> Panel {
-    let mut controls = vec![Control::slider("temperature", "Temperature", (0., 1.2, 0.05), 1.), Control::seed()];
+    let mut controls =
+        vec![Control::slider("temperature", "Temperature", (0., 1.2, 0.05), 1.), Control::seed()];
     controls.extend(Control::class(e, "all in turn"));
     let pairs = match e.kind() {
-        Kind::Vectors(dims) if dims > DIMS => format!(" Of the {dims} dimensions the first {DIMS} are shown, pair by pair."),
+        Kind::Vectors(dims) if dims > DIMS => {
+            format!(" Of the {dims} dimensions the first {DIMS} are shown, pair by pair.")
+        }
         Kind::Vectors(_) => " Each plot has a pair of dimensions.".to_owned(),
         _ => String::new(),
     };
     Panel {
         name: "points",
         title: "Samples",
-        about: format!("Samples of the model beside the data. The temperature scales the noise that is decoded; 1 is the model itself.{pairs}"),
+        about: format!(
+            "Samples of the model beside the data. The temperature scales the noise that is decoded; 1 is the model itself.{pairs}"
+        ),
         controls,
         strip: None,
         answer,
@@ -56,7 +61,8 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
         let cloud = |name, points| Cloud { name, points: rounded(points, side), hues: Vec::new() };
         let mut clouds = vec![cloud("data", of_data), cloud("samples", of_samples)];
         clouds.retain(|cloud| !cloud.points.is_empty());
-        let title = if shown.is_empty() || dims == 2 { String::new() } else { format!("dimensions {i} and {j}") };
+        let title =
+            if shown.is_empty() || dims == 2 { String::new() } else { format!("dimensions {i} and {j}") };
         plots.push(Plot { title, window, raster: None, clouds, lines: Vec::new() });
     }
     let mut more = vec!["-n".to_owned(), POINTS.to_string()];

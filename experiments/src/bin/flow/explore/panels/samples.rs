@@ -12,10 +12,8 @@ const SHOWN: usize = 16;
 
 /// What moves it.
 pub fn panel(e: &Explorer) -> Panel {
-    let mut controls = vec![
-        Control::slider("temperature", "Temperature", (0., 1.2, 0.05), 0.7),
-        Control::seed(),
-    ];
+    let mut controls =
+        vec![Control::slider("temperature", "Temperature", (0., 1.2, 0.05), 0.7), Control::seed()];
     controls.extend(Control::class(e, "all in turn"));
     Panel {
         name: "samples",
@@ -46,7 +44,8 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
     more.extend(class.into_iter().flat_map(|class| ["--class".to_owned(), class.to_string()]));
     more.extend(["--temperature".to_owned(), t.to_string(), "--seed".to_owned(), seed.to_string()]);
     let out = |to: &str| [&more[..], &["--out".to_owned(), to.to_owned()]].concat();
-    let facts = (lost > 0).then(|| format!("{lost} of {SHOWN} samples are not finite: lower the temperature"));
+    let facts =
+        (lost > 0).then(|| format!("{lost} of {SHOWN} samples are not finite: lower the temperature"));
     Ok(Answer {
         images: images.collect(),
         facts: facts.into_iter().collect(),
