@@ -7,7 +7,7 @@ use crate::draw::sheet::{Sheet, check_size};
 use crate::progress::go_on;
 use crate::saved;
 use crate::session::{Named, Picked, Session, auroc, doubles, mean, pooled};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
 use experiments::data::Split;

@@ -84,7 +84,7 @@ impl Explorer {
         let kind = match *config.shape() {
             [channels @ (1 | 3), height, width] => Kind::Images([channels, height, width]),
             [2] => Kind::Plane,
-            [dims @ 3..] => Kind::Vectors(dims),
+            [dims] if dims > 2 => Kind::Vectors(dims),
             ref shape => bail!("the model of {name} takes examples of shape {shape:?}, which no page shows"),
         };
         let mut explorer = Self {

@@ -48,7 +48,7 @@ pub fn export(mut e: Explorer, out: &Path) -> Result<()> {
     for (path, _, text) in super::server::FILES {
         page.write(if path == "/" { "index.html" } else { &path[1..] }, text.as_bytes())?;
     }
-    let all: usize = panels.iter().map(|panel| combinations(panel)).sum();
+    let all: usize = panels.iter().map(combinations).sum();
     let (count, mut answers) = (Count::new("pictures"), Map::new());
     for panel in &panels {
         for i in 0..combinations(panel) {
@@ -104,10 +104,13 @@ impl Page<'_> {
     }
 }
 
-/// One answer; what it waits for is computed.
+/// One answer, or the sentence why there is none, as where an inverse overflows; what it waits for is computed.
 fn answer(e: &mut Explorer, panel: &Panel, params: &Params, page: &mut Page) -> Result<Value> {
     loop {
-        let answer = (panel.answer)(e, params)?;
+        let answer = match (panel.answer)(e, params) {
+            Ok(answer) => answer,
+            Err(error) => return Ok(json!({ "error": output::sentence(&error) })),
+        };
         if answer.waiting.is_none() {
             let mut json = answer.json(|png| page.image(&png))?;
             // No sample of an exported page can be another picture's image.

@@ -47,6 +47,7 @@ function picture(panel, values, signal) {
   });
   const answer = saved.answers[panel.name + ":" + places.join(".")];
   if (!answer) throw new Error("This page holds a fixed set of pictures, and not this one.");
+  if (answer.error) throw new Error(sentence(answer.error));
   return Promise.resolve(answer);
 }
 
@@ -188,14 +189,16 @@ function showPlots(plots) {
 function drawPlot(canvas, plot) {
   const side = canvas.clientWidth || 300;
   const scale = window.devicePixelRatio || 1;
-  canvas.width = canvas.height = Math.round(side * scale);
+  const margin = { left: 40, right: 8, top: 2, bottom: 22 };
+  const size = side - margin.left - margin.right;
+  const height = size + margin.top + margin.bottom;
+  canvas.width = Math.round(side * scale);
+  canvas.height = Math.round(height * scale);
   const pen = canvas.getContext("2d");
   pen.scale(scale, scale);
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
-  const margin = { left: 40, bottom: 22 };
-  const size = side - margin.left - 8;
-  const top = side - margin.bottom - size;
+  const { top } = margin;
   const [[x0, x1], [y0, y1]] = plot.window;
   const at = (x, y) => [margin.left + ((x - x0) / (x1 - x0)) * size, top + ((y1 - y) / (y1 - y0)) * size];
   const frame = () => {
@@ -204,14 +207,10 @@ function drawPlot(canvas, plot) {
     pen.strokeRect(margin.left, top, size, size);
     pen.fillStyle = colour("--quiet");
     pen.font = "11px system-ui, sans-serif";
-    for (let i = 0; i <= 4; i++) {
-      const x = x0 + ((x1 - x0) * (i + 0.5)) / 5;
-      const y = y0 + ((y1 - y0) * (i + 0.5)) / 5;
-      pen.textAlign = "center";
-      pen.fillText(brief(x), at(x, y0)[0], side - 6);
-      pen.textAlign = "right";
-      pen.fillText(brief(y), margin.left - 5, at(x0, y)[1] + 4);
-    }
+    pen.textAlign = "center";
+    for (const x of ticks(x0, x1)) pen.fillText(x, at(x, y0)[0], height - 6);
+    pen.textAlign = "right";
+    for (const y of ticks(y0, y1)) pen.fillText(y, margin.left - 5, at(x0, y)[1] + 4);
   };
   const contents = () => {
     pen.save();
@@ -247,9 +246,14 @@ function drawPlot(canvas, plot) {
   image.src = plot.raster;
 }
 
-function brief(value) {
-  const text = Math.abs(value) < 1e-9 ? "0" : value.toPrecision(2);
-  return String(Number(text));
+// Round numbers of an axis, some four to nine.
+function ticks(low, high) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [5, 2, 1].find((factor) => factor * power <= rough) * power;
+  const first = Math.ceil(low / step);
+  const count = Math.floor(high / step) - first + 1;
+  return Array.from({ length: count }, (_, i) => Number(((first + i) * step).toPrecision(6)));
 }
 
 // Controls
@@ -262,6 +266,7 @@ function showControls() {
   const places = () => [...byId("controls").querySelectorAll("input, select, button")];
   const focused = places().indexOf(document.activeElement);
   byId("controls").replaceChildren(...rows);
+  byId("controls").hidden = rows.length === 0;
   places()[focused]?.focus();
 }
 

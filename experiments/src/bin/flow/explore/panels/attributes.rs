@@ -14,8 +14,8 @@ const MOST: f64 = 3.;
 /// What moves it; nothing where the data have no labels.
 pub fn panel(e: &Explorer) -> Option<Panel> {
     let mut controls = vec![
-        Control::image(e, "a", "Image"),
         Control::sliders("strengths", "Add", e.labels(), (-MOST, MOST, 0.25)),
+        Control::image(e, "a", "Image"),
     ];
     controls.extend(Control::class(e, "as labelled"));
     let panel = Panel {

@@ -24,10 +24,10 @@ pub fn panel(e: &Explorer) -> Result<Option<Panel>> {
     };
     let options = parts.iter().enumerate().map(named).collect::<Result<Vec<_>>>()?;
     let mut controls = vec![
-        Control::image(e, "a", "Image"),
         Control::checks("levels", "Draw anew", options, &[parts.len() - 1]),
         Control::slider("temperature", "Temperature", (0., 1.2, 0.05), 0.7),
         Control::seed(),
+        Control::image(e, "a", "Image"),
     ];
     controls.extend(Control::class(e, "as labelled"));
     let panel = Panel {

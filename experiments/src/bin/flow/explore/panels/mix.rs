@@ -15,9 +15,9 @@ const STEP: f64 = 0.025;
 pub fn panel(e: &Explorer) -> Panel {
     let mut controls = vec![
         Control::slider("t", "From A to B", (0., 1., STEP), 0.5),
+        Control::choice("way", "Way", &[("arc", "arc"), ("line", "line")]),
         Control::image(e, "a", "Image A"),
         Control::image(e, "b", "Image B"),
-        Control::choice("way", "Way", &[("arc", "arc"), ("line", "line")]),
     ];
     controls.extend(Control::class(e, "as labelled"));
     Panel {

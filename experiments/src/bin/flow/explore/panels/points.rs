@@ -58,8 +58,12 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
         let shown = if of_data.is_empty() { &of_samples } else { &of_data };
         let window = [range(shown, 0), range(shown, 1)];
         let side = (window[0][1] - window[0][0]).min(window[1][1] - window[1][0]);
-        let cloud = |name, points| Cloud { name, points: rounded(points, side), hues: Vec::new() };
-        let mut clouds = vec![cloud("data", of_data), cloud("samples", of_samples)];
+        let cloud = |name, points: &[[f64; 2]]| Cloud {
+            name,
+            points: rounded(points.iter().copied(), side),
+            hues: Vec::new(),
+        };
+        let mut clouds = vec![cloud("data", &of_data), cloud("samples", &of_samples)];
         clouds.retain(|cloud| !cloud.points.is_empty());
         let title =
             if shown.is_empty() || dims == 2 { String::new() } else { format!("dimensions {i} and {j}") };
