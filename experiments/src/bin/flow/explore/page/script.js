@@ -143,7 +143,7 @@ function showImages(images) {
     figure.querySelector("figcaption").textContent = image.caption;
     const button = figure.querySelector("button");
     if (button) {
-      button.title = "Take this sample as image A";
+      button.title = "Take this sample to the other pictures";
       button.onclick = () => takeSample(image);
     }
   });
@@ -155,8 +155,7 @@ function takeSample(image) {
     a: { png: image.url.split(",")[1], name: image.file, made: state.answer.commands },
     b: a,
   };
-  const other = state.info.panels.find((panel) => panel.name === "mix");
-  tell(`${image.file} is image A now` + (other ? ", and the image before it B: see Mix, Attributes, Levels and Bits." : "."));
+  choose("mix");
 }
 
 function showCommand(commands) {

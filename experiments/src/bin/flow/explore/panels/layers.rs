@@ -67,8 +67,10 @@ fn answer(e: &mut Explorer, params: &Params) -> Result<Answer> {
     };
     let cloud = Cloud { name: "data", points: rounded(points, 2. * half), hues };
     let plot = Plot { title, window, raster: None, clouds: vec![cloud], lines: Vec::new() };
-    let more = ["--out".to_owned(), "z.npz".to_owned()];
-    Ok(Answer { plots: vec![plot], commands: vec![e.shown("encode", &[], &more)], ..Answer::default() })
+    // The latents are those that a command writes; what is between has none.
+    let at_the_end = layer == steps.len() as f64;
+    let command = at_the_end.then(|| e.shown("encode", &[], &["--out".to_owned(), "z.npz".to_owned()]));
+    Ok(Answer { plots: vec![plot], commands: command.into_iter().collect(), ..Answer::default() })
 }
 
 /// The middle of points and how far from it the window reaches.

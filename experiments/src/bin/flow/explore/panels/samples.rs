@@ -19,7 +19,7 @@ pub fn panel(e: &Explorer) -> Panel {
         name: "samples",
         title: "Samples",
         about: "Noise, decoded. The temperature scales the noise: low ones give clean, similar images, 1 is the model itself. Click a \
-                sample to take it as image A of the other pictures."
+                sample to mix it, or to change its attributes and levels: it becomes image A, and the image before it B."
             .to_owned(),
         controls,
         strip: Some("temperature"),
