@@ -421,7 +421,11 @@ pub fn bits_by_position<'a>(model: &Model, x: &Tensor, context: impl Into<Contex
         }
     }
     let z = match steps.last() {
-        Some(step) => step.output.flatten_from(1)?,
+        // The levels that were factored out before the last layer, and what it gives.
+        Some(step) if step.output.rank() == 4 => {
+            join(&[&step.done[..], std::slice::from_ref(&step.output)].concat())?
+        }
+        Some(step) => step.output.clone(),
         None => x.flatten_from(1)?,
     };
     let last = last.flatten_from(1)?;
