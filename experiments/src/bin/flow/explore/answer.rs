@@ -79,7 +79,7 @@ pub struct Cloud {
     /// Its name in the legend.
     pub name: &'static str,
     /// x and y in turn, rounded to what can be seen.
-    pub points: Vec<f32>,
+    pub points: Vec<f64>,
     /// The colour of each as an angle in degrees; none where all have that of the cloud.
     pub hues: Vec<u16>,
 }
@@ -92,15 +92,15 @@ pub struct Line {
     /// Whether it is that axis itself.
     pub thick: bool,
     /// x and y in turn.
-    pub points: Vec<f32>,
+    pub points: Vec<f64>,
 }
 
 /// Coordinates as they are sent: thousandths of the window's side are less than a pixel. What is not finite is left out by pairs.
-pub fn rounded(points: impl IntoIterator<Item = [f64; 2]>, side: f64) -> Vec<f32> {
-    let step = 10f64.powf((side / 2000.).max(f64::MIN_POSITIVE).log10().floor());
-    let round = |v: f64| ((v / step).round() * step) as f32;
+pub fn rounded(points: impl IntoIterator<Item = [f64; 2]>, side: f64) -> Vec<f64> {
+    // A power of ten, so that what is rounded has few digits.
+    let scale = 10f64.powf((2000. / side.max(f64::MIN_POSITIVE)).log10().ceil());
     let finite = points.into_iter().filter(|p| p.iter().all(|v| v.is_finite()));
-    finite.flat_map(|p| p.map(round)).collect()
+    finite.flat_map(|p| p.map(|v| (v * scale).round() / scale)).collect()
 }
 
 impl Answer {
