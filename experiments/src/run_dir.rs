@@ -12,6 +12,7 @@
 //! | [`CARD`] | the model card |
 //! | [`LICENSE`] | one line: the identifier of the weights' licence, where their owner has given one |
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
+//! | [`ATTRIBUTES`] | the directions of the data's labels, kept by `flow explore`; it may be removed |
 
 use crate::data::file_name;
 use crate::recipe::{Recipe, Resolved};
@@ -43,6 +44,8 @@ pub const CARD: &str = "README.md";
 pub const LICENSE: &str = "license.txt";
 /// The folder of further pictures.
 pub const PICTURES: &str = "pictures";
+/// The directions of the data's labels.
+pub const ATTRIBUTES: &str = "attributes.safetensors";
 /// The report.
 pub const REPORT: &str = "report.html";
 /// How the name of the log for TensorBoard begins and ends.

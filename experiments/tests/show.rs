@@ -186,7 +186,7 @@ fn each_command_draws_a_picture_and_writes_its_numbers() {
             &["--label", "smile", "--strengths=-1,1", "2", "5"],
             &["direction", "z", "images", "strengths"],
         ),
-        ("reconstruct", &["-n", "5"], &["images", "decoded", "error", "level_error"]),
+        ("reconstruct", &["-n", "5"], &["images", "decoded", "error", "level_error", "bits_by_position"]),
         ("temperature", &["-n", "3", "--temperatures", "0,0.5"], &["z", "images"]),
         ("levels", &["4", "--draws", "1"], &["z", "images"]),
         (

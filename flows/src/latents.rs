@@ -1,4 +1,5 @@
-//! Operations on exact latents: interpolation, attributes, single levels, missing pixels, and a trace of every layer.
+//! Operations on exact latents: interpolation, attributes, single levels, missing pixels, a trace of every layer, and where the bits
+//! of an image are.
 //!
 //! Tensors in, tensors out. An example x has exactly one latent z = f(x), and z exactly one example, which [`Flow::decode`]
 //! gives: no separate encoder approximates it. Latents are (B, D) as [`Flow::encode`] gives
@@ -29,10 +30,11 @@
 
 pub use crate::core::{LayerStats, TraceEntry};
 
-use crate::core::{Context, Ctx, inspect};
+use crate::core::{self, Context, Ctx, inspect};
 use crate::flow::Flow;
 use crate::models::Model;
 use crate::params::rng_for;
+use crate::priors::{PriorCoding, Standard, log_constant};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// Points on the line between two tensors of equal shape, stacked in a new first dimension: (..) and (..) to (T, ..),
@@ -385,6 +387,129 @@ pub fn trace<'a>(flow: &Flow, x: &Tensor, context: impl Into<Context<'a>>) -> Re
     inspect::trace(flow.bijection(), x, Ctx::eval().with_context(context))
 }
 
+/// Where the bits of images x (B, C, H, W) are: (B, H, W) in f64, whose sum over positions is
+///
+/// ```text
+/// sum_p bits_p = -log2 p(x) = -(log p_Z(z) + sum_i log |det df_i|) / ln 2
+/// ```
+///
+/// Each term of a latent's log-density and of a log-det that belongs to one element counts at the pixel from which that element
+/// came: a squeeze, a split or a permutation moves it, a coupling or an actnorm leaves it in its place. What a coupling says of
+/// some channels is shared by all channels of that place. A term of no single element (the matrix of a 1x1 convolution, a prior
+/// of the whole latent) is shared by all positions equally. So position p has what the flow says at p; the networks of
+/// couplings see its surroundings, and the map is not a conditional density of one pixel.
+///
+/// # Errors
+/// When the model takes no images, x has another shape, and those of a layer.
+pub fn bits_by_position<'a>(model: &Model, x: &Tensor, context: impl Into<Context<'a>>) -> Result<Tensor> {
+    let &[_, h, w] = model.shape() else {
+        bail!("only images have positions, this model takes examples of shape {:?}", model.shape());
+    };
+    let ctx = Ctx::eval().with_context(context);
+    let steps = trace(model, x, ctx.context)?;
+    let (places, last) = inspect::positions(model.bijection(), x)?;
+    let mut map = Map { b: x.dim(0)?, size: h * w, nats: vec![0.; x.dim(0)? * h * w] };
+    for (step, places) in steps.iter().zip(&places) {
+        match &step.stats {
+            LayerStats::Elements(logs) => map.add(&step.log_det, Some(logs), places)?,
+            LayerStats::Channels(logs) if places.rank() == 2 && logs.elem_count() == places.elem_count() => {
+                let logs =
+                    logs.reshape((1, places.elem_count()))?.broadcast_as((map.b, places.elem_count()))?;
+                map.add(&step.log_det, Some(&logs), places)?;
+            }
+            _ => map.add(&step.log_det, None, places)?,
+        }
+    }
+    let z = match steps.last() {
+        // The levels that were factored out before the last layer, and what it gives.
+        Some(step) if step.output.rank() == 4 => {
+            join(&[&step.done[..], std::slice::from_ref(&step.output)].concat())?
+        }
+        Some(step) => step.output.clone(),
+        None => x.flatten_from(1)?,
+    };
+    let last = last.flatten_from(1)?;
+    let each = match model.prior().coding() {
+        Ok(PriorCoding { mixture: None, layer: None, standard }) => Some(log_prob_of_each(&standard, &z)?),
+        Ok(PriorCoding { mixture: None, layer: Some(layer), standard }) => {
+            let e = log_prob_of_each(&standard, &core::forward(layer, &z, ctx)?.0)?;
+            match layer.layer_stats(&z, ctx)? {
+                LayerStats::Elements(logs) => Some((e + logs.to_dtype(DType::F64)?.reshape(z.shape())?)?),
+                _ => Some(e),
+            }
+        }
+        // A mixture is of the whole latent; a prior of one's own says nothing of single elements.
+        _ => None,
+    };
+    map.add(&model.prior().log_prob(&z, ctx)?, each.as_ref(), &last)?;
+    Tensor::from_vec(map.nats, (map.b, h, w), x.device())? * (-1. / std::f64::consts::LN_2)
+}
+
+/// log p of each element of z (B, D), in f64: under one distribution for all dimensions, or each dimension's own.
+fn log_prob_of_each(standard: &[Standard], z: &Tensor) -> Result<Tensor> {
+    let of = |standard: Standard, z: &Tensor| match standard {
+        Standard::Gaussian => (z.sqr()? * -0.5)? - 0.5 * (2. * std::f64::consts::PI).ln(),
+        // -softplus(z) - softplus(-z) = -|z| - 2 ln(1 + e^-|z|).
+        Standard::Logistic => {
+            let a = z.abs()?;
+            (a.neg()?.exp()? + 1.)?.log()?.affine(-2., 0.)? - a
+        }
+        Standard::StudentT(df) => {
+            let constant = log_constant(&Tensor::new(df, z.device())?)?.to_scalar::<f64>()?;
+            ((z.sqr()? / df)? + 1.)?.log()?.affine(-0.5 * (df + 1.), constant)
+        }
+    };
+    let z = z.to_dtype(DType::F64)?;
+    match standard {
+        [all] => of(*all, &z),
+        each => {
+            let columns = each.iter().enumerate().map(|(i, standard)| of(*standard, &z.narrow(1, i, 1)?));
+            Tensor::cat(&columns.collect::<Result<Vec<_>>>()?, 1)
+        }
+    }
+}
+
+/// Nats by position.
+struct Map {
+    b: usize,
+    size: usize,
+    nats: Vec<f64>,
+}
+
+impl Map {
+    /// Adds `total` (B,), of which `parts` says how much belongs to which element: (B, D), or (B, C', H', W') with at most the
+    /// channels of `places` (1, C, H', W'). What is left is shared by all positions.
+    fn add(&mut self, total: &Tensor, parts: Option<&Tensor>, places: &Tensor) -> Result<()> {
+        let mut rest: Vec<f64> = total.to_dtype(DType::F64)?.to_vec1()?;
+        let fits = |p: &&Tensor| match (p.dims(), places.dims()) {
+            ([_, .., h, w], [_, _, i, j]) if p.rank() == 4 => (h, w) == (i, j),
+            ([_, d], [_, e]) => d == e,
+            _ => false,
+        };
+        if let Some(parts) = parts.filter(fits) {
+            let (channels, values) = match parts.rank() {
+                4 => (places.dim(1)?, parts.to_dtype(DType::F64)?.sum(1)?),
+                _ => (1, parts.to_dtype(DType::F64)?),
+            };
+            let values: Vec<f64> = values.flatten_all()?.to_vec1()?;
+            let places: Vec<f64> = places.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+            let area = values.len() / self.b;
+            for (i, value) in values.iter().enumerate() {
+                let (example, at) = (i / area, i % area);
+                rest[example] -= value;
+                for channel in 0..channels {
+                    let pixel = places[channel * area + at] as usize;
+                    self.nats[example * self.size + pixel] += value / channels as f64;
+                }
+            }
+        }
+        for (map, rest) in self.nats.chunks_exact_mut(self.size).zip(rest) {
+            map.iter_mut().for_each(|nats| *nats += rest / self.size as f64);
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -441,6 +566,46 @@ mod tests {
         let none = with.narrow(0, 0, 0)?;
         assert!(attribute(&with, &none).unwrap_err().to_string().contains("2 and 0"));
         assert!(attribute(&with, &normal(&[2, 3], 0, &Device::Cpu)?).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn bits_by_position_add_up_and_lie_where_the_pixels_are() -> Result<()> {
+        use crate::ModelConfig;
+        use crate::models::{GlowConfig, NiceConfig, RealNvpConfig};
+        let glow =
+            GlowConfig { shape: [3, 8, 8], levels: 2, depth: 2, width: 8, ..GlowConfig::cifar_paper() };
+        let realnvp = RealNvpConfig {
+            shape: [3, 8, 8],
+            scales: 1,
+            features: 4,
+            blocks: 1,
+            ..RealNvpConfig::cifar_paper()
+        };
+        let nice = NiceConfig { shape: vec![1, 4, 4], hidden: vec![vec![8]; 4], ..NiceConfig::mnist_paper() };
+        for config in [ModelConfig::Glow(glow), ModelConfig::RealNvp(realnvp), ModelConfig::Nice(nice)] {
+            let model = Model::new(config, 0, DType::F64, &Device::Cpu)?;
+            model.params().perturb(1, 0.1)?;
+            let x = ((normal(&[&[2], model.shape()].concat(), 3, &Device::Cpu)? * 20.)? + 128.)?;
+            let map = bits_by_position(&model, &x, None)?;
+            assert_eq!(map.dims()[1..], model.shape()[1..]);
+            let sums = map.flatten_from(1)?.sum(1)?.to_vec1::<f64>()?;
+            let bits = (model.bits_per_dim(&x, None)? * model.dims() as f64)?.to_vec1::<f64>()?;
+            for (sum, bits) in sums.iter().zip(bits) {
+                assert!((sum - bits).abs() < 1e-9 * bits.abs(), "{sum} {bits}");
+            }
+        }
+        // Without couplings' influence a pixel far out costs at its own place: even_odd has moved it, the map moves it back.
+        let nice = NiceConfig { shape: vec![1, 4, 4], hidden: vec![vec![4]; 2], ..NiceConfig::mnist_paper() };
+        let model = Model::new(ModelConfig::Nice(nice), 0, DType::F64, &Device::Cpu)?;
+        for (_, param) in model.params().all().into_iter().filter(|(name, _)| name.contains("coupling")) {
+            param.set(&param.value().zeros_like()?)?;
+        }
+        let far: Vec<f64> = (0..16).map(|i| if i == 6 { 5000. } else { 0. }).collect();
+        let map = bits_by_position(&model, &Tensor::from_vec(far, (1, 1, 4, 4), &Device::Cpu)?, None)?;
+        let map = map.flatten_all()?.to_vec1::<f64>()?;
+        let most = (0..16).max_by(|&i, &j| map[i].total_cmp(&map[j]));
+        assert_eq!(most, Some(6), "{map:?}");
         Ok(())
     }
 

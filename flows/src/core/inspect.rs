@@ -1,5 +1,5 @@
-//! Functions over the layers of a flow: a trace of what each of them does, the rounding errors of reconstructed inputs, the first
-//! number that is not finite, and which layers are stored.
+//! Functions over the layers of a flow: a trace of what each of them does, the pixels that elements stand for, the rounding errors of
+//! reconstructed inputs, the first number that is not finite, and which layers are stored.
 //!
 //! All of them visit the innermost layers, each with its path: `level0.step3.coupling`.
 
@@ -55,6 +55,31 @@ fn join(outer: &str, inner: &str) -> String {
         ("", i) => i.to_string(),
         (o, i) => format!("{o}.{i}"),
     }
+}
+
+/// For each innermost layer of a flow of images, in order, the position h W + w of the pixel that every element of its input
+/// stands for, of the input's shape with a batch of 1; and those of the flow's output.
+///
+/// An element stands for the pixel from which layers that only move elements (squeeze, flatten, permutations) brought it there;
+/// all other layers leave each element in its place.
+///
+/// # Errors
+/// Those of a layer.
+pub(crate) fn positions(f: &dyn Bijection, x: &Tensor) -> Result<(Vec<Tensor>, Tensor)> {
+    let (_, c, h, w) = x.dims4()?;
+    // Sums and matrix products are not taken of them: f32 holds each exactly.
+    let pixels = Tensor::arange(0f32, (h * w) as f32, x.device())?.to_dtype(x.dtype())?;
+    let pixels = pixels.reshape((1, 1, h, w))?.broadcast_as((1, c, h, w))?.contiguous()?;
+    let mut before = Vec::new();
+    let last = visit(f, &pixels, &mut |leaf| {
+        before.push(leaf.x.clone());
+        if leaf.layer.moves_elements() {
+            Ok(forward(leaf.layer, leaf.x, Ctx::eval())?.0)
+        } else {
+            Ok(leaf.x.clone())
+        }
+    })?;
+    Ok((before, last))
 }
 
 /// What one layer did to its input, an entry of a [`trace`].

@@ -14,3 +14,4 @@ pub use fixed::{Gaussian, Logistic};
 pub use mixture::Mixture;
 pub use prior::{Components, Prior, PriorCoding, Standard};
 pub use student_t::StudentT;
+pub(crate) use student_t::log_constant;

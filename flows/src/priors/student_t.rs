@@ -57,7 +57,7 @@ fn check(df: f64) -> Result<()> {
 }
 
 /// log G((nu + 1)/2) - log G(nu/2) - log(nu pi)/2, on candle's graph.
-fn log_constant(df: &Tensor) -> Result<Tensor> {
+pub(crate) fn log_constant(df: &Tensor) -> Result<Tensor> {
     let half = (df / 2.)?;
     (log_gamma(&(&half + 0.5)?)? - log_gamma(&half)?)? - ((df * std::f64::consts::PI)?.log()? / 2.)?
 }

@@ -50,7 +50,7 @@ impl RecipeArgs {
 }
 
 /// Where to compute.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Compute {
     /// Device: `cpu` or `cuda:N`; under mpirun `cuda`, which is another GPU for each process of a machine.
     #[arg(long, default_value = "cpu")]
@@ -114,7 +114,7 @@ fn share_of_cores(here: usize) -> usize {
 }
 
 /// Where the data are.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct DataArgs {
     /// Folder of the data (default: the Hugging Face Hub).
     #[arg(long = "data", value_name = "DIR", env = "FLOW_DATA")]

@@ -88,6 +88,11 @@ enum Command {
     Ood(ood::OodArgs),
     /// Show the output and the log-det of each layer for one image.
     Layers(layers::LayersArgs),
+    /// Open a local page to play with a model.
+    ///
+    /// Sliders for temperature, mixtures, attributes and levels; points and densities in two dimensions. The page is served to
+    /// this machine only, or written as plain files with --export.
+    Explore(explore::ExploreArgs),
     /// Draw the density of a two-dimensional model.
     ///
     /// Shows the learned density beside the true one, and the image of a grid under the inverse.
@@ -152,7 +157,7 @@ pub fn main() -> ExitCode {
         // What is wrong is so for all of them.
         Err(error) => {
             if rank == 0 {
-                output::tell(format_args!("error: {}", sentence(&error)));
+                output::tell(format_args!("error: {}", output::sentence(&error)));
             }
             return ExitCode::FAILURE;
         }
@@ -179,52 +184,12 @@ fn fail(error: &anyhow::Error, ranks: &dyn Ranks) -> ExitCode {
     } else {
         // What fails on several ranks at about the same time is said by the lowest, which has ended the others by then.
         std::thread::sleep(Duration::from_millis(100 * ranks.rank().min(10) as u64));
-        output::tell(format_args!("error: {}", sentence(error)));
+        output::tell(format_args!("error: {}", output::sentence(error)));
     }
     if ranks.size() > 1 {
         ranks.abort(1);
     }
     ExitCode::FAILURE
-}
-
-/// A text of at most about `most` characters: of a longer one the beginning and the end.
-fn shortened(text: &str, most: usize) -> String {
-    let chars: Vec<char> = text.chars().collect();
-    if chars.len() <= most {
-        return text.to_owned();
-    }
-    let (head, tail) = (&chars[..2 * most / 3], &chars[chars.len() - most / 3..]);
-    head.iter().chain(&['…']).chain(tail).collect()
-}
-
-/// The chain of an error in one line, without what a cause repeats and without candle's backtraces. A value or a name that is
-/// too long to be read is shortened.
-fn sentence(error: &anyhow::Error) -> String {
-    let frame = |line: &str| {
-        let digits = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
-        line.starts_with(' ') && (digits.starts_with(": ") || digits.starts_with("at "))
-    };
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        let lines: Vec<&str> = cause.lines().filter(|line| !frame(line)).map(str::trim).collect();
-        let words: Vec<String> =
-            lines.iter().flat_map(|line| line.split(' ')).map(|word| shortened(word, 240)).collect();
-        let cause = shortened(words.join(" ").trim(), 2000);
-        if !text.contains(&cause) {
-            text = if text.is_empty() { cause.to_owned() } else { format!("{text}: {cause}") };
-        }
-    }
-    // What the system says names no remedy.
-    let remedy = [
-        ("No space left on device", "free some of the disk, or name a folder on another one"),
-        ("Disk quota exceeded", "free some of the disk, or name a folder on another one"),
-        ("Read-only file system", "name a folder that can be written"),
-    ];
-    match remedy.iter().find(|(cause, _)| text.contains(cause)) {
-        Some((_, remedy)) => format!("{text}: {remedy}"),
-        None => text,
-    }
 }
 
 fn catch_signals(processes: usize) -> Result<()> {
@@ -271,6 +236,7 @@ fn dispatch(command: Command, ranks: &dyn Ranks) -> Result<()> {
         Command::Nearest(args) => nearest::run(&args),
         Command::Ood(args) => ood::run(&args),
         Command::Layers(args) => layers::run(&args),
+        Command::Explore(args) => explore::run(&args),
         Command::Density(args) => density::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Pull(args) => pull::run(&args),
@@ -294,38 +260,5 @@ mod tests {
     fn the_arguments_are_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn an_error_is_one_sentence_without_repeats() {
-        let error =
-            anyhow::anyhow!("no such file").context("cannot read x: no such file").context("recipe x");
-        assert_eq!(sentence(&error), "recipe x: cannot read x: no such file");
-        let traced = anyhow::anyhow!(
-            "shapes differ\n   0: some::function\n             at src/some.rs:1:2\n  11: main"
-        );
-        assert_eq!(sentence(&traced), "shapes differ");
-    }
-
-    #[test]
-    fn what_the_system_says_has_a_remedy() {
-        // ENOSPC, EDQUOT and EROFS of Linux.
-        #[cfg(target_os = "linux")]
-        for (code, remedy) in [(28, "on another one"), (122, "on another one"), (30, "that can be written")] {
-            let error = anyhow::Error::new(std::io::Error::from_raw_os_error(code)).context("cannot write x");
-            assert!(sentence(&error).ends_with(remedy), "{}", sentence(&error));
-        }
-    }
-
-    #[test]
-    fn a_long_value_is_shortened_and_the_remedy_stays() {
-        let (word, list) = ("a".repeat(100_000), "1, ".repeat(100_000));
-        for value in [&word, &list, &"é".repeat(5000)] {
-            let said = sentence(&anyhow::anyhow!("`key` = {value}: it must be above 0").context("recipe x"));
-            assert!(said.len() < 2500 && said.starts_with("recipe x: `key` = "), "{said}");
-            assert!(said.contains('…') && said.ends_with(": it must be above 0"), "{said}");
-        }
-        let path = format!("cannot read {}/run/recipe.toml", "folder/".repeat(30));
-        assert_eq!(sentence(&anyhow::anyhow!("{path}")), path);
     }
 }

@@ -17,6 +17,7 @@ pub const CONTEXT_HELP: &str = "Context of a model of p(x | c): numbers as in 0.
                                 which samples take in turn; or, where the context is made of an image, a picture";
 
 /// The context of some samples.
+#[derive(Clone)]
 pub struct Given {
     labels: Option<Tensor>,
     features: Option<Tensor>,

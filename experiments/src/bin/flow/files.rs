@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use experiments::data::file_name;
 use experiments::lock::Lock;
-use experiments::run_dir::{self, CARD, CHECKPOINT, COMPANIONS, is_half_written};
+use experiments::run_dir::{self, ATTRIBUTES, CARD, CHECKPOINT, COMPANIONS, is_half_written};
 use flows::SaveOptions;
 use flows::models::file;
 use flows::storage::{CONFIG, INDEX, is_weights, write_atomic};
@@ -128,7 +128,7 @@ fn size(text: &str) -> Result<usize, String> {
 
 /// Whether a file of this name is replaced or removed with a model.
 fn is_of_model(name: &str) -> bool {
-    [CONFIG, INDEX, CARD].contains(&name) || COMPANIONS.contains(&name) || is_weights(name)
+    [CONFIG, INDEX, CARD, ATTRIBUTES].contains(&name) || COMPANIONS.contains(&name) || is_weights(name)
 }
 
 /// A file that accompanies a model: its name and its contents.

@@ -4,9 +4,10 @@
 //!
 //! 1. `output`, `progress`: standard output, standard error, Ctrl-C.
 //! 2. `hub`, `args`, `files`, `arrays`: types of arguments that commands share.
-//! 3. `saved`, `draw`, `report`, `card`, `import`, `session`: the work that commands share.
+//! 3. `saved`, `draw`, `report`, `card`, `import`, `session`, `directions`: the work that commands share.
 //! 4. `commands`: one file a command, with its arguments, its work and its output. `pictures` has what several of them need,
-//!    and `doctor` takes one function of `reconstruct`.
+//!    and `doctor` takes one function of `reconstruct`. `explore`, the page, draws what the picture commands draw and takes
+//!    their functions; its own command is `commands/explore`.
 //! 5. `cli`: the only file that knows all commands.
 
 mod args;
@@ -15,7 +16,9 @@ mod card;
 mod cli;
 mod commands;
 mod context;
+mod directions;
 mod draw;
+mod explore;
 mod files;
 mod hub;
 mod image_file;

@@ -29,12 +29,13 @@ use flows::params::rng_for;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Images that go through the flow together.
 pub const BATCH: usize = 100;
 
 /// What all of these commands take.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Base {
     /// Folder with config.json and model.safetensors, or a model of the Hugging Face Hub.
     #[arg(value_name = WEIGHTS)]
@@ -75,7 +76,7 @@ pub struct Grid {
 }
 
 /// Which data set.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Source {
     /// Recipe with the data settings (default: recipe.toml of the folder).
     #[arg(long)]
@@ -88,7 +89,7 @@ pub struct Source {
 }
 
 /// Which part of which data set.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Which {
     #[command(flatten)]
     pub source: Source,
@@ -115,6 +116,21 @@ pub struct Picked {
     pub given: Given,
 }
 
+/// Images as bytes, before they have noise.
+#[derive(Default)]
+pub struct Chosen {
+    /// What each is called.
+    pub names: Vec<String>,
+    /// All of them in the model's shape, planar, one after the other.
+    pub pixels: Vec<u8>,
+    /// The label of each, as far as they have one.
+    pub labels: Vec<u32>,
+    /// The shape of features, and those of each, as far as they have any.
+    pub features: Option<(Vec<usize>, Vec<Vec<f32>>)>,
+    /// Of which example each has the noise: an image of the data has the same wherever it is asked for.
+    pub noise: Vec<u64>,
+}
+
 /// A part of a data set.
 pub struct Named {
     /// The data set.
@@ -130,8 +146,8 @@ pub struct Session<'a> {
     pub base: &'a Base,
     pub command: &'static str,
     /// What `--context` says.
-    context: Option<&'a str>,
-    pub model: Model,
+    pub context: Option<&'a str>,
+    pub model: Arc<Model>,
     /// Where the weights are, those of the hub in its cache.
     pub folder: PathBuf,
     pub device: Device,
@@ -174,15 +190,28 @@ fn part_of(
     dir: Option<PathBuf>,
     foreign: bool,
 ) -> Result<Named> {
+    let data = data_of(model, folder, from, set, dir, foreign, 1)?;
+    let (split, part) = saved::part(&data, from.split)?;
+    Ok(Named { name: data.name.clone(), split: split.clone(), part })
+}
+
+/// As [`part_of`] the data set, with its first `train` training examples, or all where the arguments ask for them.
+fn data_of(
+    model: &Model,
+    folder: &Path,
+    from: &Which,
+    set: Option<&str>,
+    dir: Option<PathBuf>,
+    foreign: bool,
+    train: usize,
+) -> Result<Dataset> {
     let mut request = recipe(model, folder, &from.source, set)?.request(dir);
     if !matches!(from.split, Some(Part::Train | Part::All)) {
         // Drawing or keeping more would be for nothing.
-        request.train = Some(1);
+        request.train = Some(request.train.map_or(train, |all| all.min(train)));
     }
     request.join = saved::join(from.split, &request.name, folder, foreign);
-    let data = load(&request)?;
-    let (split, part) = saved::part(&data, from.split)?;
-    Ok(Named { name: data.name.clone(), split: split.clone(), part })
+    load(&request)
 }
 
 /// Refuses examples that the model of these weights does not take.
@@ -238,6 +267,7 @@ impl<'a> Session<'a> {
         let model = saved::load_model(&folder, &device)?;
         // Refused here whether or not the command comes to need labels.
         saved::labels(&model, 1, base.class)?;
+        let model = Arc::new(model);
         Ok(Self { base, command, context: None, model, folder, device, draft: Draft::new(out) })
     }
 
@@ -273,6 +303,13 @@ impl<'a> Session<'a> {
         part_of(&self.model, &self.folder, from, Some(set), dir, foreign)
     }
 
+    /// The data set of the part that the arguments name, with its first `train` training examples, or all where they ask for them.
+    pub fn data_of(&self, from: &Which, train: usize) -> Result<Dataset> {
+        let source = &from.source;
+        let (set, dir) = (source.data_set.as_deref(), source.data.dir.clone());
+        data_of(&self.model, &self.folder, from, set, dir, false, train)
+    }
+
     /// The images that the arguments name, or else the first `n`; data are read only where they are needed.
     pub fn images(&self, images: &Images, n: usize) -> Result<Picked> {
         let specs = &images.images;
@@ -288,11 +325,7 @@ impl<'a> Session<'a> {
         let shape = self.shape()?;
         // Files are cropped and resized as the images that the model was trained on.
         let size = saved::own_recipe(&self.folder, &[]).ok().and_then(|recipe| recipe.data.size);
-        let mut pixels = Vec::new();
-        let mut labels = Vec::new();
-        let mut features: Option<Vec<f32>> = Some(Vec::new());
-        // An image of the data has the same noise wherever it is asked for.
-        let mut noise = Vec::new();
+        let mut chosen = Chosen::default();
         for (i, spec) in specs.iter().enumerate() {
             let (Ok(place), Some(part)) = (spec.parse::<usize>(), part) else {
                 let path = Path::new(spec);
@@ -300,43 +333,52 @@ impl<'a> Session<'a> {
                     !self.draft.replaces(path),
                     "--out {spec} is one of the images: choose another name for the picture"
                 );
-                pixels.extend(read_image(path, shape, size)?);
-                features = None;
-                noise.push(i as u64);
+                chosen.names.push(data::file_name(path));
+                chosen.pixels.extend(read_image(path, shape, size)?);
+                chosen.noise.push(i as u64);
                 continue;
             };
-            noise.push(place as u64);
-            self.fits(&part.split, &part.name)?;
-            ensure!(
-                place < part.split.len(),
-                "there is no image {place} in `{}`, which has images 0 to {}",
-                part.name,
-                part.split.len() - 1
-            );
-            pixels.extend_from_slice(part.split.pixels(place));
-            labels.extend(part.split.labels.as_ref().map(|l| l[place]));
-            let row = part.split.context.as_ref().map(|rows| rows.row(place));
-            features = features.zip(row).map(|(mut all, row)| {
-                all.extend_from_slice(row);
-                all
-            });
+            self.choose(&mut chosen, part, place)?;
         }
-        let complete = labels.len() == specs.len();
+        self.picked(chosen)
+    }
+
+    /// Adds the image at `place` of `part`.
+    pub fn choose(&self, chosen: &mut Chosen, part: &Named, place: usize) -> Result<()> {
+        self.fits(&part.split, &part.name)?;
+        ensure!(
+            place < part.split.len(),
+            "there is no image {place} in `{}`, which has images 0 to {}",
+            part.name,
+            part.split.len() - 1
+        );
+        chosen.names.push(place.to_string());
+        chosen.pixels.extend_from_slice(part.split.pixels(place));
+        chosen.labels.extend(part.split.labels.as_ref().map(|l| l[place]));
+        if let Some(rows) = &part.split.context {
+            let own = chosen.features.get_or_insert_with(|| (rows.shape.clone(), Vec::new()));
+            own.1.push(rows.row(place).to_vec());
+        }
+        chosen.noise.push(place as u64);
+        Ok(())
+    }
+
+    /// Images as the flow takes them.
+    pub fn picked(&self, chosen: Chosen) -> Result<Picked> {
+        let Chosen { names, pixels, labels, features, noise } = chosen;
+        let complete = labels.len() == names.len();
         ensure!(
             self.model.config().classes().is_none() || self.base.class.is_some() || complete,
             "this model is class-conditional and a file has no label: say the class with --class N"
         );
-        let split = Split::new(shape.to_vec(), Values::Pixels(pixels), complete.then_some(labels), None)?;
-        let shape = part.and_then(|part| Some(part.split.context.as_ref()?.shape.clone()));
-        let own = features.zip(shape).map(|(values, shape)| Rows { shape, values });
-        let own = context::of_images(&self.model, specs.len(), own, self.context)?;
+        let labels = complete.then_some(labels);
+        let split = Split::new(self.shape()?.to_vec(), Values::Pixels(pixels), labels, None)?;
+        let own = features.filter(|(_, rows)| rows.len() == names.len());
+        let own = own.map(|(shape, rows)| Rows { shape, values: rows.concat() });
+        let own = context::of_images(&self.model, names.len(), own, self.context)?;
         let batch = self.batch(split.with_context(own)?, &noise)?;
         let x = batch.x.to_dtype(self.model.params().dtype())?;
-        let name = |spec: &String| match spec.parse::<usize>() {
-            Ok(_) => spec.clone(),
-            Err(_) => data::file_name(Path::new(spec)),
-        };
-        Ok(Picked { names: specs.iter().map(name).collect(), x, given: Given::from(batch.context()) })
+        Ok(Picked { names, x, given: Given::from(batch.context()) })
     }
 
     /// As [`fits`].

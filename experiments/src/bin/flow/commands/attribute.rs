@@ -2,14 +2,15 @@
 
 use super::pictures::{Shown, free_places};
 use crate::args::finite_number;
+use crate::directions::{FIT, Means, has};
 use crate::draw::sheet::{Sheet, check_size};
+use crate::progress::go_on;
 use crate::saved;
 use crate::session::{Named, Picked, Session, auroc, doubles, mean, pooled};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
-use experiments::data::{Dataset, Split};
-use experiments::suggest::did_you_mean;
+use experiments::data::Split;
 use flows::latents;
 use serde_json::json;
 
@@ -30,33 +31,19 @@ pub struct AttributeArgs {
         value_parser = finite_number
     )]
     strengths: Vec<f64>,
+    /// Another attribute that is added to every image first, so many times; can be repeated.
+    #[arg(long, value_name = "NAME:STRENGTH", value_parser = also)]
+    also: Vec<(String, f64)>,
     /// Number of training images to average, at most.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = FIT)]
     fit: usize,
 }
 
-/// For each example whether it has the label.
-fn has(data: &Dataset, split: &Split, label: &str) -> Result<Vec<bool>> {
-    let (name, level) = label.split_once('=').map_or((label, None), |(name, level)| (name, Some(level)));
-    let name = name.trim();
-    let level = level.map(|level| level.trim().parse::<u8>()).transpose();
-    let level = level.with_context(|| format!("--label {label}: a level is a whole number from 0 to 255"))?;
-    let column = data.attribute_names.iter().position(|n| n == name);
-    if let (Some(column), Some(rows)) = (column, &split.attributes) {
-        let has = |row: &Vec<u8>| level.map_or(row[column] > 0, |level| row[column] == level);
-        return Ok(rows.iter().map(has).collect());
-    }
-    let class = data.classes.iter().position(|n| n == name);
-    if let (Some(class), Some(labels), None) = (class, &split.labels, level) {
-        return Ok(labels.iter().map(|&l| l as usize == class).collect());
-    }
-    let all = [data.attribute_names.as_slice(), &data.classes].concat();
-    let name = &data.name;
-    ensure!(
-        !all.is_empty(),
-        "`{name}` has neither attributes nor classes: a folder's labels.csv can give them"
-    );
-    bail!("`{name}` has no label `{label}`: choose one of {}{}", all.join(", "), did_you_mean(label, &all))
+/// Parses a label and how many times its direction is added.
+fn also(text: &str) -> Result<(String, f64), String> {
+    let (label, strength) =
+        text.rsplit_once(':').ok_or("write a name, a colon and a number, as in glasses:1.5")?;
+    Ok((label.to_owned(), finite_number(strength)?))
 }
 
 /// The places of the examples that have the label, or of those that do not.
@@ -77,14 +64,12 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     let data = s.data(&from.source, from.split)?;
     s.fits(&data.train, &data.name)?;
     let train = data.train.take(args.fit);
-    let flags = has(&data, &train, &args.label)?;
-    let (with, without) = (side(&flags, true), side(&flags, false));
-    let (n, have, label) = (flags.len(), with.len(), &args.label);
-    ensure!(
-        have > 0 && have < n,
-        "of {n} training images {have} have `{label}`: a direction needs images with it and without it, raise --fit or choose \
-         another label"
-    );
+    let labels: Vec<String> =
+        std::iter::once(args.label.clone()).chain(args.also.iter().map(|(label, _)| label.clone())).collect();
+    let flags = labels.iter().map(|label| has(&data, &train, label)).collect::<Result<Vec<_>>>()?;
+    let mut means = Means::new(&labels, &flags)?;
+    let have = side(&flags[0], true).len();
+    let counts = (have, flags[0].len() - have);
     let (split, part) = saved::part(&data, from.split)?;
     let split = split.clone();
     let held = split.take(MEASURED);
@@ -98,18 +83,21 @@ pub fn run(args: &AttributeArgs) -> Result<()> {
     pooled(|| {
         let encode = |split: &Split| s.over(split, |x, cond| Ok(s.model.encode(x, cond)?));
         tracing::info!("averaging the latents of {} images", train.len());
-        let direction =
-            latents::attribute(&encode(&train.select(&with))?, &encode(&train.select(&without))?)?;
+        while means.step(&s, &train)? {
+            go_on()?;
+        }
+        let all = means.directions()?.to_dtype(s.model.params().dtype())?.to_device(&s.device)?;
+        let direction = all.get(0)?;
         // How well the direction alone tells held-out images apart.
         let along = doubles(&encode(&held)?.matmul(&direction.unsqueeze(1)?)?)?;
         let of = |with: bool| -> Vec<f64> { side(&held_flags, with).into_iter().map(|i| along[i]).collect() };
         let (high, low) = (of(true), of(false));
         let told = (!high.is_empty() && !low.is_empty()).then(|| auroc(&high, &low));
         let (length, shares) = length(&s.model.levels(&direction.unsqueeze(0)?)?)?;
-        let (z, images) = moved(&s, &picked, &direction, &args.strengths)?;
-        let overflowed = draw(&s, args, &picked, &images, (with.len(), without.len()), &held_flags)?;
+        let (z, images) = moved(&s, &picked, &all, args)?;
+        let overflowed = draw(&s, args, &picked, &images, counts, &held_flags)?;
         let figures = json!({
-            "label": args.label, "with": with.len(), "without": without.len(), "images": picked.names,
+            "label": args.label, "with": counts.0, "without": counts.1, "also": args.also, "images": picked.names,
             "strengths": args.strengths, "held_out": held.len(), "auroc": told,
             "length": length, "share_of_levels": shares,
             "overflowed": overflowed, "mean_along": { "with": mean(&high), "without": mean(&low) },
@@ -183,11 +171,25 @@ fn length(levels: &[Tensor]) -> Result<(f64, Vec<f64>)> {
     Ok((total.sqrt(), squares.iter().map(|v| v / total).collect()))
 }
 
-/// The latents of images, and each image decoded at every strength of the direction.
-fn moved(s: &Session, picked: &Picked, direction: &Tensor, strengths: &[f64]) -> Result<(Tensor, Tensor)> {
+/// The latents of images, and each image decoded at every strength of the first of the directions (labels, D), after the others have
+/// been added.
+fn moved(
+    s: &Session,
+    picked: &Picked,
+    directions: &Tensor,
+    args: &AttributeArgs,
+) -> Result<(Tensor, Tensor)> {
     let z = s.model.encode(&picked.x, picked.given.context())?;
-    let moved = latents::apply(&z, direction, strengths)?;
-    let given = picked.given.rows(|i| i / strengths.len(), moved.dim(0)?)?;
+    let others: Vec<f64> =
+        std::iter::once(0.).chain(args.also.iter().map(|(_, strength)| *strength)).collect();
+    let moved = latents::apply(&shifted(&z, directions, &others)?, &directions.get(0)?, &args.strengths)?;
+    let given = picked.given.rows(|i| i / args.strengths.len(), moved.dim(0)?)?;
     let images = s.batched(&moved, &given, |z, cond| Ok(s.model.decode(z, cond)?))?;
     Ok((z, Tensor::cat(&images, 0)?))
+}
+
+/// Latents z (B, D) with each of the directions (labels, D) added as often as its strength says.
+pub fn shifted(z: &Tensor, directions: &Tensor, strengths: &[f64]) -> Result<Tensor> {
+    let weights = Tensor::new(strengths, z.device())?.to_dtype(z.dtype())?.unsqueeze(0)?;
+    Ok(z.broadcast_add(&weights.matmul(directions)?)?)
 }

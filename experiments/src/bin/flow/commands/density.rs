@@ -11,17 +11,17 @@ use plotters::prelude::*;
 use serde_json::json;
 
 /// Points on each side of the raster.
-const RASTER: usize = 200;
+pub const RASTER: usize = 200;
 /// Test points that the divergence is measured on, at most.
-const POINTS: usize = 10_000;
+pub const POINTS: usize = 10_000;
 /// The grid's lines are at these many steps on each side of zero.
-const STEPS: i32 = 6;
+pub const STEPS: i32 = 6;
 /// Lines along each axis.
-const LINES: usize = 2 * STEPS as usize + 1;
+pub const LINES: usize = 2 * STEPS as usize + 1;
 /// From one line of the grid to the next.
 const STEP: f64 = 0.5;
 /// Points along a line of the grid.
-const ALONG: usize = 241;
+pub const ALONG: usize = 241;
 
 /// `density`.
 #[derive(Args)]
@@ -50,52 +50,86 @@ pub fn run(args: &DensityArgs) -> Result<()> {
     );
     let data = s.part(&args.from)?;
     let split = data.split.take(POINTS);
-    s.fits(&split, &data.name)?;
-    let Values::Reals(values) = &split.values else {
-        bail!("`{}` holds bytes, not points of the plane: choose other data", data.name)
-    };
-    pooled(|| compare(&s, &data.name, &split, values.as_chunks().0))
+    points(&s, &split, &data.name)?;
+    pooled(|| compare(&s, &data.name, &split))
 }
 
-/// Measures how far the learned density is from the true one, draws both and the grid, and writes the numbers.
-fn compare(s: &Session, name: &str, split: &Split, points: &[[f32; 2]]) -> Result<()> {
-    let truth = Plane::from_name(name);
-    let window = Window::about(points);
-    let at = |points: &[[f64; 2]]| -> Result<Tensor> {
-        let t = Tensor::from_vec(points.as_flattened().to_vec(), (points.len(), 2), &Device::Cpu)?;
-        Ok(t.to_dtype(s.model.params().dtype())?.to_device(&s.device)?)
+/// A learned density beside the true one.
+pub struct Densities {
+    /// Where the plane is looked at.
+    pub window: Window,
+    /// ln of the learned density on the window's raster of [`RASTER`] points a side.
+    pub learned: Vec<f64>,
+    /// That of the true one, where it is known.
+    pub real: Option<Vec<f64>>,
+    /// Minus the mean of ln p over the points, in nats.
+    pub nats: f64,
+    /// The divergence of the learned density from the true one with its standard error.
+    pub divergence: Option<(f64, f64)>,
+    /// The model's mass in the window.
+    pub mass: f64,
+}
+
+/// Points of the plane as a tensor of the model's type.
+pub fn at(s: &Session, points: &[[f64; 2]]) -> Result<Tensor> {
+    let t = Tensor::from_vec(points.as_flattened().to_vec(), (points.len(), 2), &Device::Cpu)?;
+    Ok(t.to_dtype(s.model.params().dtype())?.to_device(&s.device)?)
+}
+
+/// The points of a split of the plane, those that are measured.
+pub fn points<'a>(s: &Session, split: &'a Split, name: &str) -> Result<&'a [[f32; 2]]> {
+    s.fits(split, name)?;
+    let Values::Reals(values) = &split.values else {
+        bail!("`{name}` holds bytes, not points of the plane: choose other data")
     };
+    Ok(values.as_chunks().0)
+}
+
+/// Measures how far the learned density is from the true one of the data set `name`, on the points of a split.
+pub fn measure(s: &Session, name: &str, split: &Split) -> Result<Densities> {
+    let (truth, points) = (Plane::from_name(name), points(s, split, name)?);
+    let window = Window::about(points);
     let raster = window.raster(RASTER);
-    let cond = s.labels(raster.len())?;
-    let learned = doubles(&s.model.log_prob(&at(&raster)?, cond.as_ref())?)?;
+    let learned = doubles(&s.model.log_prob(&at(s, &raster)?, s.labels(raster.len())?.as_ref())?)?;
     let area = (2. * window.half / RASTER as f64).powi(2);
-    let mass: f64 = learned.iter().map(|l| l.exp()).sum::<f64>() * area;
+    let mass = learned.iter().map(|l| l.exp()).sum::<f64>() * area;
     let real = truth.map(|plane| raster.iter().map(|p| plane.log_density(*p)).collect::<Vec<_>>());
-    let nats = doubles(&s.over(split, |x, cond| Ok(s.model.log_prob(x, cond)?))?)?;
-    let loss = -mean(&nats);
+    let each = doubles(&s.over(split, |x, cond| Ok(s.model.log_prob(x, cond)?))?)?;
     // KL(p || q) is the mean of ln p - ln q over points of p.
     let divergence = truth.map(|plane| {
-        let ratio = points.iter().zip(&nats).map(|(p, q)| plane.log_density(p.map(f64::from)) - q);
+        let ratio = points.iter().zip(&each).map(|(p, q)| plane.log_density(p.map(f64::from)) - q);
         mean_and_error(&ratio.collect::<Vec<_>>())
     });
+    Ok(Densities { window, learned, real, nats: -mean(&each), divergence, mass })
+}
 
+/// The grid of latents (2 [`LINES`] lines of [`ALONG`] points) and where the model decodes it to.
+pub fn warped(s: &Session) -> Result<(Tensor, Tensor)> {
     let grid = grid();
-    let z = at(&grid)?;
+    let z = at(s, &grid)?;
     let x = s.model.decode(&z, s.labels(grid.len())?.as_ref())?;
-    draw(s, &window, real.as_deref(), points, &learned, doubles(&x)?.as_chunks().0)?;
+    Ok((z, x))
+}
+
+/// Draws the learned density, the true one and the grid, and writes the numbers.
+fn compare(s: &Session, name: &str, split: &Split) -> Result<()> {
+    let Densities { window, learned, real, nats: loss, divergence, mass } = measure(s, name, split)?;
+    let raster = window.raster(RASTER);
+    let (z, x) = warped(s)?;
+    draw(s, &window, real.as_deref(), points(s, split, name)?, &learned, doubles(&x)?.as_chunks().0)?;
 
     let kl = divergence.map_or_else(String::new, |(kl, error)| {
-        format!(", {kl:.4} ± {error:.4} from the truth (KL divergence over {} points)", nats.len())
+        format!(", {kl:.4} ± {error:.4} from the truth (KL divergence over {} points)", split.len())
     });
     let line = format!("{name}: {loss:.4} nats a point{kl}; {mass:.4} of the model's mass is in the picture");
     let figures = json!({
-        "data": name, "points": nats.len(), "nats": loss, "kl": divergence.map(|d| d.0),
+        "data": name, "points": split.len(), "nats": loss, "kl": divergence.map(|d| d.0),
         "kl_std_err": divergence.map(|d| d.1), "mass": mass,
     });
     let side = |v: Vec<f64>| Tensor::from_vec(v, (RASTER, RASTER), &Device::Cpu);
     let lines = (2, LINES, ALONG, 2);
     let mut tensors = vec![
-        ("raster", at(&raster)?.reshape((RASTER, RASTER, 2))?),
+        ("raster", at(s, &raster)?.reshape((RASTER, RASTER, 2))?),
         ("log_prob", side(learned)?),
         ("grid", z.reshape(lines)?),
         ("warped", x.reshape(lines)?),

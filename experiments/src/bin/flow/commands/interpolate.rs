@@ -1,6 +1,7 @@
 //! `flow interpolate`: lines and arcs between the latents of two images.
 
 use super::pictures::{Shown, two_digits};
+use crate::context::Given;
 use crate::draw::sheet::{Sheet, check_size};
 use crate::session::{Session, brief, doubles, pooled};
 use anyhow::{Result, ensure};
@@ -17,6 +18,29 @@ pub struct InterpolateArgs {
     /// Number of images in a row, including both ends.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(2..=100))]
     frames: u16,
+}
+
+/// A way from one latent to another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// [`latents::lerp`].
+    Line,
+    /// [`latents::slerp`].
+    Arc,
+}
+
+/// The images at `t` on the way between the two latents `z` (2, D), of which each half is in the context of the nearer one, and that
+/// context.
+pub fn between(s: &Session, z: &Tensor, given: &Given, t: &[f64], way: Way) -> Result<(Tensor, Given)> {
+    // Of two classes or contexts each half of the way has the nearer image's.
+    let given = given.rows(|i| usize::from(t[i] > 0.5), t.len())?;
+    let (a, b) = (z.get(0)?, z.get(1)?);
+    let on_the_way = match way {
+        Way::Line => latents::lerp(&a, &b, t)?,
+        Way::Arc => latents::slerp(&a, &b, t)?,
+    };
+    let x = s.model.decode(&on_the_way, given.context())?;
+    Ok((s.finite(x, "images on the way", "choose other images")?, given))
 }
 
 /// Walks between two images: latents on a line and on an arc, and pixels for comparison.
@@ -36,15 +60,12 @@ pub fn run(args: &InterpolateArgs) -> Result<()> {
     pooled(|| {
         let z = s.model.encode(&picked.x, picked.given.context())?;
         let t: Vec<f64> = (0..args.frames).map(|i| f64::from(i) / f64::from(args.frames - 1)).collect();
-        // Of two classes or contexts each half of the way has the nearer image's.
-        let given = picked.given.rows(|i| usize::from(t[i] > 0.5), t.len())?;
-        let (a, b, x, y) = (z.get(0)?, z.get(1)?, picked.x.get(0)?, picked.x.get(1)?);
-        let decode = |z: Tensor| -> Result<Tensor> {
-            s.finite(s.model.decode(&z, given.context())?, "images on the way", "choose other images")
-        };
+        let (x, y) = (picked.x.get(0)?, picked.x.get(1)?);
+        let (line, given) = between(&s, &z, &picked.given, &t, Way::Line)?;
+        let (arc, _) = between(&s, &z, &picked.given, &t, Way::Arc)?;
         let ways = [
-            ("linear", "latents,\non a line", decode(latents::lerp(&a, &b, &t)?)?),
-            ("spherical", "latents,\non an arc", decode(latents::slerp(&a, &b, &t)?)?),
+            ("linear", "latents,\non a line", line),
+            ("spherical", "latents,\non an arc", arc),
             ("pixels", "pixels,\nfaded", latents::lerp(&x, &y, &t)?),
         ];
         let mut cells = Vec::new();

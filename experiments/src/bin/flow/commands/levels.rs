@@ -7,7 +7,7 @@ use crate::session::{Session, brief, check_temperature, doubles, mean, pooled};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use clap::Args;
-use flows::latents;
+use flows::{Context, latents};
 use serde_json::json;
 
 /// `levels`.
@@ -18,9 +18,25 @@ pub struct LevelsArgs {
     /// Number of draws for each level.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     draws: u8,
+    /// Levels that are drawn anew together, as in 0,2 (default: each level by itself).
+    #[arg(long, value_name = "LEVELS", value_delimiter = ',')]
+    together: Vec<usize>,
     /// Temperature of the new latents.
     #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
     temperature: f64,
+}
+
+/// Images of the latents z with some levels drawn anew from the prior.
+pub fn redrawn(
+    s: &Session,
+    z: &Tensor,
+    cond: Context,
+    levels: &[usize],
+    temperature: f64,
+    seed: u64,
+) -> Result<Tensor> {
+    let fresh = latents::prior(&s.model, z.dim(0)?, temperature, seed, cond)?;
+    Ok(s.model.decode(&latents::swap_levels(&s.model, z, &fresh, levels)?, cond)?)
 }
 
 /// Draws one level's latents anew and keeps the others.
@@ -40,15 +56,16 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         let mut columns = vec!["image".to_owned()];
         let mut cells: Vec<_> = s.cells(&picked.x)?.into_iter().map(|c| vec![c]).collect();
         let (mut changes, mut all, mut lost) = (vec![], vec![], 0);
-        for (level, part) in parts.iter().enumerate() {
-            let (_, c, h, w) = part.dims4()?;
+        let sets: Vec<Vec<usize>> = match args.together.is_empty() {
+            true => (0..parts.len()).map(|level| vec![level]).collect(),
+            false => vec![args.together.clone()],
+        };
+        for levels in &sets {
             let mut off = vec![];
             for draw in 0..args.draws {
                 go_on()?;
                 let seed = args.shown.grid.base.seed.wrapping_add(u64::from(draw));
-                let fresh = latents::prior(&s.model, n, t, seed, cond)?;
-                let swapped = latents::swap_levels(&s.model, &z, &fresh, &[level])?;
-                let x = s.model.decode(&swapped, cond)?;
+                let x = redrawn(&s, &z, cond, levels, t, seed)?;
                 let squares = doubles(&(&x - &picked.x)?.sqr()?.flatten_from(1)?.mean(1)?)?;
                 let mut seen = vec![];
                 for ((row, cell), square) in cells.iter_mut().zip(s.seen(&x)?).zip(squares) {
@@ -59,7 +76,13 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
-                columns.push(format!("level {level}\n{c}×{h}×{w}"));
+                columns.push(match levels.as_slice() {
+                    &[level] => {
+                        let (_, c, h, w) = parts[level].dims4()?;
+                        format!("level {level}\n{c}×{h}×{w}")
+                    }
+                    _ => format!("levels\n{}", named(levels)),
+                });
                 all.push(x);
             }
             changes.push(mean(&off));
@@ -82,11 +105,12 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         };
         sheet.write(s.draft.drawn())?;
         let mut lines = vec![];
-        for (l, (part, off)) in parts.iter().zip(&changes).enumerate() {
-            let numbers = part.elem_count() / n;
+        for (levels, off) in sets.iter().zip(&changes) {
+            let numbers = levels.iter().map(|&l| parts[l].elem_count()).sum::<usize>() / n;
             let share = 100. * numbers as f64 / s.model.dims() as f64;
+            let name = named(levels);
             lines.push(format!(
-                "level {l}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"
+                "level {name}: {numbers} numbers ({share:.0} %), drawn anew they change a value by {off:.2} (root mean square)"
             ));
         }
         lines.extend((lost > 0).then(|| {
@@ -95,9 +119,14 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         let images = Tensor::stack(&all, 1)?;
         let figures = json!({
             "images": picked.names, "draws": args.draws, "temperature": t, "rms_change": changes,
-            "not_finite": lost,
+            "levels": sets, "not_finite": lost,
             "shapes": parts.iter().map(|p| p.dims()[1..].to_vec()).collect::<Vec<_>>(),
         });
         s.finish(figures, vec![("z", z), ("images", images.to_dtype(DType::F32)?)], &lines)
     })
+}
+
+/// Levels by their numbers: `0, 2`.
+fn named(levels: &[usize]) -> String {
+    levels.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod encode;
 pub mod eval;
 pub mod explain;
+pub mod explore;
 pub mod export;
 pub mod import;
 pub mod inpaint;

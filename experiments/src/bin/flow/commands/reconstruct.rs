@@ -28,6 +28,19 @@ pub fn largest_by_level(level_error: &Tensor) -> Result<Vec<f64>> {
     (0..level_error.dim(1)?).map(|l| Ok(largest(&doubles(&level_error.narrow(1, l, 1)?)?))).collect()
 }
 
+/// Where the bits of images are, as grey bytes: black is the position with the fewest bits and white that with the most of its image;
+/// and both numbers of each image. `each` gives bits (B, H, W) in f64.
+pub fn heat(each: &Tensor) -> Result<Vec<(Vec<u8>, f64, f64)>> {
+    let area: usize = each.dims()[1..].iter().product();
+    let grey = |bits: &[f64]| {
+        let (low, high) =
+            bits.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), b| (l.min(*b), h.max(*b)));
+        let share = 255. / (high - low).max(f64::MIN_POSITIVE);
+        (bits.iter().map(|b| ((b - low) * share).round() as u8).collect(), low, high)
+    };
+    Ok(doubles(each)?.chunks_exact(area).map(grey).collect())
+}
+
 /// Encodes and decodes images and measures what is off, by image and by level.
 ///
 /// # Errors
@@ -61,6 +74,11 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
             .chunks_exact(dims)
             .zip(&errors)
             .map(|(v, e)| Cell::new(v.iter().map(|v| v.clamp(0., 255.) as u8).collect(), brief(*e)));
+        let given = picked.given.turns(shown)?;
+        let bits = latents::bits_by_position(&s.model, &first(&picked.x)?, given.context())?;
+        let maps = heat(&bits)?.into_iter().map(|(grey, low, high)| {
+            Cell::new(grey.repeat(shape[0]), format!("{} to {}", brief(low), brief(high)))
+        });
         let (n, off, levels, average) = (errors.len(), brief(worst), listed(&by_level), brief(mean(&errors)));
         let sheet = Sheet {
             notes: vec![
@@ -68,10 +86,20 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
                 format!("largest error of latents by level: {levels}"),
             ],
             columns: picked.names.iter().take(shown).cloned().collect(),
-            rows: ["image", "decoded", &format!("difference,\nwhite is\n{}", brief(peak))]
-                .map(str::to_owned)
-                .into(),
-            cells: vec![s.cells(&first(&picked.x)?)?, s.cells(&first(&back)?)?, differences.collect()],
+            rows: [
+                "image",
+                "decoded",
+                &format!("difference,\nwhite is\n{}", brief(peak)),
+                "bits of each\nposition",
+            ]
+            .map(str::to_owned)
+            .into(),
+            cells: vec![
+                s.cells(&first(&picked.x)?)?,
+                s.cells(&first(&back)?)?,
+                differences.collect(),
+                maps.collect(),
+            ],
             ..s.blank(&args.shown.grid, "From latents back")?
         };
         sheet.write(s.draft.drawn())?;
@@ -83,8 +111,13 @@ pub fn run(args: &ReconstructArgs) -> Result<()> {
             "{n} images: off by at most {off} of a grey level ({average} on average of an image's largest), {exact} come back to \
              the byte; latents by level off by at most {levels}"
         )];
-        let tensors =
-            vec![("images", picked.x), ("decoded", back), ("error", error), ("level_error", level_error)];
+        let tensors = vec![
+            ("images", picked.x),
+            ("decoded", back),
+            ("error", error),
+            ("level_error", level_error),
+            ("bits_by_position", bits),
+        ];
         s.finish(figures, tensors, &lines)
     })
 }

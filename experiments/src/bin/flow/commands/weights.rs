@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use experiments::data::{file_name, hex};
 use experiments::lock::Lock;
-use experiments::run_dir::{self, is_half_written};
+use experiments::run_dir::{self, ATTRIBUTES, is_half_written};
 use experiments::summary::Summary;
 use experiments::untrusted::{self, TEXT, read_regular};
 use flows::models::file;
@@ -96,7 +96,8 @@ fn files(dir: &Path) -> Result<Vec<String>> {
         ensure!(path.is_file(), "{}: a model's folder holds files only, move it away", path.display());
         let name = file_name(&path);
         ensure!(!is_half_written(&name), "{} was not written to its end: remove it", path.display());
-        names.push(name);
+        // What `flow explore` keeps is no part of the model.
+        names.extend(Some(name).filter(|name| name != ATTRIBUTES));
     }
     names.sort();
     Ok(names)

@@ -23,7 +23,10 @@ pub const FINE: u32 = 3;
 pub type Area<'b> = DrawingArea<BitMapBackend<'b>, Shift>;
 
 /// RGB pixels as PNG.
-fn png(rgb: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When there are not as many pixels as the size says.
+pub fn png(rgb: &[u8], (width, height): (u32, u32)) -> Result<Vec<u8>> {
     let mut file = Vec::new();
     PngEncoder::new_with_quality(&mut file, CompressionType::Best, FilterType::Adaptive)
         .write_image(rgb, width, height, ExtendedColorType::Rgb8)
@@ -296,14 +299,19 @@ impl Window {
     pub fn shades(&self, density: &[f64], side: usize, top: f64) -> Vec<Rectangle<(f64, f64)>> {
         let half = self.half / side as f64;
         let square = |([x, y], p): ([f64; 2], &f64)| {
-            // A root, so that thin tails are seen beside sharp peaks.
-            let share = (p / top).clamp(0., 1.).sqrt();
-            let fade = |to: f64| (255. - share * (255. - to)).round() as u8;
-            let colour = RGBColor(fade(8.), fade(48.), fade(107.));
-            Rectangle::new([(x - half, y + half), (x + half, y - half)], colour.filled())
+            let [r, g, b] = shade(p / top);
+            Rectangle::new([(x - half, y + half), (x + half, y - half)], RGBColor(r, g, b).filled())
         };
         self.raster(side).into_iter().zip(density).map(square).collect()
     }
+}
+
+/// The colour of a share of the largest density: white for 0, dark for 1.
+#[must_use]
+pub fn shade(share: f64) -> [u8; 3] {
+    // A root, so that thin tails are seen beside sharp peaks.
+    let share = share.clamp(0., 1.).sqrt();
+    [8., 48., 107.].map(|to: f64| (255. - share * (255. - to)).round() as u8)
 }
 
 /// The smallest and the largest of some values.
