@@ -170,27 +170,38 @@ pub fn evaluate_each(
     for values in [&mut prior, &mut log_det, &mut each] {
         *values = o.ranks.sum(std::mem::take(values))?;
     }
-    let dims = split.dims() as f64;
+    let means = [&prior, &log_det].map(|values| mean(values));
+    Ok(Some((summed(model, split, means, &each, (groups, k)), each)))
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The means of the prior's and the log-det's terms and log p of `each` example, put together.
+fn summed(
+    model: &Model,
+    split: &Split,
+    [prior, log_det]: [f64; 2],
+    each: &[f64],
+    (draws, importance): (usize, usize),
+) -> Evaluation {
+    let (n, dims) = (each.len(), split.dims() as f64);
     let bits = |nats: f64| -nats / (dims * LN_2);
-    let mean = |v: &[f64]| v.iter().sum::<f64>() / n as f64;
-    let (prior_bits, log_det_bits) = (bits(mean(&prior)), bits(mean(&log_det)));
-    let log_p = mean(&each);
-    let bits_per_dim = bits(log_p);
-    let squares: f64 = each.iter().map(|l| (bits(*l) - bits_per_dim).powi(2)).sum();
-    let config = model.config();
-    let evaluation = Evaluation {
-        bits_per_dim,
+    let (pixels, config, log_p) = (split.is_pixels(), model.config(), mean(each));
+    let squares: f64 = each.iter().map(|l| (bits(*l) - bits(log_p)).powi(2)).sum();
+    Evaluation {
+        bits_per_dim: bits(log_p),
         std_err: if n > 1 { (squares / (n - 1) as f64 / n as f64).sqrt() } else { 0. },
         log_likelihood: log_p - dims * config.preprocess().bin(config.bits()).ln(),
-        log_det_bits,
-        prior_bits,
+        log_det_bits: bits(log_det),
+        prior_bits: bits(prior),
         nats: (!pixels).then_some(-log_p),
         bins: if pixels { 1 << config.bits() } else { 0 },
-        noise_draws: if pixels { groups } else { 0 },
-        importance_samples: if pixels { k } else { 0 },
+        noise_draws: if pixels { draws } else { 0 },
+        importance_samples: if pixels { importance } else { 0 },
         images: n,
-    };
-    Ok(Some((evaluation, each)))
+    }
 }
 
 /// log of a sum of numbers whose logarithms are given, one by one.

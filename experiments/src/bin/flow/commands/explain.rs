@@ -158,12 +158,9 @@ fn peak_memory<T>(f: impl FnOnce() -> Result<T>) -> Result<(T, Option<u64>)> {
     })
 }
 
-/// Makes updates as training does, at growing batch sizes up to the recipe's.
-fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
-    train::check_precision(&recipe.train, device)?;
-    let full = recipe.train.batch;
+/// As many random examples of the recipe's model, in every class in turn, with random features where it is given any.
+fn random_examples(model: &Model, recipe: &Recipe, n: usize) -> Result<Split> {
     let shape = recipe.model.shape().to_vec();
-    let n = full.max(recipe.eval.batch.min(64));
     let dims: usize = shape.iter().product();
     let mut rng = rng_for(0, "explain");
     let values = if recipe.model.preprocess().is_for_vectors() {
@@ -180,7 +177,14 @@ fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
         }
         _ => None,
     };
-    let split = Split::new(shape, values, labels, None)?.with_context(context)?;
+    Split::new(shape, values, labels, None)?.with_context(context)
+}
+
+/// Makes updates as training does, at growing batch sizes up to the recipe's.
+fn measure(model: &Model, recipe: &Recipe, device: &Device) -> Result<Cost> {
+    train::check_precision(&recipe.train, device)?;
+    let full = recipe.train.batch;
+    let split = random_examples(model, recipe, full.max(recipe.eval.batch.min(64)))?;
     let examples = Examples::new(&split, model.config())?;
     let batch = |size: usize| {
         let places = (0..size).map(|i| (i, i as u64));

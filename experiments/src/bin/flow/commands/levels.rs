@@ -39,6 +39,15 @@ pub fn redrawn(
     Ok(s.model.decode(&latents::swap_levels(&s.model, z, &fresh, levels)?, cond)?)
 }
 
+/// What stands over a column with these levels drawn anew.
+fn column(parts: &[Tensor], levels: &[usize]) -> Result<String> {
+    if let &[level] = levels {
+        let (_, c, h, w) = parts[level].dims4()?;
+        return Ok(format!("level {level}\n{c}×{h}×{w}"));
+    }
+    Ok(format!("levels\n{}", named(levels)))
+}
+
 /// Draws one level's latents anew and keeps the others.
 ///
 /// # Errors
@@ -76,13 +85,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
-                columns.push(match levels.as_slice() {
-                    &[level] => {
-                        let (_, c, h, w) = parts[level].dims4()?;
-                        format!("level {level}\n{c}×{h}×{w}")
-                    }
-                    _ => format!("levels\n{}", named(levels)),
-                });
+                columns.push(column(&parts, levels)?);
                 all.push(x);
             }
             changes.push(mean(&off));
