@@ -196,6 +196,15 @@ fn a_damaged_log_is_named_by_its_line_and_a_report_goes_without_one() {
 }
 
 #[test]
+fn what_images_take_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("sizes.png");
+    ok(&["table", FACES, CIFAR, "--sizes", "--out", file.to_str().unwrap()]);
+    // Two groups of a title and four bars of 26 pixels.
+    assert_eq!(image::open(&file).unwrap().height(), 2 * (5 * 26 + 13) + 10);
+}
+
+#[test]
 fn runs_stand_side_by_side() {
     let text = ok(&["table", FACES, CIFAR, "--side-by-side"]);
     let row = |name: &str| -> Vec<&str> {

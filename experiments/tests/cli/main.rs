@@ -670,6 +670,8 @@ fn a_sweep_is_a_table_over_seeds() {
     let (folder, file) = (str_of(&out), str_of(&picture));
     assert_eq!(ok(&["table", folder, "--curves", "--over", "hours", "--out", file]).trim(), file);
     assert_eq!(image::open(&picture).unwrap().width(), 900);
+    let failed = error(&["table", folder, "--sizes", "--out", file]);
+    assert!(failed.contains("flow compress RUN --record"), "{failed}");
     let (one, other) = (out.join("lr=1e-2_seed=1"), out.join("lr=1e-3_seed=0"));
     ok(&["report", str_of(&one), "--beside", str_of(&other)]);
     let report = std::fs::read_to_string(one.join("report.html")).unwrap();

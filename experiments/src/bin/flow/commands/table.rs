@@ -1,5 +1,6 @@
-//! `flow table`: runs against the papers, side by side, over seeds, or as curves.
+//! `flow table`: runs against the papers, side by side, over seeds, as curves, or by what images take.
 
+use crate::draw::bars;
 use crate::draw::curve::{self, Over};
 use crate::output::{self, PICTURE, PNG};
 use crate::report::groups;
@@ -24,13 +25,16 @@ pub struct TableArgs {
     #[arg(long, conflicts_with_all = ["side_by_side", "format"])]
     seeds: bool,
     /// Draw the validation curves of the runs in one picture.
-    #[arg(long, conflicts_with_all = ["side_by_side", "format", "seeds"])]
+    #[arg(long, group = "picture", conflicts_with_all = ["side_by_side", "format", "seeds"])]
     curves: bool,
+    /// Draw bits/dim of compressed images in one picture, beside image formats.
+    #[arg(long, group = "picture", conflicts_with_all = ["side_by_side", "format", "seeds"])]
+    sizes: bool,
     /// What the curves are drawn over.
     #[arg(long, value_enum, default_value = "updates", requires = "curves")]
     over: Over,
-    /// Output file of the curves (.png; default: curves.png).
-    #[arg(long, value_name = "FILE", requires = "curves")]
+    /// Output file of the picture (.png; default: curves.png, sizes.png).
+    #[arg(long, value_name = "FILE", requires = "picture")]
     out: Option<PathBuf>,
 }
 
@@ -39,7 +43,7 @@ pub struct TableArgs {
 /// # Errors
 /// When a folder that was named has no run, a summary or a log cannot be read, or the picture cannot be written.
 pub fn run(args: &TableArgs) -> Result<()> {
-    if args.curves {
+    if args.curves || args.sizes {
         return draw(args);
     }
     if args.seeds {
@@ -50,14 +54,21 @@ pub fn run(args: &TableArgs) -> Result<()> {
 }
 
 fn draw(args: &TableArgs) -> Result<()> {
-    let out = args.out.as_deref().unwrap_or(Path::new("curves.png"));
+    let default = if args.curves { "curves.png" } else { "sizes.png" };
+    let out = args.out.as_deref().unwrap_or(Path::new(default));
     ensure!(
         args.out.is_some() || !out.exists(),
         "{0} is there: name another file, or say --out {0} to replace it",
         out.display()
     );
     output::writable(out, PNG, PICTURE)?;
-    let runs: Vec<PathBuf> = table::find(&args.runs)?.into_iter().map(|run| run.dir).collect();
-    write_atomic(out, &curve::compare(&runs, args.over)?)?;
+    let runs = table::find(&args.runs)?;
+    let picture = if args.curves {
+        let folders: Vec<PathBuf> = runs.into_iter().map(|run| run.dir).collect();
+        curve::compare(&folders, args.over)?
+    } else {
+        bars::draw(&runs.iter().map(|run| (run.dir.as_path(), &run.summary)).collect::<Vec<_>>())?
+    };
+    write_atomic(out, &picture)?;
     output::line(out.display())
 }

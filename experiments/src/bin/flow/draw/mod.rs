@@ -1,5 +1,6 @@
 //! Pictures.
 
+pub mod bars;
 pub mod curve;
 pub mod draft;
 pub mod plots;
