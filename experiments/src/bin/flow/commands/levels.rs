@@ -76,13 +76,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
-                columns.push(match levels.as_slice() {
-                    &[level] => {
-                        let (_, c, h, w) = parts[level].dims4()?;
-                        format!("level {level}\n{c}×{h}×{w}")
-                    }
-                    _ => format!("levels\n{}", named(levels)),
-                });
+                columns.push(column(levels, &parts)?);
                 all.push(x);
             }
             changes.push(mean(&off));
@@ -124,6 +118,13 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         });
         s.finish(figures, vec![("z", z), ("images", images.to_dtype(DType::F32)?)], &lines)
     })
+}
+
+/// The label of a column: a level with its shape, or several.
+fn column(levels: &[usize], parts: &[Tensor]) -> Result<String> {
+    let &[level] = levels else { return Ok(format!("levels\n{}", named(levels))) };
+    let (_, c, h, w) = parts[level].dims4()?;
+    Ok(format!("level {level}\n{c}×{h}×{w}"))
 }
 
 /// Levels by their numbers: `0, 2`.
