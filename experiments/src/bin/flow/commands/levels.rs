@@ -39,15 +39,6 @@ pub fn redrawn(
     Ok(s.model.decode(&latents::swap_levels(&s.model, z, &fresh, levels)?, cond)?)
 }
 
-/// What stands over a column with these levels drawn anew.
-fn column(parts: &[Tensor], levels: &[usize]) -> Result<String> {
-    if let &[level] = levels {
-        let (_, c, h, w) = parts[level].dims4()?;
-        return Ok(format!("level {level}\n{c}×{h}×{w}"));
-    }
-    Ok(format!("levels\n{}", named(levels)))
-}
-
 /// Draws one level's latents anew and keeps the others.
 ///
 /// # Errors
@@ -85,7 +76,7 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
                 if !seen.is_empty() {
                     off.push(mean(&seen).sqrt());
                 }
-                columns.push(column(&parts, levels)?);
+                columns.push(column(levels, &parts)?);
                 all.push(x);
             }
             changes.push(mean(&off));
@@ -127,6 +118,13 @@ pub fn run(args: &LevelsArgs) -> Result<()> {
         });
         s.finish(figures, vec![("z", z), ("images", images.to_dtype(DType::F32)?)], &lines)
     })
+}
+
+/// The label of a column: a level with its shape, or several.
+fn column(levels: &[usize], parts: &[Tensor]) -> Result<String> {
+    let &[level] = levels else { return Ok(format!("levels\n{}", named(levels))) };
+    let (_, c, h, w) = parts[level].dims4()?;
+    Ok(format!("level {level}\n{c}×{h}×{w}"))
 }
 
 /// Levels by their numbers: `0, 2`.

@@ -20,6 +20,8 @@ use std::path::Path;
 
 /// The name of the tensor, (labels, D).
 const TENSOR: &str = "directions";
+/// Bytes of a file that this page can have written, at most.
+const LARGEST: u64 = 1 << 32;
 
 /// What directions are of: it changes with the weights, the data and the labels.
 fn of(folder: &Path, revision: &str, labels: &[String]) -> Result<Value> {
@@ -61,7 +63,7 @@ pub fn read(folder: &Path, revision: &str, labels: &[String], dims: usize) -> Op
 pub fn write(folder: &Path, revision: &str, labels: &[String], directions: &Tensor) {
     let write = || -> Result<()> {
         let path = folder.join(ATTRIBUTES);
-        ensure!(!path.exists() || written(&path, u64::MAX).is_ok(), "{} is not of this page", path.display());
+        ensure!(!path.exists() || written(&path, LARGEST).is_ok(), "{} is not of this page", path.display());
         let meta = HashMap::from([(KEY.to_owned(), of(folder, revision, labels)?.to_string())]);
         write_atomic(&path, &safetensors::serialize([(TENSOR, directions)], Some(meta))?)?;
         Ok(())
