@@ -84,7 +84,7 @@ CONFIGS = {
     # p(x | c), c three numbers beside x.
     "nice_features": {
         "model": "nice", "shape": [5], "bits": 8, "preprocess": {"kind": "standardize"}, "order": "even_odd",
-        "hidden": [[8], [7]], "law": "affine", "init": 0.01, "prior": "gaussian",
+        "hidden": [[8], [7]], "law": "additive", "init": 0.01, "prior": "gaussian",
         "context": {"kind": "features", "shape": [3]},
     },
     # p(x | class), of which all networks see an embedding.
