@@ -404,3 +404,20 @@ fn an_exported_page_has_all_pictures_of_its_controls() {
     let again = error(&["explore", str_of(&weights), "--export", str_of(&out)]);
     assert!(again.contains("holds files"), "{again}");
 }
+
+/// The page asks for training examples only as far as there are any: own data may have few.
+#[test]
+fn few_vectors_of_ones_own_are_on_the_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, weights, page) =
+        (dir.path().join("v.npy"), dir.path().join("vectors"), dir.path().join("page"));
+    let x = flows::testing::normal(&[100, 3], 0, &Device::Cpu).unwrap();
+    x.to_dtype(DType::F32).unwrap().write_npy(&file).unwrap();
+    let sets = ["train.updates=2", "train.batch=8", "eval.samples=0"];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let args = ["train", "vectors", "--data", str_of(&file), "--out", str_of(&weights), "--threads", "2"];
+    ok(&args.into_iter().chain(sets).collect::<Vec<_>>());
+    ok(&["explore", str_of(&weights), "--data", str_of(&file), "--export", str_of(&page), "--threads", "2"]);
+    let text = std::fs::read_to_string(page.join("pictures.js")).unwrap();
+    assert!(text.contains(r#""data":"npy (test)""#) && text.contains(r#""name":"data""#), "no data");
+}

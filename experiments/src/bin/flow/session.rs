@@ -206,12 +206,18 @@ fn data_of(
     train: usize,
 ) -> Result<Dataset> {
     let mut request = recipe(model, folder, &from.source, set)?.request(dir);
-    if !matches!(from.split, Some(Part::Train | Part::All)) {
-        // Drawing or keeping more would be for nothing.
+    let few = !matches!(from.split, Some(Part::Train | Part::All));
+    // Drawing more would be for nothing; of data that are read there may be fewer, which is no error.
+    let sized = data::known(&request.name).is_some_and(|set| set.train.is_some());
+    if few && (sized || request.train.is_some()) {
         request.train = Some(request.train.map_or(train, |all| all.min(train)));
     }
     request.join = saved::join(from.split, &request.name, folder, foreign);
-    load(&request)
+    let mut data = load(&request)?;
+    if few {
+        data.train.truncate(train);
+    }
+    Ok(data)
 }
 
 /// Refuses examples that the model of these weights does not take.
