@@ -82,6 +82,9 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     std::fs::write(at(dir.path(), "out/mine.txt"), "mine").unwrap();
     let full = error(&["decompress", FACES, &file, "--out", &out]);
     assert!(full.contains("holds files"), "{full}");
+    // Before the images are decoded, which may take long.
+    let nowhere = error(&["decompress", FACES, &file, "--out", &at(dir.path(), "none/out")]);
+    assert!(nowhere.contains("there is no folder"), "{nowhere}");
     // Nothing half-written is left beside.
     let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();

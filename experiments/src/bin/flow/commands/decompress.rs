@@ -37,13 +37,17 @@ pub struct DecompressArgs {
     json: bool,
 }
 
+/// The folder in which `out` is to be.
+fn beside(out: &Path) -> &Path {
+    out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Writes a picture of each image into a folder beside `out` first, which then takes its place.
 fn pictures(images: &Tensor, out: &Path) -> Result<()> {
     let (_, channels, height, width) =
         images.dims4().context("vectors are no pictures: write them as .npy")?;
     ensure!(matches!(channels, 1 | 3), "images of {channels} channels are no pictures: write them as .npy");
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new().prefix(".flow").tempdir_in(parent);
+    let folder = tempfile::Builder::new().prefix(".flow").tempdir_in(beside(out));
     let folder =
         folder.with_context(|| format!("--out {}: nothing can be written beside it", out.display()))?;
     let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
@@ -76,6 +80,13 @@ pub fn run(args: &DecompressArgs) -> Result<()> {
     let array = Format::of(&args.out).map(|_| arrays::writable(&args.out)).transpose()?;
     if array.is_none() {
         output::new_folder(&args.out, "npy", "")?;
+        let parent = beside(&args.out);
+        ensure!(
+            parent.is_dir(),
+            "--out {}: there is no folder {}, make it",
+            args.out.display(),
+            parent.display()
+        );
     }
     let bytes = read_regular(&args.file, LARGEST)?;
     let name = args.file.display();
