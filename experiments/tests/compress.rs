@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{error, json, ok};
+use common::{error, flow, json, ok};
 use experiments::data::npy::{Numbers, parse_npy};
 use std::path::Path;
 
@@ -64,6 +64,11 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     let lossy = error(&["compress", FACES, &other, "--out", &at(dir.path(), "b.flow")]);
     assert!(lossy.contains("Rgba8") && lossy.contains("loses nothing"), "{lossy}");
     let cifar = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/cifar10-glow-small");
+    let unmade = at(dir.path(), "b.flow");
+    for misused in [&[other.as_str(), "--images", "2"][..], &["--streams", "0"]] {
+        let args = [&["compress", FACES, "--out", &unmade][..], misused].concat();
+        assert_eq!(flow(&args).status.code(), Some(2), "{misused:?}");
+    }
     let wrong = error(&["decompress", cifar, &file, "--out", &out]);
     assert!(wrong.contains("another model"), "{wrong}");
     let mut damaged = good.clone();

@@ -37,6 +37,7 @@ pub struct CompressArgs {
     #[arg(value_name = WEIGHTS)]
     weights: Weights,
     /// Pictures of the model's size (default: a split of a data set).
+    #[arg(conflicts_with_all = ["data_set", "split", "images"])]
     files: Vec<PathBuf>,
     #[command(flatten)]
     from: Which,
@@ -53,8 +54,8 @@ pub struct CompressArgs {
     #[arg(long, default_value_t = Options::default().precision)]
     precision: u32,
     /// Streams that can be coded at the same time, each with its start-up cost (default: one for 1000 images).
-    #[arg(long)]
-    streams: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    streams: Option<u32>,
     /// Compute the networks in f64 instead of f32.
     #[arg(long)]
     double: bool,
@@ -220,7 +221,7 @@ pub fn run(args: &CompressArgs) -> Result<()> {
     let x = Tensor::from_slice(bytes, [&[n], split.shape.as_slice()].concat(), &Device::Cpu)?;
     let mut report = Report::default();
     let (file, seconds) = counted("compressing", n, |progress| {
-        let (precision, streams) = (args.precision, args.streams);
+        let (precision, streams) = (args.precision, args.streams.map(|n| n as usize));
         let o = Options { precision, streams, progress: Some(progress), ..Options::default() };
         codec::encode(&model, &x, split.labels.as_deref(), &o)
     })?;
