@@ -1,48 +1,20 @@
 //! The page of `flow explore` from outside: its pictures beside those of the commands that it shows, and what it refuses.
 
 mod common;
+#[path = "common/runs.rs"]
+mod runs;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use candle_core::{DType, Device, Tensor};
 use common::{error, json, ok};
+use runs::{faces, str_of, train};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-fn str_of(path: &Path) -> &str {
-    path.to_str().expect("the test's folders are UTF-8")
-}
-
-fn train(dir: &Path, name: &str, recipe: &str, sets: &[&str]) -> PathBuf {
-    let out = dir.join(name);
-    let mut args = vec!["train", recipe, "--out", str_of(&out), "--threads", "2"];
-    sets.iter().for_each(|set| args.extend(["--set", set]));
-    ok(&args);
-    out
-}
-
-/// A Glow of a second on drawn faces.
-fn faces(dir: &Path) -> PathBuf {
-    let sets = [
-        "data.set=faces",
-        "data.train=60",
-        "data.validation=8",
-        "data.test=12",
-        "model.levels=2",
-        "model.depth=1",
-        "model.width=4",
-        "train.updates=2",
-        "train.batch=8",
-        "train.init_images=32",
-        "eval.samples=0",
-        "eval.codec_images=0",
-    ];
-    train(dir, "faces", "glow-cifar-small", &sets)
-}
 
 /// An affine NICE of a second on two moons.
 fn moons(dir: &Path) -> PathBuf {

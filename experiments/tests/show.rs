@@ -1,45 +1,13 @@
 //! The commands that show latents, and the doctor, from outside: what they draw and write, and what they refuse.
 
 mod common;
+#[path = "common/runs.rs"]
+mod runs;
 
 use common::{error, flow, json, ok, text};
+use runs::{faces, faces_with, str_of, train};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-fn str_of(path: &Path) -> &str {
-    path.to_str().expect("the test's folders are UTF-8")
-}
-
-fn train(dir: &Path, name: &str, recipe: &str, sets: &[&str]) -> PathBuf {
-    let out = dir.join(name);
-    let mut args = vec!["train", recipe, "--out", str_of(&out), "--threads", "2"];
-    sets.iter().for_each(|set| args.extend(["--set", set]));
-    ok(&args);
-    out
-}
-
-/// A Glow of a second on drawn faces.
-fn faces(dir: &Path) -> PathBuf {
-    faces_with(dir, &[])
-}
-
-fn faces_with(dir: &Path, more: &[&str]) -> PathBuf {
-    let sets = [
-        "data.set=faces",
-        "data.train=60",
-        "data.validation=8",
-        "data.test=12",
-        "model.levels=2",
-        "model.depth=1",
-        "model.width=4",
-        "train.updates=2",
-        "train.batch=8",
-        "train.init_images=32",
-        "eval.samples=0",
-        "eval.codec_images=0",
-    ];
-    train(dir, "faces", "glow-cifar-small", &[&sets[..], more].concat())
-}
 
 #[test]
 fn a_class_conditional_model_takes_its_labels_from_the_images() {

@@ -127,7 +127,7 @@ pub struct Chosen {
     pub labels: Vec<u32>,
     /// The shape of features, and those of each, as far as they have any.
     pub features: Option<(Vec<usize>, Vec<Vec<f32>>)>,
-    /// Of which example each has the noise: an image of the data has the same wherever it is asked for.
+    /// The number that each image's noise is drawn by: of an image of the data its place, so that its noise is always the same.
     pub noise: Vec<u64>,
 }
 
@@ -207,7 +207,7 @@ fn data_of(
 ) -> Result<Dataset> {
     let mut request = recipe(model, folder, &from.source, set)?.request(dir);
     let few = !matches!(from.split, Some(Part::Train | Part::All));
-    // Drawing more would be for nothing; of data that are read there may be fewer, which is no error.
+    // More would be drawn for nothing. Data that are read from files may have fewer, which is no error.
     let sized = data::known(&request.name).is_some_and(|set| set.train.is_some());
     if few && (sized || request.train.is_some()) {
         request.train = Some(request.train.map_or(train, |all| all.min(train)));

@@ -20,7 +20,7 @@ fn bars(dir: &Path, summary: &Summary) -> Option<(String, Vec<Bar>)> {
     let name = file_name(&dir.canonicalize().unwrap_or_else(|_| dir.to_owned()));
     let mut bars = vec![(name.clone(), *bits_per_dim, true)];
     if let Some(codecs) = &summary.beside.codecs {
-        // Few images cost a format more: how many there were is said where they are not the flow's.
+        // A format takes more bits/dim of few images, so their number is written where it differs from the flow's.
         let of = if codecs.images == *images { String::new() } else { format!(", {}", codecs.images) };
         bars.extend(codecs.each().map(|(name, bits, _)| (format!("{name}{of}"), bits, false)));
     }
