@@ -10,7 +10,7 @@
 //! factors of the products of convolutions and of linear layers, forward and backward, and sums are f32; TF32 changes nothing
 //! there.
 
-use crate::simd::multiplies_bf16;
+use crate::gemm::bf16::Way;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -101,9 +101,13 @@ pub(crate) fn inside(x: &Tensor) -> DType {
 
 /// How this machine's processor computes products in bf16, in words.
 pub fn bf16_on_cpu() -> &'static str {
-    if multiplies_bf16() {
-        "this processor's bf16 instructions"
-    } else {
-        "rounding factors to bf16 and multiplying in f32, which is no faster than full: this processor has no bf16 instructions"
+    match Way::best() {
+        #[cfg(target_arch = "x86_64")]
+        Way::Tiles => "this processor's bf16 tiles (AMX)",
+        #[cfg(target_arch = "x86_64")]
+        Way::Pairs => "this processor's bf16 instructions (AVX512-BF16)",
+        Way::Rounded => {
+            "rounding factors to bf16 and multiplying in f32, which is no faster than full: this processor has no bf16 instructions"
+        }
     }
 }

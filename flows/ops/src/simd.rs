@@ -271,17 +271,6 @@ pub(crate) fn wide<J: Job>(job: J) {
     job.run::<Plain>();
 }
 
-/// Whether this processor multiplies pairs of bf16.
-pub(crate) fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16")
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
 /// out = f(a, b), elementwise. Blocks are copied to arrays, so that the compiler needs no check at run time whether the slices
 /// overlap.
 #[inline(always)]
