@@ -1,9 +1,10 @@
-//! Convolution on the CPU: by columns, or by Winograd's products.
+//! Convolution on the CPU: by columns, or 3x3 ones of many channels by [`Three`].
 
+use super::rows::{Plane, Sink, Tiles};
 use super::spec::Dims;
-use super::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Tiles};
+use super::three::{Scratch, Three};
 use crate::gemm::{Mat, MatMut};
-use crate::inner::{Inner, dispatch_inner};
+use crate::inner::dispatch_inner;
 use crate::precision::rounds;
 use crate::real::{Real, View, contiguous, dtype, tensor};
 use crate::simd::{Job, Width, wide};
@@ -42,16 +43,16 @@ pub(crate) fn weight_gradient(x: &Tensor, gy: &Tensor, d: Dims) -> Result<Tensor
 }
 
 /// The gradient of x from that of y = w * x; `d` is that convolution's.
-pub(crate) fn backward_input<T: Real, I: Inner<Real = T>>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn backward_input<T: Real, I: Three<Real = T>>(gy: &[T], w: &[T], d: Dims) -> Vec<T> {
     // As a convolution from O channels to C.
     let turned = Dims { c: d.o, o: d.c, ..d };
     if d.k == 1 {
         return pointwise::<T, I>(gy, Mat::transposed(w, d.c), turned);
     }
-    if winograd(d) {
+    if many(d) {
         // SAFETY: tiles cover all rows of all images.
         let mut out = unsafe { unwritten(d.c * d.cols()) };
-        winograd_all(&Kernel::<I>::new(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
+        all_rows::<T, I>(&I::kernel(w, d.o, d.c), true, gy, turned, &Shared::new(&mut out));
         return out;
     }
     forward::<T, I>(gy, &flip_transpose(w, d.o, d.c, 9), turned)
@@ -80,8 +81,8 @@ fn columns_per_block(rows: usize) -> usize {
     (262_144 / rows.max(1)).clamp(192, 2048)
 }
 
-/// Whether Winograd's products beat columns.
-pub(crate) fn winograd(d: Dims) -> bool {
+/// Whether both sides have channels enough for [`Three`].
+pub(crate) fn many(d: Dims) -> bool {
     d.k == 3 && d.c.min(d.o) >= 16 && d.h.min(d.w) >= 2
 }
 
@@ -101,24 +102,18 @@ impl<T: Real> Sink<T> for Rows<'_, T> {
     }
 }
 
-/// Winograd's convolution of all images, or its gradient of the input.
-fn winograd_all<T: Real, I: Inner<Real = T>>(
-    kernel: &Kernel<I>,
-    back: bool,
-    x: &[T],
-    d: Dims,
-    out: &Shared<T>,
-) {
+/// The 3x3 convolution of all images, or its gradient of the input.
+fn all_rows<T: Real, I: Three<Real = T>>(kernel: &I::Kernel, back: bool, x: &[T], d: Dims, out: &Shared<T>) {
     let t = Tiles { h: d.h, w: d.w };
     let source = Plane { x, t, images: d.b };
     ranges(d.b * t.rows()).into_par_iter().for_each(|r| {
         let mut sink = Rows { out, t, images: d.b };
-        winograd::convolve(kernel, back, t, r, &mut Scratch::new(), &source, &mut sink);
+        I::convolve(kernel, back, t, r, &mut Scratch::new(), &source, &mut sink);
     });
 }
 
 /// y = w x for w (O, C) as `w` reads it.
-pub(crate) fn pointwise<T: Real, I: Inner<Real = T>>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
+pub(crate) fn pointwise<T: Real, I: Three<Real = T>>(x: &[T], w: Mat<T>, d: Dims) -> Vec<T> {
     // SAFETY: the product writes all of it.
     let mut out = unsafe { unwritten(d.o * d.cols()) };
     columns::<T, I>(&mut out, x, w, d, false);
@@ -126,11 +121,11 @@ pub(crate) fn pointwise<T: Real, I: Inner<Real = T>>(x: &[T], w: Mat<T>, d: Dims
 }
 
 /// y += w x.
-pub(crate) fn pointwise_add<T: Real, I: Inner<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
+pub(crate) fn pointwise_add<T: Real, I: Three<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims) {
     columns::<T, I>(y, x, w, d, true);
 }
 
-fn columns<T: Real, I: Inner<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
+fn columns<T: Real, I: Three<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims, add: bool) {
     let n = d.cols();
     let shared = &Shared::new(y);
     let packed = &I::pack(w, d.o, d.c);
@@ -141,7 +136,7 @@ fn columns<T: Real, I: Inner<Real = T>>(y: &mut [T], x: &[T], w: Mat<T>, d: Dims
     });
 }
 
-pub(crate) fn forward<T: Real, I: Inner<Real = T>>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn forward<T: Real, I: Three<Real = T>>(x: &[T], w: &[T], d: Dims) -> Vec<T> {
     if d.k == 1 {
         return pointwise::<T, I>(x, Mat::rows(w, d.c), d);
     }
@@ -150,7 +145,7 @@ pub(crate) fn forward<T: Real, I: Inner<Real = T>>(x: &[T], w: &[T], d: Dims) ->
     if n == 0 || d.c == 0 {
         return vec![T::default(); d.o * n];
     }
-    let mut out = if winograd(d) || d.c <= d.o {
+    let mut out = if many(d) || d.c <= d.o {
         // SAFETY: tiles or blocks cover all rows of all images.
         unsafe { unwritten(d.o * n) }
     } else {
@@ -159,9 +154,8 @@ pub(crate) fn forward<T: Real, I: Inner<Real = T>>(x: &[T], w: &[T], d: Dims) ->
     };
     let shared = Shared::new(&mut out);
     let shared = &shared;
-    if winograd(d) {
-        let kernel = Kernel::<I>::new(w, d.o, d.c);
-        winograd_all(&kernel, false, x, d, shared);
+    if many(d) {
+        all_rows::<T, I>(&I::kernel(w, d.o, d.c), false, x, d, shared);
     } else if d.c <= d.o {
         // Units of image rows.
         let step = block(d.w, columns_per_block(9 * d.c));
@@ -292,18 +286,13 @@ pub(crate) fn im2col<T: Real>(
 }
 
 /// gw[o, c, t] = sum_p gy[o, p] x[c, p shifted by t].
-pub(crate) fn backward_weight<T: Real, I: Inner<Real = T>>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
+pub(crate) fn backward_weight<T: Real, I: Three<Real = T>>(x: &[T], gy: &[T], d: Dims) -> Vec<T> {
     let n = d.cols();
-    if winograd(d) {
+    if many(d) {
         let t = Tiles { h: d.h, w: d.w };
         let plane = |x| Plane { x, t, images: d.b };
-        let sum = |r| {
-            let mut sum = KernelGrad::new(d.o, d.c);
-            sum.add::<I>(t, r, &mut Scratch::new(), &plane(x), &plane(gy));
-            sum
-        };
-        let parts: Vec<_> = ranges(d.b * t.rows()).into_par_iter().map(sum).collect();
-        return KernelGrad::finish(&parts);
+        let share = |r| I::kernel_grad((d.o, d.c), t, r, &mut Scratch::new(), &plane(x), &plane(gy));
+        return I::finish(ranges(d.b * t.rows()).into_par_iter().map(share).collect());
     }
     let taps = d.k * d.k;
     let len = d.o * d.c * taps;
@@ -413,7 +402,7 @@ mod tests {
                     off / least
                 );
                 assert!(off < 2.5 * least, "{c} {o} {k}: {off:e} against {least:e}");
-                if !winograd(d) {
+                if !many(d) {
                     // (1 + u)^2 - 1 with u = 2^-9, and the sums' own rounding.
                     let unit = 0.5f64.powi(9);
                     let bound =

@@ -6,7 +6,8 @@
 //!
 //! **Shapes.** x (C, B, H, W), w (O, C, k, k), y (O, B, H, W), all contiguous; f32 and f64.
 //!
-//! Where both sides have channels enough, 3x3 kernels are multiplied by the module `winograd`. Everything else is one GEMM a
+//! Where both sides have channels enough, 3x3 kernels are multiplied by the module `winograd`, or by `direct` where a processor
+//! multiplies bf16 by tiles. Everything else is one GEMM a
 //! block of columns, and the nine shifted copies that a 3x3 kernel needs ("im2col") are always
 //! made of the side with *fewer* channels:
 //!
@@ -37,9 +38,13 @@
 pub(crate) mod cpu;
 #[cfg(feature = "cudnn")]
 mod cudnn;
+#[cfg(target_arch = "x86_64")]
+mod direct;
 pub(crate) mod reference;
+pub(crate) mod rows;
 pub(crate) mod spec;
-pub(crate) mod winograd;
+pub(crate) mod three;
+mod winograd;
 
 use crate::autodiff::gradients;
 use crate::device::Path;

@@ -22,6 +22,7 @@
 // Small arrays of vectors share their indices.
 #![allow(clippy::needless_range_loop)]
 
+use super::rows::{Sink, Source, Tiles};
 use crate::gemm::{Mat, MatMut};
 use crate::inner::Inner;
 use crate::real::Real;
@@ -164,71 +165,6 @@ impl<I: Inner> Kernel<I> {
         let (m, k) = if back { (self.c, self.o) } else { (self.o, self.c) };
         self.packed[usize::from(back)]
             .get_or_init(|| (0..N).map(|p| I::pack(self.factor(back, p), m, k)).collect())
-    }
-}
-
-/// An image's sides and the tiles that cover it.
-#[derive(Clone, Copy)]
-pub(crate) struct Tiles {
-    pub(crate) h: usize,
-    pub(crate) w: usize,
-}
-
-impl Tiles {
-    /// Rows of tiles of an image.
-    pub(crate) fn rows(self) -> usize {
-        self.h.div_ceil(2)
-    }
-
-    /// Tiles of a row.
-    fn cols(self) -> usize {
-        self.w.div_ceil(2)
-    }
-
-    /// Rows of tiles in a block that holds patches of `channels` channels. A product needs some 64 tiles to be worth its
-    /// packing; up to there half a core's second-level cache is the measure.
-    fn block(self, channels: usize) -> usize {
-        let most = (640 << 10) / (N * channels * 4).max(1);
-        // 128 where the cache holds too few: the transformed kernel, larger than all else, is then read less often.
-        let tiles = if most >= 64 { most / 64 * 64 } else { 128 };
-        (tiles / self.cols()).max(1)
-    }
-}
-
-/// Where rows of pixels come from.
-pub(crate) trait Source<T>: Sync {
-    /// Row i of channel c of an image. To be `#[inline(always)]`.
-    fn row(&self, c: usize, image: usize, i: usize, out: &mut [T]);
-}
-
-/// Where rows of pixels go.
-pub(crate) trait Sink<T> {
-    /// Row i of channel o of an image. To be `#[inline(always)]`.
-    fn row(&mut self, o: usize, image: usize, i: usize, row: &[T]);
-}
-
-/// (C, B, H, W) in memory.
-#[derive(Clone, Copy)]
-pub(crate) struct Plane<'a, I> {
-    pub(crate) x: &'a [I],
-    pub(crate) t: Tiles,
-    pub(crate) images: usize,
-}
-
-impl<'a, I> Plane<'a, I> {
-    /// Row i of channel c of an image.
-    #[inline(always)]
-    pub(crate) fn slice(&self, c: usize, image: usize, i: usize) -> &'a [I] {
-        &self.x[((c * self.images + image) * self.t.h + i) * self.t.w..][..self.t.w]
-    }
-}
-
-impl<I: Inner> Source<I::Real> for Plane<'_, I> {
-    #[inline(always)]
-    fn row(&self, c: usize, image: usize, i: usize, out: &mut [I::Real]) {
-        for (o, &v) in out.iter_mut().zip(self.slice(c, image, i)) {
-            *o = v.to_real();
-        }
     }
 }
 
@@ -536,6 +472,15 @@ fn gather<T: Real, V: Vector<T>>(
     V::LANES
 }
 
+/// Rows of tiles in a block that holds patches of `channels` channels. A product needs some 64 tiles to be worth its
+/// packing; up to there half a core's second-level cache is the measure.
+fn block(t: Tiles, channels: usize) -> usize {
+    let most = (640 << 10) / (N * channels * 4).max(1);
+    // 128 where the cache holds too few: the transformed kernel, larger than all else, is then read less often.
+    let tiles = if most >= 64 { most / 64 * 64 } else { 128 };
+    (tiles / t.cols()).max(1)
+}
+
 /// The convolution of the rows of tiles `range` (counted over all images): from C channels to O, or, with `back`, what takes
 /// the gradient of that convolution's output to its input's, from O to C.
 pub(crate) fn convolve<T: Real, I: Inner<Real = T>>(
@@ -548,11 +493,11 @@ pub(crate) fn convolve<T: Real, I: Inner<Real = T>>(
     sink: &mut impl Sink<T>,
 ) {
     let (inputs, outputs) = if back { (kernel.o, kernel.c) } else { (kernel.c, kernel.o) };
-    let block = t.block(inputs + outputs);
+    let most = block(t, inputs + outputs);
     let packed = kernel.packed(back);
     let mut start = range.start;
     while start < range.end {
-        let rows = start..(start + block).min(range.end);
+        let rows = start..(start + most).min(range.end);
         let tiles = rows.len() * t.cols();
         s.grow(t, inputs, outputs, tiles);
         let v = &mut s.v[..N * step(inputs, tiles)];
@@ -595,10 +540,10 @@ impl<T: Real> KernelGrad<T> {
         grad: &impl Source<T>,
     ) {
         let (o, c) = (self.o, self.c);
-        let block = t.block(c + o);
+        let most = block(t, c + o);
         let mut start = range.start;
         while start < range.end {
-            let rows = start..(start + block).min(range.end);
+            let rows = start..(start + most).min(range.end);
             let tiles = rows.len() * t.cols();
             s.grow(t, c, o, tiles);
             let (v, m) = (&mut s.v[..N * step(c, tiles)], &mut s.m[..N * step(o, tiles)]);

@@ -3,8 +3,9 @@
 use super::spec::{Conv, Output, ResNetGradients, ResNetParams, SavedState};
 use crate::batch_norm::cpu::{Norm, NormGrad};
 use crate::conv::cpu as conv;
+use crate::conv::rows::{Plane, Sink, Source, Tiles};
 use crate::conv::spec::Dims;
-use crate::conv::winograd::{self, Kernel, KernelGrad, Plane, Scratch, Sink, Source, Tiles};
+use crate::conv::three::{Scratch, Three};
 use crate::elementwise::swap_axes;
 use crate::gemm::Mat;
 use crate::inner::{Inner, dispatch_inner};
@@ -18,7 +19,7 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// What a pass keeps: the effective layers and each direction's 1/|v|, in the order of the convolutions.
-struct Pass<I: Inner> {
+struct Pass<I: Three> {
     layers: Layers<I>,
     inverse: Vec<Vec<f64>>,
     kept: Kept<I>,
@@ -30,7 +31,7 @@ fn numbers<T: Real>(t: &Tensor) -> Result<Vec<T>> {
 }
 
 /// The effective layers for images of (B, _, H, W), and 1/|v| of each.
-fn layers<T: Real, I: Inner<Real = T>>(
+fn layers<T: Real, I: Three<Real = T>>(
     p: &ResNetParams,
     [b, _, h, w]: [usize; 4],
 ) -> Result<(Layers<I>, Vec<Vec<f64>>)> {
@@ -123,7 +124,7 @@ pub(crate) fn backward(p: &ResNetParams, saved: SavedState, gy: &Tensor) -> Resu
     })
 }
 
-impl<T: Real, I: Inner<Real = T>> Pass<I> {
+impl<T: Real, I: Three<Real = T>> Pass<I> {
     fn backward(self, p: &ResNetParams, gy: &Tensor) -> Result<ResNetGradients> {
         let Pass { layers, inverse, kept, shape: [b, c, h, w] } = self;
         let want = [b, layers.last.d.o, h, w];
@@ -163,11 +164,11 @@ impl<T: Real, I: Inner<Real = T>> Pass<I> {
 }
 
 /// A convolution's effective kernel (after weight norm) and bias.
-struct Layer<I: Inner> {
+struct Layer<I: Three> {
     w: Vec<I::Real>,
     bias: Vec<I::Real>,
     /// For 3x3 kernels with enough channels.
-    kernel: Option<Kernel<I>>,
+    kernel: Option<I::Kernel>,
     d: Dims,
 }
 
@@ -177,10 +178,10 @@ struct LayerGrad<T> {
     bias: Vec<T>,
 }
 
-impl<T: Real, I: Inner<Real = T>> Layer<I> {
+impl<T: Real, I: Three<Real = T>> Layer<I> {
     /// w (O, C, k, k), on images of `d`.
     fn new(w: Vec<T>, bias: Vec<T>, d: Dims) -> Self {
-        let kernel = conv::winograd(d).then(|| Kernel::new(&w, d.o, d.c));
+        let kernel = conv::many(d).then(|| I::kernel(&w, d.o, d.c));
         Self { w, bias, kernel, d }
     }
 
@@ -203,9 +204,9 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
                 match norm {
                     Some(norm) => {
                         let source = Activated { plane, norm };
-                        winograd::convolve(kernel, false, t, r, s, &source, &mut sink);
+                        I::convolve(kernel, false, t, r, s, &source, &mut sink);
                     }
-                    None => winograd::convolve(kernel, false, t, r, s, &plane, &mut sink),
+                    None => I::convolve(kernel, false, t, r, s, &plane, &mut sink),
                 }
             });
             return out;
@@ -242,21 +243,21 @@ impl<T: Real, I: Inner<Real = T>> Layer<I> {
             // SAFETY: tiles cover all rows of all images.
             let mut gx = unsafe { unwritten(d.c * n) };
             let shared = &Shared::new(&mut gx);
-            let parts: Vec<KernelGrad<T>> = ranges(d.b * t.rows())
+            let parts = ranges(d.b * t.rows())
                 .into_par_iter()
                 .map(|r| {
                     let s = &mut Scratch::new();
                     let mut sink = conv::Rows { out: shared, t, images: d.b };
-                    winograd::convolve(kernel, true, t, r.clone(), s, &gp, &mut sink);
-                    let mut sum = KernelGrad::new(d.o, d.c);
+                    I::convolve(kernel, true, t, r.clone(), s, &gp, &mut sink);
                     match norm {
-                        Some(norm) => sum.add::<I>(t, r, s, &Activated { plane: xp, norm }, &gp),
-                        None => sum.add::<I>(t, r, s, &xp, &gp),
+                        Some(norm) => {
+                            I::kernel_grad((d.o, d.c), t, r, s, &Activated { plane: xp, norm }, &gp)
+                        }
+                        None => I::kernel_grad((d.o, d.c), t, r, s, &xp, &gp),
                     }
-                    sum
                 })
                 .collect();
-            return (gx, LayerGrad { w: KernelGrad::finish(&parts), bias });
+            return (gx, LayerGrad { w: I::finish(parts), bias });
         }
         let w = conv::backward_weight::<T, I>(&activated(x, norm), gy, d);
         (conv::backward_input::<T, I>(gy, &self.w, d), LayerGrad { w, bias })
@@ -315,14 +316,14 @@ impl<T: Real, I: Inner<Real = T>, O: Inner<Real = T>> Sink<T> for Add<'_, I, O> 
 }
 
 /// One residual block: two convolutions, and the skip after it.
-struct Block<I: Inner> {
+struct Block<I: Three> {
     conv1: Layer<I>,
     conv2: Layer<I>,
     skip: Option<Layer<I>>,
 }
 
 /// The network's effective layers.
-struct Layers<I: Inner> {
+struct Layers<I: Three> {
     first: Layer<I>,
     skip: Option<Layer<I>>,
     blocks: Vec<Block<I>>,
@@ -345,7 +346,7 @@ struct NetGrad<T> {
     norms: Vec<NormGrad<T>>,
 }
 
-impl<T: Real, I: Inner<Real = T>> Layers<I> {
+impl<T: Real, I: Three<Real = T>> Layers<I> {
     /// y (O, B H W) of u (C, B H W). `norm` makes the i-th normalisation of the pass from its input; without `keep`
     /// activations are dropped as the pass goes on.
     fn forward(
@@ -427,7 +428,7 @@ impl<T: Real, I: Inner<Real = T>> Layers<I> {
     }
 }
 
-impl<T: Real, I: Inner<Real = T>> Layer<I> {
+impl<T: Real, I: Three<Real = T>> Layer<I> {
     /// A skip's gradients; that of its input is added to `gh`.
     fn skipped(&self, h: &[I], gs: &[T], gh: &mut Option<Vec<T>>) -> LayerGrad<T> {
         let (d, n) = (self.d, self.d.cols());

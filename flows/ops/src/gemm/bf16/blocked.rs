@@ -1,7 +1,8 @@
 //! Products part by part of the sum, for any kernel.
 
+use super::factor::Factor;
 use super::pack::parts;
-use super::{Factor, Mat, MatMut};
+use crate::gemm::{Mat, MatMut};
 use std::cell::RefCell;
 use std::ops::Range;
 

@@ -12,15 +12,17 @@
 
 #[cfg(target_arch = "x86_64")]
 mod blocked;
+mod factor;
 #[cfg(target_arch = "x86_64")]
-mod pack;
+pub(crate) mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 #[cfg(target_arch = "x86_64")]
-mod tiles;
+pub(crate) mod tiles;
+
+pub(crate) use factor::Factor;
 
 use super::{Mat, MatMut, gemm};
-use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use {pairs::Pairs, tiles::Tiles};
 
@@ -57,43 +59,6 @@ impl Way {
         #[cfg(not(target_arch = "x86_64"))]
         let fast: [(bool, Way); 0] = [];
         fast.into_iter().filter(|(has, _)| *has).map(|(_, way)| way).chain([Way::Rounded])
-    }
-}
-
-/// What a factor's numbers are before they are packed.
-pub(crate) trait Factor: Copy + Send + Sync + 'static {
-    /// Rounded to bf16, as f32.
-    fn rounded(self) -> f32;
-    /// Sixteen bf16 from `x`, zero where `mask` is.
-    ///
-    /// # Safety
-    /// The processor must have AVX512-BF16, and the numbers of the mask must be readable.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn load(x: *const Self, mask: u16) -> std::arch::x86_64::__m256i;
-}
-
-impl Factor for f32 {
-    fn rounded(self) -> f32 {
-        bf16::from_f32(self).to_f32()
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(x: *const Self, mask: u16) -> std::arch::x86_64::__m256i {
-        use std::arch::x86_64::{_mm512_cvtneps_pbh, _mm512_maskz_loadu_ps};
-        // SAFETY: the caller's; both types are 32 bytes of bits.
-        unsafe { std::mem::transmute(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x))) }
-    }
-}
-
-impl Factor for bf16 {
-    fn rounded(self) -> f32 {
-        self.to_f32()
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(x: *const Self, mask: u16) -> std::arch::x86_64::__m256i {
-        // SAFETY: the caller's.
-        unsafe { std::arch::x86_64::_mm256_maskz_loadu_epi16(mask, x.cast()) }
     }
 }
 
@@ -199,6 +164,7 @@ fn in_f32<B: Factor>((m, n, k): (usize, usize, usize), a: &[f32], b: Mat<B>, dst
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
 
     fn numbers(n: usize, f: f64) -> Vec<f32> {
         (0..n).map(|i| (i as f64 * f).sin() as f32).collect()

@@ -1,6 +1,6 @@
 //! Factors as the kernels read them: rounded to bf16, two numbers in a word.
 
-use super::Factor;
+use super::factor::Factor;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -18,12 +18,12 @@ pub(super) fn lanes(x: usize) -> u16 {
 
 /// `n` rows or columns of a factor: the number (i, p) lies at i `step` + p `deep` from `x`, one of which is 1, for p below `k`.
 #[derive(Clone, Copy)]
-pub(super) struct Panel<A> {
-    pub(super) x: *const A,
-    pub(super) step: usize,
-    pub(super) deep: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
+pub(crate) struct Panel<A> {
+    pub(crate) x: *const A,
+    pub(crate) step: usize,
+    pub(crate) deep: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
 }
 
 impl<A: Factor> Panel<A> {
@@ -32,7 +32,7 @@ impl<A: Factor> Panel<A> {
     /// # Safety
     /// The processor must have AVX512-BF16, every number must be readable, and `out` must hold the words.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub(super) unsafe fn pack(self, width: usize, out: *mut u32) {
+    pub(crate) unsafe fn pack(self, width: usize, out: *mut u32) {
         // SAFETY: the caller's.
         unsafe { if self.step == 1 { self.interleave(width, out) } else { self.turn(width, out) } }
     }
@@ -43,7 +43,7 @@ impl<A: Factor> Panel<A> {
     /// # Safety
     /// As [`Panel::pack`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub(super) unsafe fn pack_rows(self, stride: usize, out: *mut u32) {
+    pub(crate) unsafe fn pack_rows(self, stride: usize, out: *mut u32) {
         for (tile, pair) in (0..self.k.div_ceil(2)).step_by(16).enumerate() {
             // SAFETY: the caller's.
             unsafe {

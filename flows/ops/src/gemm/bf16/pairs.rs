@@ -1,8 +1,9 @@
 //! The kernel on AVX512-BF16, one vector of pairs at a time.
 
 use super::blocked::Kernel;
+use super::factor::Factor;
 use super::pack::{Panel, lanes};
-use super::{Factor, Mat, MatMut};
+use crate::gemm::{Mat, MatMut};
 use std::arch::x86_64::*;
 use std::ops::Range;
 

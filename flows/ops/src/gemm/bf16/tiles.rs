@@ -6,24 +6,25 @@
 //! The registers are 8 KiB a thread, which Linux saves only for processes that asked for them: [`allowed`] does.
 
 use super::blocked::Kernel;
+use super::factor::Factor;
 use super::pack::{Panel, lanes};
-use super::{Factor, Mat, MatMut};
+use crate::gemm::{Mat, MatMut};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Rows of a tile, of a or of sums.
-const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 /// Rows and columns of a block of sums.
-const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 /// Numbers of the sum in a tile of a factor.
-const STEP: usize = 32;
+pub(crate) const STEP: usize = 32;
 /// Words of a tile.
-const TILE: usize = ROWS * STEP / 2;
+pub(crate) const TILE: usize = ROWS * STEP / 2;
 
 /// Whether the processor has AMX for bf16 and the system lets this process use it.
-pub(super) fn allowed() -> bool {
+pub(crate) fn allowed() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
         // CPUID leaf 7: bit 22 AMX-BF16, bit 24 AMX-TILE.
@@ -99,15 +100,16 @@ impl Kernel for Tiles {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            configure();
-            sweep(size, part, a, b, dst, add);
-            release();
+            within(|| sweep(size, part, a, b, dst, add));
         }
     }
 }
 
-/// All eight tiles have 16 rows of 64 bytes.
-unsafe fn configure() {
+/// Runs `f` with eight tiles of 16 rows of 64 bytes on this thread.
+///
+/// # Safety
+/// Tiles must be [`allowed`].
+pub(crate) unsafe fn within<R>(f: impl FnOnce() -> R) -> R {
     #[repr(C, align(64))]
     struct Config {
         palette: u8,
@@ -124,13 +126,12 @@ unsafe fn configure() {
         }
         Config { palette: 1, start_row: 0, reserved: [0; 14], bytes, rows }
     };
-    // SAFETY: reads 64 bytes; only called where tiles are allowed.
+    // SAFETY: reads the 64 bytes; the caller's.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &TILES, options(nostack, readonly)) };
-}
-
-unsafe fn release() {
-    // SAFETY: only called where tiles are allowed.
+    let result = f();
+    // SAFETY: the caller's.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    result
 }
 
 /// Words or sums, at the start of a line of the cache.
@@ -155,6 +156,7 @@ unsafe fn sweep<B: Factor>(
     let mut edge = Aligned([std::mem::MaybeUninit::<f32>::uninit(); BLOCK * BLOCK]);
     let edge = edge.0.as_mut_ptr().cast::<f32>();
     let (pairs, steps) = (part.len().div_ceil(2), part.len().div_ceil(STEP));
+    let b_steps: [usize; Tiles::DEPTH / STEP] = std::array::from_fn(|i| i * BLOCK * STEP * 2);
     for j in (0..n).step_by(BLOCK) {
         let cols = BLOCK.min(n - j);
         let panel = Panel {
@@ -177,15 +179,27 @@ unsafe fn sweep<B: Factor>(
             unsafe {
                 let (a, c) = (a.add(i / ROWS * steps * TILE), dst.data.add(i * dst.row + j));
                 let whole = cols == BLOCK && rows.is_multiple_of(ROWS);
+                let tiles = rows.div_ceil(ROWS);
+                let walk = Walk {
+                    a: a.cast(),
+                    a_row: STEP * 2,
+                    a_below: TILE * 4,
+                    a_step: tiles * TILE * 4,
+                    b: words.cast(),
+                    b_row: BLOCK * 4,
+                    b_steps: &b_steps[..steps],
+                };
                 let (to, stride) = if whole { (c, dst.row) } else { (edge, BLOCK) };
+                // A large result is not in the caches: it is fetched while the sums are computed.
+                for row in 0..rows {
+                    for v in [0, 16] {
+                        _mm_prefetch::<_MM_HINT_ET0>(c.wrapping_add(row * dst.row + v).cast());
+                    }
+                }
                 if !whole && add {
                     copy((c, dst.row), (edge, BLOCK), (rows, cols));
                 }
-                if rows > ROWS {
-                    two_by_two(steps, a, words, (to, stride), add);
-                } else {
-                    one_by_two(steps, a, words, (to, stride), add);
-                }
+                block(walk, (to, stride), tiles == 2, add);
                 if !whole {
                     copy((edge, BLOCK), (c, dst.row), (rows, cols));
                 }
@@ -212,15 +226,42 @@ unsafe fn copy(from: (*const f32, usize), to: (*mut f32, usize), (rows, cols): (
     }
 }
 
-/// c = a b (+ c) for 32 x 32 sums; `stride` numbers from row to row of c.
+/// Where the tiles of both factors of a block lie, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Walk<'a> {
+    /// The first tile of a, from one row to the next, to the tile of the rows below, and to the tiles of the next step.
+    pub(crate) a: *const u8,
+    pub(crate) a_row: usize,
+    pub(crate) a_below: usize,
+    pub(crate) a_step: usize,
+    /// What b's tiles are counted from, and from one row to the next; the tile of the columns beside it is 64 bytes away.
+    pub(crate) b: *const u8,
+    pub(crate) b_row: usize,
+    /// Of each step, where b's first tile is from `b`.
+    pub(crate) b_steps: &'a [usize],
+}
+
+/// c = a b (+ c if `add`) for a block of [`BLOCK`] columns, and as many rows or, unless `tall`, [`ROWS`]; `stride` numbers from row to
+/// row of c.
 ///
 /// # Safety
-/// The tiles must be configured, and a, b and c must have the numbers of `steps` >= 1 steps.
-unsafe fn two_by_two(steps: usize, a: *const u32, b: *const u32, (c, stride): (*mut f32, usize), add: bool) {
+/// The tiles must be configured, and a, b and c must have the numbers.
+#[inline]
+pub(crate) unsafe fn block(walk: Walk, (c, stride): (*mut f32, usize), tall: bool, add: bool) {
+    if walk.b_steps.is_empty() {
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe { if tall { two_by_two(walk, (c, stride), add) } else { one_by_two(walk, (c, stride), add) } }
+}
+
+/// # Safety
+/// As [`block`].
+unsafe fn two_by_two(walk: Walk, (c, stride): (*mut f32, usize), add: bool) {
     // SAFETY: the caller's.
     unsafe {
         asm!(
-            "test {add}, {add}",
+            "test {at}, {at}",
             "jz 3f",
             "tileloadd tmm0, [{c} + {stride}]",
             "tileloadd tmm1, [{c} + {stride} + 64]",
@@ -233,31 +274,37 @@ unsafe fn two_by_two(steps: usize, a: *const u32, b: *const u32, (c, stride): (*
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            "tileloadd tmm4, [{b} + {wide}]",
-            "tileloadd tmm6, [{a} + {narrow}]",
+            "mov {at}, [{steps}]",
+            "add {at}, {b}",
+            "tileloadd tmm4, [{at} + {b_row}]",
+            "tileloadd tmm6, [{a} + {a_row}]",
             "tdpbf16ps tmm0, tmm6, tmm4",
-            "tileloadd tmm5, [{b} + {wide} + 64]",
+            "tileloadd tmm5, [{at} + {b_row} + 64]",
             "tdpbf16ps tmm1, tmm6, tmm5",
-            "tileloadd tmm7, [{a} + {narrow} + 1024]",
+            "tileloadd tmm7, [{a2} + {a_row}]",
             "tdpbf16ps tmm2, tmm7, tmm4",
             "tdpbf16ps tmm3, tmm7, tmm5",
-            "add {a}, 2048",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 2b",
+            "add {a}, {a_step}",
+            "add {a2}, {a_step}",
+            "add {steps}, 8",
+            "cmp {steps}, {end}",
+            "jne 2b",
             "tilestored [{c} + {stride}], tmm0",
             "tilestored [{c} + {stride} + 64], tmm1",
             "tilestored [{below} + {stride}], tmm2",
             "tilestored [{below} + {stride} + 64], tmm3",
-            steps = inout(reg) steps => _,
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
+            at = inout(reg) usize::from(add) => _,
+            steps = inout(reg) walk.b_steps.as_ptr() => _,
+            end = in(reg) walk.b_steps.as_ptr_range().end,
+            a = inout(reg) walk.a => _,
+            a2 = inout(reg) walk.a.wrapping_add(walk.a_below) => _,
+            a_row = in(reg) walk.a_row,
+            a_step = in(reg) walk.a_step,
+            b = in(reg) walk.b,
+            b_row = in(reg) walk.b_row,
             c = in(reg) c,
             below = in(reg) c.wrapping_add(ROWS * stride),
             stride = in(reg) stride * 4,
-            wide = in(reg) BLOCK * 4,
-            narrow = in(reg) 64usize,
-            add = in(reg) usize::from(add),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -265,15 +312,13 @@ unsafe fn two_by_two(steps: usize, a: *const u32, b: *const u32, (c, stride): (*
     }
 }
 
-/// c = a b (+ c) for 16 x 32 sums.
-///
 /// # Safety
-/// As [`two_by_two`].
-unsafe fn one_by_two(steps: usize, a: *const u32, b: *const u32, (c, stride): (*mut f32, usize), add: bool) {
+/// As [`block`].
+unsafe fn one_by_two(walk: Walk, (c, stride): (*mut f32, usize), add: bool) {
     // SAFETY: the caller's.
     unsafe {
         asm!(
-            "test {add}, {add}",
+            "test {at}, {at}",
             "jz 3f",
             "tileloadd tmm0, [{c} + {stride}]",
             "tileloadd tmm1, [{c} + {stride} + 64]",
@@ -282,25 +327,29 @@ unsafe fn one_by_two(steps: usize, a: *const u32, b: *const u32, (c, stride): (*
             "tilezero tmm0",
             "tilezero tmm1",
             "2:",
-            "tileloadd tmm4, [{b} + {wide}]",
-            "tileloadd tmm5, [{b} + {wide} + 64]",
-            "tileloadd tmm6, [{a} + {narrow}]",
+            "mov {at}, [{steps}]",
+            "add {at}, {b}",
+            "tileloadd tmm4, [{at} + {b_row}]",
+            "tileloadd tmm5, [{at} + {b_row} + 64]",
+            "tileloadd tmm6, [{a} + {a_row}]",
             "tdpbf16ps tmm0, tmm6, tmm4",
             "tdpbf16ps tmm1, tmm6, tmm5",
-            "add {a}, 1024",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 2b",
+            "add {a}, {a_step}",
+            "add {steps}, 8",
+            "cmp {steps}, {end}",
+            "jne 2b",
             "tilestored [{c} + {stride}], tmm0",
             "tilestored [{c} + {stride} + 64], tmm1",
-            steps = inout(reg) steps => _,
-            a = inout(reg) a => _,
-            b = inout(reg) b => _,
+            at = inout(reg) usize::from(add) => _,
+            steps = inout(reg) walk.b_steps.as_ptr() => _,
+            end = in(reg) walk.b_steps.as_ptr_range().end,
+            a = inout(reg) walk.a => _,
+            a_row = in(reg) walk.a_row,
+            a_step = in(reg) walk.a_step,
+            b = in(reg) walk.b,
+            b_row = in(reg) walk.b_row,
             c = in(reg) c,
             stride = in(reg) stride * 4,
-            wide = in(reg) BLOCK * 4,
-            narrow = in(reg) 64usize,
-            add = in(reg) usize::from(add),
             out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
             options(nostack),
         );
