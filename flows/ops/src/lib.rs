@@ -8,7 +8,8 @@
 //!
 //! 1. `simd` (vectors), [`device`] (which implementation, opening a device), [`precision`], `autodiff` (gradients of one
 //!    function).
-//! 2. `real` (f32 and f64, slices of tensors), then `gemm`, `threads`, `inner` (bf16 inside networks), `sums`, [`elementwise`].
+//! 2. `real` (f32 and f64, slices of tensors), then `gemm`, `threads`, `inner` (bf16 inside networks), `sums`, [`elementwise`],
+//!    [`rows`].
 //! 3. [`cuda`]: launching a kernel, recording a step, batches made on the device. The kernels themselves are in the folder
 //!    `kernels` beside this one, in CUDA's C.
 //! 4. [`linalg`].
@@ -38,7 +39,9 @@ pub mod plu;
 pub mod precision;
 mod real;
 pub mod res_net;
+pub mod rows;
 mod simd;
+pub mod spline;
 pub mod squeeze;
 mod sums;
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Flow++'s mixture of logistics (Ho, Chen, Srinivas, Duan, Abbeel 2019, arXiv 1902.00275, section 3.2).
 
-use super::rows::{column, log_sum_exp, row, rows};
 use super::transform::Transform;
 use crate::core::Ctx;
 use crate::ops::elementwise::softplus;
+use crate::ops::rows::{column, log_sum_exp, row, rows};
 use candle_core::{DType, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 

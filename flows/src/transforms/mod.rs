@@ -10,7 +10,6 @@ mod additive;
 mod affine;
 mod mixture;
 mod partition;
-mod rows;
 mod spline;
 mod transform;
 

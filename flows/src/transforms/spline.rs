@@ -1,9 +1,8 @@
 //! Rational-quadratic splines (Durkan, Bekasov, Murray, Papamakarios 2019, "Neural Spline Flows", arXiv 1906.04032).
 
-use super::rows::{column, count_up_to, partial_sums, row, rows, softmax};
 use super::transform::Transform;
-use crate::core::Ctx;
-use crate::ops::elementwise::softplus;
+use crate::core::{Ctx, Gradients};
+use crate::ops::spline::SplineSpec;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +23,7 @@ use serde::{Deserialize, Serialize};
 /// parameters otherwise, starts with inner slopes of .694.
 ///
 /// The inverse solves a quadratic equation; of the two forms of its root the one that adds numbers of the same sign is
-/// computed. An input outside [-B, B] is replaced by 0 before any arithmetic of the spline, so that the branch which is not taken
-/// has a finite gradient.
+/// computed. The kernels are in [`flows_ops::spline`](crate::ops::spline).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RationalQuadraticSpline {
@@ -49,70 +47,14 @@ impl Default for RationalQuadraticSpline {
     }
 }
 
-/// The piece that each element is in, (1, N) each.
-struct Piece {
-    /// x_k and w_k.
-    x: Tensor,
-    width: Tensor,
-    /// y_k and h_k.
-    y: Tensor,
-    height: Tensor,
-    /// h_k / w_k.
-    slope: Tensor,
-    /// d_k.
-    left: Tensor,
-    /// d_k+1 + d_k - 2 s_k.
-    bend: Tensor,
-}
-
 impl RationalQuadraticSpline {
     /// The most pieces that are accepted.
     const MOST_BINS: usize = 1024;
 
-    /// Whether each element is within the bound, and the elements with 0 for those that are not, (1, N).
-    fn inside(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let x = row(x)?;
-        let inside = x.detach().abs()?.le(self.bound)?;
-        let within = inside.where_cond(&x, &x.zeros_like()?)?;
-        Ok((inside, within))
-    }
-
-    /// The positions of all K + 1 knots along the x axis and along the y axis, from the network's 2 K numbers for them.
-    fn knots(&self, h: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (k, n) = (self.bins, h.dim(1)?);
-        let least = [self.min_width, self.min_height];
-        let rest = least.map(|least| 1. - least * k as f64);
-        let of_axis = |values: &[f64]| column(values, h)?.unsqueeze(2);
-        let share = softmax(&h.reshape((2, k, n))?)?;
-        let share = share.broadcast_mul(&of_axis(&rest)?)?.broadcast_add(&of_axis(&least)?)?;
-        let inner = partial_sums(&share)?.affine(2. * self.bound, -self.bound)?;
-        let end = h.detach().narrow(0, 0, 1)?.zeros_like()?;
-        let axis = |i: usize| {
-            let inner = inner.get(i)?.narrow(0, 0, k - 1)?;
-            Tensor::cat(&[&(&end - self.bound)?, &inner, &(&end + self.bound)?], 0)
-        };
-        Ok((axis(0)?, axis(1)?))
-    }
-
-    /// The pieces that the elements `at` (1, N) are in, along the y axis if `inverse`, and otherwise along the x axis.
-    fn pieces(&self, at: &Tensor, h: &Tensor, inverse: bool) -> Result<Piece> {
-        let k = self.bins;
-        let h = rows(h, self.params_per_element())?;
-        let (xs, ys) = self.knots(&h.narrow(0, 0, 2 * k)?)?;
-        // softplus(c) = 1 - min_slope.
-        let c = (1. - self.min_slope).exp_m1().ln();
-        let inner = (softplus(&(h.narrow(0, 2 * k, k - 1)? + c)?)? + self.min_slope)?;
-        let one = inner.narrow(0, 0, 1)?.detach().ones_like()?;
-        let slopes = Tensor::cat(&[&one, &inner, &one], 0)?;
-        let inner_knots = if inverse { &ys } else { &xs }.narrow(0, 1, k - 1)?;
-        let left = count_up_to(&inner_knots, at)?;
-        let right = (&left + left.ones_like()?)?;
-        let (x, y, d) = (xs.gather(&left, 0)?, ys.gather(&left, 0)?, slopes.gather(&left, 0)?);
-        let width = (xs.gather(&right, 0)? - &x)?;
-        let height = (ys.gather(&right, 0)? - &y)?;
-        let slope = (&height / &width)?;
-        let bend = ((slopes.gather(&right, 0)? + &d)? - (&slope * 2.)?)?;
-        Ok(Piece { x, width, y, height, slope, left: d, bend })
+    fn spec(&self) -> Result<SplineSpec> {
+        self.check()?;
+        let Self { bins, bound, min_width, min_height, min_slope } = *self;
+        Ok(SplineSpec { bins, bound, min_width, min_height, min_slope })
     }
 }
 
@@ -144,41 +86,20 @@ impl Transform for RationalQuadraticSpline {
     }
 
     fn forward(&self, x: &Tensor, h: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {
-        self.check()?;
-        let (inside, within) = self.inside(x)?;
-        let p = self.pieces(&within, h, false)?;
-        let t = ((&within - &p.x)? / &p.width)?;
-        let rest = (1. - &t)?;
-        let both = (&t * &rest)?;
-        let denominator = (&p.slope + (&p.bend * &both)?)?;
-        let numerator = ((&p.slope * t.sqr()?)? + (&p.left * &both)?)?;
-        let y = (&p.y + (&p.height * (numerator / &denominator)?)?)?;
-        // d_k+1 t^2 + 2 s t (1 - t) + d_k (1 - t)^2, with d_k+1 = bend + 2 s - d_k.
-        let right = ((&p.bend - &p.left)? + (&p.slope * 2.)?)?;
-        let slopes = (((right * t.sqr()?)? + ((&p.slope * 2.)? * &both)?)? + (&p.left * rest.sqr()?)?)?;
-        let log_slope = ((slopes.log()? + (p.slope.log()? * 2.)?)? - (denominator.log()? * 2.)?)?;
-        let y = inside.where_cond(&y, &row(x)?)?.reshape(x.shape())?;
-        let log_slope = inside.where_cond(&log_slope, &log_slope.zeros_like()?)?.reshape(x.shape())?;
-        Ok((y, log_slope))
+        self.spec()?.forward(x, h)
     }
 
-    /// With r = y - y_k: a t^2 + b t + c = 0 where a = h (s - d_k) + r bend, b = h d_k - r bend, c = -s r (section 3.1, and
-    /// appendix A.3).
     fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
-        self.check()?;
-        let (inside, within) = self.inside(y)?;
-        let p = self.pieces(&within, h, true)?;
-        let r = (&within - &p.y)?;
-        let bent = (&r * &p.bend)?;
-        let a = ((&p.height * (&p.slope - &p.left)?)? + &bent)?;
-        let b = ((&p.height * &p.left)? - &bent)?;
-        let c = (&p.slope * &r)?.neg()?;
-        let root = (b.sqr()? - ((&a * &c)? * 4.)?)?.relu()?.sqrt()?;
-        // t = 2 c / (-b - root) = (-b + root) / (2 a): where b is negative, the first form would subtract what is nearly equal.
-        let positive = b.detach().ge(0.)?;
-        let q = (positive.where_cond(&(&b + &root)?, &(&b - &root)?)? * -0.5)?;
-        let t = (positive.where_cond(&c, &q)? / positive.where_cond(&q, &a)?)?;
-        let x = (&p.x + (t * &p.width)?)?;
-        inside.where_cond(&x, &row(y)?)?.reshape(y.shape())
+        self.spec()?.inverse(y, h)
+    }
+
+    fn backward(
+        &self,
+        (x, h): (&Tensor, &Tensor),
+        (gy, grad_log_slope): (&Tensor, &Tensor),
+        _ctx: Ctx,
+        _grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        self.spec()?.backward(x, h, gy, grad_log_slope)
     }
 }

@@ -16,10 +16,10 @@ use candle_core::{Result, Tensor};
 /// start with zero outputs.
 ///
 /// The first three methods are all that a transform needs. The coupling splits and joins the tensor, runs the network and
-/// reconstructs inputs; gradients come from candle's graph. With a mask, elements that are kept are evaluated at x = 0, h = 0
+/// reconstructs inputs; gradients come from candle's graph, unless the transform has a [`Transform::backward`] of its own. With a mask, elements that are kept are evaluated at x = 0, h = 0
 /// and left out, so the transform must be finite there.
 ///
-/// A transform with a fused kernel overrides the methods that end in `_whole`. They are given the whole tensor x
+/// A transform whose kernel takes the whole tensor overrides the methods that end in `_whole`. They are given the whole tensor x
 /// (B, C_all, ..), which is contiguous, and which part of it is changed.
 pub trait Transform: Send + Sync {
     /// k: how many numbers the network gives for each element.
@@ -58,6 +58,29 @@ pub trait Transform: Send + Sync {
         if self.preserves_volume() { Pieces::Shift } else { Pieces::Curve(1. / 64.) }
     }
 
+    /// The partial derivatives of the loss by x and by h, from those by y and by log dy/dx, all elementwise. Gradients of the
+    /// transform's own parameters go to `grads`.
+    ///
+    /// The default runs [`Transform::forward`] once more, on candle's graph.
+    ///
+    /// # Errors
+    /// As [`Transform::forward`].
+    fn backward(
+        &self,
+        (x, h): (&Tensor, &Tensor),
+        (gy, grad_log_slope): (&Tensor, &Tensor),
+        ctx: Ctx,
+        grads: &mut Gradients,
+    ) -> Result<(Tensor, Tensor)> {
+        let graph = Graph::new(&[x, h], |inputs| {
+            let (y, log_slope) = self.forward(&inputs[0], &inputs[1], ctx.replay())?;
+            Ok(vec![y, log_slope])
+        })?;
+        let mut of_inputs = graph.backward(&[gy, grad_log_slope], grads)?;
+        let gh = of_inputs.pop().expect("one for each input");
+        Ok((of_inputs.pop().expect("one for each input"), gh))
+    }
+
     /// x with the changed elements transformed, and the log-det (B,), outside candle's graph.
     ///
     /// # Errors
@@ -78,8 +101,6 @@ pub trait Transform: Send + Sync {
     /// The partial derivatives of the loss by x (h held fixed) and by h, from the gradients of y and of the log-det (B,). The
     /// coupling adds the path through the network. Gradients of the transform's own parameters go to `grads`.
     ///
-    /// The default runs [`Transform::forward`] once more, on candle's graph.
-    ///
     /// # Errors
     /// As [`Transform::forward`].
     fn backward_whole(
@@ -90,13 +111,13 @@ pub trait Transform: Send + Sync {
         ctx: Ctx,
         grads: &mut Gradients,
     ) -> Result<(Tensor, Tensor)> {
-        let graph = Graph::new(&[x, h], |inputs| {
-            let (y, log_det) = forward_parts(self, &inputs[0], &inputs[1], changed, ctx.replay())?;
-            Ok(vec![y, log_det])
-        })?;
-        let mut of_inputs = graph.backward(&[gy, grad_log_det], grads)?;
-        let gh = of_inputs.pop().expect("one for each input");
-        Ok((of_inputs.pop().expect("one for each input"), gh))
+        let (part, params) = changed.take(x, h)?;
+        let of_part = changed.only(&gy.narrow(1, changed.channels.start, changed.channels.len())?)?;
+        let mut per_example = vec![1; part.rank()];
+        per_example[0] = part.dim(0)?;
+        let of_slopes = changed.only(&grad_log_det.reshape(per_example)?.broadcast_as(part.shape())?)?;
+        let (gx, gh) = self.backward((&part, &params), (&of_part, &of_slopes), ctx, grads)?;
+        Ok((changed.put(gy, &gx)?, gh))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{max_diff, wave};
 use crate::autodiff::gradients;
 use crate::coupling::{AffineSpec, ScaleFn};
+use crate::spline::{SplineSpec, reference as spline};
 use crate::update::RuleStep;
 use crate::{act_norm, batch_norm, channel_mix, conv, coupling, linear, plu, update};
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -127,5 +128,46 @@ fn updates() -> Result<()> {
         near("state", &state, &other);
         near("parameter", &p, &q);
     }
+    Ok(())
+}
+
+/// Elements inside and far outside, at the ends and at no number's; parameters up to extreme ones; few elements of many examples, and
+/// many of few.
+#[test]
+fn splines() -> Result<()> {
+    let spec = SplineSpec { bins: 5, bound: 2., min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+    for (shape, size) in [([40, 1, 1], 1.), ([3, 2, 17], 1.), ([7, 5, 3], 6.)] {
+        let [b, c, n] = shape;
+        let mut x = (wave(&shape, 0.37) * 2.5)?.flatten_all()?.to_vec1::<f64>()?;
+        for (x, v) in x.iter_mut().zip([-2., 2., 1e6, -1e6, 2. + 1e-12, 0.]) {
+            *x = v;
+        }
+        let x = Tensor::from_vec(x, (b, c, n), &Device::Cpu)?;
+        let h = (wave(&[b, spec.params() * c, n], 0.91) * size)?;
+        let ((y, slope), want) = (spec.forward(&x, &h)?, spline::forward(&spec, &x, &h)?);
+        near("y", &y, &want.0);
+        near("log-slope", &slope, &want.1);
+        near("inverse", &spec.inverse(&y, &h)?, &spline::inverse(&spec, &y, &h)?);
+        let (gy, gs) = (wave(&shape, 0.53), wave(&shape, 1.7));
+        let (gx, gh) = spec.backward(&x, &h, &gy, &gs)?;
+        let of = |v: &[Var]| spline::forward(&spec, &v[0], &v[1]).map(|(y, s)| vec![y, s]);
+        let want = gradients(&[&x, &h], &[&gy, &gs], of)?;
+        // Steep pieces have large gradients.
+        for (what, a, b) in [("gx", gx, &want[0]), ("gh", gh, &want[1])] {
+            let most = b.abs()?.max_all()?.to_scalar::<f64>()?.max(1.);
+            near(what, &(a / most)?, &(b / most)?);
+        }
+        let (x, h) = (x.to_dtype(DType::F32)?, h.to_dtype(DType::F32)?);
+        let (small, _) = spec.forward(&x, &h)?;
+        let d = max_diff(&small.to_dtype(DType::F64)?, &y);
+        // Beside the numbers of a million, which an f32 holds to .03.
+        assert!(d < 1e-4, "f32: {d:e}");
+    }
+    let nan = Tensor::new(&[[f64::NAN]], &Device::Cpu)?;
+    let h = wave(&[1, spec.params()], 0.3);
+    let (gx, gh) = spec.backward(&nan, &h, &nan.ones_like()?, &nan.ones_like()?)?;
+    assert!(spec.forward(&nan, &h)?.0.flatten_all()?.to_vec1::<f64>()?[0].is_nan());
+    assert_eq!(gx.flatten_all()?.to_vec1::<f64>()?, [1.]);
+    assert!(gh.flatten_all()?.to_vec1::<f64>()?.iter().all(|g| *g == 0.));
     Ok(())
 }

@@ -1,0 +1,443 @@
+//! The spline on the CPU: sixteen elements at a time.
+
+// Lanes of several arrays share their indices.
+#![allow(clippy::needless_range_loop)]
+
+use super::spec::SplineSpec;
+use crate::real::{Real, View, dispatch, tensor};
+use crate::simd::{Job, Width, wide};
+use crate::threads::{Shared, ranges, unwritten};
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements that pass at once.
+const L: usize = 16;
+
+/// A number for each of them.
+type Lanes = [f64; L];
+
+/// [`SplineSpec::forward`].
+pub(crate) fn forward(spline: &SplineSpec, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, h) = (x.contiguous()?, h.contiguous()?);
+    dispatch!("spline", x.dtype(), T => {
+        let (vx, vh) = (View::of("spline", &x)?, View::of("spline", &h)?);
+        let p = &Params::<T>::new(spline, vh.get("spline")?, &x)?;
+        let x_all = vx.get::<T>("spline")?;
+        // SAFETY: each element's numbers are written below.
+        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(p.n), unwritten::<T>(p.n)) };
+        let (to_y, to_slope) = (&Shared::new(&mut y), &Shared::new(&mut log_slope));
+        p.for_each(|elements| wide(Forward { p, elements, x: x_all, y: to_y, log_slope: to_slope }));
+        Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
+    })
+}
+
+/// [`SplineSpec::inverse`].
+pub(crate) fn inverse(spline: &SplineSpec, y: &Tensor, h: &Tensor) -> Result<Tensor> {
+    let (y, h) = (y.contiguous()?, h.contiguous()?);
+    dispatch!("spline", y.dtype(), T => {
+        let (vy, vh) = (View::of("spline", &y)?, View::of("spline", &h)?);
+        let p = &Params::<T>::new(spline, vh.get("spline")?, &y)?;
+        let y_all = vy.get::<T>("spline")?;
+        // SAFETY: each element is written below.
+        let mut x = unsafe { unwritten::<T>(p.n) };
+        let to_x = &Shared::new(&mut x);
+        p.for_each(|elements| wide(Inverse { p, elements, y: y_all, x: to_x }));
+        tensor(x, y.shape())
+    })
+}
+
+/// [`SplineSpec::backward`].
+pub(crate) fn backward(
+    spline: &SplineSpec,
+    (x, h): (&Tensor, &Tensor),
+    (gy, gs): (&Tensor, &Tensor),
+) -> Result<(Tensor, Tensor)> {
+    let (x, h, gy, gs) = (x.contiguous()?, h.contiguous()?, gy.contiguous()?, gs.contiguous()?);
+    dispatch!("spline", x.dtype(), T => {
+        let views = [&x, &gy, &gs, &h].map(|t| View::of("spline", t));
+        let [vx, vy, vs, vh] = views;
+        let (vx, vy, vs, vh) = (vx?, vy?, vs?, vh?);
+        let p = &Params::<T>::new(spline, vh.get("spline")?, &x)?;
+        let given = [vx.get::<T>("spline")?, vy.get("spline")?, vs.get("spline")?];
+        // SAFETY: each element's numbers are written below.
+        let (mut gx, mut gh) = unsafe { (unwritten::<T>(p.n), unwritten::<T>(p.h.len())) };
+        let (to_x, to_h) = (&Shared::new(&mut gx), &Shared::new(&mut gh));
+        p.for_each(|elements| wide(Backward { p, elements, given, gx: to_x, gh: to_h }));
+        Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
+    })
+}
+
+/// The parameters of all elements: the j-th of the element (b, e) is h[(b J + j) m + e].
+struct Params<'a, T> {
+    spline: SplineSpec,
+    h: &'a [T],
+    /// Elements, and those of an example.
+    n: usize,
+    m: usize,
+    /// J, numbers of an element.
+    each: usize,
+}
+
+impl<'a, T: Real> Params<'a, T> {
+    fn new(spline: &SplineSpec, h: &'a [T], x: &Tensor) -> Result<Self> {
+        let n = x.elem_count();
+        Ok(Self { spline: *spline, h, n, m: n / x.dim(0)?.max(1), each: spline.params() })
+    }
+
+    /// Runs `f` on ranges of elements, in threads where there are enough.
+    fn for_each(&self, f: impl Fn(Range<usize>) + Send + Sync) {
+        if self.n < 64 * L {
+            return f(0..self.n);
+        }
+        ranges(self.n.div_ceil(L)).into_par_iter().for_each(|r| f(r.start * L..(r.end * L).min(self.n)));
+    }
+
+    /// Where the elements from `at` on have their first parameter; lanes after the last repeat it.
+    #[inline(always)]
+    fn places(&self, at: usize, count: usize) -> [usize; L] {
+        std::array::from_fn(|l| {
+            let i = at + l.min(count - 1);
+            i / self.m * self.each * self.m + i % self.m
+        })
+    }
+
+    #[inline(always)]
+    fn load(&self, places: &[usize; L], j: usize) -> [T; L] {
+        let first = places[0] + j * self.m;
+        if places[L - 1] == places[0] + L - 1 {
+            if let Some(v) = self.h[first..].first_chunk() {
+                return *v;
+            }
+        }
+        places.map(|place| self.h[place + j * self.m])
+    }
+}
+
+/// The pieces that sixteen elements are in.
+struct Piece {
+    /// Its number k.
+    k: [usize; L],
+    /// x_k, w_k, y_k, h_k, d_k and d_k+1.
+    x: Lanes,
+    w: Lanes,
+    y: Lanes,
+    h: Lanes,
+    d0: Lanes,
+    d1: Lanes,
+    /// The softmax's shares before the piece, and with it, along both axes.
+    before: [Lanes; 2],
+    with: [Lanes; 2],
+    /// The derivatives of d_k and d_k+1 by the numbers that they come from; 0 for the outer ones, which are fixed.
+    slope0: Lanes,
+    slope1: Lanes,
+}
+
+/// Softplus and its derivative.
+#[inline(always)]
+fn softplus<T: Real>(a: [T; L]) -> ([T; L], [T; L]) {
+    let (zero, one) = (T::default(), T::of(1.));
+    let (mut value, mut slope) = ([zero; L], [zero; L]);
+    for l in 0..L {
+        let positive = a[l] > zero;
+        let e = (if positive { -a[l] } else { a[l] }).exp_in_loop();
+        value[l] = (if positive { a[l] } else { zero }) + e.ln_1p_in_loop();
+        slope[l] = (if positive { one } else { e }) / (one + e);
+    }
+    (value, slope)
+}
+
+impl<T: Real> Params<'_, T> {
+    /// The softmaxes of the widths and of the heights, to `shares` (2 K).
+    #[inline(always)]
+    fn shares(&self, places: &[usize; L], shares: &mut [[T; L]]) {
+        let k = self.spline.bins;
+        for (axis, shares) in shares.chunks_exact_mut(k).enumerate() {
+            let mut most = self.load(places, axis * k);
+            for (j, share) in shares.iter_mut().enumerate() {
+                *share = self.load(places, axis * k + j);
+                for l in 0..L {
+                    most[l] = if share[l] > most[l] { share[l] } else { most[l] };
+                }
+            }
+            let mut sum = [T::default(); L];
+            for share in shares.iter_mut() {
+                for l in 0..L {
+                    share[l] = (share[l] - most[l]).exp_in_loop();
+                    sum[l] += share[l];
+                }
+            }
+            for share in shares.iter_mut() {
+                for l in 0..L {
+                    share[l] = share[l] / sum[l];
+                }
+            }
+        }
+    }
+
+    /// The pieces with `at` between their ends along an axis, 0 for x and 1 for y.
+    #[inline(always)]
+    fn piece(&self, places: &[usize; L], shares: &[[T; L]], at: &Lanes, axis: usize) -> Piece {
+        let SplineSpec { bins, bound, .. } = self.spline;
+        let least = self.spline.shares();
+        let zero = [0.; L];
+        let mut p = Piece {
+            k: [0; L],
+            x: zero,
+            w: zero,
+            y: zero,
+            h: zero,
+            d0: zero,
+            d1: zero,
+            before: [zero; 2],
+            with: [zero; 2],
+            slope0: zero,
+            slope1: zero,
+        };
+        let (mut left, mut sums) = ([[-bound; L]; 2], [zero; 2]);
+        for j in 0..bins {
+            let (mut right, mut with) = ([[bound; L]; 2], sums);
+            for axis in 0..2 {
+                for l in 0..L {
+                    with[axis][l] += shares[axis * bins + j][l].f64();
+                    if j + 1 < bins {
+                        let (least, rest) = least[axis];
+                        right[axis][l] = 2. * bound * (least * (j + 1) as f64 + rest * with[axis][l]) - bound;
+                    }
+                }
+            }
+            for l in 0..L {
+                // The first piece also takes what is outside, and what is no number.
+                if j == 0 || at[l] >= left[axis][l] {
+                    p.k[l] = j;
+                    (p.x[l], p.w[l]) = (left[0][l], right[0][l] - left[0][l]);
+                    (p.y[l], p.h[l]) = (left[1][l], right[1][l] - left[1][l]);
+                    for axis in 0..2 {
+                        p.before[axis][l] = sums[axis][l];
+                        p.with[axis][l] = with[axis][l];
+                    }
+                }
+            }
+            (left, sums) = (right, with);
+        }
+        self.slopes(places, &mut p);
+        p
+    }
+
+    /// d_k and d_k+1.
+    #[inline(always)]
+    fn slopes(&self, places: &[usize; L], p: &mut Piece) {
+        let SplineSpec { bins, min_slope, .. } = self.spline;
+        let shift = T::of(self.spline.slope_shift());
+        for right in [0, 1] {
+            let (knot, mut raw) = (p.k.map(|k| k + right), [T::default(); L]);
+            for l in 0..L {
+                let j = knot[l].clamp(1, bins - 1) - 1;
+                raw[l] = self.h[places[l] + (2 * bins + j) * self.m] + shift;
+            }
+            let (value, derivative) = softplus(raw);
+            let (d, slope) = if right == 0 { (&mut p.d0, &mut p.slope0) } else { (&mut p.d1, &mut p.slope1) };
+            for l in 0..L {
+                let inner = knot[l] > 0 && knot[l] < bins;
+                d[l] = if inner { min_slope + value[l].f64() } else { 1. };
+                slope[l] = if inner { derivative[l].f64() } else { 0. };
+            }
+        }
+    }
+}
+
+/// Blocks of sixteen of a range of elements: the first, and how many.
+fn blocks(elements: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let end = elements.end;
+    elements.step_by(L).map(move |at| (at, L.min(end - at)))
+}
+
+/// The numbers of `count` elements from `at` on; lanes after the last repeat it.
+#[inline(always)]
+fn take<T: Real>(x: &[T], at: usize, count: usize) -> Lanes {
+    std::array::from_fn(|l| x[at + l.min(count - 1)].f64())
+}
+
+/// y and log dy/dx.
+struct Forward<'a, T> {
+    p: &'a Params<'a, T>,
+    elements: Range<usize>,
+    x: &'a [T],
+    y: &'a Shared<T>,
+    log_slope: &'a Shared<T>,
+}
+
+impl<T: Real> Job for Forward<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { p: params, elements, x, y, log_slope } = self;
+        let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
+        for (at, count) in blocks(elements) {
+            let (places, x) = (params.places(at, count), take(x, at, count));
+            params.shares(&places, &mut shares);
+            let p = params.piece(&places, &shares, &x, 0);
+            let (mut values, mut logs) = ([0.; L], [0.; L]);
+            for l in 0..L {
+                let (t, s) = ((x[l] - p.x[l]) / p.w[l], p.h[l] / p.w[l]);
+                let both = t * (1. - t);
+                let below = s + (p.d1[l] + p.d0[l] - 2. * s) * both;
+                let slope = p.d1[l] * t * t + 2. * s * both + p.d0[l] * (1. - t) * (1. - t);
+                let inside = x[l].abs() <= params.spline.bound;
+                values[l] =
+                    if inside { p.y[l] + p.h[l] * (s * t * t + p.d0[l] * both) / below } else { x[l] };
+                logs[l] = if inside { slope * (s / below) * (s / below) } else { 1. };
+            }
+            // SAFETY: this thread alone has these elements.
+            let (y, log_slope) = unsafe { (y.part(at, count), log_slope.part(at, count)) };
+            for l in 0..count {
+                y[l] = T::of(values[l]);
+                log_slope[l] = T::of(logs[l].ln());
+            }
+        }
+    }
+}
+
+/// x from y. With r = y - y_k: a t^2 + b t + c = 0 where a = h (s - d_k) + r bend, b = h d_k - r bend, c = -s r, bend = d_k+1 + d_k - 2 s
+/// (section 3.1, and appendix A.3).
+struct Inverse<'a, T> {
+    p: &'a Params<'a, T>,
+    elements: Range<usize>,
+    y: &'a [T],
+    x: &'a Shared<T>,
+}
+
+impl<T: Real> Job for Inverse<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { p: params, elements, y, x } = self;
+        let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
+        for (at, count) in blocks(elements) {
+            let (places, y) = (params.places(at, count), take(y, at, count));
+            params.shares(&places, &mut shares);
+            let p = params.piece(&places, &shares, &y, 1);
+            let mut values = [0.; L];
+            for l in 0..L {
+                let (r, s) = (y[l] - p.y[l], p.h[l] / p.w[l]);
+                let bent = r * (p.d1[l] + p.d0[l] - 2. * s);
+                let (a, b, c) = (p.h[l] * (s - p.d0[l]) + bent, p.h[l] * p.d0[l] - bent, -s * r);
+                let square = b * b - 4. * a * c;
+                let root = if square > 0. { square.sqrt() } else { 0. };
+                // t = 2 c / (-b - root) = (-b + root) / (2 a): where b is negative, the first form would subtract what is
+                // nearly equal.
+                let q = if b >= 0. { -0.5 * (b + root) } else { -0.5 * (b - root) };
+                let t = if b >= 0. { c / q } else { q / a };
+                values[l] = if y[l].abs() <= params.spline.bound { p.x[l] + t * p.w[l] } else { y[l] };
+            }
+            // SAFETY: this thread alone has these elements.
+            let x = unsafe { x.part(at, count) };
+            for l in 0..count {
+                x[l] = T::of(values[l]);
+            }
+        }
+    }
+}
+
+/// The gradients of x and of h.
+struct Backward<'a, T> {
+    p: &'a Params<'a, T>,
+    elements: Range<usize>,
+    /// x, and the gradients of y and of log dy/dx.
+    given: [&'a [T]; 3],
+    gx: &'a Shared<T>,
+    gh: &'a Shared<T>,
+}
+
+/// The gradients of x, of both ends of a piece along both axes, and of both slopes.
+struct PieceGrads {
+    x: Lanes,
+    left: [Lanes; 2],
+    right: [Lanes; 2],
+    d0: Lanes,
+    d1: Lanes,
+}
+
+/// Those of a piece, by the chain rule through y = y_k + h N / D and log dy/dx = log M + 2 log s - 2 log D, with
+/// N = s t^2 + d_k q, D = s + (d_k+1 + d_k - 2 s) q, M = d_k+1 t^2 + 2 s q + d_k (1 - t)^2 and q = t (1 - t).
+#[inline(always)]
+fn piece_grads(p: &Piece, [x, gy, gs]: &[Lanes; 3], bound: f64) -> PieceGrads {
+    let zero = [0.; L];
+    let mut g = PieceGrads { x: zero, left: [zero; 2], right: [zero; 2], d0: zero, d1: zero };
+    for l in 0..L {
+        let (w, h, d0, d1) = (p.w[l], p.h[l], p.d0[l], p.d1[l]);
+        let inside = x[l].abs() <= bound;
+        let (t, s) = (if inside { (x[l] - p.x[l]) / w } else { 0. }, h / w);
+        let (u, q, bend) = (1. - t, t * (1. - t), d1 + d0 - 2. * s);
+        let (n, d, m) = (s * t * t + d0 * q, s + bend * q, d1 * t * t + 2. * s * q + d0 * u * u);
+        // Outside, no parameter has a gradient.
+        let (gy, gs) = if inside { (gy[l], gs[l]) } else { (0., 0.) };
+        let (gn, gm) = (gy * h / d, gs / m);
+        let gd = -gy * h * n / (d * d) - 2. * gs / d;
+        let gq = gm * 2. * s + gn * d0 + gd * bend;
+        let gt = gm * 2. * (d1 * t - d0 * u) + gn * 2. * s * t + gq * (u - t);
+        let g_slope = gm * 2. * q + gn * t * t + gd * (1. - 2. * q) + 2. * gs / s;
+        let (gh, gw) = (gy * n / d + g_slope / w, -(g_slope * s + gt * t) / w);
+        g.x[l] = gt / w;
+        (g.left[0][l], g.right[0][l]) = (-gt / w - gw, gw);
+        (g.left[1][l], g.right[1][l]) = (gy - gh, gh);
+        g.d0[l] = gm * u * u + gn * q + gd * q;
+        g.d1[l] = gm * t * t + gd * q;
+    }
+    g
+}
+
+impl<T: Real> Job for Backward<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { p: params, elements, given, gx, gh } = self;
+        let SplineSpec { bins, bound, .. } = params.spline;
+        let mut shares = vec![[T::default(); L]; 2 * bins];
+        for (at, count) in blocks(elements) {
+            let (places, given) = (params.places(at, count), given.map(|v| take(v, at, count)));
+            params.shares(&places, &mut shares);
+            let p = params.piece(&places, &shares, &given[0], 0);
+            let g = piece_grads(&p, &given, bound);
+            let store = |j: usize, values: [T; L]| {
+                for l in 0..count {
+                    // SAFETY: this thread alone has these elements' parameters.
+                    unsafe { gh.part(places[l] + j * params.m, 1)[0] = values[l] };
+                }
+            };
+            for axis in 0..2 {
+                let scale = 2. * bound * params.spline.shares()[axis].1;
+                // The ends of the interval do not move.
+                let mut ends = [[0.; L]; 2];
+                let mut mean = [0.; L];
+                for l in 0..L {
+                    ends[0][l] = if p.k[l] > 0 { scale * g.left[axis][l] } else { 0. };
+                    ends[1][l] = if p.k[l] + 1 < bins { scale * g.right[axis][l] } else { 0. };
+                    mean[l] = ends[0][l] * p.before[axis][l] + ends[1][l] * p.with[axis][l];
+                }
+                for j in 0..bins {
+                    let share = &shares[axis * bins + j];
+                    let mut values = [T::default(); L];
+                    for l in 0..L {
+                        let before = if j < p.k[l] { ends[0][l] } else { 0. };
+                        let with = if j <= p.k[l] { ends[1][l] } else { 0. };
+                        values[l] = T::of(share[l].f64() * (before + with - mean[l]));
+                    }
+                    store(axis * bins + j, values);
+                }
+            }
+            for j in 1..bins {
+                let mut values = [T::default(); L];
+                for l in 0..L {
+                    let left = if j == p.k[l] { g.d0[l] * p.slope0[l] } else { 0. };
+                    let right = if j == p.k[l] + 1 { g.d1[l] * p.slope1[l] } else { 0. };
+                    values[l] = T::of(left + right);
+                }
+                store(2 * bins + j - 1, values);
+            }
+            // SAFETY: this thread alone has these elements.
+            let gx = unsafe { gx.part(at, count) };
+            for l in 0..count {
+                let inside = given[0][l].abs() <= bound;
+                gx[l] = T::of(if inside { g.x[l] } else { given[1][l] });
+            }
+        }
+    }
+}
