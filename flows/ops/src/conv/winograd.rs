@@ -11,7 +11,7 @@
 //!
 //! In bf16 the factors that are rounded are the sums B^T d B, A g A^T and the kernel's transform: for 64 and for 128 channels
 //! results and gradients are off by 2.0 to 2.1 times, in the root mean square, what rounding w, x and g themselves gives (a
-//! test of `cpu` measures it), for 2.25 times fewer products.
+//! test of `cpu` measures it where there are no tiles), for 2.25 times fewer products.
 //!
 //! The gradient of the weights is the adjoint: with M = A g A^T for each tile g of the output's gradient, that of
 //! G w G^T is the product of M and B^T d B over tiles; the gradient of the input is the convolution with the kernel turned
