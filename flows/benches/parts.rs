@@ -2,7 +2,7 @@
 //!
 //! Absolute figures of a shared machine say little; compare two runs of one afternoon, or ratios within one run.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flows::bijections::{ActNorm, Conv1x1, Coupling, Weight};
 use flows::nets::{ConvNet, ResNet, ResNetConfig};
@@ -10,7 +10,7 @@ use flows::ops::conv::{conv2d, conv2d_backward};
 use flows::optim::{Optimizer, Rule};
 use flows::params::Init;
 use flows::testing::normal;
-use flows::transforms::{Affine, Partition, Scale};
+use flows::transforms::{Affine, MixtureOfLogistics, Partition, RationalQuadraticSpline, Scale, Transform};
 use flows::{Bijection, Ctx, Gradients, Grads, Memory, Net, ParamStore};
 
 fn f32s(shape: &[usize]) -> Tensor {
@@ -109,6 +109,51 @@ fn layers(c: &mut Criterion) {
     group.finish();
 }
 
+/// Splines and mixtures of eight, by their kernels and on candle's graph, which the reference builds for tracked tensors; elements
+/// a second. Vectors, and half the channels of images.
+fn transforms(c: &mut Criterion) {
+    let mut group = c.benchmark_group("transform");
+    let both: [(&str, Box<dyn Transform>); 2] = [
+        ("spline", Box::new(RationalQuadraticSpline::default())),
+        ("mixture", Box::new(MixtureOfLogistics::default())),
+    ];
+    let params = ParamStore::seeded(0, DType::F32, &Device::Cpu);
+    for (name, transform) in &both {
+        for shape in [vec![256, 8], vec![16, 6, 16, 16]] {
+            let (x, gy) = (f32s(&shape), f32s(&shape));
+            let gs = gy.ones_like().unwrap();
+            let mut of_h = shape.clone();
+            of_h[1] *= transform.params_per_element();
+            let h = f32s(&of_h);
+            let (y, _) = transform.forward(&x, &h, Ctx::eval()).unwrap();
+            let name = |what: &str| BenchmarkId::new(format!("{name}/{what}"), format!("{shape:?}"));
+            group.throughput(Throughput::Elements(x.elem_count() as u64));
+            let var = |t: &Tensor| Var::from_tensor(t).unwrap();
+            group.bench_function(name("forward"), |b| {
+                b.iter(|| transform.forward(&x, &h, Ctx::eval()).unwrap())
+            });
+            group.bench_function(name("forward, graph"), |b| {
+                b.iter(|| transform.forward(&var(&x), &var(&h), Ctx::eval()).unwrap())
+            });
+            group.bench_function(name("backward"), |b| {
+                let mut grads = Gradients::new(&params);
+                b.iter(|| transform.backward((&x, &h), (&gy, &gs), Ctx::train(), &mut grads).unwrap())
+            });
+            group.bench_function(name("backward, graph"), |b| {
+                b.iter(|| {
+                    let (y, s) = transform.forward(&var(&x), &var(&h), Ctx::train()).unwrap();
+                    ((y * &gy).unwrap() + (s * &gs).unwrap()).unwrap().sum_all().unwrap().backward().unwrap()
+                })
+            });
+            group.bench_function(name("inverse"), |b| b.iter(|| transform.inverse(&y, &h).unwrap()));
+            group.bench_function(name("inverse, graph"), |b| {
+                b.iter(|| transform.inverse(&var(&y), &var(&h)).unwrap())
+            });
+        }
+    }
+    group.finish();
+}
+
 /// One step of each rule on ten million numbers.
 fn optimisers(c: &mut Criterion) {
     let mut group = c.benchmark_group("optimiser");
@@ -127,5 +172,5 @@ fn optimisers(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, convolutions, nets, layers, optimisers);
+criterion_group!(benches, convolutions, nets, layers, transforms, optimisers);
 criterion_main!(benches);

@@ -9,7 +9,7 @@
 //! 1. `simd` (vectors), [`device`] (which implementation, opening a device), [`precision`], `autodiff` (gradients of one
 //!    function).
 //! 2. `real` (f32 and f64, slices of tensors), then `gemm`, `threads`, `inner` (bf16 inside networks), `sums`, [`elementwise`],
-//!    [`rows`].
+//!    `rows`, `lanes` (sixteen elements at a time).
 //! 3. [`cuda`]: launching a kernel, recording a step, batches made on the device. The kernels themselves are in the folder
 //!    `kernels` beside this one, in CUDA's C.
 //! 4. [`linalg`].
@@ -32,14 +32,16 @@ pub mod device;
 pub mod elementwise;
 mod gemm;
 mod inner;
+mod lanes;
 pub mod linalg;
 pub mod linear;
 pub mod log_det;
+pub mod mixture;
 pub mod plu;
 pub mod precision;
 mod real;
 pub mod res_net;
-pub mod rows;
+mod rows;
 mod simd;
 pub mod spline;
 pub mod squeeze;

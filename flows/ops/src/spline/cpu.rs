@@ -4,30 +4,24 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::spec::SplineSpec;
-use crate::real::{Real, View, dispatch, tensor};
+use crate::lanes::{Block, Elements, L, Lanes};
+use crate::real::{Real, View, dispatch, ln_f64, tensor};
 use crate::simd::{Job, Width, wide};
-use crate::threads::{Shared, ranges, unwritten};
+use crate::threads::{Shared, unwritten};
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 use std::ops::Range;
-
-/// Elements that pass at once.
-const L: usize = 16;
-
-/// A number for each of them.
-type Lanes = [f64; L];
 
 /// [`SplineSpec::forward`].
 pub(crate) fn forward(spline: &SplineSpec, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
     let (x, h) = (x.contiguous()?, h.contiguous()?);
     dispatch!("spline", x.dtype(), T => {
         let (vx, vh) = (View::of("spline", &x)?, View::of("spline", &h)?);
-        let p = &Params::<T>::new(spline, vh.get("spline")?, &x)?;
+        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &x, &vh)? };
         let x_all = vx.get::<T>("spline")?;
         // SAFETY: each element's numbers are written below.
-        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(p.n), unwritten::<T>(p.n)) };
+        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.len())) };
         let (to_y, to_slope) = (&Shared::new(&mut y), &Shared::new(&mut log_slope));
-        p.for_each(|elements| wide(Forward { p, elements, x: x_all, y: to_y, log_slope: to_slope }));
+        p.of.for_each(|elements| wide(Forward { p, elements, x: x_all, y: to_y, log_slope: to_slope }));
         Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
     })
 }
@@ -37,12 +31,12 @@ pub(crate) fn inverse(spline: &SplineSpec, y: &Tensor, h: &Tensor) -> Result<Ten
     let (y, h) = (y.contiguous()?, h.contiguous()?);
     dispatch!("spline", y.dtype(), T => {
         let (vy, vh) = (View::of("spline", &y)?, View::of("spline", &h)?);
-        let p = &Params::<T>::new(spline, vh.get("spline")?, &y)?;
+        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &y, &vh)? };
         let y_all = vy.get::<T>("spline")?;
         // SAFETY: each element is written below.
-        let mut x = unsafe { unwritten::<T>(p.n) };
+        let mut x = unsafe { unwritten::<T>(p.of.len()) };
         let to_x = &Shared::new(&mut x);
-        p.for_each(|elements| wide(Inverse { p, elements, y: y_all, x: to_x }));
+        p.of.for_each(|elements| wide(Inverse { p, elements, y: y_all, x: to_x }));
         tensor(x, y.shape())
     })
 }
@@ -58,60 +52,20 @@ pub(crate) fn backward(
         let views = [&x, &gy, &gs, &h].map(|t| View::of("spline", t));
         let [vx, vy, vs, vh] = views;
         let (vx, vy, vs, vh) = (vx?, vy?, vs?, vh?);
-        let p = &Params::<T>::new(spline, vh.get("spline")?, &x)?;
+        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &x, &vh)? };
         let given = [vx.get::<T>("spline")?, vy.get("spline")?, vs.get("spline")?];
         // SAFETY: each element's numbers are written below.
-        let (mut gx, mut gh) = unsafe { (unwritten::<T>(p.n), unwritten::<T>(p.h.len())) };
+        let (mut gx, mut gh) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.params())) };
         let (to_x, to_h) = (&Shared::new(&mut gx), &Shared::new(&mut gh));
-        p.for_each(|elements| wide(Backward { p, elements, given, gx: to_x, gh: to_h }));
+        p.of.for_each(|elements| wide(Backward { p, elements, given, gx: to_x, gh: to_h }));
         Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
     })
 }
 
-/// The parameters of all elements: the j-th of the element (b, e) is h[(b J + j) m + e].
+/// The settings, and the elements with their parameters.
 struct Params<'a, T> {
     spline: SplineSpec,
-    h: &'a [T],
-    /// Elements, and those of an example.
-    n: usize,
-    m: usize,
-    /// J, numbers of an element.
-    each: usize,
-}
-
-impl<'a, T: Real> Params<'a, T> {
-    fn new(spline: &SplineSpec, h: &'a [T], x: &Tensor) -> Result<Self> {
-        let n = x.elem_count();
-        Ok(Self { spline: *spline, h, n, m: n / x.dim(0)?.max(1), each: spline.params() })
-    }
-
-    /// Runs `f` on ranges of elements, in threads where there are enough.
-    fn for_each(&self, f: impl Fn(Range<usize>) + Send + Sync) {
-        if self.n < 64 * L {
-            return f(0..self.n);
-        }
-        ranges(self.n.div_ceil(L)).into_par_iter().for_each(|r| f(r.start * L..(r.end * L).min(self.n)));
-    }
-
-    /// Where the elements from `at` on have their first parameter; lanes after the last repeat it.
-    #[inline(always)]
-    fn places(&self, at: usize, count: usize) -> [usize; L] {
-        std::array::from_fn(|l| {
-            let i = at + l.min(count - 1);
-            i / self.m * self.each * self.m + i % self.m
-        })
-    }
-
-    #[inline(always)]
-    fn load(&self, places: &[usize; L], j: usize) -> [T; L] {
-        let first = places[0] + j * self.m;
-        if places[L - 1] == places[0] + L - 1 {
-            if let Some(v) = self.h[first..].first_chunk() {
-                return *v;
-            }
-        }
-        places.map(|place| self.h[place + j * self.m])
-    }
+    of: Elements<'a, T>,
 }
 
 /// The pieces that sixteen elements are in.
@@ -150,12 +104,12 @@ fn softplus<T: Real>(a: [T; L]) -> ([T; L], [T; L]) {
 impl<T: Real> Params<'_, T> {
     /// The softmaxes of the widths and of the heights, to `shares` (2 K).
     #[inline(always)]
-    fn shares(&self, places: &[usize; L], shares: &mut [[T; L]]) {
+    fn shares(&self, block: &Block, shares: &mut [[T; L]]) {
         let k = self.spline.bins;
         for (axis, shares) in shares.chunks_exact_mut(k).enumerate() {
-            let mut most = self.load(places, axis * k);
+            let mut most = self.of.load(block, axis * k);
             for (j, share) in shares.iter_mut().enumerate() {
-                *share = self.load(places, axis * k + j);
+                *share = self.of.load(block, axis * k + j);
                 for l in 0..L {
                     most[l] = if share[l] > most[l] { share[l] } else { most[l] };
                 }
@@ -177,7 +131,7 @@ impl<T: Real> Params<'_, T> {
 
     /// The pieces with `at` between their ends along an axis, 0 for x and 1 for y.
     #[inline(always)]
-    fn piece(&self, places: &[usize; L], shares: &[[T; L]], at: &Lanes, axis: usize) -> Piece {
+    fn piece(&self, block: &Block, shares: &[[T; L]], at: &Lanes, axis: usize) -> Piece {
         let SplineSpec { bins, bound, .. } = self.spline;
         let least = self.spline.shares();
         let zero = [0.; L];
@@ -220,20 +174,20 @@ impl<T: Real> Params<'_, T> {
             }
             (left, sums) = (right, with);
         }
-        self.slopes(places, &mut p);
+        self.slopes(block, &mut p);
         p
     }
 
     /// d_k and d_k+1.
     #[inline(always)]
-    fn slopes(&self, places: &[usize; L], p: &mut Piece) {
+    fn slopes(&self, block: &Block, p: &mut Piece) {
         let SplineSpec { bins, min_slope, .. } = self.spline;
         let shift = T::of(self.spline.slope_shift());
         for right in [0, 1] {
             let (knot, mut raw) = (p.k.map(|k| k + right), [T::default(); L]);
             for l in 0..L {
                 let j = knot[l].clamp(1, bins - 1) - 1;
-                raw[l] = self.h[places[l] + (2 * bins + j) * self.m] + shift;
+                raw[l] = self.of.one(block, l, 2 * bins + j) + shift;
             }
             let (value, derivative) = softplus(raw);
             let (d, slope) = if right == 0 { (&mut p.d0, &mut p.slope0) } else { (&mut p.d1, &mut p.slope1) };
@@ -244,18 +198,6 @@ impl<T: Real> Params<'_, T> {
             }
         }
     }
-}
-
-/// Blocks of sixteen of a range of elements: the first, and how many.
-fn blocks(elements: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-    let end = elements.end;
-    elements.step_by(L).map(move |at| (at, L.min(end - at)))
-}
-
-/// The numbers of `count` elements from `at` on; lanes after the last repeat it.
-#[inline(always)]
-fn take<T: Real>(x: &[T], at: usize, count: usize) -> Lanes {
-    std::array::from_fn(|l| x[at + l.min(count - 1)].f64())
 }
 
 /// y and log dy/dx.
@@ -272,10 +214,10 @@ impl<T: Real> Job for Forward<'_, T> {
     fn run<W: Width>(self) {
         let Self { p: params, elements, x, y, log_slope } = self;
         let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
-        for (at, count) in blocks(elements) {
-            let (places, x) = (params.places(at, count), take(x, at, count));
-            params.shares(&places, &mut shares);
-            let p = params.piece(&places, &shares, &x, 0);
+        for block in params.of.blocks(elements) {
+            let x = block.take(x);
+            params.shares(&block, &mut shares);
+            let p = params.piece(&block, &shares, &x, 0);
             let (mut values, mut logs) = ([0.; L], [0.; L]);
             for l in 0..L {
                 let (t, s) = ((x[l] - p.x[l]) / p.w[l], p.h[l] / p.w[l]);
@@ -288,10 +230,9 @@ impl<T: Real> Job for Forward<'_, T> {
                 logs[l] = if inside { slope * (s / below) * (s / below) } else { 1. };
             }
             // SAFETY: this thread alone has these elements.
-            let (y, log_slope) = unsafe { (y.part(at, count), log_slope.part(at, count)) };
-            for l in 0..count {
-                y[l] = T::of(values[l]);
-                log_slope[l] = T::of(logs[l].ln());
+            unsafe {
+                block.put(y, &values);
+                block.put(log_slope, &logs.map(ln_f64));
             }
         }
     }
@@ -311,10 +252,10 @@ impl<T: Real> Job for Inverse<'_, T> {
     fn run<W: Width>(self) {
         let Self { p: params, elements, y, x } = self;
         let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
-        for (at, count) in blocks(elements) {
-            let (places, y) = (params.places(at, count), take(y, at, count));
-            params.shares(&places, &mut shares);
-            let p = params.piece(&places, &shares, &y, 1);
+        for block in params.of.blocks(elements) {
+            let y = block.take(y);
+            params.shares(&block, &mut shares);
+            let p = params.piece(&block, &shares, &y, 1);
             let mut values = [0.; L];
             for l in 0..L {
                 let (r, s) = (y[l] - p.y[l], p.h[l] / p.w[l]);
@@ -329,10 +270,7 @@ impl<T: Real> Job for Inverse<'_, T> {
                 values[l] = if y[l].abs() <= params.spline.bound { p.x[l] + t * p.w[l] } else { y[l] };
             }
             // SAFETY: this thread alone has these elements.
-            let x = unsafe { x.part(at, count) };
-            for l in 0..count {
-                x[l] = T::of(values[l]);
-            }
+            unsafe { block.put(x, &values) };
         }
     }
 }
@@ -391,17 +329,13 @@ impl<T: Real> Job for Backward<'_, T> {
         let Self { p: params, elements, given, gx, gh } = self;
         let SplineSpec { bins, bound, .. } = params.spline;
         let mut shares = vec![[T::default(); L]; 2 * bins];
-        for (at, count) in blocks(elements) {
-            let (places, given) = (params.places(at, count), given.map(|v| take(v, at, count)));
-            params.shares(&places, &mut shares);
-            let p = params.piece(&places, &shares, &given[0], 0);
+        for block in params.of.blocks(elements) {
+            let given = given.map(|v| block.take(v));
+            params.shares(&block, &mut shares);
+            let p = params.piece(&block, &shares, &given[0], 0);
             let g = piece_grads(&p, &given, bound);
-            let store = |j: usize, values: [T; L]| {
-                for l in 0..count {
-                    // SAFETY: this thread alone has these elements' parameters.
-                    unsafe { gh.part(places[l] + j * params.m, 1)[0] = values[l] };
-                }
-            };
+            // SAFETY: this thread alone has these elements.
+            let store = |j: usize, values: Lanes| unsafe { params.of.store(&block, j, gh, &values) };
             for axis in 0..2 {
                 let scale = 2. * bound * params.spline.shares()[axis].1;
                 // The ends of the interval do not move.
@@ -414,30 +348,30 @@ impl<T: Real> Job for Backward<'_, T> {
                 }
                 for j in 0..bins {
                     let share = &shares[axis * bins + j];
-                    let mut values = [T::default(); L];
+                    let mut values = [0.; L];
                     for l in 0..L {
                         let before = if j < p.k[l] { ends[0][l] } else { 0. };
                         let with = if j <= p.k[l] { ends[1][l] } else { 0. };
-                        values[l] = T::of(share[l].f64() * (before + with - mean[l]));
+                        values[l] = share[l].f64() * (before + with - mean[l]);
                     }
                     store(axis * bins + j, values);
                 }
             }
             for j in 1..bins {
-                let mut values = [T::default(); L];
+                let mut values = [0.; L];
                 for l in 0..L {
                     let left = if j == p.k[l] { g.d0[l] * p.slope0[l] } else { 0. };
                     let right = if j == p.k[l] + 1 { g.d1[l] * p.slope1[l] } else { 0. };
-                    values[l] = T::of(left + right);
+                    values[l] = left + right;
                 }
                 store(2 * bins + j - 1, values);
             }
-            // SAFETY: this thread alone has these elements.
-            let gx = unsafe { gx.part(at, count) };
-            for l in 0..count {
-                let inside = given[0][l].abs() <= bound;
-                gx[l] = T::of(if inside { g.x[l] } else { given[1][l] });
+            let mut values = [0.; L];
+            for l in 0..L {
+                values[l] = if given[0][l].abs() <= bound { g.x[l] } else { given[1][l] };
             }
+            // SAFETY: this thread alone has these elements.
+            unsafe { block.put(gx, &values) };
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The settings of a spline.
 
-use candle_core::{Result, Tensor, bail};
+use crate::rows::check_params;
+use candle_core::{Result, Tensor};
 
 /// A spline's settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,16 +35,6 @@ impl SplineSpec {
     }
 
     pub(crate) fn check_shapes(&self, x: &Tensor, h: &Tensor) -> Result<()> {
-        let same = x.dim(0)? == h.dim(0)? && h.elem_count() == self.params() * x.elem_count();
-        if !same || x.dtype() != h.dtype() {
-            bail!(
-                "a spline of {} pieces takes {} numbers for each of {:?}, and got {:?}",
-                self.bins,
-                self.params(),
-                x.shape(),
-                h.shape()
-            );
-        }
-        Ok(())
+        check_params(&format!("a spline of {}", self.bins), self.params(), x, h)
     }
 }

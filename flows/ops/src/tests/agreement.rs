@@ -3,6 +3,7 @@
 use super::{max_diff, wave};
 use crate::autodiff::gradients;
 use crate::coupling::{AffineSpec, ScaleFn};
+use crate::mixture::{MixtureSpec, reference as mixture};
 use crate::spline::{SplineSpec, reference as spline};
 use crate::update::RuleStep;
 use crate::{act_norm, batch_norm, channel_mix, conv, coupling, linear, plu, update};
@@ -169,5 +170,145 @@ fn splines() -> Result<()> {
     assert!(spec.forward(&nan, &h)?.0.flatten_all()?.to_vec1::<f64>()?[0].is_nan());
     assert_eq!(gx.flatten_all()?.to_vec1::<f64>()?, [1.]);
     assert!(gh.flatten_all()?.to_vec1::<f64>()?.iter().all(|g| *g == 0.));
+    Ok(())
+}
+
+/// max |a - b| / (1 + |b| + beside).
+fn max_relative(a: &Tensor, b: &Tensor, beside: &Tensor) -> Result<f64> {
+    ((a - b)?.abs()? / ((b.abs()? + beside)? + 1.)?)?.flatten_all()?.max(0)?.to_scalar()
+}
+
+/// max |a - b| over max |b|, or 1 if that is less.
+fn max_of_largest(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let most = b.abs()?.max_all()?.to_scalar::<f64>()?.max(1.);
+    Ok(max_diff(&(a / most)?, &(b / most)?))
+}
+
+/// Widths of a spline that put its knots at inputs.
+#[test]
+fn splines_at_their_knots() -> Result<()> {
+    let spec = SplineSpec { bins: 5, bound: 2., min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+    let x = Tensor::new(&[-1.2, -0.4, 0.4, 1.2, 0.4, -1.2], &Device::Cpu)?.unsqueeze(1)?;
+    let h = Tensor::cat(&[Tensor::zeros((6, 5), DType::F64, &Device::Cpu)?, wave(&[6, 9], 0.7)], 1)?;
+    for h in [&h, &(&h * 6.)?] {
+        let ((y, slope), want) = (spec.forward(&x, h)?, spline::forward(&spec, &x, h)?);
+        near("y", &y, &want.0);
+        near("log-slope", &slope, &want.1);
+        near("inverse", &spec.inverse(&y, h)?, &x);
+    }
+    Ok(())
+}
+
+/// Gaps between f32's and f64's results of the same numbers: y, log-slope, then x through both ways, times the slope where that is
+/// below 1 and beside y, which was rounded; gradients of x and of h.
+fn of_f32(
+    (x, h): (&Tensor, &Tensor),
+    forward: &dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>,
+    inverse: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    backward: &dyn Fn([&Tensor; 4]) -> Result<(Tensor, Tensor)>,
+) -> Result<[f64; 5]> {
+    let small = |t: &Tensor| t.to_dtype(DType::F32);
+    let large = |t: &Tensor| t.to_dtype(DType::F64);
+    let (x, h) = (small(x)?, small(h)?);
+    let (gy, gs) = (small(&wave(x.dims(), 0.53))?, small(&wave(x.dims(), 1.7))?);
+    let (y, slope) = forward(&x, &h)?;
+    let (gx, gh) = backward([&x, &h, &gy, &gs])?;
+    let back = large(&inverse(&y, &h)?)?;
+    let (x, h) = (large(&x)?, large(&h)?);
+    let (want_y, want_slope) = forward(&x, &h)?;
+    let (want_gx, want_gh) = backward([&x, &h, &large(&gy)?, &large(&gs)?])?;
+    let zero = x.zeros_like()?;
+    let flat = want_slope.minimum(0.)?.exp()?;
+    let off = (&x + ((back - &x)? * flat)?)?;
+    Ok([
+        max_relative(&large(&y)?, &want_y, &zero)?,
+        max_relative(&large(&slope)?, &want_slope, &zero)?,
+        max_relative(&off, &x, &want_y.abs()?)?,
+        max_of_largest(&large(&gx)?, &want_gx)?,
+        max_of_largest(&large(&gh)?, &want_gh)?,
+    ])
+}
+
+#[test]
+fn splines_in_f32() -> Result<()> {
+    let spec = SplineSpec { bins: 8, bound: 5., min_width: 1e-3, min_height: 1e-3, min_slope: 1e-3 };
+    for (shape, size) in [([40, 1, 1], 1.), ([3, 2, 17], 1.), ([70, 5, 3], 6.)] {
+        let x = (wave(&shape, 0.37) * 5.5)?;
+        let h = (wave(&[shape[0], spec.params() * shape[1], shape[2]], 0.91) * size)?;
+        let gaps =
+            of_f32((&x, &h), &|x, h| spec.forward(x, h), &|y, h| spec.inverse(y, h), &|[x, h, gy, gs]| {
+                spec.backward(x, h, gy, gs)
+            })?;
+        println!("f32, h of {size}: {gaps:?}");
+        // Knots are rounded to f32, which steep pieces multiply.
+        let most = if size > 1. { 1e-4 } else { 4e-6 };
+        assert!(gaps[2] <= 4e-6 && gaps.iter().all(|g| *g <= most), "h of {size}: {gaps:?}");
+    }
+    Ok(())
+}
+
+/// Elements between and far beyond the components, of few examples and of many; parameters up to extreme ones.
+#[test]
+fn mixtures() -> Result<()> {
+    for (components, shape, size, far) in
+        [(8, [40, 1, 1], 1., 1e6), (3, [3, 2, 17], 1., 3.), (5, [7, 5, 3], 6., 30.), (1, [2, 1, 9], 3., 10.)]
+    {
+        let spec = MixtureSpec { components };
+        let [b, c, n] = shape;
+        let mut x = (wave(&shape, 0.37) * 2.5)?.flatten_all()?.to_vec1::<f64>()?;
+        for (x, v) in x.iter_mut().zip([far, -far, 0., 0.5 * far]) {
+            *x = v;
+        }
+        let x = Tensor::from_vec(x, (b, c, n), &Device::Cpu)?;
+        let h = (wave(&[b, spec.params() * c, n], 0.91) * size)?;
+        // The reference subtracts numbers of (x - mu) / s.
+        let beside = (x.abs()? * 4.)?;
+        let close = |what: &str, a: &Tensor, b: &Tensor| -> Result<()> {
+            let d = max_relative(a, b, &beside)?;
+            println!("{components} components, h of {size}, {what}: {d:.1e}");
+            assert!(d < 1e-12, "{components} components, {what}: {d:e}");
+            Ok(())
+        };
+        let ((y, slope), want) = (spec.forward(&x, &h)?, mixture::forward(&spec, &x, &h)?);
+        close("y", &y, &want.0)?;
+        close("log-slope", &slope, &want.1)?;
+        close("inverse", &spec.inverse(&y, &h)?, &mixture::inverse(&spec, &y, &h)?)?;
+        let (gy, gs) = (wave(&shape, 0.53), wave(&shape, 1.7));
+        let (gx, gh) = spec.backward(&x, &h, &gy, &gs)?;
+        let want = mixture::backward(&spec, (&x, &h), (&gy, &gs))?;
+        for (what, a, b) in [("gx", gx, want.0), ("gh", gh, want.1)] {
+            let d = max_of_largest(&a, &b)?;
+            println!("{components} components, h of {size}, {what}: {d:.1e}");
+            assert!(d < 1e-12, "{components} components, {what}: {d:e}");
+        }
+        let gaps =
+            of_f32((&x, &h), &|x, h| spec.forward(x, h), &|y, h| spec.inverse(y, h), &|[x, h, gy, gs]| {
+                spec.backward(x, h, gy, gs)
+            })?;
+        println!("f32: {gaps:?}");
+        // What is computed in f64 is rounded once.
+        assert!(gaps.iter().all(|g| *g <= 4e-6), "f32: {gaps:?}");
+        for i in [0, 1, 3, 4] {
+            assert!(gaps[i] <= f64::from(f32::EPSILON), "f32: {gaps:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A number that is none, of the input or of any parameter, gives none both ways.
+#[test]
+fn mixtures_of_no_number() -> Result<()> {
+    let spec = MixtureSpec { components: 2 };
+    for wrong in 0..=spec.params() {
+        let mut h = wave(&[1, spec.params()], 0.3).flatten_all()?.to_vec1::<f64>()?;
+        let mut x = 0.3;
+        *h.get_mut(wrong).unwrap_or(&mut x) = f64::NAN;
+        let (x, h) =
+            (Tensor::new(&[[x]], &Device::Cpu)?, Tensor::new(h.as_slice(), &Device::Cpu)?.unsqueeze(0)?);
+        let back = spec.inverse(&x, &h)?;
+        for t in [spec.forward(&x, &h)?.0, back] {
+            assert!(t.flatten_all()?.to_vec1::<f64>()?[0].is_nan(), "parameter {wrong}: {t}");
+        }
+    }
     Ok(())
 }

@@ -1,0 +1,137 @@
+//! Elements sixteen at a time, each with several parameters of its own: how the kernels of transforms read and write them.
+
+use crate::real::{Real, View};
+use crate::threads::{Shared, ranges};
+use candle_core::Tensor;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Elements that pass at once.
+pub(crate) const L: usize = 16;
+
+/// A number for each of them.
+pub(crate) type Lanes = [f64; L];
+
+/// The parameters of all elements: the j-th of the element (b, e) is h[(b J + j) m + e].
+pub(crate) struct Elements<'a, T> {
+    h: &'a [T],
+    /// Elements, and those of an example.
+    n: usize,
+    m: usize,
+    /// J, numbers of an element.
+    each: usize,
+}
+
+/// Elements that pass together: `count` of them from `at` on. Lanes after the last repeat it.
+pub(crate) struct Block {
+    pub(crate) at: usize,
+    pub(crate) count: usize,
+    /// Where each has its first parameter.
+    places: [usize; L],
+}
+
+impl Block {
+    /// The block's numbers of x.
+    #[inline(always)]
+    pub(crate) fn take<T: Real>(&self, x: &[T]) -> Lanes {
+        std::array::from_fn(|l| x[self.at + l.min(self.count - 1)].f64())
+    }
+
+    /// Writes the block's numbers of x.
+    ///
+    /// # Safety
+    /// No other thread may have these elements.
+    #[inline(always)]
+    pub(crate) unsafe fn put<T: Real>(&self, x: &Shared<T>, values: &Lanes) {
+        // SAFETY: the caller's.
+        let x = unsafe { x.part(self.at, self.count) };
+        for (x, v) in x.iter_mut().zip(values) {
+            *x = T::of(*v);
+        }
+    }
+
+    /// Whether the elements, and so each of their parameters, lie side by side.
+    #[inline(always)]
+    fn is_row(&self) -> bool {
+        self.places[L - 1] == self.places[0] + L - 1
+    }
+}
+
+impl<'a, T: Real> Elements<'a, T> {
+    /// The elements of `x` with `each` parameters in `h`, whose numbers were counted before.
+    pub(crate) fn new(op: &str, each: usize, x: &Tensor, h: &'a View) -> candle_core::Result<Self> {
+        let n = x.elem_count();
+        Ok(Self { h: h.get(op)?, n, m: n / x.dim(0)?.max(1), each })
+    }
+
+    /// How many elements there are.
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+
+    /// How many parameters all of them have.
+    pub(crate) fn params(&self) -> usize {
+        self.h.len()
+    }
+
+    /// Runs `f` on ranges of elements, in threads where there are enough.
+    pub(crate) fn for_each(&self, f: impl Fn(Range<usize>) + Send + Sync) {
+        if self.n < 64 * L {
+            return f(0..self.n);
+        }
+        ranges(self.n.div_ceil(L)).into_par_iter().for_each(|r| f(r.start * L..(r.end * L).min(self.n)));
+    }
+
+    /// The blocks of a range of elements.
+    pub(crate) fn blocks(&self, elements: Range<usize>) -> impl Iterator<Item = Block> + use<T> {
+        let (m, each, end) = (self.m, self.each, elements.end);
+        elements.step_by(L).map(move |at| {
+            let (mut example, mut element, count) = (at / m, at % m, L.min(end - at));
+            let places = std::array::from_fn(|l| {
+                let place = example * each * m + element;
+                if l + 1 < count {
+                    element += 1;
+                    (example, element) = if element == m { (example + 1, 0) } else { (example, element) };
+                }
+                place
+            });
+            Block { at, count, places }
+        })
+    }
+
+    /// The block's j-th parameters.
+    #[inline(always)]
+    pub(crate) fn load(&self, block: &Block, j: usize) -> [T; L] {
+        let first = block.places[0] + j * self.m;
+        match self.h[first..].first_chunk() {
+            Some(v) if block.is_row() => *v,
+            _ => block.places.map(|place| self.h[place + j * self.m]),
+        }
+    }
+
+    /// A parameter of one lane, the j-th.
+    #[inline(always)]
+    pub(crate) fn one(&self, block: &Block, lane: usize, j: usize) -> T {
+        self.h[block.places[lane] + j * self.m]
+    }
+
+    /// Writes numbers of the block's j-th parameters.
+    ///
+    /// # Safety
+    /// No other thread may have these elements.
+    #[inline(always)]
+    pub(crate) unsafe fn store(&self, block: &Block, j: usize, to: &Shared<T>, values: &Lanes) {
+        if block.is_row() {
+            // SAFETY: the caller's.
+            let to = unsafe { to.part(block.places[0] + j * self.m, L) };
+            for (to, v) in to.iter_mut().zip(values) {
+                *to = T::of(*v);
+            }
+            return;
+        }
+        for (place, v) in block.places[..block.count].iter().zip(values) {
+            // SAFETY: the caller's.
+            unsafe { to.part(place + j * self.m, 1)[0] = T::of(*v) };
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! The mixture on the CPU: sixteen elements at a time.
+
+// Lanes of several arrays share their indices.
+#![allow(clippy::needless_range_loop)]
+
+use super::spec::{LARGEST_LOG_SCALE, MOST_STEPS, MixtureSpec};
+use crate::lanes::{Block, Elements, L, Lanes};
+use crate::real::{Real, View, dispatch, exp_f64, ln_f64, tensor};
+use crate::simd::{Job, Width, wide};
+use crate::threads::{Shared, unwritten};
+use candle_core::{DType, Result, Tensor};
+use std::ops::Range;
+
+/// [`MixtureSpec::forward`].
+pub(crate) fn forward(mixture: &MixtureSpec, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, h) = (x.contiguous()?, h.contiguous()?);
+    dispatch!("mixture", x.dtype(), T => {
+        let (vx, vh) = (View::of("mixture", &x)?, View::of("mixture", &h)?);
+        let of = &Elements::<T>::new("mixture", mixture.params(), &x, &vh)?;
+        let x_all = vx.get::<T>("mixture")?;
+        // SAFETY: each element's numbers are written below.
+        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(of.len()), unwritten::<T>(of.len())) };
+        let (to_y, to_slope) = (&Shared::new(&mut y), &Shared::new(&mut log_slope));
+        of.for_each(|elements| wide(Forward { mixture, of, elements, x: x_all, y: to_y, log_slope: to_slope }));
+        Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
+    })
+}
+
+/// [`MixtureSpec::inverse`].
+pub(crate) fn inverse(mixture: &MixtureSpec, y: &Tensor, h: &Tensor) -> Result<Tensor> {
+    let (y, h) = (y.contiguous()?, h.contiguous()?);
+    let eps = if y.dtype() == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
+    dispatch!("mixture", y.dtype(), T => {
+        let (vy, vh) = (View::of("mixture", &y)?, View::of("mixture", &h)?);
+        let of = &Elements::<T>::new("mixture", mixture.params(), &y, &vh)?;
+        let y_all = vy.get::<T>("mixture")?;
+        // SAFETY: each element is written below.
+        let mut x = unsafe { unwritten::<T>(of.len()) };
+        let to_x = &Shared::new(&mut x);
+        of.for_each(|elements| wide(Inverse { mixture, of, elements, eps, y: y_all, x: to_x }));
+        tensor(x, y.shape())
+    })
+}
+
+/// [`MixtureSpec::backward`].
+pub(crate) fn backward(
+    mixture: &MixtureSpec,
+    (x, h): (&Tensor, &Tensor),
+    (gy, gs): (&Tensor, &Tensor),
+) -> Result<(Tensor, Tensor)> {
+    let (x, h, gy, gs) = (x.contiguous()?, h.contiguous()?, gy.contiguous()?, gs.contiguous()?);
+    dispatch!("mixture", x.dtype(), T => {
+        let (vx, vh) = (View::of("mixture", &x)?, View::of("mixture", &h)?);
+        let (vy, vs) = (View::of("mixture", &gy)?, View::of("mixture", &gs)?);
+        let of = &Elements::<T>::new("mixture", mixture.params(), &x, &vh)?;
+        let given = [vx.get::<T>("mixture")?, vy.get("mixture")?, vs.get("mixture")?];
+        // SAFETY: each element's numbers are written below.
+        let (mut gx, mut gh) = unsafe { (unwritten::<T>(of.len()), unwritten::<T>(of.params())) };
+        let (to_x, to_h) = (&Shared::new(&mut gx), &Shared::new(&mut gh));
+        of.for_each(|elements| wide(Backward { mixture, of, elements, given, gx: to_x, gh: to_h }));
+        Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
+    })
+}
+
+/// c tanh(h / c), and its derivative by h.
+#[inline(always)]
+fn bounded(h: f64) -> (f64, f64) {
+    let t = 1. - 2. / (exp_f64(h * (2. / LARGEST_LOG_SCALE)) + 1.);
+    (LARGEST_LOG_SCALE * t, 1. - t * t)
+}
+
+/// One component of sixteen elements.
+#[derive(Clone, Copy, Default)]
+struct Component {
+    /// pi, mu and 1 / s.
+    weight: Lanes,
+    mean: Lanes,
+    rate: Lanes,
+    /// The derivative of log s by the number that it comes from.
+    bend: Lanes,
+}
+
+/// The mixtures of sixteen elements.
+struct Mixtures {
+    components: Vec<Component>,
+    /// a, its derivative, exp(a) and b.
+    a: Lanes,
+    bend: Lanes,
+    scale: Lanes,
+    b: Lanes,
+}
+
+impl Mixtures {
+    fn new(mixture: &MixtureSpec) -> Self {
+        let (a, bend, scale, b) = ([0.; L], [0.; L], [0.; L], [0.; L]);
+        Self { components: vec![Component::default(); mixture.components], a, bend, scale, b }
+    }
+
+    /// Those of a block.
+    #[inline(always)]
+    fn read<T: Real>(&mut self, mixture: &MixtureSpec, of: &Elements<T>, block: &Block) {
+        let n = self.components.len();
+        let mut most = of.load(block, 0).map(T::f64);
+        for (k, c) in self.components.iter_mut().enumerate() {
+            c.weight = of.load(block, k).map(T::f64);
+            let (mean, log_scale) = (of.load(block, n + k), of.load(block, 2 * n + k));
+            for l in 0..L {
+                most[l] = if c.weight[l] > most[l] { c.weight[l] } else { most[l] };
+                c.mean[l] = mixture.mean_factor(k) * mean[l].f64();
+                let (log_scale, bend) = bounded(log_scale[l].f64());
+                c.rate[l] = exp_f64(-log_scale);
+                c.bend[l] = bend;
+            }
+        }
+        let mut sum = [0.; L];
+        for c in &mut self.components {
+            for l in 0..L {
+                c.weight[l] = exp_f64(c.weight[l] - most[l]);
+                sum[l] += c.weight[l];
+            }
+        }
+        for c in &mut self.components {
+            for l in 0..L {
+                c.weight[l] /= sum[l];
+            }
+        }
+        let a = of.load(block, 3 * n);
+        for l in 0..L {
+            (self.a[l], self.bend[l]) = bounded(a[l].f64());
+            self.scale[l] = exp_f64(self.a[l]);
+        }
+        self.b = of.load(block, 3 * n + 1).map(T::f64);
+    }
+
+    /// F at x.
+    #[inline(always)]
+    fn at(&self, x: &Lanes) -> Cdf {
+        let (mut low, mut high) = ([f64::INFINITY; L], [f64::NEG_INFINITY; L]);
+        for c in &self.components {
+            for l in 0..L {
+                let u = (x[l] - c.mean[l]) * c.rate[l];
+                low[l] = if u < low[l] { u } else { low[l] };
+                high[l] = if u > high[l] { u } else { high[l] };
+            }
+        }
+        let zero = [0.; L];
+        let mut f = Cdf { shift: zero, small: zero, below: zero, above: zero, density: zero };
+        for l in 0..L {
+            f.shift[l] = if low[l] > 0. { low[l] } else { 0. } + if high[l] < 0. { high[l] } else { 0. };
+            f.small[l] = exp_f64(-f.shift[l].abs());
+        }
+        for c in &self.components {
+            for l in 0..L {
+                let part = c.at(x[l], f.shift[l], f.small[l], l);
+                f.below[l] += c.weight[l] * part.below;
+                f.above[l] += c.weight[l] * part.above;
+                f.density[l] += c.weight[l] * part.density * c.rate[l];
+            }
+        }
+        f
+    }
+}
+
+/// F, 1 - F and F' of sixteen elements, each times a power of e: see the module.
+struct Cdf {
+    /// d with the sign of all u_k, and e^-d.
+    shift: Lanes,
+    small: Lanes,
+    /// F e^d where all u_k are negative, and F otherwise.
+    below: Lanes,
+    /// (1 - F) e^d where all u_k are positive, and 1 - F otherwise.
+    above: Lanes,
+    /// F' e^d.
+    density: Lanes,
+}
+
+impl Cdf {
+    /// logit F.
+    #[inline(always)]
+    fn logit(&self, l: usize) -> f64 {
+        ln_f64(self.below[l] / self.above[l]) + self.shift[l]
+    }
+
+    /// Its derivative.
+    #[inline(always)]
+    fn slope(&self, l: usize) -> f64 {
+        self.density[l] / (self.below[l] * self.above[l])
+    }
+}
+
+/// A component's u, sigmoid(u), sigmoid(-u) and sigmoid(u) sigmoid(-u), times the powers of e of [`Cdf`]; 1 - 2 sigmoid(u).
+struct Part {
+    u: f64,
+    below: f64,
+    above: f64,
+    density: f64,
+    odd: f64,
+}
+
+impl Component {
+    #[inline(always)]
+    fn at(&self, x: f64, shift: f64, small: f64, l: usize) -> Part {
+        let u = (x - self.mean[l]) * self.rate[l];
+        let positive = u > 0.;
+        let near = exp_f64(shift.abs() - u.abs());
+        let e = near * small;
+        let most = 1. / (1. + e);
+        let least = near * most;
+        Part {
+            u,
+            below: if positive { most } else { least },
+            above: if positive { least } else { most },
+            density: least * most,
+            odd: (if positive { e - 1. } else { 1. - e }) * most,
+        }
+    }
+}
+
+/// y and log dy/dx.
+struct Forward<'a, T> {
+    mixture: &'a MixtureSpec,
+    of: &'a Elements<'a, T>,
+    elements: Range<usize>,
+    x: &'a [T],
+    y: &'a Shared<T>,
+    log_slope: &'a Shared<T>,
+}
+
+impl<T: Real> Job for Forward<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { mixture, of, elements, x, y, log_slope } = self;
+        let mut m = Mixtures::new(mixture);
+        for block in of.blocks(elements) {
+            m.read(mixture, of, &block);
+            let f = m.at(&block.take(x));
+            let (mut values, mut logs) = ([0.; L], [0.; L]);
+            for l in 0..L {
+                values[l] = m.scale[l] * f.logit(l) + m.b[l];
+                logs[l] = m.a[l] + ln_f64(f.slope(l));
+            }
+            // SAFETY: this thread alone has these elements.
+            unsafe {
+                block.put(y, &values);
+                block.put(log_slope, &logs);
+            }
+        }
+    }
+}
+
+/// x from y.
+struct Inverse<'a, T> {
+    mixture: &'a MixtureSpec,
+    of: &'a Elements<'a, T>,
+    elements: Range<usize>,
+    /// Of the tensors' type.
+    eps: f64,
+    y: &'a [T],
+    x: &'a Shared<T>,
+}
+
+/// Brackets around the solutions of sixteen elements.
+struct Brackets {
+    low: Lanes,
+    high: Lanes,
+    x: Lanes,
+}
+
+impl Mixtures {
+    /// The first brackets of the equations logit F(x) = u: from the smallest to the largest mu_k + s_k u. Where all are the
+    /// same, the ends are the solution up to rounding.
+    #[inline(always)]
+    fn brackets(&self, u: &Lanes, eps: f64) -> Brackets {
+        let mut s = Brackets { low: [f64::INFINITY; L], high: [f64::NEG_INFINITY; L], x: [0.; L] };
+        for c in &self.components {
+            for l in 0..L {
+                let end = c.mean[l] + u[l] / c.rate[l];
+                s.low[l] = if end > s.low[l] { s.low[l] } else { end };
+                s.high[l] = if end < s.high[l] { s.high[l] } else { end };
+            }
+        }
+        for l in 0..L {
+            s.x[l] = 0.5 * (s.low[l] + s.high[l]);
+            let slack = 0.5 * tolerance(s.x[l], eps);
+            (s.low[l], s.high[l]) = (s.low[l] - slack, s.high[l] + slack);
+        }
+        s
+    }
+
+    /// The solutions.
+    #[inline(always)]
+    fn solve(&self, u: &Lanes, eps: f64) -> Lanes {
+        let mut s = self.brackets(u, eps);
+        for step in 1..=MOST_STEPS {
+            let f = self.at(&s.x);
+            let mut open = [0.; L];
+            for l in 0..L {
+                let (x, off) = (s.x[l], f.logit(l) - u[l]);
+                let (above, below) = (off > 0., off <= 0.);
+                // What is no number stays so: both ends become it.
+                s.high[l] = if above {
+                    x
+                } else if below {
+                    s.high[l]
+                } else {
+                    off
+                };
+                s.low[l] = if below {
+                    x
+                } else if above {
+                    s.low[l]
+                } else {
+                    off
+                };
+                let most = tolerance(x, eps);
+                open[l] = if s.high[l] - s.low[l] > most { 1. } else { 0. };
+                let halved = 0.5 * (s.low[l] + s.high[l]);
+                // A little past the root, so that the bracket closes from both sides.
+                let newton = x - off / f.slope(l) + if above { -0.5 * most } else { 0.5 * most };
+                let within = newton > s.low[l] && newton < s.high[l] && step % 3 != 0;
+                s.x[l] = if within { newton } else { halved };
+            }
+            if open == [0.; L] {
+                break;
+            }
+        }
+        std::array::from_fn(|l| 0.5 * (s.low[l] + s.high[l]))
+    }
+}
+
+/// The length of a bracket around x that is short enough.
+#[inline(always)]
+fn tolerance(x: f64, eps: f64) -> f64 {
+    8. * eps * (1. + x.abs())
+}
+
+impl<T: Real> Job for Inverse<'_, T> {
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { mixture, of, elements, eps, y, x } = self;
+        let mut m = Mixtures::new(mixture);
+        for block in of.blocks(elements) {
+            m.read(mixture, of, &block);
+            let mut u = block.take(y);
+            for l in 0..L {
+                u[l] = (u[l] - m.b[l]) / m.scale[l];
+            }
+            // SAFETY: this thread alone has these elements.
+            unsafe { block.put(x, &m.solve(&u, eps)) };
+        }
+    }
+}
+
+/// The gradients of x and of h.
+struct Backward<'a, T> {
+    mixture: &'a MixtureSpec,
+    of: &'a Elements<'a, T>,
+    elements: Range<usize>,
+    /// x, and the gradients of y and of log dy/dx.
+    given: [&'a [T]; 3],
+    gx: &'a Shared<T>,
+    gh: &'a Shared<T>,
+}
+
+impl<T: Real> Job for Backward<'_, T> {
+    /// With g = exp(a) gy, those of F, 1 - F and F' are (g - gs) / F, -(g + gs) / (1 - F) and gs / F', and that of u_k is
+    ///
+    /// ```text
+    /// pi_k sigmoid(u_k) sigmoid(-u_k) (g_F - g_1-F + g_F' (1 - 2 sigmoid(u_k)) / s_k)
+    /// ```
+    #[inline(always)]
+    fn run<W: Width>(self) {
+        let Self { mixture, of, elements, given, gx, gh } = self;
+        let n = mixture.components;
+        let mut m = Mixtures::new(mixture);
+        for block in of.blocks(elements) {
+            m.read(mixture, of, &block);
+            let [x, gy, gs] = given.map(|v| block.take(v));
+            let f = m.at(&x);
+            // SAFETY: this thread alone has these elements.
+            let store = |j: usize, values: &Lanes| unsafe { of.store(&block, j, gh, values) };
+            let zero = [0.; L];
+            let (mut below, mut above, mut density) = (zero, zero, zero);
+            let (mut across, mut of_a, mut of_x) = (zero, zero, zero);
+            for l in 0..L {
+                let g = m.scale[l] * gy[l];
+                below[l] = (g - gs[l]) / f.below[l];
+                above[l] = -(g + gs[l]) / f.above[l];
+                density[l] = gs[l] / f.density[l];
+                let (negative, positive) = (f.shift[l] < 0., f.shift[l] > 0.);
+                across[l] = below[l] * if positive { f.small[l] } else { 1. }
+                    - above[l] * if negative { f.small[l] } else { 1. };
+                of_a[l] = (g * f.logit(l) + gs[l]) * m.bend[l];
+            }
+            for (k, c) in m.components.iter().enumerate() {
+                let (mut of_weight, mut of_mean, mut of_scale) = (zero, zero, zero);
+                for l in 0..L {
+                    let (part, weight, rate) =
+                        (c.at(x[l], f.shift[l], f.small[l], l), c.weight[l], c.rate[l]);
+                    let of_density = density[l] * part.density * rate;
+                    let of_u = weight * (part.density * across[l] + of_density * part.odd);
+                    of_weight[l] =
+                        weight * (below[l] * part.below + above[l] * part.above + of_density + gs[l]);
+                    of_mean[l] = -mixture.mean_factor(k) * of_u * rate;
+                    of_scale[l] = -(of_u * part.u + weight * of_density) * c.bend[l];
+                    of_x[l] += of_u * rate;
+                }
+                store(k, &of_weight);
+                store(n + k, &of_mean);
+                store(2 * n + k, &of_scale);
+            }
+            store(3 * n, &of_a);
+            store(3 * n + 1, &gy);
+            // SAFETY: this thread alone has these elements.
+            unsafe { block.put(gx, &of_x) };
+        }
+    }
+}
