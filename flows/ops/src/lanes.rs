@@ -1,6 +1,6 @@
 //! Elements sixteen at a time, each with several parameters of its own: how the kernels of transforms read and write them.
 
-use crate::real::{Real, View};
+use crate::real::{Real, View, exp_f64};
 use crate::threads::{Shared, ranges};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -28,6 +28,29 @@ pub(crate) struct Block {
     pub(crate) count: usize,
     /// Where each has its first parameter.
     places: [usize; L],
+}
+
+/// exp(a_k) / sum_j exp(a_j) of each lane, in place.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)]
+pub(crate) fn softmax(a: &mut [Lanes]) {
+    let (mut most, mut sum) = (a[0], [0.; L]);
+    for a in a.iter() {
+        for l in 0..L {
+            most[l] = if a[l] > most[l] { a[l] } else { most[l] };
+        }
+    }
+    for a in a.iter_mut() {
+        for l in 0..L {
+            a[l] = exp_f64(a[l] - most[l]);
+            sum[l] += a[l];
+        }
+    }
+    for a in a.iter_mut() {
+        for l in 0..L {
+            a[l] /= sum[l];
+        }
+    }
 }
 
 impl Block {
@@ -101,18 +124,18 @@ impl<'a, T: Real> Elements<'a, T> {
 
     /// The block's j-th parameters.
     #[inline(always)]
-    pub(crate) fn load(&self, block: &Block, j: usize) -> [T; L] {
+    pub(crate) fn load(&self, block: &Block, j: usize) -> Lanes {
         let first = block.places[0] + j * self.m;
         match self.h[first..].first_chunk() {
-            Some(v) if block.is_row() => *v,
-            _ => block.places.map(|place| self.h[place + j * self.m]),
+            Some(v) if block.is_row() => v.map(T::f64),
+            _ => block.places.map(|place| self.h[place + j * self.m].f64()),
         }
     }
 
     /// A parameter of one lane, the j-th.
     #[inline(always)]
-    pub(crate) fn one(&self, block: &Block, lane: usize, j: usize) -> T {
-        self.h[block.places[lane] + j * self.m]
+    pub(crate) fn one(&self, block: &Block, lane: usize, j: usize) -> f64 {
+        self.h[block.places[lane] + j * self.m].f64()
     }
 
     /// Writes numbers of the block's j-th parameters.

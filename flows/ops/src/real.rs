@@ -161,23 +161,24 @@ pub(crate) fn exp_f64(x: f64) -> f64 {
     let rounded = x * std::f64::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    // Taylor's coefficients, the highest power's first: the next term is below 5e-18.
-    let mut p = 1. / 6_227_020_800.;
-    for c in [
-        1. / 479_001_600.,
-        1. / 39_916_800.,
-        1. / 3_628_800.,
-        1. / 362_880.,
-        1. / 40_320.,
-        1. / 5040.,
-        1. / 720.,
-        1. / 120.,
-        1. / 24.,
-        1. / 6.,
-        0.5,
-    ] {
-        p = p * r + c;
-    }
+    // Taylor's coefficients: the next term is below 5e-18.
+    let p = polynomial(
+        r,
+        [
+            0.5,
+            1. / 6.,
+            1. / 24.,
+            1. / 120.,
+            1. / 720.,
+            1. / 5040.,
+            1. / 40_320.,
+            1. / 362_880.,
+            1. / 3_628_800.,
+            1. / 39_916_800.,
+            1. / 479_001_600.,
+            1. / 6_227_020_800.,
+        ],
+    );
     (p * r * r + r + 1.) * f64::from_bits(rounded.to_bits().wrapping_add(1023) << 52)
 }
 
@@ -193,12 +194,19 @@ pub(crate) fn ln_f64(x: f64) -> f64 {
     let m = f64::from_bits((above & 0x000f_ffff_ffff_ffff).wrapping_add(ROOT));
     let s = (m - 1.) / (m + 1.);
     let q = s * s;
-    let mut p = 1. / 23.;
-    for odd in [21., 19., 17., 15., 13., 11., 9., 7., 5., 3.] {
-        p = p * q + 1. / odd;
-    }
+    let series = [3., 5., 7., 9., 11., 13., 15., 17., 19., 21., 23., 25.];
+    let p = polynomial(q, series.map(|odd| 1. / odd));
     let y = n * LN_2_HIGH + (2. * (s + s * q * p) + n * LN_2_LOW);
     if x.is_nan() { x } else { y }
+}
+
+/// c_0 + c_1 x + c_2 x^2 + .., in pairs, fours and eights (Estrin): terms one after the other would each wait for the last.
+#[inline(always)]
+fn polynomial(x: f64, c: [f64; 12]) -> f64 {
+    let x2 = x * x;
+    let x4 = x2 * x2;
+    let four = |i: usize| (c[i] + c[i + 1] * x) + (c[i + 2] + c[i + 3] * x) * x2;
+    (four(0) + four(4) * x4) + four(8) * (x4 * x4)
 }
 
 /// log 2 in two parts: an exponent times the first is exact.

@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::spec::{LARGEST_LOG_SCALE, MOST_STEPS, MixtureSpec};
-use crate::lanes::{Block, Elements, L, Lanes};
+use crate::lanes::{Block, Elements, L, Lanes, softmax};
 use crate::real::{Real, View, dispatch, exp_f64, ln_f64, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::threads::{Shared, unwritten};
@@ -72,8 +72,7 @@ fn bounded(h: f64) -> (f64, f64) {
 /// One component of sixteen elements.
 #[derive(Clone, Copy, Default)]
 struct Component {
-    /// pi, mu and 1 / s.
-    weight: Lanes,
+    /// mu and 1 / s.
     mean: Lanes,
     rate: Lanes,
     /// The derivative of log s by the number that it comes from.
@@ -82,6 +81,8 @@ struct Component {
 
 /// The mixtures of sixteen elements.
 struct Mixtures {
+    /// pi.
+    weights: Vec<Lanes>,
     components: Vec<Component>,
     /// a, its derivative, exp(a) and b.
     a: Lanes,
@@ -92,44 +93,32 @@ struct Mixtures {
 
 impl Mixtures {
     fn new(mixture: &MixtureSpec) -> Self {
-        let (a, bend, scale, b) = ([0.; L], [0.; L], [0.; L], [0.; L]);
-        Self { components: vec![Component::default(); mixture.components], a, bend, scale, b }
+        let (n, zero) = (mixture.components, [0.; L]);
+        let (weights, components) = (vec![zero; n], vec![Component::default(); n]);
+        Self { weights, components, a: zero, bend: zero, scale: zero, b: zero }
     }
 
     /// Those of a block.
     #[inline(always)]
     fn read<T: Real>(&mut self, mixture: &MixtureSpec, of: &Elements<T>, block: &Block) {
         let n = self.components.len();
-        let mut most = of.load(block, 0).map(T::f64);
-        for (k, c) in self.components.iter_mut().enumerate() {
-            c.weight = of.load(block, k).map(T::f64);
+        for (k, (weight, c)) in self.weights.iter_mut().zip(&mut self.components).enumerate() {
+            *weight = of.load(block, k);
             let (mean, log_scale) = (of.load(block, n + k), of.load(block, 2 * n + k));
             for l in 0..L {
-                most[l] = if c.weight[l] > most[l] { c.weight[l] } else { most[l] };
-                c.mean[l] = mixture.mean_factor(k) * mean[l].f64();
-                let (log_scale, bend) = bounded(log_scale[l].f64());
+                c.mean[l] = mixture.mean_factor(k) * mean[l];
+                let (log_scale, bend) = bounded(log_scale[l]);
                 c.rate[l] = exp_f64(-log_scale);
                 c.bend[l] = bend;
             }
         }
-        let mut sum = [0.; L];
-        for c in &mut self.components {
-            for l in 0..L {
-                c.weight[l] = exp_f64(c.weight[l] - most[l]);
-                sum[l] += c.weight[l];
-            }
-        }
-        for c in &mut self.components {
-            for l in 0..L {
-                c.weight[l] /= sum[l];
-            }
-        }
+        softmax(&mut self.weights);
         let a = of.load(block, 3 * n);
         for l in 0..L {
-            (self.a[l], self.bend[l]) = bounded(a[l].f64());
+            (self.a[l], self.bend[l]) = bounded(a[l]);
             self.scale[l] = exp_f64(self.a[l]);
         }
-        self.b = of.load(block, 3 * n + 1).map(T::f64);
+        self.b = of.load(block, 3 * n + 1);
     }
 
     /// F at x.
@@ -149,12 +138,12 @@ impl Mixtures {
             f.shift[l] = if low[l] > 0. { low[l] } else { 0. } + if high[l] < 0. { high[l] } else { 0. };
             f.small[l] = exp_f64(-f.shift[l].abs());
         }
-        for c in &self.components {
+        for (weight, c) in self.weights.iter().zip(&self.components) {
             for l in 0..L {
                 let part = c.at(x[l], f.shift[l], f.small[l], l);
-                f.below[l] += c.weight[l] * part.below;
-                f.above[l] += c.weight[l] * part.above;
-                f.density[l] += c.weight[l] * part.density * c.rate[l];
+                f.below[l] += weight[l] * part.below;
+                f.above[l] += weight[l] * part.above;
+                f.density[l] += weight[l] * part.density * c.rate[l];
             }
         }
         f
@@ -392,11 +381,10 @@ impl<T: Real> Job for Backward<'_, T> {
                     - above[l] * if negative { f.small[l] } else { 1. };
                 of_a[l] = (g * f.logit(l) + gs[l]) * m.bend[l];
             }
-            for (k, c) in m.components.iter().enumerate() {
+            for (k, (weight, c)) in m.weights.iter().zip(&m.components).enumerate() {
                 let (mut of_weight, mut of_mean, mut of_scale) = (zero, zero, zero);
                 for l in 0..L {
-                    let (part, weight, rate) =
-                        (c.at(x[l], f.shift[l], f.small[l], l), c.weight[l], c.rate[l]);
+                    let (part, weight, rate) = (c.at(x[l], f.shift[l], f.small[l], l), weight[l], c.rate[l]);
                     let of_density = density[l] * part.density * rate;
                     let of_u = weight * (part.density * across[l] + of_density * part.odd);
                     of_weight[l] =

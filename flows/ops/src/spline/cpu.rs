@@ -4,8 +4,8 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::spec::SplineSpec;
-use crate::lanes::{Block, Elements, L, Lanes};
-use crate::real::{Real, View, dispatch, ln_f64, tensor};
+use crate::lanes::{Block, Elements, L, Lanes, softmax};
+use crate::real::{Real, View, dispatch, exp_f64, ln_f64, tensor};
 use crate::simd::{Job, Width, wide};
 use crate::threads::{Shared, unwritten};
 use candle_core::{Result, Tensor};
@@ -89,49 +89,28 @@ struct Piece {
 
 /// Softplus and its derivative.
 #[inline(always)]
-fn softplus<T: Real>(a: [T; L]) -> ([T; L], [T; L]) {
-    let (zero, one) = (T::default(), T::of(1.));
-    let (mut value, mut slope) = ([zero; L], [zero; L]);
-    for l in 0..L {
-        let positive = a[l] > zero;
-        let e = (if positive { -a[l] } else { a[l] }).exp_in_loop();
-        value[l] = (if positive { a[l] } else { zero }) + e.ln_1p_in_loop();
-        slope[l] = (if positive { one } else { e }) / (one + e);
-    }
-    (value, slope)
+fn softplus(a: f64) -> (f64, f64) {
+    let positive = a > 0.;
+    let e = exp_f64(if positive { -a } else { a });
+    let value = (if positive { a } else { 0. }) + ln_f64(1. + e);
+    (value, (if positive { 1. } else { e }) / (1. + e))
 }
 
 impl<T: Real> Params<'_, T> {
     /// The softmaxes of the widths and of the heights, to `shares` (2 K).
     #[inline(always)]
-    fn shares(&self, block: &Block, shares: &mut [[T; L]]) {
-        let k = self.spline.bins;
-        for (axis, shares) in shares.chunks_exact_mut(k).enumerate() {
-            let mut most = self.of.load(block, axis * k);
-            for (j, share) in shares.iter_mut().enumerate() {
-                *share = self.of.load(block, axis * k + j);
-                for l in 0..L {
-                    most[l] = if share[l] > most[l] { share[l] } else { most[l] };
-                }
-            }
-            let mut sum = [T::default(); L];
-            for share in shares.iter_mut() {
-                for l in 0..L {
-                    share[l] = (share[l] - most[l]).exp_in_loop();
-                    sum[l] += share[l];
-                }
-            }
-            for share in shares.iter_mut() {
-                for l in 0..L {
-                    share[l] = share[l] / sum[l];
-                }
-            }
+    fn shares(&self, block: &Block, shares: &mut [Lanes]) {
+        for (j, share) in shares.iter_mut().enumerate() {
+            *share = self.of.load(block, j);
+        }
+        for shares in shares.chunks_exact_mut(self.spline.bins) {
+            softmax(shares);
         }
     }
 
     /// The pieces with `at` between their ends along an axis, 0 for x and 1 for y.
     #[inline(always)]
-    fn piece(&self, block: &Block, shares: &[[T; L]], at: &Lanes, axis: usize) -> Piece {
+    fn piece(&self, block: &Block, shares: &[Lanes], at: &Lanes, axis: usize) -> Piece {
         let SplineSpec { bins, bound, .. } = self.spline;
         let least = self.spline.shares();
         let zero = [0.; L];
@@ -153,7 +132,7 @@ impl<T: Real> Params<'_, T> {
             let (mut right, mut with) = ([[bound; L]; 2], sums);
             for axis in 0..2 {
                 for l in 0..L {
-                    with[axis][l] += shares[axis * bins + j][l].f64();
+                    with[axis][l] += shares[axis * bins + j][l];
                     if j + 1 < bins {
                         let (least, rest) = least[axis];
                         right[axis][l] = 2. * bound * (least * (j + 1) as f64 + rest * with[axis][l]) - bound;
@@ -182,19 +161,19 @@ impl<T: Real> Params<'_, T> {
     #[inline(always)]
     fn slopes(&self, block: &Block, p: &mut Piece) {
         let SplineSpec { bins, min_slope, .. } = self.spline;
-        let shift = T::of(self.spline.slope_shift());
+        let shift = self.spline.slope_shift();
         for right in [0, 1] {
-            let (knot, mut raw) = (p.k.map(|k| k + right), [T::default(); L]);
+            let (knot, mut raw) = (p.k.map(|k| k + right), [0.; L]);
             for l in 0..L {
                 let j = knot[l].clamp(1, bins - 1) - 1;
                 raw[l] = self.of.one(block, l, 2 * bins + j) + shift;
             }
-            let (value, derivative) = softplus(raw);
             let (d, slope) = if right == 0 { (&mut p.d0, &mut p.slope0) } else { (&mut p.d1, &mut p.slope1) };
             for l in 0..L {
                 let inner = knot[l] > 0 && knot[l] < bins;
-                d[l] = if inner { min_slope + value[l].f64() } else { 1. };
-                slope[l] = if inner { derivative[l].f64() } else { 0. };
+                let (value, derivative) = softplus(raw[l]);
+                d[l] = if inner { min_slope + value } else { 1. };
+                slope[l] = if inner { derivative } else { 0. };
             }
         }
     }
@@ -213,7 +192,7 @@ impl<T: Real> Job for Forward<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let Self { p: params, elements, x, y, log_slope } = self;
-        let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
+        let mut shares = vec![[0.; L]; 2 * params.spline.bins];
         for block in params.of.blocks(elements) {
             let x = block.take(x);
             params.shares(&block, &mut shares);
@@ -251,7 +230,7 @@ impl<T: Real> Job for Inverse<'_, T> {
     #[inline(always)]
     fn run<W: Width>(self) {
         let Self { p: params, elements, y, x } = self;
-        let mut shares = vec![[T::default(); L]; 2 * params.spline.bins];
+        let mut shares = vec![[0.; L]; 2 * params.spline.bins];
         for block in params.of.blocks(elements) {
             let y = block.take(y);
             params.shares(&block, &mut shares);
@@ -328,7 +307,7 @@ impl<T: Real> Job for Backward<'_, T> {
     fn run<W: Width>(self) {
         let Self { p: params, elements, given, gx, gh } = self;
         let SplineSpec { bins, bound, .. } = params.spline;
-        let mut shares = vec![[T::default(); L]; 2 * bins];
+        let mut shares = vec![[0.; L]; 2 * bins];
         for block in params.of.blocks(elements) {
             let given = given.map(|v| block.take(v));
             params.shares(&block, &mut shares);
@@ -352,7 +331,7 @@ impl<T: Real> Job for Backward<'_, T> {
                     for l in 0..L {
                         let before = if j < p.k[l] { ends[0][l] } else { 0. };
                         let with = if j <= p.k[l] { ends[1][l] } else { 0. };
-                        values[l] = share[l].f64() * (before + with - mean[l]);
+                        values[l] = share[l] * (before + with - mean[l]);
                     }
                     store(axis * bins + j, values);
                 }

@@ -13,8 +13,8 @@
 //!
 //! **Shapes.** x, y (B, C, ..), parameters h (B, (3 K - 1) C, ..): the first of all elements, then the second. f32 and f64.
 //!
-//! On the CPU a block of sixteen elements passes at once; shares and slopes are computed in the tensors' type, all else in f64: the inverse is
-//! then off by what rounding y costs, and no more.
+//! On the CPU a block of sixteen elements passes at once, in f64 whatever the tensors' type is: the inverse is then off by what
+//! rounding y costs, and no more. On a GPU candle's operations run.
 
 mod cpu;
 pub(crate) mod reference;
