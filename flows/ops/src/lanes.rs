@@ -1,5 +1,8 @@
 //! Elements sixteen at a time, each with several parameters of its own: how the kernels of transforms read and write them.
 
+// Lanes of several arrays share their indices.
+#![allow(clippy::needless_range_loop)]
+
 use crate::real::{Real, View, exp_f64};
 use crate::threads::{Shared, ranges};
 use candle_core::Tensor;
@@ -32,7 +35,6 @@ pub(crate) struct Block {
 
 /// exp(a_k) / sum_j exp(a_j) of each lane, in place.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)]
 pub(crate) fn softmax(a: &mut [Lanes]) {
     let (mut most, mut sum) = (a[0], [0.; L]);
     for a in a.iter() {
@@ -57,7 +59,12 @@ impl Block {
     /// The block's numbers of x.
     #[inline(always)]
     pub(crate) fn take<T: Real>(&self, x: &[T]) -> Lanes {
-        std::array::from_fn(|l| x[self.at + l.min(self.count - 1)].f64())
+        let x = &x[self.at..][..self.count];
+        let mut values = [x[self.count - 1].f64(); L];
+        for (v, x) in values.iter_mut().zip(x) {
+            *v = x.f64();
+        }
+        values
     }
 
     /// Writes the block's numbers of x.
@@ -105,30 +112,44 @@ impl<'a, T: Real> Elements<'a, T> {
         ranges(self.n.div_ceil(L)).into_par_iter().for_each(|r| f(r.start * L..(r.end * L).min(self.n)));
     }
 
-    /// The blocks of a range of elements.
-    pub(crate) fn blocks(&self, elements: Range<usize>) -> impl Iterator<Item = Block> + use<T> {
-        let (m, each, end) = (self.m, self.each, elements.end);
-        elements.step_by(L).map(move |at| {
-            let (mut example, mut element, count) = (at / m, at % m, L.min(end - at));
-            let places = std::array::from_fn(|l| {
-                let place = example * each * m + element;
-                if l + 1 < count {
-                    element += 1;
-                    (example, element) = if element == m { (example + 1, 0) } else { (example, element) };
+    /// The block from `at` on, of elements that end at `end`.
+    #[inline(always)]
+    pub(crate) fn block(&self, at: usize, end: usize) -> Block {
+        let (mut element, count) = (at % self.m, L.min(end - at));
+        let mut place = at / self.m * self.each * self.m + element;
+        let mut places = [place; L];
+        for l in 1..L {
+            if l < count {
+                element += 1;
+                place += 1;
+                if element == self.m {
+                    (element, place) = (0, place + (self.each - 1) * self.m);
                 }
-                place
-            });
-            Block { at, count, places }
-        })
+            }
+            places[l] = place;
+        }
+        Block { at, count, places }
     }
 
     /// The block's j-th parameters.
     #[inline(always)]
     pub(crate) fn load(&self, block: &Block, j: usize) -> Lanes {
         let first = block.places[0] + j * self.m;
-        match self.h[first..].first_chunk() {
-            Some(v) if block.is_row() => v.map(T::f64),
-            _ => block.places.map(|place| self.h[place + j * self.m].f64()),
+        match self.h[first..].first_chunk::<L>() {
+            Some(row) if block.is_row() => {
+                let mut values = [0.; L];
+                for (v, x) in values.iter_mut().zip(row) {
+                    *v = x.f64();
+                }
+                values
+            }
+            _ => {
+                let mut values = [0.; L];
+                for (v, place) in values.iter_mut().zip(block.places) {
+                    *v = self.h[place + j * self.m].f64();
+                }
+                values
+            }
         }
     }
 

@@ -220,7 +220,8 @@ impl<T: Real> Job for Forward<'_, T> {
     fn run<W: Width>(self) {
         let Self { mixture, of, elements, x, y, log_slope } = self;
         let mut m = Mixtures::new(mixture);
-        for block in of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = of.block(at, elements.end);
             m.read(mixture, of, &block);
             let f = m.at(&block.take(x));
             let (mut values, mut logs) = ([0.; L], [0.; L]);
@@ -313,7 +314,11 @@ impl Mixtures {
                 break;
             }
         }
-        std::array::from_fn(|l| 0.5 * (s.low[l] + s.high[l]))
+        let mut x = [0.; L];
+        for l in 0..L {
+            x[l] = 0.5 * (s.low[l] + s.high[l]);
+        }
+        x
     }
 }
 
@@ -328,7 +333,8 @@ impl<T: Real> Job for Inverse<'_, T> {
     fn run<W: Width>(self) {
         let Self { mixture, of, elements, eps, y, x } = self;
         let mut m = Mixtures::new(mixture);
-        for block in of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = of.block(at, elements.end);
             m.read(mixture, of, &block);
             let mut u = block.take(y);
             for l in 0..L {
@@ -362,7 +368,8 @@ impl<T: Real> Job for Backward<'_, T> {
         let Self { mixture, of, elements, given, gx, gh } = self;
         let n = mixture.components;
         let mut m = Mixtures::new(mixture);
-        for block in of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = of.block(at, elements.end);
             m.read(mixture, of, &block);
             let [x, gy, gs] = given.map(|v| block.take(v));
             let f = m.at(&x);

@@ -16,7 +16,7 @@ pub(crate) fn forward(spline: &SplineSpec, x: &Tensor, h: &Tensor) -> Result<(Te
     let (x, h) = (x.contiguous()?, h.contiguous()?);
     dispatch!("spline", x.dtype(), T => {
         let (vx, vh) = (View::of("spline", &x)?, View::of("spline", &h)?);
-        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &x, &vh)? };
+        let p = &Params::<T>::new(spline, &x, &vh)?;
         let x_all = vx.get::<T>("spline")?;
         // SAFETY: each element's numbers are written below.
         let (mut y, mut log_slope) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.len())) };
@@ -31,7 +31,7 @@ pub(crate) fn inverse(spline: &SplineSpec, y: &Tensor, h: &Tensor) -> Result<Ten
     let (y, h) = (y.contiguous()?, h.contiguous()?);
     dispatch!("spline", y.dtype(), T => {
         let (vy, vh) = (View::of("spline", &y)?, View::of("spline", &h)?);
-        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &y, &vh)? };
+        let p = &Params::<T>::new(spline, &y, &vh)?;
         let y_all = vy.get::<T>("spline")?;
         // SAFETY: each element is written below.
         let mut x = unsafe { unwritten::<T>(p.of.len()) };
@@ -52,7 +52,7 @@ pub(crate) fn backward(
         let views = [&x, &gy, &gs, &h].map(|t| View::of("spline", t));
         let [vx, vy, vs, vh] = views;
         let (vx, vy, vs, vh) = (vx?, vy?, vs?, vh?);
-        let p = &Params::<T> { spline: *spline, of: Elements::new("spline", spline.params(), &x, &vh)? };
+        let p = &Params::<T>::new(spline, &x, &vh)?;
         let given = [vx.get::<T>("spline")?, vy.get("spline")?, vs.get("spline")?];
         // SAFETY: each element's numbers are written below.
         let (mut gx, mut gh) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.params())) };
@@ -65,7 +65,16 @@ pub(crate) fn backward(
 /// The settings, and the elements with their parameters.
 struct Params<'a, T> {
     spline: SplineSpec,
+    /// What is added to the slopes' numbers.
+    shift: f64,
     of: Elements<'a, T>,
+}
+
+impl<'a, T: Real> Params<'a, T> {
+    fn new(spline: &SplineSpec, x: &Tensor, h: &'a View) -> Result<Self> {
+        let of = Elements::new("spline", spline.params(), x, h)?;
+        Ok(Self { spline: *spline, shift: spline.slope_shift(), of })
+    }
 }
 
 /// The pieces that sixteen elements are in.
@@ -161,12 +170,11 @@ impl<T: Real> Params<'_, T> {
     #[inline(always)]
     fn slopes(&self, block: &Block, p: &mut Piece) {
         let SplineSpec { bins, min_slope, .. } = self.spline;
-        let shift = self.spline.slope_shift();
         for right in [0, 1] {
             let (knot, mut raw) = (p.k.map(|k| k + right), [0.; L]);
             for l in 0..L {
                 let j = knot[l].clamp(1, bins - 1) - 1;
-                raw[l] = self.of.one(block, l, 2 * bins + j) + shift;
+                raw[l] = self.of.one(block, l, 2 * bins + j) + self.shift;
             }
             let (d, slope) = if right == 0 { (&mut p.d0, &mut p.slope0) } else { (&mut p.d1, &mut p.slope1) };
             for l in 0..L {
@@ -193,7 +201,8 @@ impl<T: Real> Job for Forward<'_, T> {
     fn run<W: Width>(self) {
         let Self { p: params, elements, x, y, log_slope } = self;
         let mut shares = vec![[0.; L]; 2 * params.spline.bins];
-        for block in params.of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = params.of.block(at, elements.end);
             let x = block.take(x);
             params.shares(&block, &mut shares);
             let p = params.piece(&block, &shares, &x, 0);
@@ -206,12 +215,12 @@ impl<T: Real> Job for Forward<'_, T> {
                 let inside = x[l].abs() <= params.spline.bound;
                 values[l] =
                     if inside { p.y[l] + p.h[l] * (s * t * t + p.d0[l] * both) / below } else { x[l] };
-                logs[l] = if inside { slope * (s / below) * (s / below) } else { 1. };
+                logs[l] = ln_f64(if inside { slope * (s / below) * (s / below) } else { 1. });
             }
             // SAFETY: this thread alone has these elements.
             unsafe {
                 block.put(y, &values);
-                block.put(log_slope, &logs.map(ln_f64));
+                block.put(log_slope, &logs);
             }
         }
     }
@@ -231,7 +240,8 @@ impl<T: Real> Job for Inverse<'_, T> {
     fn run<W: Width>(self) {
         let Self { p: params, elements, y, x } = self;
         let mut shares = vec![[0.; L]; 2 * params.spline.bins];
-        for block in params.of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = params.of.block(at, elements.end);
             let y = block.take(y);
             params.shares(&block, &mut shares);
             let p = params.piece(&block, &shares, &y, 1);
@@ -308,7 +318,8 @@ impl<T: Real> Job for Backward<'_, T> {
         let Self { p: params, elements, given, gx, gh } = self;
         let SplineSpec { bins, bound, .. } = params.spline;
         let mut shares = vec![[0.; L]; 2 * bins];
-        for block in params.of.blocks(elements) {
+        for at in elements.clone().step_by(L) {
+            let block = params.of.block(at, elements.end);
             let given = given.map(|v| block.take(v));
             params.shares(&block, &mut shares);
             let p = params.piece(&block, &shares, &given[0], 0);
