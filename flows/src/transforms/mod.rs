@@ -3,8 +3,8 @@
 //! A transform of your own is one file that implements [`Transform`]; `examples/own_coupling.rs` shows one.
 //!
 //! [`Transform::forward`] gives log dy/dx of each element rather than their sum, so that the coupling can leave out what a
-//! mask keeps, and can show the scales of any transform; a transform with a fused kernel overrides
-//! [`Transform::forward_whole`], which gives the sums.
+//! mask keeps, and can show the scales of any transform. A transform with a kernel of its own calls it in forward and inverse, and
+//! overrides [`Transform::backward`]; one whose kernel sums over the whole tensor overrides [`Transform::forward_whole`].
 
 mod additive;
 mod affine;

@@ -16,8 +16,8 @@ use candle_core::{Result, Tensor};
 /// start with zero outputs.
 ///
 /// The first three methods are all that a transform needs. The coupling splits and joins the tensor, runs the network and
-/// reconstructs inputs; gradients come from candle's graph, unless the transform has a [`Transform::backward`] of its own. With a mask, elements that are kept are evaluated at x = 0, h = 0
-/// and left out, so the transform must be finite there.
+/// reconstructs inputs; gradients come from candle's graph, unless the transform has a [`Transform::backward`] of its own. With
+/// a mask, elements that are kept are evaluated at x = 0, h = 0 and left out, so the transform must be finite there.
 ///
 /// A transform whose kernel takes the whole tensor overrides the methods that end in `_whole`. They are given the whole tensor x
 /// (B, C_all, ..), which is contiguous, and which part of it is changed.

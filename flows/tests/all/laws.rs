@@ -1,6 +1,6 @@
 //! One table over every bijection and every model: inverse, log-det against the autodiff Jacobian, gradients against
 //! central differences; f64, evaluation, at most 64 dimensions, parameters perturbed by N(0, .1^2). A new layer is a row. The rows
-//! of transforms without a kernel and of autoregressive layers are in transforms.rs.
+//! of elementwise transforms and of autoregressive layers are in transforms.rs.
 
 use crate::device;
 use crate::small_models::*;

@@ -1,4 +1,4 @@
-//! Transforms without a kernel of their own and autoregressive layers: their rows of the law; inverses over the whole line, the
+//! Transforms that are elementwise alone and autoregressive layers: their rows of the law; inverses over the whole line, the
 //! start, inputs that are no numbers, which output depends on which input, and context features.
 
 use crate::device;
@@ -54,7 +54,7 @@ fn transforms() -> [(&'static str, Box<dyn Transform>); 2] {
 
 type MakeTransform = fn() -> Box<dyn Transform>;
 
-/// The transforms without a kernel of their own, by name.
+/// The same with fewer parameters, by name.
 const ELEMENTWISE: [(&str, MakeTransform); 2] =
     [("spline", || Box::new(SPLINE)), ("mixture", || Box::new(MIXTURE))];
 
