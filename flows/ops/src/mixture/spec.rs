@@ -22,6 +22,6 @@ impl MixtureSpec {
     /// g_k, the factor of a mean.
     pub(crate) fn mean_factor(&self, k: usize) -> f64 {
         let size = (k + 1) as f64 / self.components as f64;
-        if k % 2 == 0 { size } else { -size }
+        if k.is_multiple_of(2) { size } else { -size }
     }
 }
