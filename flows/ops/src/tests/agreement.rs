@@ -203,9 +203,9 @@ fn splines_at_their_knots() -> Result<()> {
 /// below 1 and beside y, which was rounded; gradients of x and of h.
 fn of_f32(
     (x, h): (&Tensor, &Tensor),
-    forward: &dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>,
-    inverse: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
-    backward: &dyn Fn([&Tensor; 4]) -> Result<(Tensor, Tensor)>,
+    forward: impl Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>,
+    inverse: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    backward: impl Fn([&Tensor; 4]) -> Result<(Tensor, Tensor)>,
 ) -> Result<[f64; 5]> {
     let small = |t: &Tensor| t.to_dtype(DType::F32);
     let large = |t: &Tensor| t.to_dtype(DType::F64);
@@ -235,10 +235,12 @@ fn splines_in_f32() -> Result<()> {
     for (shape, size) in [([40, 1, 1], 1.), ([3, 2, 17], 1.), ([70, 5, 3], 6.)] {
         let x = (wave(&shape, 0.37) * 5.5)?;
         let h = (wave(&[shape[0], spec.params() * shape[1], shape[2]], 0.91) * size)?;
-        let gaps =
-            of_f32((&x, &h), &|x, h| spec.forward(x, h), &|y, h| spec.inverse(y, h), &|[x, h, gy, gs]| {
-                spec.backward(x, h, gy, gs)
-            })?;
+        let gaps = of_f32(
+            (&x, &h),
+            |x, h| spec.forward(x, h),
+            |y, h| spec.inverse(y, h),
+            |[x, h, gy, gs]| spec.backward(x, h, gy, gs),
+        )?;
         println!("f32, h of {size}: {gaps:?}");
         // What is computed in f64 is rounded once.
         assert!(gaps.iter().all(|g| *g <= f64::from(f32::EPSILON)), "h of {size}: {gaps:?}");
@@ -280,10 +282,12 @@ fn mixtures() -> Result<()> {
             println!("{components} components, h of {size}, {what}: {d:.1e}");
             assert!(d < 1e-12, "{components} components, {what}: {d:e}");
         }
-        let gaps =
-            of_f32((&x, &h), &|x, h| spec.forward(x, h), &|y, h| spec.inverse(y, h), &|[x, h, gy, gs]| {
-                spec.backward(x, h, gy, gs)
-            })?;
+        let gaps = of_f32(
+            (&x, &h),
+            |x, h| spec.forward(x, h),
+            |y, h| spec.inverse(y, h),
+            |[x, h, gy, gs]| spec.backward(x, h, gy, gs),
+        )?;
         println!("f32: {gaps:?}");
         // What is computed in f64 is rounded once.
         assert!(gaps.iter().all(|g| *g <= 4e-6), "f32: {gaps:?}");
