@@ -1,6 +1,7 @@
 //! Factors as the kernels read them: rounded to bf16, two numbers in a word.
 
 use super::factor::Factor;
+use crate::gemm::Mat;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -27,6 +28,18 @@ pub(crate) struct Panel<A> {
 }
 
 impl<A: Factor> Panel<A> {
+    /// `n` rows of a from the `i`-th on, of its columns `part`.
+    pub(super) fn rows(a: Mat<A>, i: usize, n: usize, part: &Range<usize>) -> Self {
+        let x = a.data.as_ptr().wrapping_add(i * a.row + part.start * a.col);
+        Self { x, step: a.row, deep: a.col, n, k: part.len() }
+    }
+
+    /// `n` columns of b from the `j`-th on, of its rows `part`.
+    pub(super) fn columns(b: Mat<A>, j: usize, n: usize, part: &Range<usize>) -> Self {
+        let x = b.data.as_ptr().wrapping_add(part.start * b.row + j * b.col);
+        Self { x, step: b.col, deep: b.row, n, k: part.len() }
+    }
+
     /// Writes pairs side by side: words to `out[pair][i]`, `width` of them a pair, zero from `n` on.
     ///
     /// # Safety

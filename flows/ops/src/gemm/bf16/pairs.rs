@@ -26,13 +26,7 @@ impl Kernel for Pairs {
     unsafe fn left<A: Factor>(a: Mat<A>, m: usize, part: Range<usize>, out: *mut u32) {
         let pairs = part.len().div_ceil(2);
         for i in (0..m).step_by(ROWS) {
-            let panel = Panel {
-                x: a.data.as_ptr().wrapping_add(i * a.row + part.start * a.col),
-                step: a.row,
-                deep: a.col,
-                n: ROWS.min(m - i),
-                k: part.len(),
-            };
+            let panel = Panel::rows(a, i, ROWS.min(m - i), &part);
             // SAFETY: the caller's.
             unsafe { panel.pack(ROWS, out.add(i * pairs)) };
         }
@@ -76,13 +70,7 @@ unsafe fn sweep<B: Factor>(
     for j in (0..n).step_by(wide.max(16)) {
         let cols = wide.min(n - j);
         let width = cols.next_multiple_of(16);
-        let panel = Panel {
-            x: b.data.as_ptr().wrapping_add(part.start * b.row + j * b.col),
-            step: b.col,
-            deep: b.row,
-            n: cols,
-            k: part.len(),
-        };
+        let panel = Panel::columns(b, j, cols, &part);
         // SAFETY: b covers the part, and the words are as many as a panel has at most.
         unsafe { panel.pack(width, words) };
         let after = n - j - cols;

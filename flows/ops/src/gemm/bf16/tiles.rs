@@ -55,7 +55,7 @@ fn ask() -> bool {
     answer == 0
 }
 
-/// Other systems' ways are not known here.
+/// On other systems tiles are not used.
 #[cfg(not(target_os = "linux"))]
 fn ask() -> bool {
     false
@@ -76,13 +76,7 @@ impl Kernel for Tiles {
     unsafe fn left<A: Factor>(a: Mat<A>, m: usize, part: Range<usize>, out: *mut u32) {
         let steps = part.len().div_ceil(STEP);
         for i in (0..m).step_by(ROWS) {
-            let panel = Panel {
-                x: a.data.as_ptr().wrapping_add(i * a.row + part.start * a.col),
-                step: a.row,
-                deep: a.col,
-                n: ROWS.min(m - i),
-                k: part.len(),
-            };
+            let panel = Panel::rows(a, i, ROWS.min(m - i), &part);
             let block = i / BLOCK * BLOCK;
             let (tiles, tile) = ((m - block).min(BLOCK).div_ceil(ROWS), (i - block) / ROWS);
             // SAFETY: the caller's; blocks before this one have two tiles a step.
@@ -159,13 +153,7 @@ unsafe fn sweep<B: Factor>(
     let b_steps: [usize; Tiles::DEPTH / STEP] = std::array::from_fn(|i| i * BLOCK * STEP * 2);
     for j in (0..n).step_by(BLOCK) {
         let cols = BLOCK.min(n - j);
-        let panel = Panel {
-            x: b.data.as_ptr().wrapping_add(part.start * b.row + j * b.col),
-            step: b.col,
-            deep: b.row,
-            n: cols,
-            k: part.len(),
-        };
+        let panel = Panel::columns(b, j, cols, &part);
         // SAFETY: b covers the part, and the words are as many as a panel has at most.
         unsafe {
             panel.pack(BLOCK, words);
