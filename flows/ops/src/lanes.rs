@@ -3,9 +3,9 @@
 // Lanes of several arrays share their indices.
 #![allow(clippy::needless_range_loop)]
 
-use crate::real::{Real, View, exp_f64};
-use crate::threads::{Shared, ranges};
-use candle_core::Tensor;
+use crate::real::{Real, View, dispatch, exp_f64, tensor};
+use crate::threads::{Shared, ranges, unwritten};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -89,19 +89,9 @@ impl Block {
 
 impl<'a, T: Real> Elements<'a, T> {
     /// The elements of `x` with `each` parameters in `h`, whose numbers were counted before.
-    pub(crate) fn new(op: &str, each: usize, x: &Tensor, h: &'a View) -> candle_core::Result<Self> {
+    pub(crate) fn new(op: &str, each: usize, x: &Tensor, h: &'a View) -> Result<Self> {
         let n = x.elem_count();
         Ok(Self { h: h.get(op)?, n, m: n / x.dim(0)?.max(1), each })
-    }
-
-    /// How many elements there are.
-    pub(crate) fn len(&self) -> usize {
-        self.n
-    }
-
-    /// How many parameters all of them have.
-    pub(crate) fn params(&self) -> usize {
-        self.h.len()
     }
 
     /// Runs `f` on ranges of elements, in threads where there are enough.
@@ -178,4 +168,72 @@ impl<'a, T: Real> Elements<'a, T> {
             unsafe { to.part(place + j * self.m, 1)[0] = T::of(*v) };
         }
     }
+}
+
+/// A transform's kernel, on ranges of elements.
+pub(crate) trait Elementwise: Sync {
+    /// Its name in errors.
+    const NAME: &'static str;
+    /// How many parameters an element has.
+    fn each(&self) -> usize;
+    /// y and log dy/dx of x.
+    fn forward<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, x: &[T], to: [&Shared<T>; 2]);
+    /// x of y.
+    fn inverse<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, y: &[T], x: &Shared<T>);
+    /// The gradients of x and h, from x and those of y and of log dy/dx.
+    fn backward<T: Real>(
+        &self,
+        of: &Elements<T>,
+        elements: Range<usize>,
+        given: [&[T]; 3],
+        to: [&Shared<T>; 2],
+    );
+}
+
+/// y and log dy/dx.
+pub(crate) fn forward<K: Elementwise>(kernel: &K, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (x, h) = (x.contiguous()?, h.contiguous()?);
+    dispatch!(K::NAME, x.dtype(), T => {
+        let (vx, vh) = (View::of(K::NAME, &x)?, View::of(K::NAME, &h)?);
+        let (of, x_all) = (Elements::<T>::new(K::NAME, kernel.each(), &x, &vh)?, vx.get::<T>(K::NAME)?);
+        // SAFETY: the kernel writes each element's numbers.
+        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(of.n), unwritten::<T>(of.n)) };
+        let to = [&Shared::new(&mut y), &Shared::new(&mut log_slope)];
+        of.for_each(|elements| kernel.forward(&of, elements, x_all, to));
+        Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
+    })
+}
+
+/// x of y.
+pub(crate) fn inverse<K: Elementwise>(kernel: &K, y: &Tensor, h: &Tensor) -> Result<Tensor> {
+    let (y, h) = (y.contiguous()?, h.contiguous()?);
+    dispatch!(K::NAME, y.dtype(), T => {
+        let (vy, vh) = (View::of(K::NAME, &y)?, View::of(K::NAME, &h)?);
+        let (of, y_all) = (Elements::<T>::new(K::NAME, kernel.each(), &y, &vh)?, vy.get::<T>(K::NAME)?);
+        // SAFETY: the kernel writes each element.
+        let mut x = unsafe { unwritten::<T>(of.n) };
+        let to = &Shared::new(&mut x);
+        of.for_each(|elements| kernel.inverse(&of, elements, y_all, to));
+        tensor(x, y.shape())
+    })
+}
+
+/// The gradients of x and h, from those of y and of log dy/dx.
+pub(crate) fn backward<K: Elementwise>(
+    kernel: &K,
+    (x, h): (&Tensor, &Tensor),
+    (gy, gs): (&Tensor, &Tensor),
+) -> Result<(Tensor, Tensor)> {
+    let (x, h, gy, gs) = (x.contiguous()?, h.contiguous()?, gy.contiguous()?, gs.contiguous()?);
+    dispatch!(K::NAME, x.dtype(), T => {
+        let (vx, vh) = (View::of(K::NAME, &x)?, View::of(K::NAME, &h)?);
+        let (vy, vs) = (View::of(K::NAME, &gy)?, View::of(K::NAME, &gs)?);
+        let of = Elements::<T>::new(K::NAME, kernel.each(), &x, &vh)?;
+        let given = [vx.get::<T>(K::NAME)?, vy.get(K::NAME)?, vs.get(K::NAME)?];
+        // SAFETY: the kernel writes each element's numbers.
+        let (mut gx, mut gh) = unsafe { (unwritten::<T>(of.n), unwritten::<T>(of.h.len())) };
+        let to = [&Shared::new(&mut gx), &Shared::new(&mut gh)];
+        of.for_each(|elements| kernel.backward(&of, elements, given, to));
+        Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
+    })
 }

@@ -4,62 +4,36 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::spec::{LARGEST_LOG_SCALE, MOST_STEPS, MixtureSpec};
-use crate::lanes::{Block, Elements, L, Lanes, softmax};
-use crate::real::{Real, View, dispatch, exp_f64, ln_f64, tensor};
+use crate::lanes::{Block, Elements, Elementwise, L, Lanes, softmax};
+use crate::real::{Real, exp_f64, ln_f64};
 use crate::simd::{Job, Width, wide};
-use crate::threads::{Shared, unwritten};
-use candle_core::{DType, Result, Tensor};
+use crate::threads::Shared;
 use std::ops::Range;
 
-/// [`MixtureSpec::forward`].
-pub(crate) fn forward(mixture: &MixtureSpec, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (x, h) = (x.contiguous()?, h.contiguous()?);
-    dispatch!("mixture", x.dtype(), T => {
-        let (vx, vh) = (View::of("mixture", &x)?, View::of("mixture", &h)?);
-        let of = &Elements::<T>::new("mixture", mixture.params(), &x, &vh)?;
-        let x_all = vx.get::<T>("mixture")?;
-        // SAFETY: each element's numbers are written below.
-        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(of.len()), unwritten::<T>(of.len())) };
-        let (to_y, to_slope) = (&Shared::new(&mut y), &Shared::new(&mut log_slope));
-        of.for_each(|elements| wide(Forward { mixture, of, elements, x: x_all, y: to_y, log_slope: to_slope }));
-        Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
-    })
-}
+impl Elementwise for MixtureSpec {
+    const NAME: &'static str = "mixture";
 
-/// [`MixtureSpec::inverse`].
-pub(crate) fn inverse(mixture: &MixtureSpec, y: &Tensor, h: &Tensor) -> Result<Tensor> {
-    let (y, h) = (y.contiguous()?, h.contiguous()?);
-    let eps = if y.dtype() == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) };
-    dispatch!("mixture", y.dtype(), T => {
-        let (vy, vh) = (View::of("mixture", &y)?, View::of("mixture", &h)?);
-        let of = &Elements::<T>::new("mixture", mixture.params(), &y, &vh)?;
-        let y_all = vy.get::<T>("mixture")?;
-        // SAFETY: each element is written below.
-        let mut x = unsafe { unwritten::<T>(of.len()) };
-        let to_x = &Shared::new(&mut x);
-        of.for_each(|elements| wide(Inverse { mixture, of, elements, eps, y: y_all, x: to_x }));
-        tensor(x, y.shape())
-    })
-}
-
-/// [`MixtureSpec::backward`].
-pub(crate) fn backward(
-    mixture: &MixtureSpec,
-    (x, h): (&Tensor, &Tensor),
-    (gy, gs): (&Tensor, &Tensor),
-) -> Result<(Tensor, Tensor)> {
-    let (x, h, gy, gs) = (x.contiguous()?, h.contiguous()?, gy.contiguous()?, gs.contiguous()?);
-    dispatch!("mixture", x.dtype(), T => {
-        let (vx, vh) = (View::of("mixture", &x)?, View::of("mixture", &h)?);
-        let (vy, vs) = (View::of("mixture", &gy)?, View::of("mixture", &gs)?);
-        let of = &Elements::<T>::new("mixture", mixture.params(), &x, &vh)?;
-        let given = [vx.get::<T>("mixture")?, vy.get("mixture")?, vs.get("mixture")?];
-        // SAFETY: each element's numbers are written below.
-        let (mut gx, mut gh) = unsafe { (unwritten::<T>(of.len()), unwritten::<T>(of.params())) };
-        let (to_x, to_h) = (&Shared::new(&mut gx), &Shared::new(&mut gh));
-        of.for_each(|elements| wide(Backward { mixture, of, elements, given, gx: to_x, gh: to_h }));
-        Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
-    })
+    fn each(&self) -> usize {
+        self.params()
+    }
+    fn forward<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, x: &[T], to: [&Shared<T>; 2]) {
+        let [y, log_slope] = to;
+        wide(Forward { mixture: self, of, elements, x, y, log_slope });
+    }
+    fn inverse<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, y: &[T], x: &Shared<T>) {
+        let eps = if size_of::<T>() == size_of::<f64>() { f64::EPSILON } else { f64::from(f32::EPSILON) };
+        wide(Inverse { mixture: self, of, elements, eps, y, x });
+    }
+    fn backward<T: Real>(
+        &self,
+        of: &Elements<T>,
+        elements: Range<usize>,
+        given: [&[T]; 3],
+        to: [&Shared<T>; 2],
+    ) {
+        let [gx, gh] = to;
+        wide(Backward { mixture: self, of, elements, given, gx, gh });
+    }
 }
 
 /// c tanh(h / c), and its derivative by h.

@@ -29,6 +29,7 @@ mod spec;
 pub use spec::MixtureSpec;
 
 use crate::device::Path;
+use crate::lanes;
 use crate::rows::check_params;
 use candle_core::{Result, Tensor};
 
@@ -40,7 +41,7 @@ impl MixtureSpec {
     pub fn forward(&self, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
         self.check_shapes(x, h)?;
         match Path::of(&[x, h]) {
-            Path::Cpu => cpu::forward(self, x, h),
+            Path::Cpu => lanes::forward(self, x, h),
             _ => reference::forward(self, x, h),
         }
     }
@@ -53,7 +54,7 @@ impl MixtureSpec {
     pub fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
         self.check_shapes(y, h)?;
         match Path::of(&[y, h]) {
-            Path::Cpu => cpu::inverse(self, y, h),
+            Path::Cpu => lanes::inverse(self, y, h),
             _ => reference::inverse(self, y, h),
         }
     }
@@ -66,7 +67,7 @@ impl MixtureSpec {
         self.check_shapes(x, h)?;
         let (x, h, gy, gs) = (&x.detach(), &h.detach(), &gy.detach(), &gs.detach());
         match Path::of(&[x, h, gy, gs]) {
-            Path::Cpu => cpu::backward(self, (x, h), (gy, gs)),
+            Path::Cpu => lanes::backward(self, (x, h), (gy, gs)),
             _ => reference::backward(self, (x, h), (gy, gs)),
         }
     }

@@ -4,62 +4,35 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::spec::SplineSpec;
-use crate::lanes::{Block, Elements, L, Lanes, softmax};
-use crate::real::{Real, View, dispatch, exp_f64, ln_f64, tensor};
+use crate::lanes::{Block, Elements, Elementwise, L, Lanes, softmax};
+use crate::real::{Real, exp_f64, ln_f64};
 use crate::simd::{Job, Width, wide};
-use crate::threads::{Shared, unwritten};
-use candle_core::{Result, Tensor};
+use crate::threads::Shared;
 use std::ops::Range;
 
-/// [`SplineSpec::forward`].
-pub(crate) fn forward(spline: &SplineSpec, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (x, h) = (x.contiguous()?, h.contiguous()?);
-    dispatch!("spline", x.dtype(), T => {
-        let (vx, vh) = (View::of("spline", &x)?, View::of("spline", &h)?);
-        let p = &Params::<T>::new(spline, &x, &vh)?;
-        let x_all = vx.get::<T>("spline")?;
-        // SAFETY: each element's numbers are written below.
-        let (mut y, mut log_slope) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.len())) };
-        let (to_y, to_slope) = (&Shared::new(&mut y), &Shared::new(&mut log_slope));
-        p.of.for_each(|elements| wide(Forward { p, elements, x: x_all, y: to_y, log_slope: to_slope }));
-        Ok((tensor(y, x.shape())?, tensor(log_slope, x.shape())?))
-    })
-}
+impl Elementwise for SplineSpec {
+    const NAME: &'static str = "spline";
 
-/// [`SplineSpec::inverse`].
-pub(crate) fn inverse(spline: &SplineSpec, y: &Tensor, h: &Tensor) -> Result<Tensor> {
-    let (y, h) = (y.contiguous()?, h.contiguous()?);
-    dispatch!("spline", y.dtype(), T => {
-        let (vy, vh) = (View::of("spline", &y)?, View::of("spline", &h)?);
-        let p = &Params::<T>::new(spline, &y, &vh)?;
-        let y_all = vy.get::<T>("spline")?;
-        // SAFETY: each element is written below.
-        let mut x = unsafe { unwritten::<T>(p.of.len()) };
-        let to_x = &Shared::new(&mut x);
-        p.of.for_each(|elements| wide(Inverse { p, elements, y: y_all, x: to_x }));
-        tensor(x, y.shape())
-    })
-}
-
-/// [`SplineSpec::backward`].
-pub(crate) fn backward(
-    spline: &SplineSpec,
-    (x, h): (&Tensor, &Tensor),
-    (gy, gs): (&Tensor, &Tensor),
-) -> Result<(Tensor, Tensor)> {
-    let (x, h, gy, gs) = (x.contiguous()?, h.contiguous()?, gy.contiguous()?, gs.contiguous()?);
-    dispatch!("spline", x.dtype(), T => {
-        let views = [&x, &gy, &gs, &h].map(|t| View::of("spline", t));
-        let [vx, vy, vs, vh] = views;
-        let (vx, vy, vs, vh) = (vx?, vy?, vs?, vh?);
-        let p = &Params::<T>::new(spline, &x, &vh)?;
-        let given = [vx.get::<T>("spline")?, vy.get("spline")?, vs.get("spline")?];
-        // SAFETY: each element's numbers are written below.
-        let (mut gx, mut gh) = unsafe { (unwritten::<T>(p.of.len()), unwritten::<T>(p.of.params())) };
-        let (to_x, to_h) = (&Shared::new(&mut gx), &Shared::new(&mut gh));
-        p.of.for_each(|elements| wide(Backward { p, elements, given, gx: to_x, gh: to_h }));
-        Ok((tensor(gx, x.shape())?, tensor(gh, h.shape())?))
-    })
+    fn each(&self) -> usize {
+        self.params()
+    }
+    fn forward<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, x: &[T], to: [&Shared<T>; 2]) {
+        let ([y, log_slope], p) = (to, &Params::new(self, of));
+        wide(Forward { p, elements, x, y, log_slope });
+    }
+    fn inverse<T: Real>(&self, of: &Elements<T>, elements: Range<usize>, y: &[T], x: &Shared<T>) {
+        wide(Inverse { p: &Params::new(self, of), elements, y, x });
+    }
+    fn backward<T: Real>(
+        &self,
+        of: &Elements<T>,
+        elements: Range<usize>,
+        given: [&[T]; 3],
+        to: [&Shared<T>; 2],
+    ) {
+        let ([gx, gh], p) = (to, &Params::new(self, of));
+        wide(Backward { p, elements, given, gx, gh });
+    }
 }
 
 /// The settings, and the elements with their parameters.
@@ -67,13 +40,12 @@ struct Params<'a, T> {
     spline: SplineSpec,
     /// What is added to the slopes' numbers.
     shift: f64,
-    of: Elements<'a, T>,
+    of: &'a Elements<'a, T>,
 }
 
 impl<'a, T: Real> Params<'a, T> {
-    fn new(spline: &SplineSpec, x: &Tensor, h: &'a View) -> Result<Self> {
-        let of = Elements::new("spline", spline.params(), x, h)?;
-        Ok(Self { spline: *spline, shift: spline.slope_shift(), of })
+    fn new(spline: &SplineSpec, of: &'a Elements<'a, T>) -> Self {
+        Self { spline: *spline, shift: spline.slope_shift(), of }
     }
 }
 

@@ -24,6 +24,7 @@ pub use spec::SplineSpec;
 
 use crate::autodiff::gradients;
 use crate::device::Path;
+use crate::lanes;
 use candle_core::{Result, Tensor};
 
 impl SplineSpec {
@@ -34,7 +35,7 @@ impl SplineSpec {
     pub fn forward(&self, x: &Tensor, h: &Tensor) -> Result<(Tensor, Tensor)> {
         self.check_shapes(x, h)?;
         match Path::of(&[x, h]) {
-            Path::Cpu => cpu::forward(self, x, h),
+            Path::Cpu => lanes::forward(self, x, h),
             _ => reference::forward(self, x, h),
         }
     }
@@ -46,7 +47,7 @@ impl SplineSpec {
     pub fn inverse(&self, y: &Tensor, h: &Tensor) -> Result<Tensor> {
         self.check_shapes(y, h)?;
         match Path::of(&[y, h]) {
-            Path::Cpu => cpu::inverse(self, y, h),
+            Path::Cpu => lanes::inverse(self, y, h),
             _ => reference::inverse(self, y, h),
         }
     }
@@ -65,7 +66,7 @@ impl SplineSpec {
         self.check_shapes(x, h)?;
         let (x, h, gy, gs) = (&x.detach(), &h.detach(), &gy.detach(), &grad_log_slope.detach());
         if Path::of(&[x, h, gy, gs]) == Path::Cpu {
-            return cpu::backward(self, (x, h), (gy, gs));
+            return lanes::backward(self, (x, h), (gy, gs));
         }
         let of = |v: &[candle_core::Var]| {
             reference::forward(self, &v[0], &v[1]).map(|(y, log_slope)| vec![y, log_slope])
