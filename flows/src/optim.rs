@@ -130,6 +130,18 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Names of the parameters that have had no gradient but zero since the first step: they have learned nothing. A factor and
+    /// what it multiplies do this to each other where both start at zero.
+    ///
+    /// # Errors
+    /// When the state cannot be read from the device.
+    pub fn untouched(&self) -> Result<Vec<&str>> {
+        let largest = |state: &Tensor| state.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+        let names =
+            self.state.iter().map(|(name, state)| Ok((largest(state)? == 0.).then_some(name.as_str())));
+        Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     /// The state by parameter name, (2, N) each, for a checkpoint; with [`Optimizer::step_count`] it is complete.
     pub fn state(&self) -> &BTreeMap<String, Tensor> {
         &self.state

@@ -28,6 +28,9 @@ use std::time::Instant;
 /// Validation images on which the reconstruction error is measured.
 const RECONSTRUCTION_IMAGES: usize = 16;
 
+/// Updates after which every parameter should have had a gradient: in the first some wait for a layer that starts at zero.
+const FIRST_UPDATES: u64 = 10;
+
 /// Trains `recipe.model` on `data.train`, validates on `data.valid` where there is one, and leaves the best model (with
 /// no validation: the last) in `out`, beside the log and the checkpoint, from which a second call resumes.
 ///
@@ -377,6 +380,7 @@ impl<'a> Run<'a> {
 
     /// Validates, checkpoints, and saves the model if it is the best so far. `false`: interrupted, nothing changed.
     fn validate(&mut self) -> Result<bool> {
+        self.report_untouched()?;
         let update = self.position.update;
         // In full precision, as the final evaluation: both compare the same thing.
         let measured = precision::within(Precision::Full, || {
@@ -431,6 +435,23 @@ impl<'a> Run<'a> {
             self.progress.validation(update, bits, best);
         }
         Ok(true)
+    }
+
+    /// Names, once, the parameters that have had no gradient yet: training goes on without them, and its loss does not say so.
+    fn report_untouched(&mut self) -> Result<()> {
+        let Position { update, validated, .. } = self.position;
+        if update < FIRST_UPDATES || validated.is_some_and(|update| update >= FIRST_UPDATES) {
+            return Ok(());
+        }
+        let names = self.step.updater.optimizer().untouched()?;
+        if let Some(first) = names.first() {
+            self.progress.message(&format!(
+                "{} parameters have had no gradient but zero in {update} updates and learn nothing, the first of them `{first}`: do \
+                 two factors of a product both start at zero?",
+                names.len()
+            ));
+        }
+        Ok(())
     }
 
     /// max |decode(encode(x)) - x| over the first few images of the validation set (without one: the training set).

@@ -179,6 +179,32 @@ fn a_run_learns_and_leaves_its_files() -> Result<()> {
     Ok(())
 }
 
+/// A gain and the network that it multiplies both start at zero here.
+#[test]
+fn parameters_that_learn_nothing_are_named() -> Result<()> {
+    let scale = serde_json::json!({ "kind": "tanh", "gain": 0 });
+    let coupling = serde_json::json!({
+        "kind": "coupling",
+        "partition": { "kind": "checkerboard" },
+        "transform": { "kind": "affine", "scale": scale },
+        "net": { "kind": "res_net", "features": 2, "blocks": 1 },
+    });
+    let model = serde_json::json!({
+        "model": "composed",
+        "shape": [1, 4, 4],
+        "preprocess": { "kind": "centered" },
+        "levels": [{ "layers": [coupling] }],
+    });
+    let stuck = Recipe { model: serde_json::from_value(model)?, ..recipe() };
+    for (recipe, names) in [(stuck, true), (recipe(), false)] {
+        let out = tempfile::tempdir()?;
+        let messages = run_until(&recipe, out.path(), u64::MAX)?.1.messages;
+        let named = |m: &String| m.contains("learn nothing, the first of them `level0.coupling.gain`");
+        assert_eq!(messages.iter().filter(|m| named(m)).count(), usize::from(names), "{messages:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_interrupted_run_ends_with_the_same_bits() -> Result<()> {
     for memory in [Memory::Store, Memory::Recompute] {

@@ -4,6 +4,10 @@
 //! Where only the released code gives a value (features per scale, the network's input, the order of shift
 //! and scale), both presets follow the code; where they differ, `paper` and `code` do. The CIFAR-10 model has no released
 //! configuration: its depth and width are section 4.1's.
+//!
+//! The factor of tanh starts at 1, and the last convolution of a network at zero, so that every coupling starts as the identity.
+//! The code starts the factor of checkerboard couplings at 0, that of channel-wise ones at 1, and the last convolution at random.
+//! Both at zero would have no gradient, and the couplings would stay additive for ever.
 
 use super::composed::{ComposedConfig, Level};
 use super::context::ContextConfig;
@@ -135,7 +139,7 @@ impl RealNvpConfig {
         let scale = match self.channel_gains {
             // The network gives log-scales that its own gains bound already.
             true => ScaleConfig::Exp {},
-            false => ScaleConfig::Tanh { gain: 0. },
+            false => ScaleConfig::default(),
         };
         let net = NetConfig::ResNet {
             features,

@@ -35,7 +35,8 @@ pub enum ScaleConfig {
     Exp {},
     /// s = gain tanh(h), gain learned, one number for each layer.
     Tanh {
-        /// Its initial value.
+        /// Its initial value. At 0 it stays there if the network starts at zero, as the layers' networks here do: neither has a
+        /// gradient while the other is zero.
         #[serde(default = "one")]
         gain: f64,
     },

@@ -141,7 +141,7 @@ impl ResNet {
                 skip: skip(vb.pp("skip"))?,
             });
         }
-        let gains = || vb.get(cfg.outputs / 2, "gains", Init::Const(0.));
+        let gains = || vb.get(cfg.outputs / 2, "gains", Init::Const(1.));
         Ok(Self {
             input: cfg.norm_input.then(|| batch_norm(cfg.inputs, vb.pp("input"))).transpose()?,
             gains: cfg.channel_gains.then(gains).transpose()?,

@@ -104,6 +104,7 @@ mod golden;
 mod gpu;
 mod latents;
 mod laws;
+mod learning;
 mod lifecycle;
 mod memory;
 mod peers;
