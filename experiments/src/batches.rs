@@ -279,12 +279,23 @@ impl<'a> Feed<'a> {
         receiver
     }
 
-    /// The first `images` examples of epoch 0, without variation: what data-dependent initialisation looks at.
+    /// The first `images` examples of epoch 0, without variation: what data-dependent initialisation looks at. Where it asks for more
+    /// than there are and training mirrors images, their mirror images follow: a covariance of both overfits half as much.
     pub fn initial(&self, images: usize) -> Host {
         let order = order(self.seed, 0, self.examples.len());
         let n = images.min(order.len());
         let places = order[..n].iter().enumerate().map(|(i, &place)| (place as usize, i as u64));
-        self.examples.host(places, &rng_for(self.seed, "initial noise"), Augment::default())
+        let mut host = self.examples.host(places, &rng_for(self.seed, "initial noise"), Augment::default());
+        let split = self.examples.split();
+        if let (true, &[_, _, width]) = (self.augment.hflip, split.shape.as_slice()) {
+            let more = (images - n).min(n);
+            let pixels = host.values[..more * split.dims()].to_vec();
+            host.values.extend(pixels.chunks_exact(width).flat_map(|row| row.iter().rev()));
+            if let Some(labels) = &mut host.labels {
+                labels.extend_from_within(..more);
+            }
+        }
+        host
     }
 }
 
@@ -317,6 +328,23 @@ mod tests {
         assert_ne!(a, b);
         assert_ne!(a, order(2, 0, 100));
         assert_eq!(a, order(1, 0, 100));
+    }
+
+    #[test]
+    fn mirror_images_follow_the_initial_ones() {
+        let split = split(6);
+        let mut feed = feed(&split);
+        let plain = feed.initial(6);
+        let host = feed.initial(10);
+        assert_eq!(host.values[..6 * 32], plain.values);
+        let column = |image: usize, x: usize| host.values[image * 32 + x];
+        for (image, x) in [(0, 0), (3, 2)] {
+            assert_eq!(column(6 + image, x), column(image, 3 - x));
+        }
+        let labels = host.labels.unwrap();
+        assert_eq!((host.values.len(), &labels[6..]), (10 * 32, &labels[..4]));
+        feed.augment.hflip = false;
+        assert_eq!(feed.initial(10).values, plain.values);
     }
 
     #[test]

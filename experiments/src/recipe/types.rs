@@ -104,7 +104,8 @@ pub struct Train {
     /// bound are stored from then on.
     #[serde(default = "default::<1000, _>")]
     pub probe_every: u64,
-    /// Images of the batch that actnorm (batch norm, whitening) is initialised from.
+    /// Images of the batch that actnorm (batch norm, whitening) is initialised from; beyond the training set's, their mirror images, where
+    /// `hflip` is set.
     #[serde(default = "default::<256, _>")]
     pub init_images: usize,
     /// Horizontal flips.
