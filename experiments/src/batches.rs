@@ -279,8 +279,8 @@ impl<'a> Feed<'a> {
         receiver
     }
 
-    /// The first `images` examples of epoch 0, without variation: what data-dependent initialisation looks at. Where it asks for more
-    /// than there are and training mirrors images, their mirror images follow: a covariance of both overfits half as much.
+    /// The first `images` examples of epoch 0, without variation: what data-dependent initialisation looks at. If `images` is more than
+    /// there are, and training mirrors images, mirror images follow: a covariance of both overfits less.
     pub fn initial(&self, images: usize) -> Host {
         let order = order(self.seed, 0, self.examples.len());
         let n = images.min(order.len());

@@ -130,8 +130,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Names of the parameters that have had no gradient but zero since the first step: they have learned nothing. A factor and
-    /// what it multiplies do this to each other where both start at zero.
+    /// Names of the parameters whose gradient was zero in every step so far. Two factors of a product that both start at zero are an
+    /// example: each one's gradient is a multiple of the other.
     ///
     /// # Errors
     /// When the state cannot be read from the device.

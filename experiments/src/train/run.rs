@@ -437,7 +437,8 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Names, once, the parameters that have had no gradient yet: training goes on without them, and its loss does not say so.
+    /// Reports the parameters that have had no gradient, at the first validation after [`FIRST_UPDATES`]: the loss falls without them,
+    /// too.
     fn report_untouched(&mut self) -> Result<()> {
         let Position { update, validated, .. } = self.position;
         if update < FIRST_UPDATES || validated.is_some_and(|update| update >= FIRST_UPDATES) {
@@ -446,8 +447,8 @@ impl<'a> Run<'a> {
         let names = self.step.updater.optimizer().untouched()?;
         if let Some(first) = names.first() {
             self.progress.message(&format!(
-                "{} parameters have had no gradient but zero in {update} updates and learn nothing, the first of them `{first}`: do \
-                 two factors of a product both start at zero?",
+                "{} parameters have had only zero gradients in {update} updates and learn nothing, the first of them `{first}`: check \
+                 whether two factors of a product both start at zero",
                 names.len()
             ));
         }

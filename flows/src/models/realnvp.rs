@@ -7,7 +7,7 @@
 //!
 //! The factor of tanh starts at 1, and the last convolution of a network at zero, so that every coupling starts as the identity.
 //! The code starts the factor of checkerboard couplings at 0, that of channel-wise ones at 1, and the last convolution at random.
-//! Both at zero would have no gradient, and the couplings would stay additive for ever.
+//! If both started at zero, neither would have a gradient, and the couplings would stay additive.
 
 use super::composed::{ComposedConfig, Level};
 use super::context::ContextConfig;
