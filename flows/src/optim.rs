@@ -130,13 +130,15 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Names of the parameters whose gradient was zero in every step so far. Two factors of a product that both start at zero are an
-    /// example: each one's gradient is a multiple of the other.
+    /// Names of the parameters that have no gradient: zero in every step so far, or for so long that the first moment has decayed to zero
+    /// (some 600 steps where it keeps 0.9). Two factors of a product that both start at zero are an example, each one's gradient is a
+    /// multiple of the other; a network whose rectified units are zero for every input is another.
     ///
     /// # Errors
     /// When the state cannot be read from the device.
-    pub fn untouched(&self) -> Result<Vec<&str>> {
-        let largest = |state: &Tensor| state.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+    pub fn without_gradient(&self) -> Result<Vec<&str>> {
+        let largest =
+            |state: &Tensor| state.get(0)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
         let names =
             self.state.iter().map(|(name, state)| Ok((largest(state)? == 0.).then_some(name.as_str())));
         Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())

@@ -94,6 +94,7 @@ pub(super) fn train_in_pool(
         clock,
         wall_before: 0.,
         first_update: 0,
+        without_gradient: 0,
         position: Position::default(),
         step,
     };
@@ -126,6 +127,8 @@ struct Run<'a> {
     /// The update at which it began.
     first_update: u64,
     position: Position,
+    /// Parameters without a gradient at the last report.
+    without_gradient: usize,
     step: Step<'a>,
 }
 
@@ -380,7 +383,7 @@ impl<'a> Run<'a> {
 
     /// Validates, checkpoints, and saves the model if it is the best so far. `false`: interrupted, nothing changed.
     fn validate(&mut self) -> Result<bool> {
-        self.report_untouched()?;
+        self.report_without_gradient()?;
         let update = self.position.update;
         // In full precision, as the final evaluation: both compare the same thing.
         let measured = precision::within(Precision::Full, || {
@@ -437,18 +440,22 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Reports the parameters that have had no gradient, at the first validation after [`FIRST_UPDATES`]: the loss falls without them,
-    /// too.
-    fn report_untouched(&mut self) -> Result<()> {
-        let Position { update, validated, .. } = self.position;
-        if update < FIRST_UPDATES || validated.is_some_and(|update| update >= FIRST_UPDATES) {
+    /// Reports the parameters without a gradient, from [`FIRST_UPDATES`] on and whenever there are more of them than at the last report:
+    /// the loss falls without them, too.
+    fn report_without_gradient(&mut self) -> Result<()> {
+        let update = self.position.update;
+        if update < FIRST_UPDATES {
             return Ok(());
         }
-        let names = self.step.updater.optimizer().untouched()?;
-        if let Some(first) = names.first() {
+        let names = self.step.updater.optimizer().without_gradient()?;
+        if let Some(first) = names.first()
+            && names.len() > self.without_gradient
+        {
+            self.without_gradient = names.len();
             self.progress.message(&format!(
-                "{} parameters have had only zero gradients in {update} updates and learn nothing, the first of them `{first}`: check \
-                 whether two factors of a product both start at zero",
+                "{} parameters have no gradient at update {update} and learn nothing, the first of them `{first}`: either two factors of a \
+                 product both start at zero, or a network's units are zero for every input, against which a smaller `train.lr` or a \
+                 longer `train.warmup_images` helps",
                 names.len()
             ));
         }

@@ -210,5 +210,5 @@ fn the_readme_shows_the_table_of_all_runs() {
     let readme = std::fs::read_to_string(repository("README.md")).unwrap();
     let shown =
         readme.split("<!-- table:begin -->\n").nth(1).unwrap().split("<!-- table:end -->").next().unwrap();
-    assert_eq!(ok(&["table", &repository("weights")]), shown);
+    assert_eq!(ok(&["table", &repository("weights"), &repository("experiments/results")]), shown);
 }

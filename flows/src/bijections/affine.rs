@@ -5,8 +5,9 @@ use crate::core::{
     Bijection, Coding, Context, Ctx, LayerStats, Mode, Pieces, channel_shape, positions, same_per_example,
     sum_per_example,
 };
+use crate::ops::batch_norm::moments;
 use crate::params::{Init, Param, ParamBuilder};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// NICE's last layer (section 3.3), one scale for each dimension:
 ///
@@ -17,6 +18,8 @@ use candle_core::{Result, Tensor, bail};
 /// **Shapes.** (B, D); parameter `logs` (D,).
 pub struct Diagonal {
     logs: Param,
+    /// The standard deviation that initialisation gives each z_d.
+    std: Option<f64>,
 }
 
 impl Diagonal {
@@ -25,7 +28,25 @@ impl Diagonal {
     /// # Errors
     /// When `vb` has no such tensor.
     pub fn new(dims: usize, vb: &ParamBuilder) -> Result<Self> {
-        Ok(Self { logs: vb.get(dims, "logs", Init::Const(0.))? })
+        Ok(Self { logs: vb.get(dims, "logs", Init::Const(0.))?, std: None })
+    }
+
+    /// The same, whose first batch sets s so that each z_d has this standard deviation, s_d = log(std / std x_d), as actnorm does. With
+    /// Adam s moves by the learning rate in an update, so that what it does not start with takes hundreds of updates. A dimension that
+    /// is constant over the batch keeps s_d = 0.
+    #[must_use]
+    pub fn from_data(self, std: f64) -> Self {
+        Self { std: Some(std), ..self }
+    }
+
+    /// Sets s by the moments of `x`.
+    fn initialise(&self, x: &Tensor, std: f64) -> Result<()> {
+        let moments = moments(&x.t()?.contiguous()?)?.to_dtype(DType::F64)?;
+        let var: Vec<f64> = moments.get(1)?.to_vec1()?;
+        let logs: Vec<f64> =
+            var.iter().map(|var| if *var > 0. { std.ln() - 0.5 * var.ln() } else { 0. }).collect();
+        let like = self.logs.value();
+        self.logs.set(&Tensor::new(logs, like.device())?.to_dtype(like.dtype())?)
     }
 }
 
@@ -39,6 +60,9 @@ impl Bijection for Diagonal {
     }
 
     fn forward(&self, x: &Tensor, ctx: Ctx) -> Result<(Tensor, Tensor)> {
+        if let (Mode::Init, Some(std)) = (ctx.mode, self.std) {
+            self.initialise(x, std)?;
+        }
         let logs = self.logs.get(ctx.grad);
         Ok((x.broadcast_mul(&logs.exp()?)?, same_per_example(&logs.sum_all()?, x)?))
     }

@@ -273,7 +273,8 @@ fn push_one(
             let net = Made::new(&sizes, Start::Identity, &vb.pp("net"))?;
             chain.push(name, Autoregressive::with_features(transform, net, given.0.clone()));
         }
-        LayerConfig::Diagonal {} => chain.push(name, Diagonal::new(c, vb)?),
+        LayerConfig::Diagonal { std: None } => chain.push(name, Diagonal::new(c, vb)?),
+        LayerConfig::Diagonal { std: Some(std) } => chain.push(name, Diagonal::new(c, vb)?.from_data(*std)),
         LayerConfig::SplitPrior { edge_bias } => {
             let transform = Box::new(Affine { scale: Scale::Exp, shift_first: true });
             let net = |inputs, outputs| {

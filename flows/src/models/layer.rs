@@ -105,7 +105,11 @@ pub enum LayerConfig {
         hidden: Vec<usize>,
     },
     /// [`Diagonal`](crate::bijections::Diagonal): a learned scale for each dimension of a vector.
-    Diagonal {},
+    Diagonal {
+        /// The first batch sets the scales so that each dimension has this standard deviation; without it they start at 1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        std: Option<f64>,
+    },
     /// Glow's learned prior of the half of the channels that a level leaves behind, given the other: an affine coupling whose network is
     /// one convolution. It stands last in its level.
     SplitPrior {
@@ -188,7 +192,7 @@ impl LayerConfig {
             | Self::Permute { .. } => "permutation",
             Self::Coupling { .. } => "coupling",
             Self::Autoregressive { .. } => "autoregressive",
-            Self::Diagonal {} => "diagonal",
+            Self::Diagonal { .. } => "diagonal",
             Self::SplitPrior { .. } => "split",
             Self::ChannelPrior { .. } => "top",
             Self::DiagonalPrior { .. } => "latent",
@@ -244,8 +248,9 @@ impl LayerConfig {
                 all.parameters += own as f64;
                 all
             }
-            Self::Diagonal {} => {
+            Self::Diagonal { std } => {
                 vector(shape)?;
+                std.map(|std| positive("std", std, f64::MAX)).transpose()?;
                 Size::layer(dims)
             }
             Self::SplitPrior { .. } => {

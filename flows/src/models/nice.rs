@@ -41,6 +41,9 @@ pub struct NiceConfig {
     pub law: CouplingTransform,
     /// Weights start as U(-init, init); 0 starts each coupling as the identity.
     pub init: f64,
+    /// The first batch sets the diagonal so that each dimension has the prior's standard deviation; else it starts at 1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub diagonal_from_data: bool,
     /// The prior.
     #[serde(with = "super::named")]
     pub prior: PriorConfig,
@@ -63,6 +66,7 @@ impl NiceConfig {
             hidden: vec![vec![1000; 5]; 4],
             law: CouplingTransform::Additive,
             init: 0.01,
+            diagonal_from_data: false,
             prior: PriorConfig::Logistic {},
             dequantize: Dequantize::Uniform {},
             context: ContextConfig::None {},
@@ -119,7 +123,7 @@ impl NiceConfig {
                 layers.push(LayerConfig::Reverse {}.named(format!("coupling{i}.reverse")));
             }
         }
-        layers.push(LayerConfig::Diagonal {}.into());
+        layers.push(LayerConfig::Diagonal { std: self.diagonal_from_data.then(|| self.prior.std()) }.into());
         Ok(ComposedConfig {
             shape: self.shape.clone(),
             bits: self.bits,

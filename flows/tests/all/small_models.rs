@@ -21,6 +21,7 @@ pub(crate) fn small_nice() -> NiceConfig {
         hidden: vec![vec![9; 2]; 4],
         law: nice::CouplingTransform::Additive,
         init: 0.2,
+        diagonal_from_data: false,
         prior: PriorConfig::Logistic {},
         dequantize: Dequantize::Uniform {},
         context: Default::default(),
@@ -121,6 +122,10 @@ pub(crate) fn models() -> Vec<(&'static str, ModelConfig)> {
     vec![
         ("NICE, paper", ModelConfig::Nice(small_nice())),
         ("NICE, code", ModelConfig::Nice(NiceConfig { order: nice::Order::Reverse, ..small_nice() })),
+        (
+            "NICE, diagonal from data",
+            ModelConfig::Nice(NiceConfig { diagonal_from_data: true, ..small_nice() }),
+        ),
         ("NICE, ZCA", ModelConfig::Nice(NiceConfig { preprocess: zca, ..small_nice() })),
         (
             "NICE, affine, vectors",

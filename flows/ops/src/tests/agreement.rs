@@ -132,6 +132,29 @@ fn updates() -> Result<()> {
     Ok(())
 }
 
+/// The state of a parameter that has no gradient any more ends at zero, not at subnormal numbers, which are slow.
+#[test]
+fn state_without_gradient() -> Result<()> {
+    let zeros = Tensor::zeros(3, DType::F32, &Device::Cpu)?;
+    for step in [
+        RuleStep::Adam { b1: 0.9, b2: 0.9, a: 0.1, c: 1.2, eps: 1e-3 },
+        RuleStep::Adamax { b1: 0.9, b2: 0.9, a: 0.1, eps: 1e-3 },
+        RuleStep::RmsProp { rho: 0.9, momentum: 0.9, lr: 0.1, eps: 1e-3 },
+    ] {
+        let (p, state) = (zeros.copy()?, Tensor::ones((2, 3), DType::F32, &Device::Cpu)?);
+        for _ in 0..1000 {
+            update::step(&p, &state, &zeros, 1., 1., step)?;
+            let small = |x: &f32| x.is_subnormal();
+            assert!(!state.flatten_all()?.to_vec1::<f32>()?.iter().any(small), "{step:?}");
+        }
+        assert_eq!(state.flatten_all()?.to_vec1::<f32>()?, [0.; 6], "{step:?}");
+        let nan = (&zeros * f64::NAN)?;
+        update::step(&p, &state, &nan, 1., 1., step)?;
+        assert!(state.get(0)?.to_vec1::<f32>()?.iter().all(|m| m.is_nan()), "{step:?}");
+    }
+    Ok(())
+}
+
 /// Elements inside and far outside, at the ends and at no number's; parameters up to extreme ones; few elements of many examples, and
 /// many of few.
 #[test]

@@ -9,6 +9,17 @@ use std::cell::RefCell;
 /// Elementwise work is handed out in blocks of this many numbers; sums are taken over these blocks, in order.
 const BLOCK: usize = 1 << 15;
 
+/// What is smaller becomes zero in the state. The first moment of a parameter without a gradient would else decay to the smallest
+/// subnormal number and stay there, since 0.9 of it is rounded to itself, and a processor takes a hundred cycles for a number that
+/// is subnormal. A step's factors times this are normal numbers in f32, too.
+const TINY: f64 = 1e-32;
+
+/// `x`, or zero if |x| < `tiny`; not a number stays so.
+#[inline(always)]
+fn settled<T: Real>(x: T, tiny: T) -> T {
+    if -tiny < x && x < tiny { T::default() } else { x }
+}
+
 /// A step of the rule that reads and writes each number once. candle's in-place ops write one tensor each, so this op on the state
 /// runs another one on the parameter.
 struct Step<'a> {
@@ -54,7 +65,7 @@ impl InplaceOp2 for OnParameter<'_> {
 
 impl Step<'_> {
     fn run<T: Real>(&self, p: &mut [T], m: &mut [T], v: &mut [T], g: &[T]) {
-        let (factor, keep) = (T::of(self.factor), T::of(self.keep));
+        let (factor, keep, tiny) = (T::of(self.factor), T::of(self.keep), T::of(TINY));
         let states = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
         let zip = p.par_chunks_mut(BLOCK).zip(states).zip(g.par_chunks(BLOCK));
         match self.step {
@@ -64,8 +75,8 @@ impl Step<'_> {
                 zip.for_each(|((p, (m, v)), g)| {
                     for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
                         let g = g * factor;
-                        *m = b1 * *m + c1 * g;
-                        *v = b2 * *v + c2 * g * g;
+                        *m = settled(b1 * *m + c1 * g, tiny);
+                        *v = settled(b2 * *v + c2 * g * g, tiny);
                         *p = keep * *p - a * *m / ((*v).sqrt() * c + eps);
                     }
                 });
@@ -76,9 +87,9 @@ impl Step<'_> {
                 zip.for_each(|((p, (m, v)), g)| {
                     for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
                         let g = g * factor;
-                        *m = b1 * *m + c1 * g;
+                        *m = settled(b1 * *m + c1 * g, tiny);
                         let (old, new) = (b2 * *v, if g < T::default() { -g } else { g });
-                        *v = if old > new { old } else { new };
+                        *v = settled(if old > new { old } else { new }, tiny);
                         *p = keep * *p - a * *m / (*v + eps);
                     }
                 });
@@ -89,8 +100,8 @@ impl Step<'_> {
                 zip.for_each(|((p, (m, v)), g)| {
                     for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
                         let g = g * factor;
-                        *v = rho * *v + c * g * g;
-                        *m = momentum * *m + lr * g / (*v + eps).sqrt();
+                        *v = settled(rho * *v + c * g * g, tiny);
+                        *m = settled(momentum * *m + lr * g / (*v + eps).sqrt(), tiny);
                         *p = keep * *p - *m;
                     }
                 });
