@@ -87,6 +87,8 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     std::fs::write(at(dir.path(), "out/mine.txt"), "mine").unwrap();
     let full = error(&["decompress", FACES, &file, "--out", &out]);
     assert!(full.contains("holds files"), "{full}");
+    let picture = error(&["decompress", FACES, &file, "--out", &at(dir.path(), "all.jpg")]);
+    assert!(picture.contains("name a folder"), "{picture}");
     // Before the images are decoded, which may take long.
     let nowhere = error(&["decompress", FACES, &file, "--out", &at(dir.path(), "none/out")]);
     assert!(nowhere.contains("there is no folder"), "{nowhere}");

@@ -79,6 +79,11 @@ fn pictures(images: &Tensor, out: &Path) -> Result<()> {
 pub fn run(args: &DecompressArgs) -> Result<()> {
     let array = Format::of(&args.out).map(|_| arrays::writable(&args.out)).transpose()?;
     if array.is_none() {
+        ensure!(
+            ImageFormat::from_path(&args.out).is_err(),
+            "--out {}: every image becomes a picture of its own, name a folder for them, or an array (.npy)",
+            args.out.display()
+        );
         output::new_folder(&args.out, "npy", "")?;
         let parent = beside(&args.out);
         ensure!(

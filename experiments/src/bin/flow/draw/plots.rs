@@ -208,6 +208,8 @@ impl Curves<'_> {
             let mut chart = ChartBuilder::on(area)
                 .caption(self.title, ("sans-serif", 22))
                 .margin(14)
+                // The number of the last tick is written around the axis's end.
+                .margin_right(36)
                 .x_label_area_size(44)
                 .y_label_area_size(64)
                 .build_cartesian_2d(0. ..last, low..top)?;
