@@ -5,6 +5,7 @@ use crate::core::{
     Bijection, Coding, Context, Ctx, LayerStats, Mode, Pieces, channel_shape, positions, same_per_example,
     sum_per_example,
 };
+use crate::nets::NetActNorm;
 use crate::ops::batch_norm::moments;
 use crate::params::{Init, Param, ParamBuilder};
 use candle_core::{DType, Result, Tensor, bail};
@@ -32,8 +33,8 @@ impl Diagonal {
     }
 
     /// The same, whose first batch sets s so that each z_d has this standard deviation, s_d = log(std / std x_d), as actnorm does. With
-    /// Adam s moves by the learning rate in an update, so that what it does not start with takes hundreds of updates. A dimension that
-    /// is constant over the batch keeps s_d = 0.
+    /// Adam s moves by the learning rate in an update, so that what it does not start with takes hundreds of updates. A dimension
+    /// whose standard deviation is below [`ActNorm::FLOOR`](super::ActNorm::FLOOR), constant but for rounding, keeps s_d = 0.
     #[must_use]
     pub fn from_data(self, std: f64) -> Self {
         Self { std: Some(std), ..self }
@@ -43,8 +44,8 @@ impl Diagonal {
     fn initialise(&self, x: &Tensor, std: f64) -> Result<()> {
         let moments = moments(&x.t()?.contiguous()?)?.to_dtype(DType::F64)?;
         let var: Vec<f64> = moments.get(1)?.to_vec1()?;
-        let logs: Vec<f64> =
-            var.iter().map(|var| if *var > 0. { std.ln() - 0.5 * var.ln() } else { 0. }).collect();
+        let log_scale = |of_x: f64| if of_x < NetActNorm::FLOOR { 0. } else { (std / of_x).ln() };
+        let logs: Vec<f64> = var.iter().map(|var| log_scale(var.sqrt())).collect();
         let like = self.logs.value();
         self.logs.set(&Tensor::new(logs, like.device())?.to_dtype(like.dtype())?)
     }

@@ -77,15 +77,9 @@ impl PriorConfig {
     /// The standard deviation of a dimension before anything is learned; 1 where the prior has none.
     pub(super) fn std(&self) -> f64 {
         match *self {
-            Self::Gaussian {} | Self::Mixture { .. } | Self::DiagonalGaussian { .. } => 1.,
             Self::Logistic {} => std::f64::consts::PI / 3f64.sqrt(),
-            Self::StudentT { df, .. } => {
-                if df > 2. {
-                    (df / (df - 2.)).sqrt()
-                } else {
-                    1.
-                }
-            }
+            Self::StudentT { df, .. } if df > 2. => (df / (df - 2.)).sqrt(),
+            _ => 1.,
         }
     }
 

@@ -9,9 +9,9 @@ use std::cell::RefCell;
 /// Elementwise work is handed out in blocks of this many numbers; sums are taken over these blocks, in order.
 const BLOCK: usize = 1 << 15;
 
-/// What is smaller becomes zero in the state. The first moment of a parameter without a gradient would else decay to a subnormal number
-/// that 0.9 of it is rounded to, and stay there, and a processor is far slower with subnormal numbers. A step's factors times this are
-/// normal numbers in f32, too.
+/// What is smaller becomes zero in the state. Each step multiplies the first moment of a parameter without a gradient by b1, down
+/// to a subnormal number that the product is rounded back to, and a processor is far slower with such numbers. The factors of a step
+/// times this limit are normal numbers, in f32, too.
 const TINY: f64 = 1e-32;
 
 /// `x`, or zero if |x| < `tiny`; not a number stays so.
