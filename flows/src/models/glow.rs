@@ -103,9 +103,9 @@ impl GlowConfig {
         Self { permutation: Permutation::Plain, edge_bias: true, ..Self::cifar_paper() }
     }
 
-    /// Native 28x28x1 MNIST, which no paper configures: L 2, K 32, width 512.
+    /// Native 28x28x1 MNIST, which no paper configures: L 2, K 32, width 512, the logit of [`Preprocess::DARK`].
     pub fn mnist() -> Self {
-        Self { shape: [1, 28, 28], levels: 2, ..Self::cifar_paper() }
+        Self { shape: [1, 28, 28], levels: 2, preprocess: Preprocess::DARK, ..Self::cifar_paper() }
     }
 
     /// The model as a list of its layers.

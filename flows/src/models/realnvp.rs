@@ -129,9 +129,9 @@ impl RealNvpConfig {
         }
     }
 
-    /// Native 28x28x1 MNIST, which no paper configures: the code's conventions, two scales.
+    /// Native 28x28x1 MNIST, which no paper configures: the code's conventions, two scales, the logit of [`Preprocess::DARK`].
     pub fn mnist() -> Self {
-        Self { shape: [1, 28, 28], ..Self::cifar_code() }
+        Self { shape: [1, 28, 28], preprocess: Preprocess::DARK, ..Self::cifar_code() }
     }
 
     /// A step: a coupling, and the batch norm after it.
