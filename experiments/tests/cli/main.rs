@@ -666,6 +666,13 @@ fn a_sweep_is_a_table_over_seeds() {
     assert_eq!(ok(&args), first);
     assert_eq!(logs(weights), before);
     assert_eq!(ok(&["table", str_of(&out), "--seeds"]), first);
+    let json: Vec<Value> =
+        serde_json::from_str(&ok(&["table", str_of(&out), "--seeds", "--format", "json"])).unwrap();
+    assert_eq!(json.iter().map(|row| row["seeds"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(json.iter().filter(|row| row["best"] == true).count(), 1);
+    let csv = ok(&["table", str_of(&out), "--seeds", "--format", "csv"]);
+    assert!(csv.starts_with("recipe,data,seeds,validation,validation_std,best,test,"), "{csv}");
+    assert_eq!(csv.lines().count(), 3, "{csv}");
     let picture = dir.path().join("curves.png");
     let (folder, file) = (str_of(&out), str_of(&picture));
     assert_eq!(ok(&["table", folder, "--curves", "--over", "hours", "--out", file]).trim(), file);

@@ -101,6 +101,26 @@ pub fn new_folder(out: &Path, ending: &str, or: &str) -> Result<()> {
     Ok(())
 }
 
+/// Fills a folder beside `out`, which then takes the place of `out`: whole, or not at all. `flag` is the argument that named it.
+///
+/// # Errors
+/// When `fill` fails, when the folder cannot be made, and when `out` is there and holds anything.
+pub fn whole_folder<T>(flag: &str, out: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let cannot = || format!("{flag} {}: the folder cannot be made", out.display());
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).with_context(cannot)?;
+    let temporary = tempfile::Builder::new().prefix(".flow-").tempdir_in(parent).with_context(cannot)?;
+    // A temporary folder is its owner's alone; one in it has the permissions of any other.
+    let part = temporary.path().join("whole");
+    std::fs::create_dir(&part).with_context(cannot)?;
+    let filled = fill(&part)?;
+    if out.is_dir() {
+        std::fs::remove_dir(out).with_context(cannot)?;
+    }
+    std::fs::rename(&part, out).with_context(cannot)?;
+    Ok(filled)
+}
+
 /// A text of at most about `most` characters: of a longer one the beginning and the end.
 fn shortened(text: &str, most: usize) -> String {
     let chars: Vec<char> = text.chars().collect();

@@ -37,39 +37,28 @@ pub struct DecompressArgs {
     json: bool,
 }
 
-/// The folder in which `out` is to be.
-fn beside(out: &Path) -> &Path {
-    out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Writes a picture of each image into a folder beside `out` first, which then takes its place.
-fn pictures(images: &Tensor, out: &Path) -> Result<()> {
+/// Writes a picture of each image.
+fn pictures(images: &Tensor, folder: &Path) -> Result<()> {
     let (_, channels, height, width) =
         images.dims4().context("vectors are no pictures: write them as .npy")?;
     ensure!(matches!(channels, 1 | 3), "images of {channels} channels are no pictures: write them as .npy");
-    let folder = tempfile::Builder::new().prefix(".flow").tempdir_in(beside(out));
-    let folder =
-        folder.with_context(|| format!("--out {}: nothing can be written beside it", out.display()))?;
     let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     for i in 0..images.dim(0)? {
         let bytes: Vec<u8> = images.get(i)?.permute((1, 2, 0))?.flatten_all()?.to_vec1()?;
-        let path = folder.path().join(format!("{i:05}.png"));
+        let path = folder.join(format!("{i:05}.png"));
         image::save_buffer_with_format(path, &bytes, width as u32, height as u32, colour, ImageFormat::Png)?;
     }
-    if out.is_dir() {
-        std::fs::remove_dir(out)?;
-    }
-    // A temporary folder is its owner's alone; what is kept has the permissions of any other.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    }
-    std::fs::rename(folder.path(), out)
-        .with_context(|| format!("--out {}: cannot be made", out.display()))?;
-    // There is nothing left to remove.
-    drop(folder.keep());
     Ok(())
+}
+
+/// Writes the images, and their labels where the file has some, as arrays.
+fn arrays(decoded: Decoded, out: &Path) -> Result<()> {
+    let mut tensors = vec![("images", decoded.images)];
+    if let Some(labels) = decoded.labels {
+        let n = labels.len();
+        tensors.push(("labels", Tensor::from_vec(labels, n, &Device::Cpu)?));
+    }
+    arrays::write(out, &tensors)
 }
 
 /// Decompresses a file, whole or not at all.
@@ -85,13 +74,6 @@ pub fn run(args: &DecompressArgs) -> Result<()> {
             args.out.display()
         );
         output::new_folder(&args.out, "npy", "")?;
-        let parent = beside(&args.out);
-        ensure!(
-            parent.is_dir(),
-            "--out {}: there is no folder {}, make it",
-            args.out.display(),
-            parent.display()
-        );
     }
     let bytes = read_regular(&args.file, LARGEST)?;
     let name = args.file.display();
@@ -100,20 +82,22 @@ pub fn run(args: &DecompressArgs) -> Result<()> {
     ensure!(device.is_cpu(), "--device: images are decompressed by the processor, leave it out");
     let dtype = if header.float_bytes == 8 { DType::F64 } else { DType::F32 };
     let model = load_model_as(&args.weights.locate()?.0, Some(dtype), &Device::Cpu)?;
-    let decoded =
-        counted("decompressing", header.images, |progress| codec::decode(&model, &bytes, Some(progress)));
-    let (Decoded { images, labels }, seconds) = decoded.with_context(|| name.to_string())?;
-    match array {
-        Some(_) => {
-            let mut tensors = vec![("images", images)];
-            if let Some(labels) = labels {
-                let n = labels.len();
-                tensors.push(("labels", Tensor::from_vec(labels, n, &Device::Cpu)?));
-            }
-            arrays::write(&args.out, &tensors)?;
-        }
-        None => pictures(&images, &args.out)?,
-    }
+    let decode = || -> Result<(Decoded, f64)> {
+        counted("decompressing", header.images, |progress| codec::decode(&model, &bytes, Some(progress)))
+            .with_context(|| name.to_string())
+    };
+    let seconds = if array.is_some() {
+        let (decoded, seconds) = decode()?;
+        arrays(decoded, &args.out)?;
+        seconds
+    } else {
+        // The folder is begun first: a place where none can be made is said before the work.
+        output::whole_folder("--out", &args.out, |folder| {
+            let (decoded, seconds) = decode()?;
+            pictures(&decoded.images, folder)?;
+            Ok(seconds)
+        })?
+    };
     let (n, speed, out) = (header.images, header.images as f64 / seconds, args.out.display().to_string());
     let object =
         json!({ "file": name.to_string(), "images": n, "out": out, "decode_images_per_second": speed });

@@ -2,6 +2,7 @@
 
 use super::print;
 use crate::hub::{Address, why};
+use crate::output;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use experiments::run_dir::COMPANIONS;
@@ -56,24 +57,15 @@ fn place(snapshot: &Path, out: &Path) -> Result<()> {
         ensure!(same, "--out {} holds other files: name a new folder", out.display());
         return Ok(());
     }
-    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).with_context(cannot)?;
-    let part = tempfile::Builder::new().prefix(".pull-").tempdir_in(parent).with_context(cannot)?;
-    for file in &files {
-        let to = part.path().join(&file.name);
-        let copied =
-            std::fs::copy(snapshot.join(&file.name), &to).and_then(|_| std::fs::File::open(&to)?.sync_all());
-        copied.with_context(|| format!("--out {}: {} cannot be written", out.display(), file.name))?;
-    }
-    // A temporary folder is for its owner alone, which a folder of weights need not be.
-    let part = part.keep();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let plain = std::fs::metadata(parent).map_or(0o755, |m| m.permissions().mode() & 0o777);
-        std::fs::set_permissions(&part, std::fs::Permissions::from_mode(plain)).ok();
-    }
-    std::fs::rename(&part, out).with_context(cannot).inspect_err(|_| drop(std::fs::remove_dir_all(&part)))
+    output::whole_folder("--out", out, |folder| {
+        for file in &files {
+            let to = folder.join(&file.name);
+            let copied = std::fs::copy(snapshot.join(&file.name), &to)
+                .and_then(|_| std::fs::File::open(&to)?.sync_all());
+            copied.with_context(|| format!("--out {}: {} cannot be written", out.display(), file.name))?;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 use super::print;
 use crate::args::DataArgs;
 use crate::progress::{Stopped, go_on, stopped};
-use crate::report::{groups, table};
+use crate::report::groups;
+use crate::report::table::{self, Format};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use experiments::recipe::Resolved;
@@ -70,7 +71,7 @@ pub fn run(args: &SweepArgs) -> Result<()> {
     if !ended.is_empty() {
         let done = table::find(&ended)?;
         let all: Vec<_> = done.iter().map(|run| run.summary.json(&run.dir)).collect();
-        print(args.json, json!({ "runs": all }), groups::markdown(&done)?.trim_end())?;
+        print(args.json, json!({ "runs": all }), groups::render(&done, Format::Markdown)?.trim_end())?;
     }
     let names: Vec<String> = failed.iter().map(|dir| dir.display().to_string()).collect();
     ensure!(

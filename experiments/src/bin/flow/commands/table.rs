@@ -22,7 +22,7 @@ pub struct TableArgs {
     #[arg(long)]
     side_by_side: bool,
     /// Print one row for runs that differ in their seed alone: mean ± standard deviation, the best by validation in bold.
-    #[arg(long, conflicts_with_all = ["side_by_side", "format"])]
+    #[arg(long, conflicts_with = "side_by_side")]
     seeds: bool,
     /// Draw the validation curves of the runs in one picture.
     #[arg(long, group = "picture", conflicts_with_all = ["side_by_side", "format", "seeds"])]
@@ -46,10 +46,11 @@ pub fn run(args: &TableArgs) -> Result<()> {
     if args.curves || args.sizes {
         return draw(args);
     }
-    if args.seeds {
-        return output::raw(&groups::markdown(&table::find(&args.runs)?)?);
-    }
-    let render = if args.side_by_side { table::side_by_side } else { table::render };
+    let render = match (args.seeds, args.side_by_side) {
+        (true, _) => groups::render,
+        (_, true) => table::side_by_side,
+        _ => table::render,
+    };
     output::raw(&render(&table::find(&args.runs)?, args.format)?)
 }
 

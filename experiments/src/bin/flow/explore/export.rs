@@ -29,9 +29,18 @@ const SETS: [(usize, u64); 5] = [(6, 4), (4, 3), (3, 2), (2, 1), (1, 1)];
 /// Writes the page to the folder `out`, the largest set of pictures that is small enough, and says its size.
 ///
 /// # Errors
-/// When the folder cannot be written, or the smallest set is too large.
+/// When the folder cannot be written, or the smallest set is too large; then there is no folder.
 pub fn export(mut e: Explorer, out: &Path) -> Result<()> {
-    let (panels, each) = pooled(|| Ok((table::panels(&e)?, image_size(&mut e)?)))?;
+    let said = output::whole_folder("--export", out, |folder| fill(&mut e, folder))?;
+    output::line(format_args!(
+        "{said}: open {}, or put the folder on a web server",
+        out.join("index.html").display()
+    ))
+}
+
+/// Writes the files of the page; what there is of them.
+fn fill(e: &mut Explorer, out: &Path) -> Result<String> {
+    let (panels, each) = pooled(|| Ok((table::panels(e)?, image_size(e)?)))?;
     let mut sets = SETS.iter().map(|set| fixed(&panels, *set));
     let fits =
         |panels: &Vec<Panel>| panels.iter().map(|panel| size(panel, each)).sum::<u64>() <= MOST * 9 / 10;
@@ -42,8 +51,7 @@ pub fn export(mut e: Explorer, out: &Path) -> Result<()> {
             MOST / 1_000_000
         )
     })?;
-    fs::create_dir_all(out.join("images"))
-        .with_context(|| format!("--export {}: it cannot be made", out.display()))?;
+    fs::create_dir(out.join("images"))?;
     let mut page = Page { out, written: HashSet::new(), bytes: 0 };
     for (path, _, text) in super::server::FILES {
         page.write(if path == "/" { "index.html" } else { &path[1..] }, text.as_bytes())?;
@@ -56,25 +64,21 @@ pub fn export(mut e: Explorer, out: &Path) -> Result<()> {
                 return Err(Stopped.into());
             }
             let (key, params) = combination(panel, i);
-            let answer = pooled(|| answer(&mut e, panel, &params, &mut page))?;
+            let answer = pooled(|| answer(e, panel, &params, &mut page))?;
             answers.insert(key, answer);
         }
     }
     drop(count);
-    let info = pooled(|| table::info(&e, &panels))?;
+    let info = pooled(|| table::info(e, &panels))?;
     let text = json!({ "info": info, "answers": answers }).to_string();
     page.write("pictures.js", format!("window.flowPictures = {text};\n").as_bytes())?;
     let (files, megabytes) = (page.written.len(), page.bytes as f64 / 1e6);
     ensure!(
         page.bytes <= MOST,
-        "the page in {} has {megabytes:.1} MB, more than {}: show it with `flow explore` itself",
-        out.display(),
+        "the page has {megabytes:.1} MB, more than {}: show it with `flow explore` itself",
         MOST / 1_000_000
     );
-    output::line(format_args!(
-        "{all} answers with {files} images, {megabytes:.1} MB: open {}, or put the folder on a web server",
-        out.join("index.html").display()
-    ))
+    Ok(format!("{all} answers with {files} images, {megabytes:.1} MB"))
 }
 
 /// The folder that is written.

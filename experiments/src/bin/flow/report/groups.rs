@@ -1,10 +1,10 @@
 //! Runs that differ in their seed alone, as one row: mean and standard deviation.
 
-use super::table::{Run, aligned};
+use super::table::{Format, Run, aligned};
 use anyhow::Result;
-use experiments::evaluate::Evaluation;
 use experiments::run_dir;
 use experiments::summary::Summary;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Bits/dim over the seeds of one setting.
@@ -23,19 +23,24 @@ impl Spread {
         let std = (values.len() > 1).then(|| (squares / (n - 1.)).sqrt());
         (!values.is_empty()).then_some(Self { mean, std })
     }
-
-    fn text(self) -> String {
-        self.std.map_or_else(|| format!("{:.4}", self.mean), |std| format!("{:.4} ± {std:.4}", self.mean))
-    }
 }
 
-/// One setting: its runs, the data, and what they reached.
-struct Group<'a> {
-    name: String,
-    data: (&'a str, &'a str),
-    runs: Vec<&'a Summary>,
-    validation: Option<Spread>,
-    test: Option<Spread>,
+/// One setting: the data, how many runs, and their means; `None` where a run has no such number. The order is that of the columns.
+#[derive(Serialize)]
+struct Group {
+    recipe: String,
+    data: String,
+    #[serde(skip)]
+    revision: String,
+    seeds: usize,
+    validation: Option<f64>,
+    validation_std: Option<f64>,
+    /// The lowest validation on its data set, where there are several settings.
+    best: bool,
+    test: Option<f64>,
+    test_std: Option<f64>,
+    images_seen: Option<f64>,
+    seconds: Option<f64>,
 }
 
 /// The settings of a run but for its seed, by key.
@@ -52,7 +57,7 @@ fn settings(run: &Run) -> Result<BTreeMap<String, String>> {
 
 /// The groups, those of one data set together. A group is called by its recipe and the settings in which the runs of that recipe
 /// differ.
-fn groups(runs: &[Run]) -> Result<Vec<Group<'_>>> {
+fn groups(runs: &[Run]) -> Result<Vec<Group>> {
     let of_runs = runs.iter().map(settings).collect::<Result<Vec<_>>>()?;
     let name = |i: usize| {
         let recipe = &runs[i].summary.recipe;
@@ -72,57 +77,93 @@ fn groups(runs: &[Run]) -> Result<Vec<Group<'_>>> {
         let data = (summary.data.as_str(), summary.data_revision.as_str());
         all.entry((data, name(i))).or_default().push(summary);
     }
-    let spread = |runs: &[&Summary], of: fn(&Summary) -> &Option<Evaluation>| {
-        let values: Vec<f64> = runs.iter().filter_map(|s| Some(of(s).as_ref()?.bits_per_dim)).collect();
-        // A mean over some of the runs would be compared with one over all.
-        if values.len() == runs.len() { Spread::of(&values) } else { None }
-    };
-    let made = all.into_iter().map(|((data, name), runs)| Group {
-        name,
-        data,
-        validation: spread(&runs, |s| &s.validation),
-        test: spread(&runs, |s| &s.test),
-        runs,
-    });
-    Ok(made.collect())
+    let mut groups: Vec<Group> =
+        all.into_iter().map(|((data, name), runs)| Group::of(name, data, &runs)).collect();
+    let best: Vec<bool> = groups.iter().map(|group| group.is_best(&groups)).collect();
+    for (group, best) in groups.iter_mut().zip(best) {
+        group.best = best;
+    }
+    Ok(groups)
 }
 
-/// A row for each setting, with its mean ± standard deviation over seeds; the best by validation on each data set is bold where
+impl Group {
+    fn of(recipe: String, (data, revision): (&str, &str), runs: &[&Summary]) -> Self {
+        let spread = |of: fn(&Summary) -> Option<f64>| {
+            let values: Vec<f64> = runs.iter().filter_map(|s| of(s)).collect();
+            // A mean over some of the runs would be compared with one over all.
+            if values.len() == runs.len() { Spread::of(&values) } else { None }
+        };
+        let validation = spread(|s| Some(s.validation.as_ref()?.bits_per_dim));
+        let test = spread(|s| Some(s.test.as_ref()?.bits_per_dim));
+        Self {
+            recipe,
+            data: data.to_owned(),
+            revision: revision.to_owned(),
+            seeds: runs.len(),
+            validation: validation.map(|v| v.mean),
+            validation_std: validation.and_then(|v| v.std),
+            best: false,
+            test: test.map(|t| t.mean),
+            test_std: test.and_then(|t| t.std),
+            images_seen: spread(|s| Some(s.training.as_ref()?.images_seen as f64)).map(|n| n.mean),
+            seconds: spread(|s| Some(s.training.as_ref()?.wall_seconds)).map(|n| n.mean),
+        }
+    }
+
+    fn is_best(&self, groups: &[Self]) -> bool {
+        let mut rivals = groups.iter().filter(|g| (&g.data, &g.revision) == (&self.data, &self.revision));
+        let mean = |group: &Self| group.validation.unwrap_or(f64::INFINITY);
+        rivals.clone().count() > 1 && mean(self).is_finite() && rivals.all(|other| mean(self) <= mean(other))
+    }
+}
+
+/// A row for each setting, with its mean and standard deviation over seeds; the best by validation on each data set is marked where
 /// there is more than one.
 ///
 /// # Errors
-/// When a run's recipe cannot be read.
-pub fn markdown(runs: &[Run]) -> Result<String> {
+/// When a run's recipe cannot be read, or the rows cannot be written as CSV or JSON.
+pub fn render(runs: &[Run], format: Format) -> Result<String> {
     let groups = groups(runs)?;
-    let best = |group: &Group| {
-        let rivals: Vec<&Group> = groups.iter().filter(|other| other.data == group.data).collect();
-        let mean = |group: &Group| group.validation.map_or(f64::INFINITY, |v| v.mean);
-        rivals.len() > 1 && mean(group).is_finite() && rivals.iter().all(|other| mean(group) <= mean(other))
+    match format {
+        Format::Markdown | Format::Wide => Ok(markdown(&groups)),
+        Format::Csv => {
+            let mut csv = csv::Writer::from_writer(Vec::new());
+            for group in &groups {
+                csv.serialize(group)?;
+            }
+            Ok(String::from_utf8(csv.into_inner()?)?)
+        }
+        Format::Json => Ok(serde_json::to_string(&groups)? + "\n"),
+    }
+}
+
+fn markdown(groups: &[Group]) -> String {
+    let score = |mean: Option<f64>, std: Option<f64>| match (mean, std) {
+        (Some(mean), Some(std)) => format!("{mean:.4} ± {std:.4}"),
+        (Some(mean), None) => format!("{mean:.4}"),
+        (None, _) => String::new(),
     };
-    let mean = |group: &Group, of: fn(&Summary) -> Option<f64>| {
-        let values: Vec<f64> = group.runs.iter().filter_map(|s| of(s)).collect();
-        Spread::of(&values).map_or_else(String::new, |s| format!("{:.0}", s.mean))
-    };
-    let score = |spread: Option<Spread>| spread.map_or_else(String::new, Spread::text);
-    type Cell<'a> = Box<dyn Fn(&Group) -> String + 'a>;
-    let columns: [(&str, Cell); 7] = [
-        ("recipe", Box::new(|g| g.name.clone())),
-        ("data", Box::new(|g| g.data.0.to_owned())),
-        ("seeds", Box::new(|g| g.runs.len().to_string())),
-        (
-            "validation",
-            Box::new(|g| if best(g) { format!("**{}**", score(g.validation)) } else { score(g.validation) }),
-        ),
-        ("test", Box::new(|g| score(g.test))),
-        ("images seen", Box::new(|g| mean(g, |s| Some(s.training.as_ref()?.images_seen as f64)))),
-        ("seconds", Box::new(|g| mean(g, |s| Some(s.training.as_ref()?.wall_seconds)))),
-    ];
-    let filled = columns.iter().map(|(title, cell)| {
-        std::iter::once((*title).to_owned()).chain(groups.iter().map(cell)).collect::<Vec<_>>()
+    let whole = |n: Option<f64>| n.map_or_else(String::new, |n| format!("{n:.0}"));
+    let rows = groups.iter().map(|g| {
+        let validation = score(g.validation, g.validation_std);
+        [
+            g.recipe.clone(),
+            g.data.clone(),
+            g.seeds.to_string(),
+            if g.best { format!("**{validation}**") } else { validation },
+            score(g.test, g.test_std),
+            whole(g.images_seen),
+            whole(g.seconds),
+        ]
+    });
+    let rows: Vec<[String; 7]> = rows.collect();
+    let titles = ["recipe", "data", "seeds", "validation", "test", "images seen", "seconds"];
+    let columns = titles.iter().enumerate().map(|(i, title)| {
+        std::iter::once((*title).to_owned()).chain(rows.iter().map(|row| row[i].clone())).collect()
     });
     let filled: Vec<Vec<String>> =
-        filled.filter(|column| column[1..].iter().any(|c| !c.is_empty())).collect();
-    Ok(aligned(&filled, |title| matches!(title, "recipe" | "data")))
+        columns.filter(|c: &Vec<_>| c[1..].iter().any(|c| !c.is_empty())).collect();
+    aligned(&filled, |title| matches!(title, "recipe" | "data"))
 }
 
 #[cfg(test)]
@@ -134,7 +175,7 @@ mod tests {
         let spread = Spread::of(&[1., 2., 4.]).unwrap();
         assert!((spread.mean - 7. / 3.).abs() < 1e-12);
         assert!((spread.std.unwrap() - (7f64 / 3.).sqrt()).abs() < 1e-12);
-        assert_eq!(Spread::of(&[1.5]).unwrap().text(), "1.5000");
+        assert_eq!(Spread::of(&[1.5]), Some(Spread { mean: 1.5, std: None }));
         assert_eq!(Spread::of(&[]), None);
     }
 }
