@@ -20,7 +20,7 @@ out=${1:-target/dist-cuda}
 most=40000000
 fail() { echo "dist-cuda.sh: $*" >&2; exit 1; }
 mkdir -p "$out"
-rm -rf "$out"/{flow,tests,bench,golden,python,peers.py,gpu-run.sh,commit}
+rm -rf "$out"/{flow,tests,bench,golden,python,peers.py,models.py,gpu-run.sh,commit}
 built=$(tools/build-cuda.sh build --release --workspace --locked --features experiments/cudnn,flows/nccl \
     --bin flow --test all --bench peers --message-format json-render-diagnostics)
 take() { # take TARGET AS: the executable that cargo says it made of the target
@@ -36,7 +36,7 @@ for line in sys.stdin:
 take flow flow
 take all tests
 take peers bench
-cp flows/benches/peers/peers.py tools/gpu-run.sh "$out/"
+cp flows/benches/peers/{peers,models}.py tools/gpu-run.sh "$out/"
 cp -r flows/tests/golden "$out/golden" && rm -f "$out/golden/make.py"
 python3 -m pip install -q --no-deps --no-compile --disable-pip-version-check --root-user-action=ignore \
     --target "$out/python" "$(grep '^normflows==' flows/benches/peers/requirements.txt)"
