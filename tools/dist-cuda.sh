@@ -37,7 +37,7 @@ take flow flow
 take all tests
 take peers bench
 cp flows/benches/peers/{peers,models}.py tools/gpu-run.sh "$out/"
-cp -r flows/tests/golden "$out/golden" && rm -f "$out/golden/make.py"
+cp -r flows/tests/golden "$out/golden" && rm -f "$out"/golden/*.py
 python3 -m pip install -q --no-deps --no-compile --disable-pip-version-check --root-user-action=ignore \
     --target "$out/python" "$(grep '^normflows==' flows/benches/peers/requirements.txt)"
 commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)

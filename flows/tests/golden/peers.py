@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zuko
-from make import bell
+from layers import bell
 from nflows.transforms.splines.rational_quadratic import unconstrained_rational_quadratic_spline
 from safetensors.torch import save_file
 from torch import distributions as dist
