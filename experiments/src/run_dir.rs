@@ -9,6 +9,7 @@
 //! | [`CHECKPOINT`] | the state that the next update depends on ([`crate::checkpoint`]) |
 //! | [`SAMPLES`], [`CURVE`] | pictures, drawn when training has ended |
 //! | [`SUMMARY`] | the result ([`crate::summary`]); where it is, the run has ended |
+//! | [`BEFORE`] | the result of a run that is being made longer, until there is that of the longer one |
 //! | [`CARD`] | the model card |
 //! | [`LICENSE`] | one line: the identifier of the weights' licence, where their owner has given one |
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
@@ -17,7 +18,7 @@
 use crate::data::file_name;
 use crate::recipe::{Recipe, Resolved};
 use crate::untrusted::{TEXT, read_regular};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use flows::storage::{CONFIG, INDEX, WEIGHTS, write_atomic};
 use serde_json::{Map, Value};
 use std::fs;
@@ -28,6 +29,8 @@ use std::path::{Path, PathBuf};
 pub const RECIPE: &str = "recipe.toml";
 /// The result.
 pub const SUMMARY: &str = "summary.json";
+/// The result of a run that is being made longer.
+pub const BEFORE: &str = "summary.before.json";
 /// The log.
 pub const METRICS: &str = "metrics.jsonl";
 /// The state of an unfinished run.
@@ -108,13 +111,55 @@ pub(crate) fn damaged(path: &Path) -> String {
     )
 }
 
-/// Writes the resolved recipe into a run's folder.
+/// Writes the resolved recipe into a run's folder. A result of other settings, as of a run that is made longer, is no longer that of
+/// this folder, and is set aside as [`BEFORE`].
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// When the recipe there cannot be read, or the folder cannot be written.
 pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
+    let other = match read_recipe(dir)? {
+        Some(begun) => begun.fingerprint()? != resolved.recipe.fingerprint()?,
+        None => false,
+    };
+    if other && dir.join(SUMMARY).exists() {
+        fs::rename(dir.join(SUMMARY), dir.join(BEFORE))
+            .with_context(|| format!("cannot rename {}", dir.join(SUMMARY).display()))?;
+    }
     let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
     Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
+}
+
+/// Removes [`BEFORE`], where there is one: the folder has the result of the longer run.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_before(dir: &Path) -> Result<()> {
+    let path = dir.join(BEFORE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a folder without a run that holds files of the names that a run writes: they are someone else's, and would be replaced.
+///
+/// # Errors
+/// When there is one; the message names it.
+pub fn refuse_foreign(dir: &Path) -> Result<()> {
+    if [RECIPE, CHECKPOINT, SUMMARY].iter().any(|name| dir.join(name).exists()) || holds_model(dir) {
+        return Ok(());
+    }
+    // A run that was killed at its beginning has an empty log.
+    let foreign = |name: &&'static str| fs::metadata(dir.join(name)).is_ok_and(|meta| meta.len() > 0);
+    match [CONFIG, METRICS, SAMPLES, CURVE, BEST].into_iter().find(foreign) {
+        Some(name) => bail!(
+            "--out {} holds a {name} that no run has made there, and this one would replace it: name another folder",
+            dir.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Reads the recipe of a run's folder, or `None` where there is none.
@@ -252,5 +297,21 @@ mod tests {
         let left: Vec<&str> = names.into_iter().filter(|n| out.path().join(n).exists()).collect();
         assert_eq!(left, theirs);
         Ok(())
+    }
+
+    #[test]
+    fn a_result_of_other_settings_is_set_aside() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (summary, before) = (dir.path().join(SUMMARY), dir.path().join(BEFORE));
+        write_recipe(dir.path(), &Resolved::load("moons", &[])?)?;
+        fs::write(&summary, "40 updates")?;
+        write_recipe(dir.path(), &Resolved::load("moons", &["about=other words".to_owned()])?)?;
+        assert!(summary.exists() && !before.exists());
+        write_recipe(dir.path(), &Resolved::load("moons", &["train.updates=80".to_owned()])?)?;
+        assert!(!summary.exists());
+        assert_eq!(fs::read_to_string(&before)?, "40 updates");
+        remove_before(dir.path())?;
+        assert!(!before.exists());
+        remove_before(dir.path())
     }
 }

@@ -7,6 +7,9 @@ use std::collections::BTreeSet;
 /// The most runs of one sweep: a slip in a range should not become a year of training.
 const MOST_RUNS: usize = 10_000;
 
+/// Bytes of a folder's name, at most: a log has the same name and an ending.
+const LONGEST_NAME: usize = 240;
+
 /// One run of a sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -60,15 +63,25 @@ pub fn runs(recipe: &str, sets: &[String], seeds: &[u64]) -> Result<Vec<Run>> {
             .flat_map(|run| values.iter().map(|value| with(run, value)).collect::<Vec<_>>())
             .collect();
     }
-    let mut names = BTreeSet::new();
+    let (mut names, mut recipes) = (BTreeSet::new(), BTreeSet::new());
     for run in &mut runs {
-        Resolved::load(recipe, &run.sets)?;
+        let resolved = Resolved::load(recipe, &run.sets)?;
         if run.name.is_empty() {
             run.name = "run".to_owned();
         }
         ensure!(
             names.insert(run.name.clone()),
             "two runs of this sweep would have the folder {}: give each value once",
+            run.name
+        );
+        ensure!(
+            recipes.insert(resolved.recipe.fingerprint()?),
+            "the run {} of this sweep is another one in other words: give each value once",
+            run.name
+        );
+        ensure!(
+            run.name.len() <= LONGEST_NAME,
+            "the folder {} of this sweep has too long a name: sweep over fewer settings, or in files of recipes",
             run.name
         );
     }
@@ -161,6 +174,7 @@ mod tests {
         assert!(refused(&["train.nothing=1,2"], &[]).contains("nothing"));
         assert!(refused(&["train.lr=1e-3", "train.lr=2e-3"], &[]).contains("twice"));
         assert!(refused(&["train.lr=1e-3,1e-3"], &[]).contains("each value once"));
+        assert!(refused(&["train.lr=1e-3,0.001"], &[]).contains("in other words"));
         assert!(refused(&["train.seed=1,2"], &[1]).contains("both"));
         assert!(refused(&["train.lr=1e-3,2e-3"], &[0; 6000]).contains("10000 runs"));
     }

@@ -4,6 +4,7 @@
 //! and impossible values are errors that name the key.
 
 mod check;
+mod errors;
 mod resolve;
 mod types;
 

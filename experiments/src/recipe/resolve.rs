@@ -4,11 +4,12 @@
 //! `model.preset`, for which `model = "name"` stands, too; the file's own keys, each of which replaces a whole field of the preset
 //! (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys. A model of vectors has the shape of the data.
 
+use super::errors::{name_key, no_toml};
 use super::types::Recipe;
 use crate::data::{Origin, known};
 use crate::suggest::did_you_mean;
 use crate::untrusted::{TEXT, read_regular};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use flows::ModelConfig;
 use flows::models::{
     ContextConfig, CouplingTransform, Dequantize, GlowConfig, MafConfig, NiceConfig, Preprocess, PriorConfig,
@@ -114,6 +115,20 @@ impl Resolved {
     /// # Errors
     /// As [`Resolved::load`].
     pub fn parse(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
+        Self::parse_all(stem, text, sets).map_err(|error| {
+            // The message names a table where a value in it does not fit; the one setting without which all is well says more.
+            let without = |i: &usize| {
+                let others = sets.iter().enumerate().filter(|(j, _)| j != i).map(|(_, set)| set.clone());
+                Self::parse_all(stem, text, &others.collect::<Vec<_>>()).is_ok()
+            };
+            match (0..sets.len()).find(without) {
+                Some(i) => error.context(format!("--set {}", sets[i])),
+                None => error,
+            }
+        })
+    }
+
+    fn parse_all(stem: &str, text: &str, sets: &[String]) -> Result<Self> {
         let mut table: Table = toml::from_str(text).map_err(|e| no_toml(text, &e))?;
         inherit(&mut table)?;
         let mut sets = sets.iter().map(|s| parse_set(s)).collect::<Result<Vec<_>>>()?;
@@ -373,41 +388,6 @@ fn expand_preset(table: &mut Table) -> Result<Option<String>> {
         model.entry(key).or_insert(value);
     }
     Ok(Some((*name).to_owned()))
-}
-
-/// The parser's message with its line number, in one line: its own text quotes the source over several.
-fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
-    let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
-    let line = |start: usize| 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();
-    let place = error.span().map(|span| format!(" at line {}", line(span.start))).unwrap_or_default();
-    anyhow!("this is no TOML{place}: {message}")
-}
-
-/// The error of a strict read, with the key it is about and, where there is none of that name, the most similar one: of those
-/// that the message lists, or of the recipe's own `keys`, for it may stand in another table.
-fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String]) -> anyhow::Error {
-    let path = error.path().to_string();
-    let message = error.into_inner().message().trim().to_owned();
-    let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
-    let close = match quoted
-        .next()
-        .filter(|_| message.contains("unknown field") || message.contains("unknown variant"))
-    {
-        Some(unknown) => {
-            // The unknown key itself, which may stand in a table below the one that the error names.
-            let (below, end) = (format!("{path}."), format!(".{unknown}"));
-            let itself = |key: &&String| key.starts_with(&below) && key.ends_with(&end);
-            let others = keys.iter().filter(|key| **key != path && !itself(key)).cloned();
-            did_you_mean(&unknown, quoted.chain(others))
-        }
-        None if message.starts_with("missing field") => ", give it a value".to_owned(),
-        None if message.starts_with("invalid type: unit variant") => {
-            ": this choice has settings, write it as { name = {} } to have them as they are by default"
-                .to_owned()
-        }
-        None => String::new(),
-    };
-    if path == "." { anyhow!("{message}{close}") } else { anyhow!("`{path}`: {message}{close}") }
 }
 
 impl Recipe {

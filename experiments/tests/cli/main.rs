@@ -2,9 +2,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod runs;
 mod weights;
 
-use candle_core::{DType, Device};
 use common::{error, flow, json, ok, text};
 use serde_json::Value;
 use std::fs::File;
@@ -620,72 +620,4 @@ fn the_table_marks_what_is_not_the_recipe_of_that_name() {
     old.as_object_mut().unwrap().remove("changed").unwrap();
     std::fs::write(&path, old.to_string()).unwrap();
     assert_eq!(ok(&["table", str_of(&out)]), table);
-}
-
-/// Without a step the weights are those that it starts from, and what does not fit is named.
-#[test]
-fn a_run_starts_from_saved_weights() {
-    let dir = tempfile::tempdir().unwrap();
-    let (first, second, third) = (dir.path().join("1"), dir.path().join("2"), dir.path().join("3"));
-    ok(&tiny("train", str_of(&first)));
-    let mut args = tiny("train", str_of(&second));
-    args.extend(["--init-from", str_of(&first), "--set", "train.lr=1e-30", "--set", "data.seed=7"]);
-    ok(&args);
-    let weights =
-        |run: &Path| candle_core::safetensors::load(run.join("model.safetensors"), &Device::Cpu).unwrap();
-    let (before, after) = (weights(&first), weights(&second));
-    for (name, t) in &before {
-        let off = (t - &after[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
-        // The average of equal weights rounds.
-        let off = off.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
-        assert!(off < 1e-6, "{name}: {off}");
-    }
-    let mut args = tiny("train", str_of(&third));
-    args.extend(["--init-from", str_of(&first), "--set", "model.hidden=[[8],[9]]"]);
-    let failed = error(&args);
-    assert!(failed.contains("`coupling1.net.0.bias` has the shape [8] there and [9] here"), "{failed}");
-    assert!(!third.exists());
-}
-
-/// Values and seeds are combined, a second call repeats nothing, and a slip is said before anything runs.
-#[test]
-fn a_sweep_is_a_table_over_seeds() {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("sweep");
-    let mut args = tiny("sweep", str_of(&out));
-    args.extend(["--set", "train.lr=1e-3,1e-2", "--seeds", "0..2", "--jobs", "2"]);
-    let first = ok(&args);
-    assert!(
-        first.contains("train.lr=0.001") && first.contains("train.lr=0.01") && first.contains(" ± "),
-        "{first}"
-    );
-    assert_eq!(first.matches("**").count(), 2, "one is the best: {first}");
-    let logs = |name: &str| std::fs::metadata(out.join(name)).unwrap().modified().unwrap();
-    let weights = "lr=1e-2_seed=1/model.safetensors";
-    let before = logs(weights);
-    assert_eq!(ok(&args), first);
-    assert_eq!(logs(weights), before);
-    assert_eq!(ok(&["table", str_of(&out), "--seeds"]), first);
-    let json: Vec<Value> =
-        serde_json::from_str(&ok(&["table", str_of(&out), "--seeds", "--format", "json"])).unwrap();
-    assert_eq!(json.iter().map(|row| row["seeds"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2]);
-    assert_eq!(json.iter().filter(|row| row["best"] == true).count(), 1);
-    let csv = ok(&["table", str_of(&out), "--seeds", "--format", "csv"]);
-    assert!(csv.starts_with("recipe,data,seeds,validation,validation_std,best,test,"), "{csv}");
-    assert_eq!(csv.lines().count(), 3, "{csv}");
-    let picture = dir.path().join("curves.png");
-    let (folder, file) = (str_of(&out), str_of(&picture));
-    assert_eq!(ok(&["table", folder, "--curves", "--over", "hours", "--out", file]).trim(), file);
-    assert_eq!(image::open(&picture).unwrap().width(), 900);
-    let failed = error(&["table", folder, "--sizes", "--out", file]);
-    assert!(failed.contains("flow compress RUN --record"), "{failed}");
-    let (one, other) = (out.join("lr=1e-2_seed=1"), out.join("lr=1e-3_seed=0"));
-    ok(&["report", str_of(&one), "--beside", str_of(&other)]);
-    let report = std::fs::read_to_string(one.join("report.html")).unwrap();
-    assert!(report.contains("curves of several runs"));
-    let failed = error(&["report", str_of(&one), "--beside", str_of(dir.path())]);
-    assert!(failed.contains("has no log"), "{failed}");
-    let failed = error(&["sweep", "moons", "--set", "train.lr=1e-3,-1", "--out", str_of(&out.join("no"))]);
-    assert!(failed.contains("train.lr"), "{failed}");
-    assert!(!out.join("no").exists());
 }

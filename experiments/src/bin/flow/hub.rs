@@ -80,6 +80,10 @@ impl FromStr for Weights {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        ensure!(
+            !text.is_empty(),
+            "no weights are named: give a folder, or {PREFIX}USER/NAME for a model of the hub"
+        );
         let address = text.starts_with(PREFIX).then(|| text.parse()).transpose()?;
         Ok(Self { text: text.to_owned(), address })
     }
@@ -105,6 +109,7 @@ impl Weights {
                     "there is no folder {}: a model of the Hugging Face hub is {PREFIX}{0}",
                     self.text
                 );
+                ensure!(!folder.is_file(), "{} is a file: name the folder that holds the model", self.text);
                 Ok((folder, None))
             }
         }

@@ -26,6 +26,7 @@ use experiments::sample::sample;
 use experiments::summary::{Rounded, Summary, Training};
 use experiments::train::{self, Progress, Silent};
 use flows::models::ContextConfig;
+use flows::models::file::stored;
 use flows::ops::precision::{self, Precision};
 use flows::{Memory, Model};
 use std::path::{Path, PathBuf};
@@ -96,6 +97,7 @@ pub fn run(args: &RunArgs, test: bool, ranks: &dyn Ranks) -> Result<()> {
     }
     curve::draw(&result, &out)?;
     result.write(&out)?;
+    run_dir::remove_before(&out)?;
     // What is printed is what was written, so that printing it again later gives the same digits.
     let result = Summary::read(&out)?.context("the summary that was just written is gone")?;
     card::write(&out)?;
@@ -148,12 +150,16 @@ fn take(args: &RunArgs, test: bool, recipe: &Recipe, out: &Path) -> Result<Optio
         out.is_dir() || !out.exists(),
         "--out {name} is a file: name a folder, which is made if it is not there"
     );
+    run_dir::refuse_foreign(out)?;
     // A folder that is at work is told before data are read; a new one is made when nothing is left to refuse.
     let lock = if out.is_dir() { Some(Lock::take(out)?) } else { None };
     if let Some(summary) = finished(recipe, out, test)?
         && is_of(&summary, recipe, args.data.dir.as_deref())?
     {
         tracing::info!("{name} holds this run's result already");
+        stored(out).with_context(|| {
+            format!("{name} holds the result of this run and not its weights: restore them from a copy, or name another --out")
+        })?;
         // Of a run that ended before there were cards, or was killed before it wrote its own.
         if !out.join(CARD).exists() {
             card::write(out)?;

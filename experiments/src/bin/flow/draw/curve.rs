@@ -94,7 +94,12 @@ pub fn compare(runs: &[PathBuf], over: Over) -> Result<Vec<u8>> {
         COLOURS.len()
     );
     let (name, column, unit) = over.axis();
-    let logs = runs.iter().map(|run| Ok(run_dir::read_metrics(run)?.unwrap_or_default()));
+    let logs = runs.iter().map(|run| {
+        let log = run_dir::read_metrics(run)?.unwrap_or_default();
+        let points = [VALIDATION, TRAIN].iter().any(|key| !run_dir::column(&log, key).is_empty());
+        ensure!(points, "{} has no log, or one without a point to draw: leave it out", run.display());
+        Ok(log)
+    });
     let logs = logs.collect::<Result<Vec<_>>>()?;
     let validated = logs.iter().all(|log| !run_dir::column(log, VALIDATION).is_empty());
     let (key, title) = if validated { (VALIDATION, "validation") } else { (TRAIN, "train") };
@@ -104,7 +109,7 @@ pub fn compare(runs: &[PathBuf], over: Over) -> Result<Vec<u8>> {
         let points: Points = points.into_iter().map(|(x, bits)| (x / unit, bits)).collect();
         ensure!(
             !points.is_empty(),
-            "{} has no log, or one without a point to draw: leave it out",
+            "{} has no training loss in its log, and not all others a validation: leave one kind out",
             run.display()
         );
         let name = file_name(&run.canonicalize().unwrap_or_else(|_| run.clone()));

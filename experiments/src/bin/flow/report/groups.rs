@@ -45,8 +45,13 @@ struct Group {
 
 /// The settings of a run but for its seed, by key.
 fn settings(run: &Run) -> Result<BTreeMap<String, String>> {
-    let Some(resolved) = run_dir::resolve(&run.dir)? else { return Ok(BTreeMap::new()) };
     let counts = |key: &str| !matches!(key, "train.seed" | "about" | "name") && !key.starts_with("paper.");
+    let Some(resolved) = run_dir::resolve(&run.dir)? else {
+        // What is known without the recipe.
+        let changed = run.summary.changed.iter().flatten().filter_map(|set| set.split_once('='));
+        let changed = changed.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        return Ok(changed.filter(|(key, _)| counts(key)).collect());
+    };
     Ok(resolved
         .settings()?
         .into_iter()
@@ -73,9 +78,18 @@ fn groups(runs: &[Run]) -> Result<Vec<Group>> {
         }
     };
     let mut all: BTreeMap<_, Vec<&Summary>> = BTreeMap::new();
-    for (i, Run { summary, .. }) in runs.iter().enumerate() {
+    for (i, Run { summary, dir }) in runs.iter().enumerate() {
         let data = (summary.data.as_str(), summary.data_revision.as_str());
-        all.entry((data, name(i))).or_default().push(summary);
+        let group = all.entry((data, name(i))).or_default();
+        // The same seed again is the same run again, and no further sample.
+        if summary.seed.is_some() && group.iter().any(|other| other.seed == summary.seed) {
+            tracing::warn!(
+                "{} is a run of a setting and seed that are in the table already: left out",
+                dir.display()
+            );
+        } else {
+            group.push(summary);
+        }
     }
     let mut groups: Vec<Group> =
         all.into_iter().map(|((data, name), runs)| Group::of(name, data, &runs)).collect();

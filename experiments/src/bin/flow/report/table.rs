@@ -5,7 +5,7 @@ use experiments::data::file_name;
 use experiments::evaluate::Evaluation;
 use experiments::run_dir::{self, SUMMARY};
 use experiments::summary::{Baselines, Summary};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Folders that hold runs, where no run is named.
@@ -35,15 +35,16 @@ pub struct Run {
 /// Finds runs: a folder with a summary, or a folder of such folders. Without names, [`FOLDERS`] that exist.
 ///
 /// # Errors
-/// When a folder that was named has no run, or a summary cannot be read.
+/// When there is no run, or none in a folder that was named, or a summary cannot be read.
 pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
-    let mut runs = Vec::new();
+    let mut runs: Vec<Run> = Vec::new();
+    let mut seen = BTreeSet::new();
     let folders: Vec<PathBuf> = match named {
         [] => FOLDERS.iter().map(PathBuf::from).filter(|f| f.is_dir()).collect(),
         named => named.to_vec(),
     };
     for folder in &folders {
-        let before = runs.len();
+        let mut holds = false;
         let mut dirs = vec![folder.clone()];
         if !folder.join(SUMMARY).exists() {
             let entries = std::fs::read_dir(folder).with_context(|| {
@@ -55,15 +56,20 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
         }
         for dir in dirs {
             if let Some(summary) = Summary::read(&dir)? {
-                runs.push(Run { dir, summary });
+                holds = true;
+                // A folder that is named twice is one run.
+                if seen.insert(dir.canonicalize().unwrap_or_else(|_| dir.clone())) {
+                    runs.push(Run { dir, summary });
+                }
             }
         }
         ensure!(
-            named.is_empty() || runs.len() > before,
+            named.is_empty() || holds,
             "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
             folder.display()
         );
     }
+    ensure!(!runs.is_empty(), "there are no runs in {}: name their folders", FOLDERS.join(", "));
     runs.sort_by(|a, b| a.summary.recipe.cmp(&b.summary.recipe).then_with(|| a.dir.cmp(&b.dir)));
     Ok(runs)
 }
@@ -209,7 +215,7 @@ fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
             (_, cell, ..) => cell.to_owned(),
         });
         let cells: Vec<String> = cells.collect();
-        if !["std err", "K"].contains(title) && (rows.is_empty() || cells.iter().any(|c| !c.is_empty())) {
+        if !["std err", "K"].contains(title) && cells.iter().any(|c| !c.is_empty()) {
             columns.push(std::iter::once((*title).to_owned()).chain(cells).collect());
         }
     }
@@ -294,9 +300,8 @@ fn compared(runs: &[Run]) -> Result<Vec<(String, Vec<String>)>> {
 /// Runs side by side, each a column.
 ///
 /// # Errors
-/// When there is no run, a recipe cannot be read, or it cannot be written as CSV or JSON.
+/// When a recipe cannot be read, or it cannot be written as CSV or JSON.
 pub fn side_by_side(runs: &[Run], format: Format) -> Result<String> {
-    ensure!(!runs.is_empty(), "there are no runs to compare: name their folders");
     let rows = compared(runs)?;
     let name = |run: &Run| run.dir.canonicalize().map_or_else(|_| file_name(&run.dir), |dir| file_name(&dir));
     let names: Vec<String> = runs.iter().map(name).collect();
