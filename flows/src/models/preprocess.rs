@@ -62,7 +62,7 @@ impl Preprocess {
     /// | this logit: about ln(u / 256), and -ln u is exponential | 1 |
     ///
     /// With the other two the layers learn factors of 1000 or 50 for four pixels of five; measured in docs/results.md. The value of
-    /// alpha is that of FFJORD's released code (arXiv 1810.01367).
+    /// alpha is that of FFJORD's released code (arXiv 1810.01367), whose default it is for all images.
     pub const DARK: Self = Self::Logit { alpha: 1e-6, scale: LogitScale::Code };
 
     /// The width of one grey level on the scale of the paper's log-likelihoods, for LL = log p(x) + D ln(1/bin).
