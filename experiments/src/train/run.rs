@@ -10,7 +10,7 @@ use crate::data::{Dataset, Split};
 use crate::evaluate::{EvalOptions, evaluate_until};
 use crate::metrics::Metrics;
 use crate::ranks::{Ranks, agree, any, same};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Schedule};
 use crate::run_dir::{self, BEST, CHECKPOINT};
 use crate::summary::Together;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -231,6 +231,7 @@ impl<'a> Run<'a> {
                 self.checkpoint()?;
             }
             if let Some(by) = done {
+                self.report_cut(by);
                 return Ok(self.outcome(by));
             }
             if stop {
@@ -241,6 +242,21 @@ impl<'a> Run<'a> {
                 self.measure_drift()?;
             }
             self.update()?;
+        }
+    }
+
+    /// Reports a run whose time was up before its rate had fallen as far as it was to: its last updates were too coarse.
+    fn report_cut(&mut self, by: StoppedBy) {
+        let (t, made) = (&self.recipe.train, self.position.update);
+        let (Some((planned, _)), Schedule::Cosine { end }) = (self.plan, t.schedule) else { return };
+        if by == StoppedBy::Minutes {
+            self.progress.message(&format!(
+                "the {} `train.minutes` were up after update {made} of {planned}, at a rate of {:.1e} that was to fall to {:.1e}: in another \
+                 --out fewer `train.updates` let it fall in time",
+                t.minutes.unwrap_or_default(),
+                rate(t, made, Some(planned)),
+                t.lr * end
+            ));
         }
     }
 

@@ -411,6 +411,14 @@ fn minutes_end_a_run_with_a_validation() -> Result<()> {
     assert_eq!(outcome.stopped_by, StoppedBy::Minutes);
     assert!(outcome.updates > 0 && outcome.wall_seconds >= 0.5);
     assert!(outcome.best_validation.is_some() && out.path().join("model.safetensors").exists());
+
+    // A rate that had no time to fall is told.
+    let out = tempfile::tempdir()?;
+    r.train.schedule = Schedule::Cosine { end: 0.1 };
+    r.train.updates = Some(1_000_000);
+    let mut show = Show::default();
+    train(&r, &data(), &Device::Cpu, out.path(), &mut show, &AtomicBool::new(false), &Single)?;
+    assert!(show.messages.iter().any(|m| m.contains("`train.minutes` were up")), "{:?}", show.messages);
     Ok(())
 }
 
