@@ -126,8 +126,7 @@ impl Logit {
 
 impl Bijection for Logit {
     fn coding(&self) -> Result<Coding<'_>> {
-        // A quarter of a grey level.
-        Ok(Coding::Elements(Pieces::Curve(1. / 1024.)))
+        Ok(Coding::Elements(Pieces::Unit([self.alpha, 1. - self.alpha - self.slope].map(|p| p / self.slope))))
     }
 
     fn forward(&self, x: &Tensor, _ctx: Ctx) -> Result<(Tensor, Tensor)> {

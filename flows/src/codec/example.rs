@@ -1,7 +1,7 @@
 //! One image to bits and back.
 
 use super::latent::Latent;
-use super::layers::Layer;
+use super::layers::{Bits, Layer, needed};
 use super::stack::Stack;
 use super::way::{Way, numbers, tensor};
 use crate::core::{Bijection, Coding, Context};
@@ -40,12 +40,14 @@ impl<'a> Plan<'a> {
             );
         }
         let (dims, bits) = (model.dims(), u32::from(config.bits()));
+        let next = precision.max(needed(model.bijection())?);
         // Numbers of the first layer are pixels; one rescaled to [0, 1] has as many more bits as it has lost.
-        let noise = if has_noise(model.bijection())? { precision } else { precision - bits };
-        let mut at = noise;
+        let noise = next - bits;
+        let noise = if has_noise(model.bijection())? { noise.max(precision) } else { noise };
+        let mut at = Bits { at: noise, next };
         let layers = Layer::new(model.bijection(), dims, &mut at, precision, dtype)?;
         let prior = Latent::new(model.prior(), dims, &mut at, precision, dtype)?;
-        if at != precision {
+        if at.at != precision {
             bail!("no layer of this model changes every element, as those of its own preprocessing do");
         }
         Ok(Self { layers, prior, shape: model.shape().to_vec(), bits, noise, classes: config.classes() })

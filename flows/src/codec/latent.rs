@@ -3,7 +3,7 @@
 //! A mixture is coded by bits back, too: which component a latent is of is popped under p(k | z), the latent is pushed under that
 //! component, and the component under its weight. That takes -log2 p(z) bits, whichever component it was.
 
-use super::layers::{Layer, real};
+use super::layers::{Bits, Layer, real};
 use super::table::{Choice, Table, choice};
 use super::way::{Way, numbers, tensor};
 use crate::core::Context;
@@ -23,11 +23,11 @@ pub(super) struct Latent<'a> {
 }
 
 impl<'a> Latent<'a> {
-    /// The prior of latents of `dims` numbers, which have `bits` bits before its layer, as [`Layer::new`] has them.
+    /// The prior of latents of `dims` numbers, which have `bits` before its layer, as [`Layer::new`] has them.
     pub(super) fn new(
         prior: &'a dyn Prior,
         dims: usize,
-        bits: &mut u32,
+        bits: &mut Bits,
         precision: u32,
         dtype: DType,
     ) -> Result<Self> {

@@ -2,15 +2,12 @@
 
 use super::jacobian::Jacobian;
 use super::matrix::Matrix;
-use super::pieces::{Functions, Grid, unit};
+use super::pieces::{FARTHEST, Functions, Grid, unit};
 use super::stack::Stack;
 use super::way::{Way, numbers, tensor};
 use crate::core::{Bijection, Coding, Composite, Context, Coupled, Ctx, NoiseFlow, OfElements, Pieces};
 use crate::ops::squeeze::{squeeze, unsqueeze};
 use candle_core::{DType, Result, Tensor};
-
-/// Logits of noise in the outermost numbers reach to this.
-const FARTHEST: f64 = 64.;
 
 /// Numbers in a piece of the noise's logit, whose slope is 4 at least and which bends most at its ends.
 const NOISE: f64 = 4.;
@@ -33,22 +30,46 @@ enum Kind<'a> {
     Jacobian(Jacobian<'a>),
 }
 
+/// Bits after the point.
+pub(super) struct Bits {
+    /// Those of the numbers at a layer.
+    pub(super) at: u32,
+    /// Those behind the next layer that changes every element.
+    pub(super) next: u32,
+}
+
+/// The bits of x that a function on [0, 1) needs, the most of those in a flow; 0 where there is none.
+///
+/// Close to an end it is a line, and a logarithm from as far away as it is there from being infinite: numbers of a 16th of that show both.
+/// The bits are all drawn for the first image, and more than 24 would show less than a millionth of what pixels are.
+pub(super) fn needed(f: &dyn Bijection) -> Result<u32> {
+    match f.composite() {
+        Some(c) => c.links().iter().try_fold(0, |most, link| Ok(most.max(needed(link.layer())?))),
+        None => Ok(match f.coding()? {
+            Coding::Elements(Pieces::Unit([below, above])) => {
+                let bits = below.min(above).max(unit(24)).recip().log2().ceil() as u32 + 4;
+                bits.min(24)
+            }
+            _ => 0,
+        }),
+    }
+}
+
 /// The real numbers that whole ones stand for.
 pub(super) fn real(x: &Tensor, bits: u32, dtype: DType) -> Result<Tensor> {
     (x * unit(bits))?.to_dtype(dtype)
 }
 
 impl<'a> Layer<'a> {
-    /// The layer `f` for examples of `dims` dimensions, whose numbers have `bits` bits before it and, once a layer has changed
-    /// every element, `precision` bits from there on.
+    /// The layer `f` for examples of `dims` dimensions, whose numbers have `bits` before it, and behind the preprocessing `precision` bits.
     pub(super) fn new(
         f: &'a dyn Bijection,
         dims: usize,
-        bits: &mut u32,
+        bits: &mut Bits,
         precision: u32,
         dtype: DType,
     ) -> Result<Self> {
-        let from = *bits;
+        let from = bits.at;
         let kind = match f.composite() {
             Some(c) => {
                 let layer = |link: &'a crate::core::Link| {
@@ -59,24 +80,27 @@ impl<'a> Layer<'a> {
             None => match f.coding()? {
                 Coding::Moves => Kind::Moves(f),
                 Coding::Elements(pieces) => {
-                    *bits = precision;
+                    if matches!(pieces, Pieces::Unit(_)) {
+                        bits.next = precision;
+                    }
+                    bits.at = bits.next;
                     Kind::Elements(f, pieces)
                 }
                 Coding::Coupled(coupled) => Kind::Coupled(coupled),
                 Coding::Matrix { weight, shift } => Kind::Matrix(Matrix::new(&weight, shift.as_ref(), from)?),
                 Coding::Inverse(inner) => {
-                    let mut same = from;
+                    let mut same = Bits { at: from, next: from };
                     Kind::Inverse(Box::new(Self::new(inner, dims, &mut same, from, dtype)?))
                 }
                 Coding::Noise(noise) => {
-                    let mut same = from;
+                    let mut same = Bits { at: from, next: from };
                     let flow = Self::new(noise.flow(), dims, &mut same, from, dtype)?;
                     Kind::Noise(noise, Box::new(flow))
                 }
                 Coding::Jacobian => Kind::Jacobian(Jacobian::new(f, dims, from, dtype)?),
             },
         };
-        Ok(Self { kind, grid: Grid { from, to: *bits, dtype } })
+        Ok(Self { kind, grid: Grid { from, to: bits.at, dtype } })
     }
 
     /// z of x, (1, ..).

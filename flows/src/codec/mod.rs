@@ -73,7 +73,7 @@ use crate::storage::weights_hash;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use example::Plan;
 use file::{File, MOST_BYTES, hash, stream};
-use layers::Layer;
+use layers::{Bits, Layer};
 use rand::RngCore;
 use stack::Stack;
 use std::sync::Mutex;
@@ -233,7 +233,7 @@ pub(crate) fn code_layer(
     context: Context,
     precision: u32,
 ) -> Result<(Tensor, f64, bool)> {
-    let (dims, mut bits) = (x.elem_count(), precision);
+    let (dims, mut bits) = (x.elem_count(), Bits { at: precision, next: precision });
     let prepared = Layer::new(layer, dims, &mut bits, precision, x.dtype())?;
     let scale = f64::from(precision).exp2();
     let whole = (x.to_dtype(DType::F64)? * scale)?.round()?;

@@ -23,6 +23,14 @@ const LINE: i32 = 8;
 const STEEP: i32 = 16;
 const FLAT: i32 = 24;
 
+/// A graded piece is shorter than its distance from the nearer end by this power of 2 at least, and by as much more as makes it some
+/// 2^GRADED numbers of z: on longer ones the coder's probabilities are too coarse.
+const GRADE: u32 = 5;
+const GRADED: u32 = 10;
+
+/// Where functions on [0, 1) end, which may be infinite at 0 and 1.
+pub(super) const FARTHEST: f64 = 64.;
+
 /// How many pieces an inverse may be off by.
 const OFF: usize = 4096;
 
@@ -191,14 +199,31 @@ impl Functions<'_> {
         (0..n).map(line).collect()
     }
 
-    /// The pieces with these numbers of curves whose pieces have 2^length elements.
-    fn curves(&self, l: &[i64], length: u32, grid: &Grid) -> Result<Vec<[i64; 2]>> {
-        let ends = |add: i64| -> Result<Vec<f64>> {
-            let x = l.iter().map(|l| ((l + add) << length) as f64 * unit(grid.from)).collect();
-            self.at(&self.forward, x, grid)
+    /// How x is cut, and the grid of the functions' values.
+    fn cut(&self, grid: &Grid) -> (Cut, Grid) {
+        match self.pieces {
+            // f32 has not as many numbers near 1 as x has.
+            Pieces::Unit(beyond) => {
+                let grade = GRADE.max(grid.to.saturating_sub(GRADED));
+                let beyond = beyond.map(|d| (d / unit(grid.from)).max(1.).log2() as u32);
+                (Cut::Graded { bits: grid.from, beyond, grade }, Grid { dtype: DType::F64, ..*grid })
+            }
+            Pieces::Curve(width) => (Cut::Even(length(width, grid)), Grid { ..*grid }),
+            Pieces::Shift | Pieces::Line => unreachable!("they are not cut"),
+        }
+    }
+
+    /// The values at both ends of curves' pieces.
+    fn curves(&self, pieces: &[Part], grid: &Grid) -> Result<Vec<[i64; 2]>> {
+        let values = |x: fn(&Part) -> i64| {
+            self.at(&self.forward, pieces.iter().map(|p| x(p) as f64 * unit(grid.from)).collect(), grid)
         };
-        let round = |z: f64| round(z, grid.to);
-        ends(0)?.into_iter().zip(ends(1)?).map(|(a, b)| Ok([round(a)?, round(b)?])).collect()
+        let ends = values(|p| p.x)?.into_iter().zip(values(|p| p.x + p.n)?);
+        let round = |z: f64| match self.pieces {
+            Pieces::Unit(_) => round(z.clamp(-FARTHEST, FARTHEST), grid.to),
+            _ => round(z, grid.to),
+        };
+        ends.map(|(a, b)| Ok([round(a)?, round(b)?])).collect()
     }
 
     pub(super) fn encode(&self, x: &mut [i64], grid: &Grid, stack: &mut Stack) -> Result<()> {
@@ -213,12 +238,18 @@ impl Functions<'_> {
                     *x = line.map_or(Ok(*x), |line| line.encode(*x, stack))?;
                 }
             }
-            Pieces::Curve(width) => {
-                let length = length(width, grid);
-                let l: Vec<i64> = x.iter().map(|x| x >> length).collect();
-                let ends = self.curves(&l, length, grid)?;
+            Pieces::Curve(_) | Pieces::Unit(_) => {
+                let (cut, grid) = self.cut(grid);
+                let parts: Vec<Part> = x.iter().map(|&x| cut.at(x)).collect();
+                let ends = self.curves(&parts, &grid)?;
                 for i in self.changed(n) {
-                    x[i] = increasing(l[i], length, ends[i])?.encode(x[i], stack);
+                    if !parts[i].holds(x[i]) {
+                        bail!(
+                            "{} is not in [0, 1), where its function is one",
+                            x[i] as f64 * unit(grid.from)
+                        );
+                    }
+                    x[i] = increasing(parts[i], ends[i])?.encode(x[i], stack);
                 }
             }
         }
@@ -237,11 +268,11 @@ impl Functions<'_> {
                     *z = line.map_or(Ok(*z), |line| line.decode(*z, stack))?;
                 }
             }
-            Pieces::Curve(width) => {
-                let length = length(width, grid);
-                let (l, ends) = self.find(z, length, grid)?;
+            Pieces::Curve(_) | Pieces::Unit(_) => {
+                let (cut, grid) = self.cut(grid);
+                let (parts, ends) = self.find(z, cut, &grid)?;
                 for i in self.changed(n).rev() {
-                    z[i] = increasing(l[i], length, ends[i])?.decode(z[i], stack);
+                    z[i] = increasing(parts[i], ends[i])?.decode(z[i], stack);
                 }
             }
         }
@@ -249,25 +280,75 @@ impl Functions<'_> {
     }
 
     /// The pieces of curves that hold z: those of the inverse, or of their neighbours where it is not exact.
-    fn find(&self, z: &[i64], length: u32, grid: &Grid) -> Result<(Vec<i64>, Vec<[i64; 2]>)> {
+    fn find(&self, z: &[i64], cut: Cut, grid: &Grid) -> Result<(Vec<Part>, Vec<[i64; 2]>)> {
         let n = z.len();
         let x = self.at(&self.inverse, z.iter().map(|&z| z as f64 * unit(grid.to)).collect(), grid)?;
         let first = |(i, &x): (usize, &f64)| if self.is_kept(i) { Ok(0) } else { round(x, grid.from) };
         let x: Vec<i64> = x.iter().enumerate().map(first).collect::<Result<_>>()?;
-        let mut l: Vec<i64> = x.iter().map(|x| x >> length).collect();
+        let mut parts: Vec<Part> = x.into_iter().map(|x| cut.at(x)).collect();
         for _ in 0..OFF {
-            let ends = self.curves(&l, length, grid)?;
+            let ends = self.curves(&parts, grid)?;
             let mut found = true;
             for i in self.changed(n) {
-                let step = i64::from(z[i] >= ends[i][1]) - i64::from(z[i] < ends[i][0]);
-                l[i] += step;
-                found &= step == 0;
+                let Part { x, n } = parts[i];
+                let to = if z[i] < ends[i][0] {
+                    x - 1
+                } else if z[i] >= ends[i][1] {
+                    x + n
+                } else {
+                    continue;
+                };
+                parts[i] = cut.at(to);
+                found = false;
             }
             if found {
-                return Ok((l, ends));
+                return Ok((parts, ends));
             }
         }
-        bail!("its inverse is off by more than {OFF} pieces of 2^{length} numbers")
+        bail!("its inverse is off by more than {OFF} pieces")
+    }
+}
+
+/// A piece of the axis of x: its first number, and how many it has.
+#[derive(Clone, Copy)]
+struct Part {
+    x: i64,
+    n: i64,
+}
+
+impl Part {
+    fn holds(&self, x: i64) -> bool {
+        (self.x..self.x + self.n).contains(&x)
+    }
+}
+
+/// How the axis of x is cut.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Into pieces of 2^length numbers.
+    Even(u32),
+    /// The 2^bits numbers of [0, 1) into pieces of at most 2^-grade of the distance from where the function would be infinite, which
+    /// is some 2^beyond numbers below 0 and above 1.
+    Graded { bits: u32, beyond: [u32; 2], grade: u32 },
+}
+
+impl Cut {
+    /// The piece that holds x, or the outermost one.
+    fn at(self, x: i64) -> Part {
+        match self {
+            Self::Even(length) => Part { x: x >> length << length, n: 1 << length },
+            Self::Graded { bits, beyond, grade } => {
+                let all = 1i64 << bits;
+                let x = x.clamp(0, all - 1);
+                let upper = x >= all / 2;
+                let away = if upper { all - 1 - x } else { x };
+                // From one power of 2 to the next pieces are of one length, which divides both; those of either half end in the middle.
+                let distance = away.max(1).ilog2().max(beyond[usize::from(upper)]).min(bits - 2);
+                let length = distance.saturating_sub(grade);
+                let (start, n) = (away >> length << length, 1 << length);
+                Part { x: if upper { all - start - n } else { start }, n }
+            }
+        }
     }
 }
 
@@ -276,9 +357,37 @@ fn length(width: f64, grid: &Grid) -> u32 {
     (width / unit(grid.from)).log2().round().clamp(0., 24.) as u32
 }
 
-fn increasing(l: i64, length: u32, ends: [i64; 2]) -> Result<Piece> {
+fn increasing(part: Part, ends: [i64; 2]) -> Result<Piece> {
     if ends[1] < ends[0] {
         bail!("its function is not increasing");
     }
-    Piece::new(l << length, 1 << length, ends)
+    Piece::new(part.x, part.n as u64, ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn graded_pieces_lie_side_by_side() {
+        for beyond in [[0, 0], [8, 0], [3, 11]] {
+            let cut = Cut::Graded { bits: 12, beyond, grade: 5 };
+            let (all, mut x, mut lengths) = (1 << 12, 0, Vec::new());
+            while x < all {
+                let part = cut.at(x);
+                assert_eq!(part.x, x);
+                for inside in x..x + part.n {
+                    let other = cut.at(inside);
+                    assert_eq!((other.x, other.n), (part.x, part.n), "{inside}");
+                }
+                lengths.push(part.n);
+                x += part.n;
+            }
+            assert_eq!(x, all);
+            let ends = [lengths[0], lengths[lengths.len() - 1]];
+            assert_eq!(ends, beyond.map(|g: u32| 1 << g.saturating_sub(5).min(5)), "{beyond:?}");
+            assert_eq!(lengths.iter().max(), Some(&32));
+            assert_eq!((cut.at(-1).x, cut.at(all).x), (0, all - ends[1]));
+        }
+    }
 }

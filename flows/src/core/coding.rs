@@ -14,6 +14,9 @@ pub enum Pieces {
     Line,
     /// An increasing function: of this length in x.
     Curve(f64),
+    /// An increasing function on [0, 1) that bends like a logarithm at both ends: in proportion to the distance from where it would be
+    /// infinite, which is so far below 0 and so far above 1.
+    Unit([f64; 2]),
 }
 
 /// A layer that changes elements one by one, given those that it keeps.

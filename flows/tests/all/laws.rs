@@ -136,6 +136,7 @@ pub(crate) fn rows() -> Vec<Row> {
         ("rescale", layer(|_| Rescale::new(-0.3, 2.)), gaussian(&image)),
         ("logit, paper", layer(|_| Logit::new(0.05, LogitScale::Paper)), unit(&image)),
         ("logit, code", layer(|_| Logit::new(0.05, LogitScale::Code)), unit(&image)),
+        ("logit, dark", layer(|_| Logit::new(1e-6, LogitScale::Code)), unit(&image)),
         (
             "variational dequantization",
             layer(|vb| VariationalDequantization::new(1, 8, 3, 5, vb)),
