@@ -22,14 +22,14 @@
 //!
 //! What was popped comes back when the image is decoded, in reverse: it is the images before. The sum of the three is
 //! -log2 p(x), up to the rounding of latents. The first image has none before it, and pops *initial bits* of a seeded generator, which
-//! stay in the file: the start-up cost of a file, k - 2 bits a dimension.
+//! stay in the file: the start-up cost of a file, k - 2 bits a dimension, or as many as the noise has where a logit needs finer noise.
 //!
 //! **Layers.** Each says what kind of map it is, by [`Bijection::coding`]:
 //!
 //! | kind | how it is coded |
 //! |---|---|
 //! | squeeze, permutations, levels | moved |
-//! | actnorm, batch norm, logit, learned priors: elements one by one | each piece of the function is replaced by a straight line, and bits popped from and pushed to the stack make its rounding reversible |
+//! | actnorm, batch norm, logit, learned priors: elements one by one | each piece of the function is replaced by a straight line, and bits popped from and pushed to the stack make its rounding reversible; a logit has the shorter pieces the nearer an end is |
 //! | couplings | their elements as above, given the kept part *in whole numbers*, so that both directions run the same network |
 //! | 1x1 convolutions, whitening | W = P L D U, of which only D costs bits |
 //! | learned noise | its flow between a logit and the same logit backwards |

@@ -59,9 +59,9 @@ pub struct CompressArgs {
     /// Compute the networks in f64 instead of f32.
     #[arg(long)]
     double: bool,
-    /// Decompress the file again, compare, and measure the speed.
+    /// Do not decompress the file again and compare before it is written: half of the time.
     #[arg(long)]
-    check: bool,
+    no_check: bool,
     /// Compress the images with PNG, WebP, JPEG XL and zstd, too, for comparison.
     #[arg(long)]
     codecs: bool,
@@ -236,7 +236,7 @@ pub fn run(args: &CompressArgs) -> Result<()> {
     report.file(&measured, &file, dims);
     let speed = n as f64 / seconds;
     report.add(format!("compressed at {speed:.1} images/s"), json!({ "encode_images_per_second": speed }));
-    if args.check {
+    if !args.no_check {
         let (back, seconds) =
             counted("checking", n, |progress| codec::decode(&model, &file.bytes, Some(progress)))?;
         let back: Vec<u8> = back.images.flatten_all()?.to_vec1()?;
