@@ -305,7 +305,7 @@ mod tests {
         let (summary, before) = (dir.path().join(SUMMARY), dir.path().join(BEFORE));
         write_recipe(dir.path(), &Resolved::load("moons", &[])?)?;
         fs::write(&summary, "40 updates")?;
-        write_recipe(dir.path(), &Resolved::load("moons", &["about=other words".to_owned()])?)?;
+        write_recipe(dir.path(), &Resolved::load("moons", &["about=other".to_owned()])?)?;
         assert!(summary.exists() && !before.exists());
         write_recipe(dir.path(), &Resolved::load("moons", &["train.updates=80".to_owned()])?)?;
         assert!(!summary.exists());

@@ -121,7 +121,8 @@ impl Resolved {
                 let others = sets.iter().enumerate().filter(|(j, _)| j != i).map(|(_, set)| set.clone());
                 Self::parse_all(stem, text, &others.collect::<Vec<_>>()).is_ok()
             };
-            match (0..sets.len()).find(without) {
+            let said = format!("{error:#}").contains("--set ");
+            match (0..sets.len()).find(|i| !said && without(i)) {
                 Some(i) => error.context(format!("--set {}", sets[i])),
                 None => error,
             }
