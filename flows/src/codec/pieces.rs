@@ -23,8 +23,8 @@ const LINE: i32 = 8;
 const STEEP: i32 = 16;
 const FLAT: i32 = 24;
 
-/// A graded piece is shorter than its distance from the nearer end by this power of 2 at least, and by as much more as makes it some
-/// 2^GRADED numbers of z: on longer ones the coder's probabilities are too coarse.
+/// A piece of a function on [0, 1) is at most 2^-GRADE as long as its distance from the nearer end, and has at most about 2^GRADED
+/// numbers of z: for more of them the coder's probabilities are too coarse.
 const GRADE: u32 = 5;
 const GRADED: u32 = 10;
 
@@ -202,7 +202,7 @@ impl Functions<'_> {
     /// How x is cut, and the grid of the functions' values.
     fn cut(&self, grid: &Grid) -> (Cut, Grid) {
         match self.pieces {
-            // f32 has not as many numbers near 1 as x has.
+            // In f32 neighbouring numbers x near 1 would be equal.
             Pieces::Unit(beyond) => {
                 let grade = GRADE.max(grid.to.saturating_sub(GRADED));
                 let beyond = beyond.map(|d| (d / unit(grid.from)).max(1.).log2() as u32);
@@ -245,7 +245,7 @@ impl Functions<'_> {
                 for i in self.changed(n) {
                     if !parts[i].holds(x[i]) {
                         bail!(
-                            "{} is not in [0, 1), where its function is one",
+                            "{} is outside of [0, 1), where the layer is defined",
                             x[i] as f64 * unit(grid.from)
                         );
                     }

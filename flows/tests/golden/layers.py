@@ -303,8 +303,20 @@ def numbers(law):
     return 3 * settings["bins"] - 1 if kind == "rational_quadratic_spline" else 3 * settings["components"] + 2
 
 
-class ClassPrior:
-    """z = (x - mean) / std, each a function of the channel and of the class: Glow's top prior."""
+class Normal:
+    """z = (x - mean) / std, both from `mean_std` of y."""
+
+    def forward(self, x, y):
+        mean, std = self.mean_std(y)
+        return (x - mean) / std
+
+    def inverse(self, z, y):
+        mean, std = self.mean_std(y)
+        return z * std + mean
+
+
+class ClassPrior(Normal):
+    """Mean and std are each a function of the channel and of the class: Glow's top prior."""
 
     def __init__(self, get, path, channels, classes):
         self.bias = get(f"{path}.bias", [2 * channels], std=0.3)
@@ -316,17 +328,9 @@ class ClassPrior:
         mean, logs = (h * torch.exp(3 * self.gain))[:, :, None, None].chunk(2, 1)
         return mean, logs.exp()
 
-    def forward(self, x, y):
-        mean, std = self.mean_std(y)
-        return (x - mean) / std
 
-    def inverse(self, z, y):
-        mean, std = self.mean_std(y)
-        return z * std + mean
-
-
-class LatentPrior:
-    """z = (x - mean) / std, each a function of the dimension of the latent and of the class."""
+class LatentPrior(Normal):
+    """Mean and std are each a function of the dimension of the latent and of the class."""
 
     def __init__(self, get, path, dims, classes):
         self.classes = classes
@@ -336,14 +340,6 @@ class LatentPrior:
     def mean_std(self, y):
         row = slice(None) if self.classes is None else y
         return self.mean[row], self.logs[row].exp()
-
-    def forward(self, x, y):
-        mean, std = self.mean_std(y)
-        return (x - mean) / std
-
-    def inverse(self, z, y):
-        mean, std = self.mean_std(y)
-        return z * std + mean
 
 
 class Chain:

@@ -38,7 +38,7 @@ pub struct DecompressArgs {
 }
 
 /// Writes a picture of each image.
-fn pictures(images: &Tensor, folder: &Path) -> Result<()> {
+fn write_pictures(images: &Tensor, folder: &Path) -> Result<()> {
     let (_, channels, height, width) =
         images.dims4().context("vectors are no pictures: write them as .npy")?;
     ensure!(matches!(channels, 1 | 3), "images of {channels} channels are no pictures: write them as .npy");
@@ -52,7 +52,7 @@ fn pictures(images: &Tensor, folder: &Path) -> Result<()> {
 }
 
 /// Writes the images, and their labels where the file has some, as arrays.
-fn arrays(decoded: Decoded, out: &Path) -> Result<()> {
+fn write_arrays(decoded: Decoded, out: &Path) -> Result<()> {
     let mut tensors = vec![("images", decoded.images)];
     if let Some(labels) = decoded.labels {
         let n = labels.len();
@@ -88,13 +88,13 @@ pub fn run(args: &DecompressArgs) -> Result<()> {
     };
     let seconds = if array.is_some() {
         let (decoded, seconds) = decode()?;
-        arrays(decoded, &args.out)?;
+        write_arrays(decoded, &args.out)?;
         seconds
     } else {
         // The folder is begun first: a place where none can be made is said before the work.
         output::whole_folder("--out", &args.out, |folder| {
             let (decoded, seconds) = decode()?;
-            pictures(&decoded.images, folder)?;
+            write_pictures(&decoded.images, folder)?;
             Ok(seconds)
         })?
     };
