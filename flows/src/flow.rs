@@ -1,6 +1,6 @@
 //! A flow: a bijection and a prior.
 
-use crate::core::{self, Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, inspect};
+use crate::core::{self, Bijection, Context, Ctx, Drift, Gradients, Graph, Memory, Mode, inspect};
 use crate::ops::autodiff::with_gradient;
 use crate::priors::Prior;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
@@ -309,6 +309,26 @@ impl Flow {
     /// As [`Flow::log_prob`].
     pub fn init<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>) -> Result<()> {
         self.terms(x, Ctx::init().with_context(context)).map(|_| ())
+    }
+
+    /// Measures the running statistics of batch norm for the parameters as they are, from several batches: each of them becomes
+    ///
+    /// ```text
+    /// (1 - 1 / k) running + batch / k,     in the k-th call, from k = 1 on: the mean over all batches
+    /// ```
+    ///
+    /// Needed where parameters were replaced: the running statistics of training are those of the weights of the last updates, and
+    /// averaged weights ([`Ema`](crate::optim::Ema)) have others. PyTorch calls it `update_bn`. Layers without running statistics do
+    /// not change.
+    ///
+    /// # Errors
+    /// When k is 0, and as [`Flow::log_prob`].
+    pub fn measure<'a>(&self, x: &Tensor, context: impl Into<Context<'a>>, k: u32) -> Result<()> {
+        if k == 0 {
+            bail!("the batches of a measurement are counted from 1");
+        }
+        let ctx = Ctx { mode: Mode::Measure(k), context: context.into(), grad: false };
+        self.terms(x, ctx).map(|_| ())
     }
 
     /// The path of the first layer whose output is not finite on this batch, or `None`.

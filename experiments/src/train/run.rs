@@ -391,9 +391,9 @@ impl<'a> Run<'a> {
 
     /// Runs `f` on the model with the averaged weights in place, where there are any.
     fn averaged<T>(&mut self, f: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        self.step.updater.swap_average()?;
+        let running = self.step.use_average().context("cannot measure the averaged weights")?;
         let result = f(self);
-        self.step.updater.swap_average()?;
+        self.step.use_last(&running)?;
         result
     }
 

@@ -19,6 +19,9 @@
 //!
 //! Every batch is a function of the seed and the update's number, so a resumed run sees the same ones, and the batch of an
 //! update that failed can be made again to find the layer.
+//!
+//! Averaged weights e are validated and saved with running statistics of their own, measured on the first [`MEASURED_IMAGES`]
+//! ([`Step::use_average`]): batch norm's running statistics are those of p, and the log-det has their logarithm.
 
 use super::reduce::over_ranks;
 use crate::batches::{Augment, Batch, Examples, Feed, Host, order};
@@ -30,8 +33,9 @@ use candle_core::{DType, Device, Tensor};
 use flows::Grads;
 use flows::models::ContextConfig;
 use flows::ops::cuda::{Batches, Recorder, Variation, runs_kernels};
+use flows::ops::precision::{self, Precision};
 use flows::optim::{Penalty, Tally, UpdateSettings, Updater};
-use flows::params::is_finite;
+use flows::params::{Param, is_finite};
 use flows::{Ctx, Drift, Memory, Mode, Model};
 use std::collections::BTreeSet;
 use std::f64::consts::LN_2;
@@ -41,6 +45,10 @@ use std::time::Instant;
 
 /// Training images on which the drift of reconstructed inputs is measured.
 const DRIFT_IMAGES: usize = 16;
+
+/// Training images on which running statistics of averaged weights are measured; with a momentum of .1 and batches of 64 the running
+/// ones of training are those of about as many.
+const MEASURED_IMAGES: usize = 1024;
 
 /// Where batches come from.
 enum Source {
@@ -121,6 +129,33 @@ impl<'a> Step<'a> {
         }
         // Averages start at the initialised values, not at those before.
         self.updater.parts().1.map_or(Ok(()), |ema| Ok(ema.restart()?))
+    }
+
+    /// Puts the averaged weights in place, where there are any, with running statistics measured for them. Returns the running
+    /// statistics of the last weights, for [`Step::use_last`].
+    ///
+    /// Every process measures on the same whole batches, so that all have the same statistics.
+    pub(super) fn use_average(&mut self) -> Result<Vec<(Param, Tensor)>> {
+        self.updater.swap_average()?;
+        let running = self.model.params().running();
+        if self.updater.ema().is_none() || running.is_empty() {
+            return Ok(Vec::new());
+        }
+        let last = running.into_iter().map(|(_, p)| p.value().copy().map(|value| (p, value)));
+        let last = last.collect::<candle_core::Result<Vec<_>>>()?;
+        let feed = Feed { share: Share::all(self.feed.share.of), ..self.feed.clone() };
+        let mut order = None;
+        for k in 1..=MEASURED_IMAGES.div_ceil(feed.share.of) as u32 {
+            let batch = feed.examples.batch(feed.prepare(u64::from(k) - 1, &mut order), self.device)?;
+            precision::within(Precision::Full, || self.model.measure(&batch.x, batch.context(), k))?;
+        }
+        Ok(last)
+    }
+
+    /// Puts the last weights back in place, with their running statistics: what [`Step::use_average`] returned.
+    pub(super) fn use_last(&mut self, running: &[(Param, Tensor)]) -> Result<()> {
+        self.updater.swap_average()?;
+        running.iter().try_for_each(|(p, value)| Ok(p.set(value)?))
     }
 
     /// Prepares batches from update `from` on, in a thread of `scope` or on the GPU.

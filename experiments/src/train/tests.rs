@@ -7,10 +7,10 @@ use crate::data::{Dataset, Parts, Split, Values};
 use crate::evaluate::{EvalOptions, evaluate};
 use crate::ranks::Single;
 use crate::recipe::{Data, Eval, LossUnit, Lower, Recipe, Schedule, Train};
-use crate::run_dir::{CHECKPOINT, METRICS};
+use crate::run_dir::{BEST, CHECKPOINT, METRICS};
 use anyhow::Result;
 use candle_core::Device;
-use flows::models::GlowConfig;
+use flows::models::{GlowConfig, RealNvpConfig};
 use flows::ops::precision::Precision;
 use flows::optim::Rule;
 use flows::{Memory, Model, ModelConfig};
@@ -224,6 +224,33 @@ fn an_interrupted_run_ends_with_the_same_bits() -> Result<()> {
         assert_eq!(resumed.train_bits_per_dim, whole.train_bits_per_dim);
         assert_eq!(updates_in(broken.path()), updates_in(straight.path()));
         same(straight.path(), broken.path());
+    }
+    Ok(())
+}
+
+/// Running statistics of the last weights are those of other weights than the averaged ones that are saved.
+#[test]
+fn averaged_weights_have_running_statistics_of_their_own() -> Result<()> {
+    let mut r = recipe();
+    let config = RealNvpConfig { shape: [1, 4, 4], features: 2, blocks: 1, ..RealNvpConfig::cifar_code() };
+    r.model = ModelConfig::RealNvp(config);
+    for ema in [Some(0.9), None] {
+        r.train.ema = ema;
+        let (straight, broken) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        run(&r, straight.path())?;
+        run_until(&r, broken.path(), 6)?;
+        run(&r, broken.path())?;
+        same(straight.path(), broken.path());
+
+        let (checkpoint, model) =
+            (tensors(&straight.path().join(BEST)), tensors(&straight.path().join("model.safetensors")));
+        let running = model.iter().filter(|(name, _)| name.ends_with(".mean") || name.ends_with(".var"));
+        let mut n = 0;
+        for (name, saved) in running {
+            assert_eq!(*saved == checkpoint[&format!("param/{name}")], ema.is_none(), "{name}");
+            n += 1;
+        }
+        assert!(n > 0);
     }
     Ok(())
 }

@@ -90,7 +90,8 @@ impl BatchNorm {
     fn run(&self, x: &Tensor, ctx: Ctx, running: [Tensor; 2]) -> Result<(Tensor, Tensor, Statistics)> {
         let batch = Self::of_batch(x)?;
         let used = match self.statistics {
-            BatchStatistics::Running if ctx.mode != Mode::Init => {
+            // Initialisation and measurement replace what runs: it is of other parameters.
+            BatchStatistics::Running if matches!(ctx.mode, Mode::Train | Mode::Replay) => {
                 mix(&running, &batch, self.running.momentum)?
             }
             _ => batch.clone(),

@@ -13,6 +13,9 @@ pub enum Mode {
     Init,
     /// As `Train`, but nothing is written: for a pass that is repeated.
     Replay,
+    /// As `Train`, but the running statistics become the mean over this batch and the k - 1 before it, where this is the k-th,
+    /// counted from 1 ([`Flow::measure`](crate::Flow::measure)).
+    Measure(u32),
 }
 
 impl Mode {
@@ -21,12 +24,13 @@ impl Mode {
         !matches!(self, Mode::Eval)
     }
 
-    /// The weight of this batch in a running average: `momentum` in training, 1 in initialisation, 0 where the pass writes
-    /// nothing.
+    /// The weight of this batch in a running average: `momentum` in training, 1 in initialisation, 1 / k in the k-th batch of a
+    /// measurement, 0 where the pass writes nothing.
     pub fn batch_share(self, momentum: f64) -> f64 {
         match self {
             Mode::Init => 1.,
             Mode::Train => momentum,
+            Mode::Measure(k) => 1. / f64::from(k),
             Mode::Eval | Mode::Replay => 0.,
         }
     }

@@ -3,6 +3,7 @@
 use crate::device;
 use crate::small_models::{composed, splined};
 use candle_core::{DType, Result, Tensor};
+use flows::bijections::BatchStatistics;
 use flows::models::{GlowConfig, NiceConfig, Preprocess, RealNvpConfig, glow};
 use flows::optim::{Optimizer, Rule};
 use flows::testing::normal;
@@ -53,6 +54,49 @@ fn lived(config: ModelConfig) -> Result<Model> {
     m.terms(&x, Ctx::train().with_context(Some(&y)))?;
     m.params().perturb(6, 0.02)?;
     Ok(m)
+}
+
+/// After a measurement on one batch, evaluation of this batch is what a training pass computes; on several, the running statistics are
+/// the means of those of each. What ran before is gone.
+#[test]
+fn running_statistics_are_measured_anew() -> Result<()> {
+    for statistics in [BatchStatistics::Batch, BatchStatistics::Running] {
+        let nvp = RealNvpConfig {
+            shape: [1, 4, 4],
+            features: 3,
+            blocks: 1,
+            statistics,
+            ..RealNvpConfig::cifar_code()
+        };
+        let m = lived(ModelConfig::RealNvp(nvp))?;
+        let batches = [pixels(m.config(), 24)?, (pixels(m.config(), 10)? * 0.5)?];
+        let running = || -> Result<Vec<Vec<f32>>> {
+            m.params().running().iter().map(|(_, p)| p.value().to_vec1::<f32>()).collect()
+        };
+        let mut each = Vec::new();
+        for x in &batches {
+            m.measure(x, None, 1)?;
+            each.push(running()?);
+            if statistics == BatchStatistics::Batch {
+                let train = m.terms(x, Ctx::train().replay())?.log_prob()?.to_vec1::<f32>()?;
+                let eval = m.log_prob(x, None)?.to_vec1::<f32>()?;
+                let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4 * b.abs();
+                assert!(train.iter().zip(&eval).all(close), "{train:?} {eval:?}");
+            }
+        }
+        assert_ne!(each[0], each[1]);
+        for (k, x) in (1..).zip(&batches) {
+            m.measure(x, None, k)?;
+        }
+        for (i, both) in running()?.iter().enumerate() {
+            for (c, &both) in both.iter().enumerate() {
+                let mean = (each[0][i][c] + each[1][i][c]) / 2.;
+                assert!((both - mean).abs() < 1e-4 * (1. + mean.abs()), "{i} {c}: {both} {mean}");
+            }
+        }
+        assert!(m.measure(&batches[0], None, 0).unwrap_err().to_string().contains("from 1"));
+    }
+    Ok(())
 }
 
 fn bits(m: &Model) -> Result<Vec<u32>> {
