@@ -5,9 +5,10 @@ use crate::device;
 use crate::laws::{input, rows};
 use crate::small_models::models;
 use candle_core::{DType, Result, Tensor, Var};
+use flows::bijections::LogitScale;
 use flows::latents::{self, Inpainting, LayerStats};
 use flows::testing::normal;
-use flows::{Context, Ctx, Flow, Mode, Model, ModelConfig, ParamStore};
+use flows::{Chain, Context, Ctx, Flow, Mode, Model, ModelConfig, ParamStore};
 
 /// Every model of the law, perturbed and initialised, in f64, with labels for `n` examples and the examples.
 fn lived(config: ModelConfig, n: usize) -> Result<(Model, Tensor, Tensor)> {
@@ -198,6 +199,24 @@ twins! {
         assert!(start.iter().zip(&end).all(|(a, b)| b > a), "{start:?} {end:?}");
         let inside = filled.flatten_all()?.to_vec1::<f64>()?;
         assert!(inside.iter().all(|v| (0. ..256.).contains(v)));
+        Ok(())
+    }
+
+    fn inpainting_comes_to_rest_near_black() {
+        // u = logit(x / 256) of N(-7, 1): d log p(x) / du = -(u + 7) + 2 s - 1 is 0 at x = 256 s, a quarter of a grey level from black.
+        let mut chain = Chain::new();
+        chain.push("unit", flows::bijections::Rescale::new(1. / 256., 0.)?);
+        chain.push("logit", flows::bijections::Logit::new(1e-9, LogitScale::Code)?);
+        chain.push("mean", flows::bijections::Rescale::new(1., 7.)?);
+        let flow = Flow::new(chain, flows::priors::Gaussian, &[2]);
+        let x = Tensor::new(&[[128f64, 200.]], &device())?;
+        let known = Tensor::new(&[[1f64, 0.]], &device())?;
+        let start = Tensor::new(&[[0f64, 4.]], &device())?;
+        let o = Inpainting::new(200, (0., 256.));
+        let (filled, _) = latents::inpaint(&flow, &x, &known, &start, None, &o)?;
+        let s = filled.to_vec2::<f64>()?[0][1] / 256.;
+        let u = (s / (1. - s)).ln();
+        assert!((-(u + 7.) + 2. * s - 1.).abs() < 0.02, "{s}");
         Ok(())
     }
 
