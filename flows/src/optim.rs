@@ -181,7 +181,8 @@ fn restore(tensors: &BTreeMap<String, Tensor>, saved: &BTreeMap<String, Tensor>,
 /// e <- d e + (1 - d) p,     d = min(decay, (1 + t) / (10 + t))
 /// ```
 ///
-/// With a constant d the first averages would still be mostly the random initial values.
+/// With a constant d the first averages would still be mostly the random initial values. Running statistics of batch norm are not
+/// averaged: [`Flow::measure`](crate::Flow::measure) takes those of the averaged parameters.
 pub struct Ema {
     decay: f64,
     params: ParamStore,

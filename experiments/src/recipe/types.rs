@@ -81,7 +81,8 @@ pub struct Train {
     /// The unit of the loss. It scales the gradient, and so the effect of `clip_norm` and of the optimiser's eps.
     #[serde(default)]
     pub loss: LossUnit,
-    /// Decay of the moving average of weights that is validated, evaluated and saved.
+    /// Decay of the moving average of weights that is validated, evaluated and saved; batch norm's running statistics are measured
+    /// for it.
     pub ema: Option<f64>,
     /// Weight of the L2 penalty on weight-norm scales (`.magnitude`) and the gains of couplings (`.gain`, `.gains`).
     #[serde(default)]
