@@ -151,9 +151,8 @@ pub fn refuse_foreign(dir: &Path) -> Result<()> {
     if [RECIPE, CHECKPOINT, SUMMARY].iter().any(|name| dir.join(name).exists()) || holds_model(dir) {
         return Ok(());
     }
-    // A run that was killed at its beginning has an empty log. What is no file is not replaced: writing fails there, and says so.
-    let foreign =
-        |name: &&'static str| fs::metadata(dir.join(name)).is_ok_and(|meta| meta.is_file() && meta.len() > 0);
+    // A run that was killed at its beginning has an empty log.
+    let foreign = |name: &&'static str| fs::symlink_metadata(dir.join(name)).is_ok_and(|meta| meta.len() > 0);
     match [CONFIG, METRICS, SAMPLES, CURVE, BEST].into_iter().find(foreign) {
         Some(name) => bail!(
             "--out {} holds a {name} that no run has made there, and this one would replace it: name another folder",

@@ -274,7 +274,7 @@ pub fn nearest(queries: &Tensor, candidates: &Tensor, k: usize) -> Result<(Tenso
 pub struct Inpainting {
     /// Gradients of log p that are taken.
     pub steps: usize,
-    /// Values lie in [low, high): for images [0, 2^bits).
+    /// Values lie in (low, high): for images (0, 2^bits).
     pub range: (f64, f64),
     /// The size of the first step in the middle of the range, as a share of it.
     pub first: f64,
@@ -283,22 +283,25 @@ pub struct Inpainting {
 }
 
 impl Inpainting {
-    /// `steps` steps from a 64th of the range, four grey levels, down to a thousandth of it.
+    /// `steps` steps from a 16th of the range, 16 grey levels, down to a thousandth of it. 200 of them add up
+    /// to 12 in u, nearly from black to white.
     pub fn new(steps: usize, range: (f64, f64)) -> Self {
-        Self { steps, range, first: 1. / 64., last: 1e-3 }
+        Self { steps, range, first: 1. / 16., last: 1e-3 }
     }
 }
 
 /// Fills in what is missing of x (B, ..) by gradient ascent of log p from `start`, the known values fixed:
 ///
 /// ```text
-/// x_i     = low + (high - low) / (1 + exp(-u_i)) where missing,     x_0 = start,     g_i = d log p(x_i) / du
-/// u_i+1   = u_i + 4 a_i m_i / sqrt(v_i)
+/// x_i     = low + (high - low) / (1 + exp(-u_i)) where missing,     g_i = d log p(x_i) / du
+/// u_0     = logit((start - low) / (high - low)),     u_i+1 = u_i + 4 a_i m_i / sqrt(v_i)
 /// m_i, v_i  = moving averages of g_i and g_i^2, without their bias towards zero (Adam, arXiv 1412.6980)
 /// ```
 ///
 /// In the middle of the range a step is a_i of the range, and towards an end in proportion to the distance from it: a flow behind a
-/// logit changes as fast there, and with steps of one size the black pixels of MNIST never come to rest.
+/// logit changes as fast there, and with steps of one size the black pixels of MNIST never come to rest. No value comes closer to an end
+/// than a 512th of the range, half a grey level: nearer, the density of such a flow goes on rising without telling one grey level from
+/// another, and a value would hardly leave the end again.
 ///
 /// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
 /// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from
@@ -337,6 +340,7 @@ pub fn inpaint_while<'a>(
     mut go_on: impl FnMut(usize) -> bool,
 ) -> Result<Option<(Tensor, Tensor)>> {
     const DECAYS: [f64; 2] = [0.8, 0.9];
+    const END: f64 = 1. / 512.;
     let context = context.into();
     let (low, high) = o.range;
     let ordered = low < high && o.first > 0. && o.last > 0. && o.first.is_finite() && o.last.is_finite();
@@ -350,8 +354,6 @@ pub fn inpaint_while<'a>(
     if counts.contains(&0.) {
         bail!("nothing is missing: there is nothing to fill in");
     }
-    // The ends of the range are not in it.
-    const END: f64 = 1e-6;
     let farthest = (1. / END - 1.).ln();
     let given = (x * &known)?;
     // x and dx/du, but for a factor that steps do not depend on.

@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
                 self.check_length()?;
                 self.progress.message(&format!("resumed after update {}", self.position.update));
                 if self.position.saved == Some(self.position.update) {
-                    self.save_model()?;
+                    self.save_best()?;
                 }
                 if self.position.kept.is_some_and(|kept| kept.update == self.position.update) {
                     checkpoint::keep(self.out)?;
@@ -391,7 +391,7 @@ impl<'a> Run<'a> {
 
     /// Runs `f` on the model with the averaged weights in place, where there are any.
     fn averaged<T>(&mut self, f: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
-        let running = self.step.use_average().context("cannot measure the averaged weights")?;
+        let running = self.step.use_average(self.position.update)?;
         let result = f(self);
         self.step.use_last(&running)?;
         result
@@ -445,7 +445,7 @@ impl<'a> Run<'a> {
         })?;
         self.checkpoint()?;
         if better {
-            self.save_model()?;
+            self.save_best()?;
         }
         if keeps.is_some() && self.writes() {
             checkpoint::keep(self.out)?;
@@ -496,14 +496,18 @@ impl<'a> Run<'a> {
         Ok(f64::from(difference.iter().map(|d| d.abs()).fold(0., worst)))
     }
 
-    fn save_model(&mut self) -> Result<()> {
+    /// Saves the averaged weights, where there are any, as the best model.
+    fn save_best(&mut self) -> Result<()> {
+        if self.writes() { self.averaged(Self::save_model) } else { Ok(()) }
+    }
+
+    /// Saves the model with the weights that are in place.
+    fn save_model(&self) -> Result<()> {
         if !self.writes() {
             return Ok(());
         }
-        self.averaged(|run| {
-            let saved = run.step.model.save(run.out, &SaveOptions::default());
-            saved.context("cannot save the model: is the disk full?")
-        })
+        let saved = self.step.model.save(self.out, &SaveOptions::default());
+        saved.context("cannot save the model: is the disk full?")
     }
 
     fn checkpoint(&mut self) -> Result<()> {
@@ -519,7 +523,8 @@ impl<'a> Run<'a> {
             checkpoint::save(self.out, &self.position, &self.settings, params, &self.step.updater)?;
         }
         self.checkpointed = Some(self.position.update);
-        // Before the first validation there is no best model: the latest one can be looked at.
+        // Before the first validation there is no best model: the latest one can be looked at, with the last weights, since averaged
+        // ones have no running statistics before they are measured.
         if self.position.saved.is_none() { self.save_model() } else { Ok(()) }
     }
 

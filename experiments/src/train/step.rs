@@ -20,7 +20,7 @@
 //! Every batch is a function of the seed and the update's number, so a resumed run sees the same ones, and the batch of an
 //! update that failed can be made again to find the layer.
 //!
-//! Averaged weights e are validated and saved with running statistics of their own, measured on the first [`MEASURED_IMAGES`]
+//! Averaged weights e are validated and saved with running statistics of their own, measured on the batches of the first updates
 //! ([`Step::use_average`]): batch norm's running statistics are those of p, and the log-det has their logarithm.
 
 use super::reduce::over_ranks;
@@ -46,8 +46,8 @@ use std::time::Instant;
 /// Training images on which the drift of reconstructed inputs is measured.
 const DRIFT_IMAGES: usize = 16;
 
-/// Training images on which running statistics of averaged weights are measured; with a momentum of .1 and batches of 64 the running
-/// ones of training are those of about as many.
+/// Training images, at least, on which running statistics of averaged weights are measured; with a momentum of .1 and batches of 64 the
+/// running ones of training are those of about as many.
 const MEASURED_IMAGES: usize = 1024;
 
 /// Where batches come from.
@@ -66,6 +66,10 @@ pub(super) struct Step<'a> {
     source: Option<Source>,
     device: &'a Device,
     pass: Pass<'a>,
+    /// The running statistics measured last, and after which update.
+    measured: Option<(u64, Vec<Tensor>)>,
+    /// Examples of an evaluation's batch.
+    evaluated: usize,
     /// Updates since the results were last read, and when the first of them began.
     pending: u64,
     since: Instant,
@@ -101,6 +105,8 @@ impl<'a> Step<'a> {
             source: None,
             device,
             pass: Pass { memory: t.memory, factor, ranks, weight: share.weight() },
+            measured: None,
+            evaluated: recipe.eval.batch,
             pending: 0,
             since: Instant::now(),
         })
@@ -131,25 +137,47 @@ impl<'a> Step<'a> {
         self.updater.parts().1.map_or(Ok(()), |ema| Ok(ema.restart()?))
     }
 
-    /// Puts the averaged weights in place, where there are any, with running statistics measured for them. Returns the running
-    /// statistics of the last weights, for [`Step::use_last`].
-    ///
-    /// Every process measures on the same whole batches, so that all have the same statistics.
-    pub(super) fn use_average(&mut self) -> Result<Vec<(Param, Tensor)>> {
-        self.updater.swap_average()?;
-        let running = self.model.params().running();
-        if self.updater.ema().is_none() || running.is_empty() {
-            return Ok(Vec::new());
+    /// Puts the averaged weights after update `update` in place, where there are any, with running statistics measured for them. Returns
+    /// the running statistics of the last weights, for [`Step::use_last`]. After an error the last weights are in place.
+    pub(super) fn use_average(&mut self, update: u64) -> Result<Vec<(Param, Tensor)>> {
+        let mut running = Vec::new();
+        if self.updater.ema().is_some() {
+            running = self.model.params().running();
         }
         let last = running.into_iter().map(|(_, p)| p.value().copy().map(|value| (p, value)));
         let last = last.collect::<candle_core::Result<Vec<_>>>()?;
-        let feed = Feed { share: Share::all(self.feed.share.of), ..self.feed.clone() };
+        self.updater.swap_average()?;
+        let measured = match self.measured.take() {
+            _ if last.is_empty() => Ok(Vec::new()),
+            Some((at, values)) if at == update => {
+                let set = last.iter().zip(&values).try_for_each(|((p, _), value)| p.set(value));
+                set.map(|()| values).map_err(Into::into)
+            }
+            _ => self.measure(&last),
+        };
+        match measured {
+            Ok(values) => self.measured = Some((update, values)),
+            Err(e) => {
+                self.use_last(&last)?;
+                return Err(e);
+            }
+        }
+        Ok(last)
+    }
+
+    /// Measures the running statistics of the weights that are in place; gives them.
+    ///
+    /// Every process measures on the same batches, so that all have the same statistics. They are no larger than those of an
+    /// evaluation, which is what a process has the memory for.
+    fn measure(&self, running: &[(Param, Tensor)]) -> Result<Vec<Tensor>> {
+        let batch = self.feed.share.of.min(self.evaluated);
+        let feed = Feed { share: Share::all(batch), ..self.feed.clone() };
         let mut order = None;
-        for k in 1..=MEASURED_IMAGES.div_ceil(feed.share.of) as u32 {
+        for k in 1..=MEASURED_IMAGES.div_ceil(batch) as u32 {
             let batch = feed.examples.batch(feed.prepare(u64::from(k) - 1, &mut order), self.device)?;
             precision::within(Precision::Full, || self.model.measure(&batch.x, batch.context(), k))?;
         }
-        Ok(last)
+        running.iter().map(|(p, _)| Ok(p.value().copy()?)).collect()
     }
 
     /// Puts the last weights back in place, with their running statistics: what [`Step::use_average`] returned.

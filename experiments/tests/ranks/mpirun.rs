@@ -286,6 +286,8 @@ fn what_fails_is_said_once_and_ends_all() {
     let (straight, out) = (tiny.out("straight"), tiny.out("full"));
     ok(tiny.run(2, &straight, &[]));
     fs::create_dir_all(out.join("checkpoint.best.safetensors/in the way")).unwrap();
+    // A folder without a run that holds it is refused before anything is trained.
+    fs::copy(straight.join("recipe.toml"), out.join("recipe.toml")).unwrap();
     let said = fails(tiny.run(2, &out, &[]));
     assert!(said.contains("cannot write") && said.contains("checkpoint.best.safetensors"), "{said}");
     fs::remove_dir_all(out.join("checkpoint.best.safetensors")).unwrap();

@@ -97,7 +97,7 @@ impl<'a> Ctx<'a> {
         Self { mode: Mode::Init, context: Context::none(), grad: false }
     }
 
-    /// The same pass repeated: with a graph, and nothing is written.
+    /// A training pass repeated: with a graph, and nothing is written.
     #[must_use]
     pub fn replay(self) -> Self {
         let mode = if self.mode == Mode::Train { Mode::Replay } else { self.mode };

@@ -203,20 +203,25 @@ twins! {
     }
 
     fn inpainting_comes_to_rest_near_black() {
-        // u = logit(x / 256) of N(-7, 1): d log p(x) / du = -(u + 7) + 2 s - 1 is 0 at x = 256 s, a quarter of a grey level from black.
+        // u = logit(x / 256) of N(-4, 1): d log p(x) / du = -(u + 4) + 2 s - 1 is 0 at x = 256 s, 1.7 grey levels from black.
         let mut chain = Chain::new();
         chain.push("unit", flows::bijections::Rescale::new(1. / 256., 0.)?);
         chain.push("logit", flows::bijections::Logit::new(1e-9, LogitScale::Code)?);
-        chain.push("mean", flows::bijections::Rescale::new(1., 7.)?);
+        chain.push("mean", flows::bijections::Rescale::new(1., 4.)?);
         let flow = Flow::new(chain, flows::priors::Gaussian, &[2]);
         let x = Tensor::new(&[[128f64, 200.]], &device())?;
         let known = Tensor::new(&[[1f64, 0.]], &device())?;
-        let start = Tensor::new(&[[0f64, 4.]], &device())?;
+        let start = Tensor::new(&[[0f64, 40.]], &device())?;
         let o = Inpainting::new(200, (0., 256.));
         let (filled, _) = latents::inpaint(&flow, &x, &known, &start, None, &o)?;
         let s = filled.to_vec2::<f64>()?[0][1] / 256.;
         let u = (s / (1. - s)).ln();
-        assert!((-(u + 7.) + 2. * s - 1.).abs() < 0.02, "{s}");
+        assert!((-(u + 4.) + 2. * s - 1.).abs() < 0.02, "{s}");
+        // From beyond the end to the other half of the range.
+        let flow = Flow::new(flows::bijections::Rescale::new(1., -200.)?, flows::priors::Gaussian, &[2]);
+        let start = Tensor::new(&[[0f64, -3.]], &device())?;
+        let (filled, _) = latents::inpaint(&flow, &x, &known, &start, None, &o)?;
+        assert!((filled.to_vec2::<f64>()?[0][1] - 200.).abs() < 0.1, "{filled}");
         Ok(())
     }
 
