@@ -300,8 +300,8 @@ impl Inpainting {
 ///
 /// In the middle of the range a step is a_i of the range, and towards an end in proportion to the distance from it: a flow behind a
 /// logit changes as fast there, and with steps of one size the black pixels of MNIST never come to rest. No value comes closer to an end
-/// than a 512th of the range, half a grey level: nearer, the density of such a flow goes on rising without telling one grey level from
-/// another, and a value would hardly leave the end again.
+/// than a 512th of the range, half a grey level: closer to it the density of such a flow keeps rising while the grey level stays the
+/// same, and steps become too small to leave the end again.
 ///
 /// It is NICE's inpainting (section 5.2) but for two things that multi-scale flows need. Their log p is a thousand times
 /// steeper in some directions than in others, so each value has a step of its own, a_i long, falling geometrically from

@@ -46,8 +46,8 @@ use std::time::Instant;
 /// Training images on which the drift of reconstructed inputs is measured.
 const DRIFT_IMAGES: usize = 16;
 
-/// Training images, at least, on which running statistics of averaged weights are measured; with a momentum of .1 and batches of 64 the
-/// running ones of training are those of about as many.
+/// At least this many training images are used to measure the running statistics of averaged weights. Those of training average over
+/// about as many, at a momentum of .1 and batches of 64.
 const MEASURED_IMAGES: usize = 1024;
 
 /// Where batches come from.
@@ -69,7 +69,7 @@ pub(super) struct Step<'a> {
     /// The running statistics measured last, and after which update.
     measured: Option<(u64, Vec<Tensor>)>,
     /// Examples of an evaluation's batch.
-    evaluated: usize,
+    eval_batch: usize,
     /// Updates since the results were last read, and when the first of them began.
     pending: u64,
     since: Instant,
@@ -106,7 +106,7 @@ impl<'a> Step<'a> {
             device,
             pass: Pass { memory: t.memory, factor, ranks, weight: share.weight() },
             measured: None,
-            evaluated: recipe.eval.batch,
+            eval_batch: recipe.eval.batch,
             pending: 0,
             since: Instant::now(),
         })
@@ -140,44 +140,40 @@ impl<'a> Step<'a> {
     /// Puts the averaged weights after update `update` in place, where there are any, with running statistics measured for them. Returns
     /// the running statistics of the last weights, for [`Step::use_last`]. After an error the last weights are in place.
     pub(super) fn use_average(&mut self, update: u64) -> Result<Vec<(Param, Tensor)>> {
-        let mut running = Vec::new();
-        if self.updater.ema().is_some() {
-            running = self.model.params().running();
-        }
+        let averages = self.updater.ema().is_some();
+        let running = if averages { self.model.params().running() } else { Vec::new() };
         let last = running.into_iter().map(|(_, p)| p.value().copy().map(|value| (p, value)));
         let last = last.collect::<candle_core::Result<Vec<_>>>()?;
         self.updater.swap_average()?;
-        let measured = match self.measured.take() {
-            _ if last.is_empty() => Ok(Vec::new()),
-            Some((at, values)) if at == update => {
-                let set = last.iter().zip(&values).try_for_each(|((p, _), value)| p.set(value));
-                set.map(|()| values).map_err(Into::into)
-            }
-            _ => self.measure(&last),
-        };
-        match measured {
-            Ok(values) => self.measured = Some((update, values)),
-            Err(e) => {
-                self.use_last(&last)?;
-                return Err(e);
-            }
+        if !last.is_empty()
+            && let Err(e) = self.set_statistics(update, &last)
+        {
+            self.use_last(&last)?;
+            return Err(e);
         }
         Ok(last)
     }
 
-    /// Measures the running statistics of the weights that are in place; gives them.
+    /// Sets the running statistics to those of the averaged weights, which are in place: measured, or as measured after this update before.
     ///
     /// Every process measures on the same batches, so that all have the same statistics. They are no larger than those of an
     /// evaluation, which is what a process has the memory for.
-    fn measure(&self, running: &[(Param, Tensor)]) -> Result<Vec<Tensor>> {
-        let batch = self.feed.share.of.min(self.evaluated);
+    fn set_statistics(&mut self, update: u64, running: &[(Param, Tensor)]) -> Result<()> {
+        if let Some((at, values)) = &self.measured
+            && *at == update
+        {
+            return running.iter().zip(values).try_for_each(|((p, _), value)| Ok(p.set(value)?));
+        }
+        let batch = self.feed.share.of.min(self.eval_batch);
         let feed = Feed { share: Share::all(batch), ..self.feed.clone() };
         let mut order = None;
         for k in 1..=MEASURED_IMAGES.div_ceil(batch) as u32 {
             let batch = feed.examples.batch(feed.prepare(u64::from(k) - 1, &mut order), self.device)?;
             precision::within(Precision::Full, || self.model.measure(&batch.x, batch.context(), k))?;
         }
-        running.iter().map(|(p, _)| Ok(p.value().copy()?)).collect()
+        let values = running.iter().map(|(p, _)| p.value().copy()).collect::<candle_core::Result<_>>()?;
+        self.measured = Some((update, values));
+        Ok(())
     }
 
     /// Puts the last weights back in place, with their running statistics: what [`Step::use_average`] returned.

@@ -286,7 +286,7 @@ fn what_fails_is_said_once_and_ends_all() {
     let (straight, out) = (tiny.out("straight"), tiny.out("full"));
     ok(tiny.run(2, &straight, &[]));
     fs::create_dir_all(out.join("checkpoint.best.safetensors/in the way")).unwrap();
-    // A folder without a run that holds it is refused before anything is trained.
+    // The recipe makes it a run's folder: any other that holds such a file is refused before training begins.
     fs::copy(straight.join("recipe.toml"), out.join("recipe.toml")).unwrap();
     let said = fails(tiny.run(2, &out, &[]));
     assert!(said.contains("cannot write") && said.contains("checkpoint.best.safetensors"), "{said}");

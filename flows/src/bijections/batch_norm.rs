@@ -90,7 +90,7 @@ impl BatchNorm {
     fn run(&self, x: &Tensor, ctx: Ctx, running: [Tensor; 2]) -> Result<(Tensor, Tensor, Statistics)> {
         let batch = Self::of_batch(x)?;
         let used = match self.statistics {
-            // Initialisation and measurement replace what runs: it is of other parameters.
+            // In initialisation and measurement the running averages are those of other parameters, so the batch's own are used.
             BatchStatistics::Running if matches!(ctx.mode, Mode::Train | Mode::Replay) => {
                 mix(&running, &batch, self.running.momentum)?
             }

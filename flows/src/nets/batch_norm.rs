@@ -35,10 +35,8 @@ impl RunningMoments {
             self.var.changed();
             return Ok(());
         }
-        let batch = [batch.get(0)?, batch.get(1)?];
         let running = [self.mean.value().clone(), self.var.value().clone()];
-        // With a share of 1 nothing of what ran before is left, not even if it is not finite.
-        let [mean, var] = if share == 1. { batch } else { mix(&running, &batch, share)? };
+        let [mean, var] = mix(&running, &[batch.get(0)?, batch.get(1)?], share)?;
         self.mean.set(&mean)?;
         self.var.set(&var)
     }
