@@ -121,6 +121,15 @@ fn a_density_given_columns() {
     let right = x.iter().zip(&c).filter(|(x, c)| (x[0] > 0.) == (c[0] > 0.)).count();
     assert!(right > 370, "{right} of 400");
     ok(&["encode", str_of(&run), "--data", str_of(&data), "--out", str_of(&at("z.npz"))]);
+    // Files end where a disk that is full would end them.
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -f 200; trap '' XFSZ; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_flow")]);
+    let (full, n) = (at("full.npz"), "20000");
+    let full = limited.args(["sample", str_of(&run), "--context", "1,2", "-n", n, "--out", str_of(&full)]);
+    let full = full.output().unwrap();
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert!(full.status.code() == Some(1) && said.contains("make room") && !said.contains("Zip"), "{said}");
+    assert!(!at("full.npz").exists());
     ok(&["doctor", str_of(&run), "--data", str_of(&data)]);
     ok(&["explain", "conditional", "--data", str_of(&data)]);
     let card = std::fs::read_to_string(run.join("README.md")).unwrap();

@@ -13,9 +13,10 @@ mod work;
 
 use anyhow::{Context, Result, bail, ensure};
 use arrays::Source;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use clap::Parser;
 use experiments::data::file_name;
+use experiments::data::npy::write_npz;
 use experiments::run_dir::{CURVE, METRICS, PICTURES, SAMPLES, SUMMARY, list, read};
 use experiments::untrusted::open;
 use flows::hub::{Hub, Repository, Revision};
@@ -164,7 +165,7 @@ fn fill(
              examine it with `flow doctor`"
         ));
     }
-    Tensor::write_npz(&drawn.arrays, out.join("arrays.npz")).context("cannot write arrays.npz")?;
+    write_npz(&drawn.arrays, &out.join("arrays.npz")).context("cannot write arrays.npz")?;
 
     for file in model_files(run)? {
         copy(run, out, &file)?;

@@ -22,8 +22,10 @@ use super::set::{check_length, class, file_revision, planar, product, unpack};
 use super::{Dataset, LARGEST, Parts, Revision, Rows, Split, Values, read_file};
 use crate::untrusted::read_regular;
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
-use std::io::{Cursor, Read};
+use std::fs;
+use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
 /// The numbers of an array.
@@ -187,6 +189,26 @@ fn header(bytes: &[u8], name: &str) -> Result<Header> {
         );
     };
     Ok(Header { start, length, sides, descr: descr.to_owned(), fortran, read })
+}
+
+/// Writes named arrays as a `.npz` file, uncompressed.
+///
+/// The archive is made in memory: one that is written to a full disk ends without its list of arrays, and without an error.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_npz(arrays: &[(impl AsRef<str>, Tensor)], path: &Path) -> Result<()> {
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, array) in arrays {
+        array.write_npy(path)?;
+        let bytes = fs::read(path)?;
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored)
+            .large_file(u32::try_from(bytes.len()).is_err());
+        zip.start_file(format!("{}.npy", name.as_ref()), options)?;
+        zip.write_all(&bytes)?;
+    }
+    Ok(fs::write(path, zip.finish()?.into_inner())?)
 }
 
 /// The largest header of an array in an archive; numpy's have some hundred bytes.

@@ -3,6 +3,7 @@
 use crate::output;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use experiments::data::npy::write_npz;
 use std::path::{Path, PathBuf};
 
 /// A format, by the ending of a file's name.
@@ -59,10 +60,11 @@ pub fn write(out: &Path, tensors: &[(&str, Tensor)]) -> Result<()> {
     let put = || -> Result<()> {
         match format {
             Format::Npy => tensors[0].1.write_npy(&tmp)?,
-            Format::Npz => Tensor::write_npz(&tensors, &tmp)?,
-            Format::Safetensors => {
-                safetensors::serialize_to_file(tensors.iter().map(|(name, t)| (*name, t)), None, &tmp)?
-            }
+            Format::Npz => write_npz(&tensors, &tmp)?,
+            Format::Safetensors => std::fs::write(
+                &tmp,
+                safetensors::serialize(tensors.iter().map(|(name, t)| (*name, t)), None)?,
+            )?,
             Format::Csv => write_csv(&tmp, &tensors)?,
         }
         Ok(std::fs::rename(&tmp, out)?)

@@ -14,6 +14,8 @@ use experiments::untrusted::read_regular;
 use flows::codec::{self, Decoded, Header};
 use image::{ExtendedColorType, ImageFormat};
 use serde_json::json;
+use std::fs;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a file, at most.
@@ -46,7 +48,12 @@ fn write_pictures(images: &Tensor, folder: &Path) -> Result<()> {
     for i in 0..images.dim(0)? {
         let bytes: Vec<u8> = images.get(i)?.permute((1, 2, 0))?.flatten_all()?.to_vec1()?;
         let path = folder.join(format!("{i:05}.png"));
-        image::save_buffer_with_format(path, &bytes, width as u32, height as u32, colour, ImageFormat::Png)?;
+        // On a full disk a file that the image crate writes itself is empty, and there is no error.
+        let mut png = Cursor::new(Vec::new());
+        let size = (width as u32, height as u32);
+        image::write_buffer_with_format(&mut png, &bytes, size.0, size.1, colour, ImageFormat::Png)?;
+        fs::write(path, png.into_inner())
+            .with_context(|| format!("picture {i} cannot be written: make room, or choose another --out"))?;
     }
     Ok(())
 }
