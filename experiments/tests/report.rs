@@ -190,6 +190,10 @@ fn a_damaged_log_is_named_by_its_line_and_a_report_goes_without_one() {
     let said = refused(&["report", str_of(&run)]);
     assert!(said.contains("metrics.jsonl is damaged in line 7: ") && !said.contains("line 1"), "{said}");
     fs::remove_file(&path).unwrap();
+    fs::write(run.join("report.html"), "mine").unwrap();
+    assert!(refused(&["report", str_of(&run)]).contains("is no report of this command"));
+    fs::remove_file(run.join("report.html")).unwrap();
+    ok(&["report", str_of(&run)]);
     ok(&["report", str_of(&run)]);
     let html = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(html.contains("id=\"numbers\"") && !html.contains("<svg"));
@@ -202,6 +206,28 @@ fn what_images_take_is_drawn() {
     ok(&["table", FACES, CIFAR, "--sizes", "--out", file.to_str().unwrap()]);
     // Two groups of a title and four bars of 26 pixels.
     assert_eq!(image::open(&file).unwrap().height(), 2 * (5 * 26 + 13) + 10);
+}
+
+/// Other numbers on the test set change nothing: validation chooses.
+#[test]
+fn the_best_run_of_each_model_and_data_set_is_chosen_by_validation() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = |name: &str, of: &str, validation: f64, test: f64| {
+        let (run, from) = (dir.path().join(name), Path::new(of));
+        fs::create_dir(&run).unwrap();
+        fs::copy(from.join("recipe.toml"), run.join("recipe.toml")).unwrap();
+        let mut summary: Value =
+            serde_json::from_str(&fs::read_to_string(from.join("summary.json")).unwrap()).unwrap();
+        summary["validation"]["bits_per_dim"] = validation.into();
+        summary["test"]["bits_per_dim"] = test.into();
+        fs::write(run.join("summary.json"), summary.to_string()).unwrap();
+        let table = ok(&["table", "--best", str_of(dir.path())]);
+        table.lines().skip(2).map(|l| l.split('|').nth(2).unwrap().trim().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(shown("a", CIFAR, 4., 3.9), ["a"]);
+    assert_eq!(shown("b", CIFAR, 3.5, 4.1), ["b"]);
+    assert_eq!(shown("c", CIFAR, 3.6, 3.3), ["b"]);
+    assert_eq!(shown("d", FACES, 4.5, 4.5), ["b", "d"], "other data");
 }
 
 #[test]

@@ -174,7 +174,6 @@ fn a_command_goes_on_without_what_it_does_not_need() {
         ("samples.png", "report R", true),
         ("checkpoint.safetensors", "report R", false),
         ("density.png", "density R --out R/density.png", false),
-        ("report.html", "report R", false),
         ("../index.json", WRITE, false),
     ] {
         for kind in ["pipe", "sparse"] {
@@ -189,6 +188,19 @@ fn a_command_goes_on_without_what_it_does_not_need() {
                 "{file}, {kind}: {said}"
             );
         }
+    }
+}
+
+/// What is no report of this toolkit is not replaced.
+#[test]
+fn a_report_replaces_reports_only() {
+    for kind in ["pipe", "sparse"] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("runs/run");
+        copy(RUNS.path(), &dir.path().join("runs"));
+        put(kind, &run.join("report.html"));
+        let (code, said) = flow(&arguments("report R", &run));
+        assert_eq!((code, said.contains("no report of this command")), (Some(1), true), "{kind}: {said}");
     }
 }
 

@@ -2,11 +2,16 @@
 
 use crate::output;
 use crate::report::html;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use experiments::run_dir::{REPORT, SUMMARY};
 use experiments::summary::Summary;
+use experiments::untrusted::open;
 use flows::storage::write_atomic;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// What the report says of its origin.
+const GENERATOR: &str = "name=\"generator\" content=\"flow report\"";
 
 /// `report`.
 #[derive(clap::Args)]
@@ -22,6 +27,13 @@ pub struct ReportArgs {
     out: Option<PathBuf>,
 }
 
+/// Whether a file is a report that this command wrote; what is no file is none.
+fn is_report(path: &Path) -> bool {
+    let mut head = [0; 512];
+    let read = open(path, u64::MAX).and_then(|(mut file, _)| Ok(file.read(&mut head)?));
+    read.is_ok_and(|n| String::from_utf8_lossy(&head[..n]).contains(GENERATOR))
+}
+
 /// Writes the report of a run.
 ///
 /// # Errors
@@ -33,6 +45,11 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         format!("{run} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder")
     })?;
     output::writable(&out, "html", "the report is HTML")?;
+    ensure!(
+        args.out.is_some() || !out.exists() || is_report(&out),
+        "{0} is no report of this command: name another file with --out, or say --out {0} to replace it",
+        out.display()
+    );
     let html = html::render(&args.run, &summary, &args.beside)?;
     write_atomic(&out, html.as_bytes())?;
     output::line(out.display())

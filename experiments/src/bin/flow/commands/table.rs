@@ -24,6 +24,9 @@ pub struct TableArgs {
     /// Print one row for runs that differ in their seed alone: mean ± standard deviation, the best by validation in bold.
     #[arg(long, conflicts_with = "side_by_side")]
     seeds: bool,
+    /// Of the runs of one model (NICE, RealNVP, Glow, ..) on one data set, show the best by validation alone.
+    #[arg(long, conflicts_with = "seeds")]
+    best: bool,
     /// Draw the validation curves of the runs in one picture.
     #[arg(long, group = "picture", conflicts_with_all = ["side_by_side", "format", "seeds"])]
     curves: bool,
@@ -51,7 +54,12 @@ pub fn run(args: &TableArgs) -> Result<()> {
         (_, true) => table::side_by_side,
         _ => table::render,
     };
-    output::raw(&render(&table::find(&args.runs)?, args.format)?)
+    output::raw(&render(&runs(args)?, args.format)?)
+}
+
+fn runs(args: &TableArgs) -> Result<Vec<table::Run>> {
+    let runs = table::find(&args.runs)?;
+    if args.best { table::best(runs) } else { Ok(runs) }
 }
 
 fn draw(args: &TableArgs) -> Result<()> {
@@ -63,7 +71,7 @@ fn draw(args: &TableArgs) -> Result<()> {
         out.display()
     );
     output::writable(out, PNG, PICTURE)?;
-    let runs = table::find(&args.runs)?;
+    let runs = runs(args)?;
     let picture = if args.curves {
         let folders: Vec<PathBuf> = runs.into_iter().map(|run| run.dir).collect();
         curve::compare(&folders, args.over)?
