@@ -129,28 +129,28 @@ impl<'a> Examples<'a> {
     pub fn new(split: &'a Split, model: &ModelConfig) -> Result<Self> {
         ensure!(
             split.shape == model.shape(),
-            "the data have shape {:?}, the model takes {:?}: set `model.shape` or choose other data",
+            "the data have shape {:?}, the model takes {:?}: choose other data, or train a model of this `model.shape`",
             split.shape,
             model.shape()
         );
         if let Some(classes) = model.classes() {
             let labels = split.labels.as_ref().with_context(|| {
-                format!("the model has {classes} classes and the data no labels: drop `model.classes`")
+                format!("the model has {classes} classes and the data no labels: choose other data, or train a model without classes")
             })?;
             let most = labels.iter().copied().max().unwrap_or(0);
             ensure!(
                 (most as usize) < classes,
-                "the data have class {most}, the model only {classes} classes: raise `model.classes`"
+                "the data have class {most}, the model only {classes} classes: choose other data, or train a model of more classes"
             );
         }
         if let ContextConfig::Features { shape } = model.context() {
             let given = split.context.as_ref().with_context(|| {
-                "the model is given a context and the data have none: add it as the array `c`, or say --set model.context=none"
+                "the model is given a context and the data have none: add it as the array `c`, or train a model without one (model.context=none)"
                     .to_owned()
             })?;
             ensure!(
                 given.shape == *shape,
-                "the data have a context of shape {:?}, the model takes {shape:?}: set `model.context` or choose other data",
+                "the data have a context of shape {:?}, the model takes {shape:?}: choose other data, or train a model of this context",
                 given.shape
             );
         }

@@ -13,9 +13,9 @@ use crate::run_dir::{self, BEST, CHECKPOINT};
 use crate::untrusted;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Tensor;
-use flows::ParamStore;
 use flows::optim::Updater;
 use flows::storage::{read_header, write_atomic};
+use flows::{ModelConfig, ParamStore};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -190,7 +190,7 @@ impl Settings {
     /// Errors with the first key that differs from what the run was begun with.
     fn check(&self, begun: &Self, position: &Position, path: &Path) -> Result<()> {
         let Some(key) = self.conflict(begun, position) else { return Ok(()) };
-        let text = |s: &Self| s.0.get(key).map_or("absent".to_string(), Clone::clone);
+        let text = |s: &Self| s.0.get(key).map_or("not set".to_string(), Clone::clone);
         if key == "data.revision" {
             let (of_file, folder) = ("sha256 ", path.parent().unwrap_or(path).display());
             ensure!(
@@ -213,12 +213,33 @@ impl Settings {
             _ => "",
         };
         bail!(
-            "`{key}` is {} now, but the run in {} was begun with {}{why}: use that value, or another --out",
+            "`{key}` is {} now, and was {} when the run in {} was begun{why}: give it as it was, or use another --out",
             text(self),
+            text(begun),
             path.display(),
-            text(begun)
         )
     }
+}
+
+/// The settings in which two models differ, each with its value there and here; `None` where they are alike.
+///
+/// # Errors
+/// When a config cannot be written as JSON.
+pub fn differing(there: &ModelConfig, here: &ModelConfig) -> Result<Option<String>> {
+    let settings = |config: &ModelConfig| -> Result<BTreeMap<String, String>> {
+        let mut all = BTreeMap::new();
+        flatten("model", serde_json::to_value(config)?, &mut all);
+        Ok(all)
+    };
+    let (there, here) = (settings(there)?, settings(here)?);
+    let keys: BTreeSet<&String> = there.keys().chain(here.keys()).collect();
+    let text =
+        |of: &BTreeMap<String, String>, key: &String| of.get(key).map_or("not set".into(), Clone::clone);
+    let differ = keys.into_iter().filter(|key| there.get(*key) != here.get(*key));
+    let differ =
+        differ.map(|key| format!("`{key}` is {} there and {} here", text(&there, key), text(&here, key)));
+    let differ: Vec<String> = differ.collect();
+    Ok((!differ.is_empty()).then(|| differ.join(", ")))
 }
 
 fn flatten(key: &str, value: serde_json::Value, into: &mut BTreeMap<String, String>) {
@@ -348,7 +369,15 @@ pub fn keep(out: &Path) -> Result<()> {
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("{} is damaged ({what}): delete it to begin the run again, or use another --out", path.display())
+    let dir = path.parent().unwrap_or(path);
+    let remedy = if path.ends_with(CHECKPOINT) && dir.join(BEST).exists() {
+        format!("put a copy of {BEST} in its place to go on from the best update, or use another --out")
+    } else if run_dir::holds_model(dir) {
+        "use another --out".to_owned()
+    } else {
+        "delete it to begin the run again, or use another --out".to_owned()
+    };
+    anyhow!("{} is damaged ({what}): {remedy}", path.display())
 }
 
 /// A checkpoint's bytes and header, or `None` where there is none; its checksums are right.
@@ -360,7 +389,10 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
     // A file may be as long as a disk and hold nothing: only one that is as long as its header says is read.
     let (mut file, length) = untrusted::open(path, u64::MAX)?;
     if let Err(e) = read_header(&mut file, length) {
-        return Err(damaged(&e.to_string().lines().next().unwrap_or_default()));
+        // Without that message's own remedy: nobody else has this file.
+        let what = e.to_string();
+        let what = what.lines().next().unwrap_or_default();
+        return Err(damaged(&what.trim_end_matches(": fetch it again")));
     }
     let bytes = untrusted::read_regular(path, length)?;
     let header = header(&bytes, path)?;
@@ -454,6 +486,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use flows::Grads;
+    use flows::models::GlowConfig;
     use flows::optim::{Penalty, Rule, UpdateSettings};
     use flows::params::Init;
 
@@ -580,12 +613,22 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_of_another_model_are_named() -> Result<()> {
+        let (here, mut there) = (GlowConfig::cifar_code(), GlowConfig::cifar_code());
+        there.bits = 5;
+        let (here, there) = (ModelConfig::Glow(here), ModelConfig::Glow(there));
+        assert_eq!(differing(&here, &here)?, None);
+        assert_eq!(differing(&there, &here)?.as_deref(), Some("`model.bits` is 5 there and 8 here"));
+        Ok(())
+    }
+
+    #[test]
     fn other_settings_are_named() -> Result<()> {
         let out = tempfile::tempdir()?;
         let mut a = State::new(1);
         a.save(out.path(), "1")?;
         let err = a.load(out.path(), "2").unwrap_err().to_string();
-        assert!(err.contains("`train.lr` is 2 now") && err.contains("begun with 1"), "{err}");
+        assert!(err.contains("`train.lr` is 2 now, and was 1 when the run in "), "{err}");
         Ok(())
     }
 }

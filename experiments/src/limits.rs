@@ -154,7 +154,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool, ranks: &dyn Ranks) -> R
         return Ok(());
     }
     if !host {
-        return samples(&model, eval.samples, "`eval.samples`", host);
+        return drawn(&model, eval.samples, "`eval.samples`", host);
     }
     if purpose == Use::Training {
         let bytes = training(&need, train, train.memory, ranks);
@@ -178,7 +178,7 @@ pub fn recipe(recipe: &Recipe, purpose: Use, host: bool, ranks: &dyn Ranks) -> R
     let batch = eval.batch.min(examples.min(LARGEST_SET));
     let bytes = here * evaluation(&need, batch);
     fits(&format!("`eval.batch` = {}{sized}", eval.batch), bytes, "lower `eval.batch`")?;
-    samples(&model, eval.samples, "`eval.samples`", host)
+    drawn(&model, eval.samples, "`eval.samples`", host)
 }
 
 /// One line with the least memory that training takes on this machine.
@@ -200,15 +200,23 @@ pub fn announce(recipe: &Recipe, ranks: &dyn Ranks) -> Result<String> {
 /// The number of examples assumed for a set of unknown size, so that `eval.batch = 1000000`, meaning all of it, is not refused.
 const LARGEST_SET: usize = 70_000;
 
-/// Refuses more samples than a picture or the memory can hold.
+/// Refuses more samples than a picture holds ([`GRID_IMAGES`]) or than the memory does.
 ///
 /// # Errors
 /// When there are too many, by the name of the setting.
-pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<()> {
+pub fn drawn(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<()> {
     ensure!(
         config.shape().len() != 3 || n <= GRID_IMAGES,
         "{key} = {n}: a picture holds at most {GRID_IMAGES} images, ask for fewer"
     );
+    samples(config, n, key, host)
+}
+
+/// Refuses more samples than the memory can hold.
+///
+/// # Errors
+/// When there are too many, by the name of the setting.
+pub fn samples(config: &ModelConfig, n: usize, key: &str, host: bool) -> Result<()> {
     if !host {
         return Ok(());
     }
@@ -291,7 +299,7 @@ mod tests {
     fn the_built_in_recipes_are_not_refused_for_their_data_or_samples() {
         for (name, text) in BUILTIN {
             let recipe = Resolved::parse(name, text, &[]).unwrap().recipe;
-            samples(&recipe.model, recipe.eval.samples, "`eval.samples`", false)
+            drawn(&recipe.model, recipe.eval.samples, "`eval.samples`", false)
                 .unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }

@@ -9,7 +9,7 @@
 //! | [`CHECKPOINT`] | the state that the next update depends on ([`crate::checkpoint`]) |
 //! | [`SAMPLES`], [`CURVE`] | pictures, drawn when training has ended |
 //! | [`SUMMARY`] | the result ([`crate::summary`]); where it is, the run has ended |
-//! | [`BEFORE`] | the result of a run that is being made longer, until there is that of the longer one |
+//! | summary.before.json | the result of a run that is being made longer, with its pictures, until there is that of the longer one |
 //! | [`CARD`] | the model card |
 //! | [`LICENSE`] | one line: the identifier of the weights' licence, where their owner has given one |
 //! | [`PICTURES`] | a folder for pictures that other commands draw |
@@ -29,8 +29,6 @@ use std::path::{Path, PathBuf};
 pub const RECIPE: &str = "recipe.toml";
 /// The result.
 pub const SUMMARY: &str = "summary.json";
-/// The result of a run that is being made longer.
-pub const BEFORE: &str = "summary.before.json";
 /// The log.
 pub const METRICS: &str = "metrics.jsonl";
 /// The state of an unfinished run.
@@ -47,6 +45,9 @@ pub const CARD: &str = "README.md";
 pub const LICENSE: &str = "license.txt";
 /// The folder of further pictures.
 pub const PICTURES: &str = "pictures";
+/// What is no longer of this folder while a run is made longer, and its name then.
+const BEFORE: [(&str, &str); 3] =
+    [(SAMPLES, "samples.before.png"), (CURVE, "curve.before.png"), (SUMMARY, "summary.before.json")];
 /// The directions of the data's labels.
 pub const ATTRIBUTES: &str = "attributes.safetensors";
 /// The report.
@@ -103,16 +104,19 @@ pub fn holds_model(dir: &Path) -> bool {
     [WEIGHTS, INDEX].iter().any(|name| dir.join(name).exists())
 }
 
-/// The error message for a file that cannot be parsed.
+/// The error message for a file that cannot be parsed. Only where there is a checkpoint can a command write it anew.
 pub(crate) fn damaged(path: &Path) -> String {
-    format!(
-        "{} is damaged or of another version: restore it, or delete it and the command that made the run writes it anew",
-        path.display()
-    )
+    let resumes = path.parent().is_some_and(|dir| dir.join(CHECKPOINT).exists());
+    let remedy = if resumes {
+        "restore it, or delete it and the command that made the run writes it anew"
+    } else {
+        "restore it from where the folder comes from"
+    };
+    format!("{} is damaged or of another version: {remedy}", path.display())
 }
 
 /// Writes the resolved recipe into a run's folder. A result of other settings, as of a run that is made longer, is no longer that of
-/// this folder, and is set aside as [`BEFORE`].
+/// this folder, and is set aside with its pictures as summary.before.json and the like.
 ///
 /// # Errors
 /// When the recipe there cannot be read, or the folder cannot be written.
@@ -122,25 +126,29 @@ pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
         None => false,
     };
     if other && dir.join(SUMMARY).exists() {
-        fs::rename(dir.join(SUMMARY), dir.join(BEFORE))
-            .with_context(|| format!("cannot rename {}", dir.join(SUMMARY).display()))?;
+        for (name, before) in BEFORE.iter().filter(|(name, _)| dir.join(name).exists()) {
+            fs::rename(dir.join(name), dir.join(before))
+                .with_context(|| format!("cannot rename {}", dir.join(name).display()))?;
+        }
     }
     let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
     Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
 }
 
-/// Removes [`BEFORE`], where there is one: the folder has the result of the longer run.
+/// Removes what was set aside, where there is any: the folder has the result of the longer run.
 ///
 /// # Errors
 /// When it cannot be removed.
 pub fn remove_before(dir: &Path) -> Result<()> {
-    let path = dir.join(BEFORE);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+    for path in BEFORE.map(|(_, before)| dir.join(before)) {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Refuses a folder without a run that holds files of the names that a run writes: they are someone else's, and would be replaced.
@@ -302,16 +310,18 @@ mod tests {
     #[test]
     fn a_result_of_other_settings_is_set_aside() -> Result<()> {
         let dir = tempfile::tempdir()?;
-        let (summary, before) = (dir.path().join(SUMMARY), dir.path().join(BEFORE));
+        let (summary, before) = (dir.path().join(SUMMARY), dir.path().join("summary.before.json"));
+        let (samples, drawn) = (dir.path().join(SAMPLES), dir.path().join("samples.before.png"));
+        fs::write(&samples, "")?;
         write_recipe(dir.path(), &Resolved::load("moons", &[])?)?;
         fs::write(&summary, "40 updates")?;
         write_recipe(dir.path(), &Resolved::load("moons", &["about=other".to_owned()])?)?;
         assert!(summary.exists() && !before.exists());
         write_recipe(dir.path(), &Resolved::load("moons", &["train.updates=80".to_owned()])?)?;
-        assert!(!summary.exists());
+        assert!(!summary.exists() && !samples.exists() && drawn.exists());
         assert_eq!(fs::read_to_string(&before)?, "40 updates");
         remove_before(dir.path())?;
-        assert!(!before.exists());
+        assert!(!before.exists() && !drawn.exists());
         remove_before(dir.path())
     }
 }

@@ -101,10 +101,14 @@ impl Baselines {
         let bits = recipe.model.bits();
         let bytes = !data.test.is_pixels() || bits == 8;
         let entropy = if bytes { data.entropy } else { data.entropy_of_bits.map(|of| of(bits)) };
-        // A context of labels, or one that is made of x, tells about x, and its entropy is no bound any more.
-        let context = recipe.model.context();
-        let told = !matches!(context, ContextConfig::None {} | ContextConfig::Features { .. });
-        let entropy = entropy.filter(|_| !told);
+        // The entropy is that of p(x), or of p(x | c) where the data have a context c: no bound for a model that is told the class or a
+        // part of x, and another number than that of a model which is not given the context.
+        let given = match recipe.model.context() {
+            ContextConfig::None {} => data.test.context.is_none() && recipe.model.classes().is_none(),
+            ContextConfig::Features { .. } => recipe.model.classes().is_none(),
+            _ => false,
+        };
+        let entropy = entropy.filter(|_| given);
         Self {
             entropy_lower: entropy.map(|e| e.lower * scale),
             entropy_upper: entropy.map(|e| e.upper * scale),
@@ -436,6 +440,8 @@ fn without_folders(arg: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Request, load};
+    use crate::recipe::Resolved;
 
     #[test]
     fn a_command_line_names_no_folder() {
@@ -453,6 +459,24 @@ mod tests {
             assert_eq!(without_folders(arg), kept, "{arg}");
         }
     }
+
+    /// An entropy is a bound for a model of the same density only.
+    #[test]
+    fn a_model_of_another_density_has_no_entropy_beside_it() {
+        for (name, set, known) in [
+            ("moons", None, true),
+            ("moons", Some("model.prior={kind='diagonal_gaussian',classes=2}"), false),
+            ("bent", None, true),
+            ("bent", Some("model.context=none"), false),
+        ] {
+            let sets: Vec<String> = set.into_iter().map(str::to_owned).collect();
+            let recipe = Resolved::load(name, &sets).unwrap().recipe;
+            let request = Request { train: Some(5), valid: Some(5), test: Some(5), ..recipe.request(None) };
+            let beside = Baselines::new(&recipe, &load(&request, None).unwrap());
+            assert_eq!(beside.entropy_lower.is_some(), known, "{name} {set:?}");
+        }
+    }
+
     #[test]
     fn codecs_of_an_earlier_summary_have_no_jpeg_xl() {
         let earlier = json!({

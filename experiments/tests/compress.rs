@@ -5,6 +5,7 @@ mod common;
 use common::{error, flow, json, ok};
 use experiments::data::npy::{Numbers, parse_npy};
 use std::path::Path;
+use std::process::Command;
 
 const FACES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/faces-glow-small");
 
@@ -62,7 +63,7 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     assert_eq!(std::fs::read(&file).unwrap(), good);
     image::RgbaImage::new(32, 32).save(&other).unwrap();
     let lossy = error(&["compress", FACES, &other, "--out", &at(dir.path(), "b.flow")]);
-    assert!(lossy.contains("Rgba8") && lossy.contains("loses nothing"), "{lossy}");
+    assert!(lossy.contains("4 channels of 8 bits") && lossy.contains("loses nothing"), "{lossy}");
     let cifar = concat!(env!("CARGO_MANIFEST_DIR"), "/../weights/cifar10-glow-small");
     let unmade = at(dir.path(), "b.flow");
     for misused in [&[other.as_str(), "--images", "2"][..], &["--streams", "0"]] {
@@ -92,6 +93,15 @@ fn what_cannot_be_done_is_one_sentence_and_writes_nothing() {
     // Before the images are decoded, which may take long.
     let nowhere = error(&["decompress", FACES, &file, "--out", &at(dir.path(), "other.png/out")]);
     assert!(nowhere.contains("cannot be made"), "{nowhere}");
+    // No file may have more than a kilobyte, as on a disk that is full.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 1; trap '' XFSZ; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_flow")]);
+    let full = limited.args(["decompress", FACES, &file, "--out", &at(dir.path(), "new")]).output().unwrap();
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert!(
+        full.status.code() == Some(1) && said.contains("picture 0 cannot be written: make room"),
+        "{said}"
+    );
     // Nothing half-written is left beside.
     let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();

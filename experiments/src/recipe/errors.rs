@@ -15,7 +15,7 @@ pub(super) fn no_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
 /// that the message lists, or of the recipe's own `keys`, for it may stand in another table.
 pub(super) fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys: &[String]) -> anyhow::Error {
     let path = error.path().to_string();
-    let message = error.into_inner().message().trim().to_owned();
+    let message = plain(error.into_inner().message().trim(), &path);
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     let close = match quoted
         .next()
@@ -36,4 +36,26 @@ pub(super) fn name_key(error: serde_path_to_error::Error<toml::de::Error>, keys:
         None => String::new(),
     };
     if path == "." { anyhow!("{message}{close}") } else { anyhow!("`{path}`: {message}{close}") }
+}
+
+/// What a value should have been, in the words of a recipe instead of Rust's types.
+fn plain(message: &str, path: &str) -> String {
+    let Some((given, expected)) =
+        message.split_once(", expected ").filter(|(m, _)| m.starts_with("invalid "))
+    else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "f64" | "f32" => "a number".to_owned(),
+        "usize" | "u64" | "u32" | "u16" | "u8" | "i64" => "a whole number of 0 or more".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        _ if expected.starts_with("struct ") => "a table of settings".to_owned(),
+        _ if expected.starts_with("internally tagged enum ") => {
+            let word = given.split('"').nth(1).unwrap_or("NAME");
+            format!("a table with its `kind`, as in --set {path}.kind={word}")
+        }
+        other => other.to_owned(),
+    };
+    format!("{given}, expected {expected}")
 }

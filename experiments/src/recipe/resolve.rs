@@ -153,6 +153,12 @@ impl Resolved {
                 "`source` says where the file's values come from: it cannot be set"
             );
             put(&mut table, key, value.clone(), false).with_context(|| format!("--set {key}"))?;
+            if OPTIONAL.contains(&key.as_str())
+                && value.as_str() == Some("none")
+                && let Some(Value::Table(train)) = table.get_mut("train")
+            {
+                train.retain(|name, _| key.strip_prefix("train.") != Some(name));
+            }
         }
         if set_name(&table) != trains_on {
             standardize_own(&mut table, &sets);
@@ -234,7 +240,7 @@ const CONVENTIONS: &[&str] = &[
     "eval.codec_images",
 ];
 
-/// Settings that may be absent, so that a source can say why they are.
+/// Settings that may be absent: `--set KEY=none` removes one, and a source can say why it is.
 const OPTIONAL: &[&str] =
     &["train.clip_norm", "train.ema", "train.lower", "train.patience", "train.epochs", "train.updates"];
 
@@ -498,6 +504,13 @@ mod tests {
             ("moons", "model.law=rational_quadratic_spline", "{ name = {} }"),
             ("moons", "model.law={mixture_of_logistics={components=0}}", "`components`"),
             ("moons", "model.hidden=[[0]]", "`hidden`"),
+            (
+                "moons",
+                "train.optimizer=adam",
+                "a table with its `kind`, as in --set train.optimizer.kind=adam",
+            ),
+            ("moons", "train.lr=fast", "expected a number"),
+            ("moons", "train.batch=-1", "expected a whole number"),
         ] {
             let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
             assert!(error.contains(key) && !error.contains("spline.bin`"), "{set}: {error}");
@@ -505,6 +518,15 @@ mod tests {
         let deep = format!("{}=1", vec!["a"; 40_000].join("."));
         let error = format!("{:#}", with("quickstart", &[&deep]).unwrap_err());
         assert!(error.contains("is no key") && error.len() < 300, "{error}");
+    }
+
+    #[test]
+    fn an_optional_setting_is_left_out() {
+        let of = |set: &str| with("glow-cifar-cpu", &[set]).unwrap().recipe.train;
+        assert_eq!(of("train.ema=none").ema, None);
+        assert!(of("train.clip_norm=none").ema.is_some());
+        let lr = format!("{:#}", with("moons", &["train.lr=none"]).unwrap_err());
+        assert!(lr.contains("expected a number"), "{lr}");
     }
 
     /// A setting of a layer in a list has a key, by which it is explained, set and named in errors.

@@ -285,7 +285,7 @@ fn another_recipe_does_not_resume_and_more_updates_do() -> Result<()> {
     r.train.lr = 1e-3;
     r.train.ema = None;
     let err = run(&r, out.path()).unwrap_err().to_string();
-    assert!(err.contains("`train.ema` is absent now"), "{err}");
+    assert!(err.contains("`train.ema` is not set now"), "{err}");
     r.train.ema = Some(0.9);
     r.train.updates = Some(8);
     r.about = "Other words.".to_string();

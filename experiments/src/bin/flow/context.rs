@@ -161,7 +161,8 @@ fn read(model: &Model, shape: &[usize], text: &str) -> Result<Rows> {
         _ => picture(model, shape, path)?,
     };
     let image = model.config().shape();
-    if rows.shape == image && rows.shape != shape {
+    within(model, &rows, text)?;
+    if rows.shape == image && rows.shape != shape && image.len() == 3 {
         let sides = [&[rows.len()][..], image].concat();
         let x = Tensor::from_vec(rows.values, sides, &Device::Cpu)?;
         return made(model.config().context(), shape, &x);
@@ -180,19 +181,29 @@ fn picture(model: &Model, shape: &[usize], path: &Path) -> Result<Rows> {
         bail!("--context {}: give numbers as in 0.5,-1, or a file that ends in .npy or .npz", path.display())
     };
     let whole = read_image(path, [c, h, w], None);
+    let bits = model.config().bits();
+    let levels = |bytes: Vec<u8>| bytes.into_iter().map(|v| f32::from(v >> (8 - bits))).collect();
     let bytes = match (whole, e == c) {
         (Err(_), true) => {
-            return Ok(Rows { shape: shape.to_vec(), values: floats(read_image(path, [e, p, q], None)?) });
+            return Ok(Rows { shape: shape.to_vec(), values: levels(read_image(path, [e, p, q], None)?) });
         }
         (whole, _) => whole?,
     };
-    let bits = model.config().bits();
-    let values = bytes.into_iter().map(|v| f32::from(v >> (8 - bits))).collect();
-    made(model.config().context(), shape, &Tensor::from_vec(values, (1, c, h, w), &Device::Cpu)?)
+    made(model.config().context(), shape, &Tensor::from_vec(levels(bytes), (1, c, h, w), &Device::Cpu)?)
 }
 
-fn floats(bytes: Vec<u8>) -> Vec<f32> {
-    bytes.into_iter().map(f32::from).collect()
+/// Refuses numbers that are no pixels where the context is made of images: those of an array of bytes that a model of fewer bits is
+/// given would else be taken as they are.
+fn within(model: &Model, rows: &Rows, text: &str) -> Result<()> {
+    let features = matches!(model.config().context(), ContextConfig::Features { .. });
+    let most = (1u32 << model.config().bits()) as f32 - 1.;
+    let wrong = rows.values.iter().find(|v| !(0. ..=most).contains(*v));
+    match wrong {
+        Some(wrong) if !features => bail!(
+            "--context {text} holds {wrong}, and this model's pixels are from 0 to {most}: give numbers of this range, or a picture"
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The features that are made of images x.

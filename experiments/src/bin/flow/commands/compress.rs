@@ -91,11 +91,17 @@ fn pixels(path: &Path, shape: &[usize]) -> Result<Vec<u8>> {
     let &[channels @ (1 | 3), height, width] = shape else {
         bail!("the model takes examples of shape {shape:?}, which no picture is: compress a data set")
     };
-    let colour = if channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
+    let (colour, taken) = if channels == 1 {
+        (ColorType::L8, "grey")
+    } else {
+        (ColorType::Rgb8, "colour without transparency")
+    };
     ensure!(
         image.color() == colour,
-        "{name} has pixels of {:?}, and the model takes {colour:?}: convert it first, for `compress` loses nothing",
-        image.color()
+        "{name} has {} channels of {} bits a pixel, and the model takes {taken}, {channels} of 8: convert it first, for `compress` \
+         loses nothing",
+        image.color().channel_count(),
+        8 * u16::from(image.color().bytes_per_pixel()) / u16::from(image.color().channel_count()),
     );
     ensure!(
         (image.height() as usize, image.width() as usize) == (height, width),

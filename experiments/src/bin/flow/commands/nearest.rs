@@ -68,7 +68,7 @@ pub fn run(args: &NearestArgs) -> Result<()> {
     const COMPARED: usize = 50;
     let (s, shape) = Session::sheet(&args.grid, "nearest")?;
     ensure!(args.n > 0, "-n 0: draw at least one sample");
-    limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    limits::drawn(s.model.config(), args.n, "-n", s.device.is_cpu())?;
     check_size(args.n, 1 + usize::from(args.k), shape, args.grid.scale)?;
     let given = s.given(args.n)?;
     let data = s.data(&args.source, Some(Part::Train))?;

@@ -81,7 +81,6 @@ pub fn run(args: &SampleArgs, ranks: &dyn Ranks) -> Result<()> {
     let device = args.compute.open_for(ranks)?;
     let load = || load_model(&args.weights.locate()?.0, &device);
     let model = agree(ranks, load())?;
-    limits::samples(model.config(), args.n, "-n", device.is_cpu())?;
     let drawn = matches!(model.config().shape(), [1 | 3, _, _] | [2]);
     let default = PathBuf::from(if drawn { "samples.png" } else { "samples.npy" });
     // Nobody has asked to replace it: in the folder of a run it is that run's.
@@ -97,6 +96,8 @@ pub fn run(args: &SampleArgs, ranks: &dyn Ranks) -> Result<()> {
         "samples of shape {:?} have no picture: write them as an array, --out samples.npy",
         model.config().shape()
     );
+    let refuse = if matches!(kind, Kind::Picture) { limits::drawn } else { limits::samples };
+    refuse(model.config(), args.n, "-n", device.is_cpu())?;
     let (n, given) = (args.n, Given::new(&model, args.n, args.class, args.context.as_deref()));
     let given = agree(ranks, given)?;
     let samples = sample(&model, n, t, args.seed, given.context(), ranks)?;

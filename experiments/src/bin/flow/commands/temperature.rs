@@ -33,7 +33,7 @@ pub fn run(args: &TemperatureArgs) -> Result<()> {
     ensure!(args.n > 0, "-n 0: draw at least one sample");
     let negative = args.temperatures.iter().find(|t| **t < 0.);
     ensure!(negative.is_none(), "--temperatures: {} is below 0", negative.copied().unwrap_or_default());
-    limits::samples(s.model.config(), args.n, "-n", s.device.is_cpu())?;
+    limits::drawn(s.model.config(), args.n, "-n", s.device.is_cpu())?;
     check_size(args.temperatures.len(), args.n, shape, args.grid.scale)?;
     let given = s.given(args.n)?;
     pooled(|| {
