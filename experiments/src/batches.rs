@@ -135,12 +135,12 @@ impl<'a> Examples<'a> {
         );
         if let Some(classes) = model.classes() {
             let labels = split.labels.as_ref().with_context(|| {
-                format!("the model has {classes} classes and the data no labels: choose other data, or train a model without classes")
+                format!("the model has {classes} classes and the data no labels: choose other data, or train a model without `classes`")
             })?;
             let most = labels.iter().copied().max().unwrap_or(0);
             ensure!(
                 (most as usize) < classes,
-                "the data have class {most}, the model only {classes} classes: choose other data, or train a model of more classes"
+                "the data have class {most}, the model only {classes} classes: choose other data, or train a model of more `classes`"
             );
         }
         if let ContextConfig::Features { shape } = model.context() {

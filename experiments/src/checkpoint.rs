@@ -221,11 +221,15 @@ impl Settings {
     }
 }
 
-/// The settings in which two models differ, each with its value there and here; `None` where they are alike.
+/// The settings in which two models with the same parameters differ, each with its value there and here; `None` where they are one
+/// density. How parameters begin does not count.
 ///
 /// # Errors
-/// When a config cannot be written as JSON.
-pub fn differing(there: &ModelConfig, here: &ModelConfig) -> Result<Option<String>> {
+/// When a config builds no model.
+pub fn differences(there: &ModelConfig, here: &ModelConfig) -> Result<Option<String>> {
+    if there.composed()? == here.composed()? {
+        return Ok(None);
+    }
     let settings = |config: &ModelConfig| -> Result<BTreeMap<String, String>> {
         let mut all = BTreeMap::new();
         flatten("model", serde_json::to_value(config)?, &mut all);
@@ -235,7 +239,7 @@ pub fn differing(there: &ModelConfig, here: &ModelConfig) -> Result<Option<Strin
     let keys: BTreeSet<&String> = there.keys().chain(here.keys()).collect();
     let text =
         |of: &BTreeMap<String, String>, key: &String| of.get(key).map_or("not set".into(), Clone::clone);
-    let differ = keys.into_iter().filter(|key| there.get(*key) != here.get(*key));
+    let differ = keys.into_iter().filter(|key| there.get(*key) != here.get(*key) && !key.ends_with(".init"));
     let differ =
         differ.map(|key| format!("`{key}` is {} there and {} here", text(&there, key), text(&here, key)));
     let differ: Vec<String> = differ.collect();
@@ -370,7 +374,7 @@ pub fn keep(out: &Path) -> Result<()> {
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
     let dir = path.parent().unwrap_or(path);
-    let remedy = if path.ends_with(CHECKPOINT) && dir.join(BEST).exists() {
+    let remedy = if path.ends_with(CHECKPOINT) && matches!(read(&dir.join(BEST)), Ok(Some(_))) {
         format!("put a copy of {BEST} in its place to go on from the best update, or use another --out")
     } else if run_dir::holds_model(dir) {
         "use another --out".to_owned()
@@ -617,8 +621,8 @@ mod tests {
         let (here, mut there) = (GlowConfig::cifar_code(), GlowConfig::cifar_code());
         there.bits = 5;
         let (here, there) = (ModelConfig::Glow(here), ModelConfig::Glow(there));
-        assert_eq!(differing(&here, &here)?, None);
-        assert_eq!(differing(&there, &here)?.as_deref(), Some("`model.bits` is 5 there and 8 here"));
+        assert_eq!(differences(&here, &here)?, None);
+        assert_eq!(differences(&there, &here)?.as_deref(), Some("`model.bits` is 5 there and 8 here"));
         Ok(())
     }
 

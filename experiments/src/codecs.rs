@@ -206,7 +206,7 @@ pub fn codec_bits(test: &Split, ranks: &dyn Ranks) -> Result<CodecBits> {
     ensure!(!test.is_empty(), "there are no test images to compress: load at least one");
     ensure!(
         height.max(width) <= WEBP_SIDE,
-        "images of {height} × {width} are past WebP's limit of {WEBP_SIDE}: resize them with --size"
+        "images of {height} × {width} are past WebP's limit of {WEBP_SIDE}: resize them, `data.size`"
     );
     let images: Vec<&[u8]> = pixels.chunks_exact(test.dims()).collect();
     let singles: Vec<DynamicImage> =

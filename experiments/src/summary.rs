@@ -104,11 +104,11 @@ impl Baselines {
         // The entropy is that of p(x), or of p(x | c) where the data have a context c: no bound for a model that is told the class or a
         // part of x, and another number than that of a model which is not given the context.
         let given = match recipe.model.context() {
-            ContextConfig::None {} => data.test.context.is_none() && recipe.model.classes().is_none(),
-            ContextConfig::Features { .. } => recipe.model.classes().is_none(),
+            ContextConfig::None {} => data.test.context.is_none(),
+            ContextConfig::Features { .. } => true,
             _ => false,
         };
-        let entropy = entropy.filter(|_| given);
+        let entropy = entropy.filter(|_| given && recipe.model.classes().is_none());
         Self {
             entropy_lower: entropy.map(|e| e.lower * scale),
             entropy_upper: entropy.map(|e| e.upper * scale),

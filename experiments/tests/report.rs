@@ -191,7 +191,7 @@ fn a_damaged_log_is_named_by_its_line_and_a_report_goes_without_one() {
     assert!(said.contains("metrics.jsonl is damaged in line 7: ") && !said.contains("line 1"), "{said}");
     fs::remove_file(&path).unwrap();
     fs::write(run.join("report.html"), "mine").unwrap();
-    assert!(refused(&["report", str_of(&run)]).contains("is no report of this command"));
+    assert!(refused(&["report", str_of(&run)]).contains("is no report of this version"));
     fs::remove_file(run.join("report.html")).unwrap();
     ok(&["report", str_of(&run)]);
     ok(&["report", str_of(&run)]);

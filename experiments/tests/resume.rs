@@ -159,7 +159,7 @@ fn a_start_that_fails_leaves_no_folder() {
         ("model.levels=0", "at least 1"),
         ("model.width=0", "at least 1"),
         ("model.classes=0", "`classes`"),
-        ("model.classes=1", "train a model of more classes"),
+        ("model.classes=1", "train a model of more `classes`"),
         ("train.lr=1e30", "there is no checkpoint yet"),
     ] {
         let out = dir.path().join("new");

@@ -94,6 +94,29 @@ fn a_model_of_super_resolution_is_drawn() {
     }
 }
 
+/// A picture has as many bits as the model when it becomes its context; numbers that cannot be pixels of so many are refused.
+#[test]
+fn a_context_of_images_has_the_bits_of_the_model() {
+    use candle_core::{Device, Tensor};
+    let dir = tempfile::tempdir().unwrap();
+    let sets = ["model.context={ kind = 'downsampled', factor = 4 }", "model.bits=5"];
+    let weights = faces_with(dir.path(), &sets);
+    let [small, bytes, out] = ["small.png", "bytes.npy", "x.npz"].map(|name| dir.path().join(name));
+    image::RgbImage::from_pixel(8, 8, image::Rgb([200; 3])).save(&small).unwrap();
+    Tensor::full(200u8, (1, 3, 8, 8), &Device::Cpu).unwrap().write_npy(&bytes).unwrap();
+    let sample = |context: &Path| {
+        ["sample", str_of(&weights), "-n", "1", "--out", str_of(&out), "--context", str_of(context)]
+            .map(str::to_owned)
+    };
+    ok(&sample(&small).each_ref().map(String::as_str));
+    let arrays = Tensor::read_npz(&out).unwrap();
+    let c = &arrays.iter().find(|(name, _)| name == "c").unwrap().1;
+    assert_eq!(c.flatten_all().unwrap().to_vec1::<f32>().unwrap(), vec![25f32; 3 * 64]);
+    std::fs::remove_file(&out).unwrap();
+    let said = error(&sample(&bytes).each_ref().map(String::as_str));
+    assert!(said.contains("holds 200") && said.contains("from 0 to 31"), "{said}");
+}
+
 /// Features come with the images of the data, and with --context where an image is a file.
 #[test]
 fn images_of_files_are_given_features() {

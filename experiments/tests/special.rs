@@ -200,7 +200,7 @@ fn a_report_replaces_reports_only() {
         copy(RUNS.path(), &dir.path().join("runs"));
         put(kind, &run.join("report.html"));
         let (code, said) = flow(&arguments("report R", &run));
-        assert_eq!((code, said.contains("no report of this command")), (Some(1), true), "{kind}: {said}");
+        assert_eq!((code, said.contains("no report of this version")), (Some(1), true), "{kind}: {said}");
     }
 }
 

@@ -261,8 +261,8 @@ pub fn read_folder(dir: &Path, size: Option<usize>) -> Result<Dataset> {
     let (height, width) = (loaded[0].0.height, loaded[0].0.width);
     if let Some(odd) = loaded.iter().position(|(p, _)| (p.height, p.width) != (height, width)) {
         bail!(
-            "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or ask for \
-             one with --set data.size=N",
+            "{} is {} × {} pixels but {} is {height} × {width}: give all the same size, or set \
+             `data.size` in the recipe",
             dir.join(&files[odd]).display(),
             loaded[odd].0.height,
             loaded[odd].0.width,

@@ -47,10 +47,14 @@ fn plain(message: &str, path: &str) -> String {
     };
     let expected = match expected {
         "f64" | "f32" => "a number".to_owned(),
-        "usize" | "u64" | "u32" | "u16" | "u8" | "i64" => "a whole number of 0 or more".to_owned(),
+        "usize" | "u64" => "a whole number of 0 or more".to_owned(),
+        "u8" => format!("a whole number from 0 to {}", u8::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "a list".to_owned(),
         _ if expected.starts_with("struct ") => "a table of settings".to_owned(),
+        // Errors within a model name the model alone.
+        _ if expected.starts_with("internally tagged enum ") && path == "model" => "a table".to_owned(),
         _ if expected.starts_with("internally tagged enum ") => {
             let word = given.split('"').nth(1).unwrap_or("NAME");
             format!("a table with its `kind`, as in --set {path}.kind={word}")

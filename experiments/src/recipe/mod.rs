@@ -5,6 +5,7 @@
 
 mod check;
 mod errors;
+mod keys;
 mod resolve;
 mod types;
 

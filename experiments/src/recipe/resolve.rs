@@ -5,6 +5,7 @@
 //! (`preprocess = { .. }` has no remains of the preset's); `--set` on single keys. A model of vectors has the shape of the data.
 
 use super::errors::{name_key, no_toml};
+use super::keys::{leaves, parse_set, put};
 use super::types::Recipe;
 use crate::data::{Origin, known};
 use crate::suggest::did_you_mean;
@@ -152,13 +153,12 @@ impl Resolved {
                 !key.starts_with("source."),
                 "`source` says where the file's values come from: it cannot be set"
             );
-            put(&mut table, key, value.clone(), false).with_context(|| format!("--set {key}"))?;
-            if OPTIONAL.contains(&key.as_str())
-                && value.as_str() == Some("none")
-                && let Some(Value::Table(train)) = table.get_mut("train")
-            {
-                train.retain(|name, _| key.strip_prefix("train.") != Some(name));
+            if OPTIONAL.contains(&key.as_str()) && value.as_str() == Some("none") {
+                let (of, name) = key.split_once('.').expect("each has a table");
+                table.get_mut(of).and_then(Value::as_table_mut).and_then(|inner| inner.remove(name));
+                continue;
             }
+            put(&mut table, key, value.clone(), false).with_context(|| format!("--set {key}"))?;
         }
         if set_name(&table) != trains_on {
             standardize_own(&mut table, &sets);
@@ -241,8 +241,20 @@ const CONVENTIONS: &[&str] = &[
 ];
 
 /// Settings that may be absent: `--set KEY=none` removes one, and a source can say why it is.
-const OPTIONAL: &[&str] =
-    &["train.clip_norm", "train.ema", "train.lower", "train.patience", "train.epochs", "train.updates"];
+const OPTIONAL: &[&str] = &[
+    "data.train",
+    "data.test",
+    "data.size",
+    "train.clip_norm",
+    "train.ema",
+    "train.lower",
+    "train.patience",
+    "train.epochs",
+    "train.updates",
+    "train.minutes",
+    "train.validate_images",
+    "train.init_from",
+];
 
 fn set_name(table: &Table) -> Option<Value> {
     table.get("data")?.get("set").cloned()
@@ -261,95 +273,6 @@ fn standardize_own(table: &mut Table, sets: &[(String, Value)]) {
     };
     if own && !said && preprocess.get("kind").and_then(Value::as_str) == Some("none") {
         preprocess.insert("kind".into(), "standardize".into());
-    }
-}
-
-/// `key=value` with a value in TOML; a bare word is a string, because a shell removes quotes.
-fn parse_set(text: &str) -> Result<(String, Value)> {
-    let (key, value) = text
-        .split_once('=')
-        .with_context(|| format!("--set {text}: write key=value, as in --set train.lr=5e-4"))?;
-    let (key, value) = (key.trim(), value.trim());
-    let start = |text: &str| text.chars().take(60).collect::<String>();
-    ensure!(
-        !key.is_empty() && key.split('.').all(|part| !part.is_empty()) && key.split('.').count() <= 16,
-        "--set {}: `{}` is no key, write for example train.lr",
-        start(text),
-        start(key)
-    );
-    let parsed = match toml::from_str::<Table>(&format!("value = {value}")) {
-        Ok(mut table) if table.len() == 1 => table.remove("value").expect("it is the one key"),
-        _ if !value.is_empty() && value.chars().all(|c| c.is_alphanumeric() || "_-./@".contains(c)) => {
-            Value::String(value.into())
-        }
-        _ => {
-            bail!("--set {text}: `{value}` is no TOML value (a number, true, \"text\", [1, 2], {{ a = 1 }})")
-        }
-    };
-    Ok((key.into(), parsed))
-}
-
-/// Inserts a value at a dotted key, with the tables that contain it; `listed` says that the table is within an item of a list.
-fn put(table: &mut Table, key: &str, value: Value, listed: bool) -> Result<()> {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.into(), value);
-            Ok(())
-        }
-        Some((first, rest)) => {
-            let inside = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
-            put_within(inside, first, rest, value, listed)
-        }
-    }
-}
-
-/// Inserts a value at a dotted key of what the key `of` holds: a table, or a list of tables, whose items are counted from 0.
-fn put_within(inside: &mut Value, of: &str, key: &str, value: Value, listed: bool) -> Result<()> {
-    match inside {
-        Value::Table(inner) => put(inner, key, value, listed),
-        // The items of lists are layers, where a name stands for a table: `actnorm` for { kind = "actnorm" }.
-        Value::String(kind) if listed => {
-            let mut named = Table::from_iter([("kind".to_owned(), Value::String(std::mem::take(kind)))]);
-            put(&mut named, key, value, listed)?;
-            *inside = Value::Table(named);
-            Ok(())
-        }
-        Value::Array(items) if has_tables(items) => {
-            let (number, rest) = key.split_once('.').map_or((key, None), |(n, rest)| (n, Some(rest)));
-            let n = items.len();
-            let item = number.parse::<usize>().ok().and_then(|i| items.get_mut(i));
-            let item =
-                item.with_context(|| format!("`{of}` has the items 0 to {}, not `{number}`", n - 1))?;
-            match rest {
-                Some(rest) => put_within(item, number, rest, value, true),
-                None => {
-                    *item = value;
-                    Ok(())
-                }
-            }
-        }
-        _ => bail!("there is no `{key}` in `{of}`, which is {inside}"),
-    }
-}
-
-/// Whether a list is one of tables, whose items have keys of their own.
-fn has_tables(items: &[Value]) -> bool {
-    items.iter().any(Value::is_table)
-}
-
-/// The values of a table and of the tables and lists of tables in it, each with its dotted key.
-fn leaves(table: &Table) -> impl Iterator<Item = (String, Value)> {
-    table.iter().flat_map(|(key, value)| leaves_of(key.clone(), value))
-}
-
-fn leaves_of(key: String, value: &Value) -> Vec<(String, Value)> {
-    let within = |name: &dyn std::fmt::Display, value| leaves_of(format!("{key}.{name}"), value);
-    match value {
-        Value::Table(inner) => inner.iter().flat_map(|(name, value)| within(name, value)).collect(),
-        Value::Array(items) if has_tables(items) => {
-            items.iter().enumerate().flat_map(|(i, value)| within(&i, value)).collect()
-        }
-        _ => vec![(key, value.clone())],
     }
 }
 
@@ -419,8 +342,13 @@ impl Recipe {
             let other = settings(&Resolved::parse(&self.name, text, sets)?.recipe)?;
             let keys: BTreeSet<_> = own.keys().chain(other.keys()).collect();
             let differ = keys.into_iter().filter(|key| own.get(*key) != other.get(*key));
-            let as_set = |key: &String| own.get(key).map_or(format!("no {key}"), |v| format!("{key}={v}"));
-            Ok(sets.iter().cloned().chain(differ.map(as_set)).collect())
+            let as_set = |key: &String| {
+                let none = if key.starts_with("train.lower.") { "train.lower" } else { key };
+                own.get(key).map_or(format!("{none}=none"), |v| format!("{key}={v}"))
+            };
+            let mut all: Vec<String> = sets.iter().cloned().chain(differ.map(as_set)).collect();
+            all.dedup();
+            Ok(all)
         };
         // Another model is one change where a preset names it.
         let named = PRESETS.iter().map(|(name, _)| differ(&[format!("model={name}")])).filter_map(Result::ok);
@@ -511,6 +439,8 @@ mod tests {
             ),
             ("moons", "train.lr=fast", "expected a number"),
             ("moons", "train.batch=-1", "expected a whole number"),
+            ("glow-cifar", "model.bits=300", "a whole number from 0 to 255"),
+            ("realnvp-cifar-small", "model.preprocess=logit", "expected a table"),
         ] {
             let error = format!("{:#}", with(recipe, &[set]).unwrap_err());
             assert!(error.contains(key) && !error.contains("spline.bin`"), "{set}: {error}");
@@ -524,7 +454,9 @@ mod tests {
     fn an_optional_setting_is_left_out() {
         let of = |set: &str| with("glow-cifar-cpu", &[set]).unwrap().recipe.train;
         assert_eq!(of("train.ema=none").ema, None);
-        assert!(of("train.clip_norm=none").ema.is_some());
+        let without = with("glow-cifar-cpu", &["train.clip_norm=none"]).unwrap().recipe;
+        assert!(without.train.ema.is_some());
+        assert_eq!(without.changed().unwrap(), ["train.clip_norm=none"]);
         let lr = format!("{:#}", with("moons", &["train.lr=none"]).unwrap_err());
         assert!(lr.contains("expected a number"), "{lr}");
     }

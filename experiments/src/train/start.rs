@@ -38,7 +38,7 @@ pub fn start_from(
     copy(source.params(), step.model.params()).with_context(|| {
         format!("`train.init_from` = {} does not fit this recipe's model", weights.display())
     })?;
-    if let Some(differ) = checkpoint::differing(source.config(), step.model.config())? {
+    if let Some(differ) = checkpoint::differences(source.config(), step.model.config())? {
         tracing::warn!(
             "{} has tensors of the same names and shapes, and another model: {differ}; training goes on with the recipe's",
             weights.display()

@@ -5,9 +5,8 @@ use crate::report::html;
 use anyhow::{Context, Result, ensure};
 use experiments::run_dir::{REPORT, SUMMARY};
 use experiments::summary::Summary;
-use experiments::untrusted::open;
+use experiments::untrusted::head;
 use flows::storage::write_atomic;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What the report says of its origin.
@@ -29,9 +28,7 @@ pub struct ReportArgs {
 
 /// Whether a file is a report that this command wrote; what is no file is none.
 fn is_report(path: &Path) -> bool {
-    let mut head = [0; 512];
-    let read = open(path, u64::MAX).and_then(|(mut file, _)| Ok(file.read(&mut head)?));
-    read.is_ok_and(|n| String::from_utf8_lossy(&head[..n]).contains(GENERATOR))
+    head(path, 512).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(GENERATOR))
 }
 
 /// Writes the report of a run.
@@ -47,7 +44,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     output::writable(&out, "html", "the report is HTML")?;
     ensure!(
         args.out.is_some() || !out.exists() || is_report(&out),
-        "{0} is no report of this command: name another file with --out, or say --out {0} to replace it",
+        "{0} is no report of this version of `flow report`: name another file with --out, or say --out {0} to replace it",
         out.display()
     );
     let html = html::render(&args.run, &summary, &args.beside)?;

@@ -24,7 +24,7 @@ pub struct TableArgs {
     /// Print one row for runs that differ in their seed alone: mean ± standard deviation, the best by validation in bold.
     #[arg(long, conflicts_with = "side_by_side")]
     seeds: bool,
-    /// Of the runs of one model (NICE, RealNVP, Glow, ..) on one data set, show the best by validation alone.
+    /// Of the runs of one kind of model (NICE, RealNVP, Glow, ..) on one data set, show the best by validation alone.
     #[arg(long, conflicts_with = "seeds")]
     best: bool,
     /// Draw the validation curves of the runs in one picture.

@@ -5,6 +5,7 @@ use experiments::data::file_name;
 use experiments::evaluate::Evaluation;
 use experiments::run_dir::{self, SUMMARY};
 use experiments::summary::{Baselines, Summary};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -74,28 +75,45 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Of the runs of each model (NICE, RealNVP, Glow, ..) on each data set, the one with the lowest bits/dim on validation images: a test
-/// set chooses nothing. A run without a validation is shown where no run has one.
+/// What runs have in common whose bits/dim can be compared: the data, and the kind of model of the same density. The layers of a list
+/// make no kind of their own, so of those the recipe's name counts.
+fn benchmark(run: &Run) -> Result<Vec<String>> {
+    const DENSITY: [&str; 7] = ["model", "shape", "bits", "context", "classes", "prior.classes", "law"];
+    let Summary { data, data_revision, recipe, .. } = &run.summary;
+    let settings = run_dir::resolve(&run.dir)?.map(|r| r.settings()).transpose()?.unwrap_or_default();
+    let model = settings.iter().filter_map(|(key, value, _)| Some((key.strip_prefix("model.")?, value)));
+    let counts = |key: &str| {
+        DENSITY
+            .iter()
+            .any(|part| key.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
+    let kind = model.filter(|(key, _)| counts(key)).map(|(key, value)| format!("{key}={value}"));
+    let mut all: Vec<String> = [data, data_revision].into_iter().cloned().chain(kind).collect();
+    if settings.is_empty() || all.iter().any(|set| set == "model=\"composed\"") {
+        all.push(recipe.clone());
+    }
+    Ok(all)
+}
+
+/// Of the runs of each kind of model on each data set, the one with the lowest bits/dim on validation images: a test set chooses
+/// nothing. A run without a validation is shown where no run has one.
 ///
 /// # Errors
 /// When a recipe cannot be read.
 pub fn best(runs: Vec<Run>) -> Result<Vec<Run>> {
-    let mut best: Vec<(String, Run)> = Vec::new();
-    for run in runs {
-        let settings = run_dir::resolve(&run.dir)?.map(|r| r.settings()).transpose()?.unwrap_or_default();
-        let model = settings.into_iter().find(|(key, ..)| key == "model.model");
-        let model = model.map_or_else(|| run.summary.recipe.clone(), |(_, value, _)| value);
-        let score = |s: &Summary| s.validation.as_ref().map_or(f64::INFINITY, |v| v.bits_per_dim);
-        let rival = best.iter_mut().find(|(name, other)| {
-            let (a, b) = (&run.summary, &other.summary);
-            *name == model && (&a.data, &a.data_revision) == (&b.data, &b.data_revision)
-        });
-        match rival {
-            Some((_, other)) if score(&run.summary) < score(&other.summary) => *other = run,
-            Some(_) => {}
-            None => best.push((model, run)),
+    let score = |run: &Run| run.summary.validation.as_ref().map_or(f64::INFINITY, |v| v.bits_per_dim);
+    let mut best: BTreeMap<Vec<String>, (usize, Run)> = BTreeMap::new();
+    for (place, run) in runs.into_iter().enumerate() {
+        match best.entry(benchmark(&run)?) {
+            Entry::Vacant(free) => _ = free.insert((place, run)),
+            Entry::Occupied(mut rival) if score(&run) < score(&rival.get().1) => {
+                _ = rival.insert((place, run))
+            }
+            Entry::Occupied(_) => {}
         }
     }
+    let mut best: Vec<(usize, Run)> = best.into_values().collect();
+    best.sort_by_key(|(place, _)| *place);
     Ok(best.into_iter().map(|(_, run)| run).collect())
 }
 
@@ -237,7 +255,8 @@ fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
                 let draws = if k.is_empty() { String::new() } else { format!(", K = {k}") };
                 format!("{mean} ± {error}{draws}")
             }
-            (_, cell, ..) => cell.to_owned(),
+            // A folder's name may hold what ends a cell.
+            (_, cell, ..) => cell.replace('|', "\\|").replace('\n', " "),
         });
         let cells: Vec<String> = cells.collect();
         if !["std err", "K"].contains(title) && cells.iter().any(|c| !c.is_empty()) {
@@ -255,8 +274,7 @@ pub fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
     let mut text = String::new();
     for line in 0..columns.first().map_or(0, Vec::len) {
         for (column, &width) in columns.iter().zip(&widths) {
-            // A folder's name may hold what ends a cell.
-            text.push_str(&format!("| {:width$} ", column[line].replace('|', "\\|").replace('\n', " ")));
+            text.push_str(&format!("| {:width$} ", column[line]));
         }
         text.push_str("|\n");
         if line == 0 {
