@@ -190,7 +190,7 @@ impl Settings {
     /// Errors with the first key that differs from what the run was begun with.
     fn check(&self, begun: &Self, position: &Position, path: &Path) -> Result<()> {
         let Some(key) = self.conflict(begun, position) else { return Ok(()) };
-        let text = |s: &Self| s.0.get(key).map_or("not set".to_string(), Clone::clone);
+        let text = |s: &Self| shown(&s.0, key);
         if key == "data.revision" {
             let (of_file, folder) = ("sha256 ", path.parent().unwrap_or(path).display());
             ensure!(
@@ -237,13 +237,16 @@ pub fn differences(there: &ModelConfig, here: &ModelConfig) -> Result<Option<Str
     };
     let (there, here) = (settings(there)?, settings(here)?);
     let keys: BTreeSet<&String> = there.keys().chain(here.keys()).collect();
-    let text =
-        |of: &BTreeMap<String, String>, key: &String| of.get(key).map_or("not set".into(), Clone::clone);
     let differ = keys.into_iter().filter(|key| there.get(*key) != here.get(*key) && !key.ends_with(".init"));
     let differ =
-        differ.map(|key| format!("`{key}` is {} there and {} here", text(&there, key), text(&here, key)));
+        differ.map(|key| format!("`{key}` is {} there and {} here", shown(&there, key), shown(&here, key)));
     let differ: Vec<String> = differ.collect();
     Ok((!differ.is_empty()).then(|| differ.join(", ")))
+}
+
+/// A setting's value in a message.
+fn shown(settings: &BTreeMap<String, String>, key: &str) -> String {
+    settings.get(key).map_or("not set".to_owned(), Clone::clone)
 }
 
 fn flatten(key: &str, value: serde_json::Value, into: &mut BTreeMap<String, String>) {
@@ -393,7 +396,7 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Header)>> {
     // A file may be as long as a disk and hold nothing: only one that is as long as its header says is read.
     let (mut file, length) = untrusted::open(path, u64::MAX)?;
     if let Err(e) = read_header(&mut file, length) {
-        // Without that message's own remedy: nobody else has this file.
+        // A checkpoint can be fetched from nowhere, so that message's own remedy is left out.
         let what = e.to_string();
         let what = what.lines().next().unwrap_or_default();
         return Err(damaged(&what.trim_end_matches(": fetch it again")));

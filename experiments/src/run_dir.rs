@@ -45,7 +45,7 @@ pub const CARD: &str = "README.md";
 pub const LICENSE: &str = "license.txt";
 /// The folder of further pictures.
 pub const PICTURES: &str = "pictures";
-/// What is no longer of this folder while a run is made longer, and its name then.
+/// Files of a finished run that are renamed while the run is made longer, and their names meanwhile.
 const BEFORE: [(&str, &str); 3] =
     [(SAMPLES, "samples.before.png"), (CURVE, "curve.before.png"), (SUMMARY, "summary.before.json")];
 /// The directions of the data's labels.

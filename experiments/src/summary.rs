@@ -101,8 +101,8 @@ impl Baselines {
         let bits = recipe.model.bits();
         let bytes = !data.test.is_pixels() || bits == 8;
         let entropy = if bytes { data.entropy } else { data.entropy_of_bits.map(|of| of(bits)) };
-        // The entropy is that of p(x), or of p(x | c) where the data have a context c: no bound for a model that is told the class or a
-        // part of x, and another number than that of a model which is not given the context.
+        // The entropy is that of p(x), or of p(x | c) where the data have a context c. A model that is given anything else learns another
+        // density, of which it is no bound.
         let given = match recipe.model.context() {
             ContextConfig::None {} => data.test.context.is_none(),
             ContextConfig::Features { .. } => true,

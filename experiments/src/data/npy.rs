@@ -200,6 +200,7 @@ fn header(bytes: &[u8], name: &str) -> Result<Header> {
 pub fn write_npz(arrays: &[(impl AsRef<str>, Tensor)], path: &Path) -> Result<()> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     for (name, array) in arrays {
+        // candle writes an array to a path only; the archive takes this file's place.
         array.write_npy(path)?;
         let bytes = fs::read(path)?;
         let options = zip::write::SimpleFileOptions::default()

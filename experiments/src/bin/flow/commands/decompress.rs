@@ -50,8 +50,8 @@ fn write_pictures(images: &Tensor, folder: &Path) -> Result<()> {
         let path = folder.join(format!("{i:05}.png"));
         // On a full disk a file that the image crate writes itself is empty, and there is no error.
         let mut png = Cursor::new(Vec::new());
-        let size = (width as u32, height as u32);
-        image::write_buffer_with_format(&mut png, &bytes, size.0, size.1, colour, ImageFormat::Png)?;
+        let (width, height) = (width as u32, height as u32);
+        image::write_buffer_with_format(&mut png, &bytes, width, height, colour, ImageFormat::Png)?;
         fs::write(path, png.into_inner())
             .with_context(|| format!("picture {i} cannot be written: make room, or choose another --out"))?;
     }

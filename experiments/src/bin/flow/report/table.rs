@@ -75,8 +75,8 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// What runs have in common whose bits/dim can be compared: the data, and the kind of model of the same density. The layers of a list
-/// make no kind of their own, so of those the recipe's name counts.
+/// The key of runs that compete for one row: the data, the kind of model (NICE, RealNVP, Glow, ..), and the settings that say which
+/// density it learns. A model given as a list of layers has no kind, so its recipe's name is in the key.
 fn benchmark(run: &Run) -> Result<Vec<String>> {
     const DENSITY: [&str; 7] = ["model", "shape", "bits", "context", "classes", "prior.classes", "law"];
     let Summary { data, data_revision, recipe, .. } = &run.summary;
