@@ -335,7 +335,7 @@ fn print_result(summary: &Summary, out: &Path, as_json: bool) -> Result<()> {
         let of = if shares { "; batch norm had the statistics of each one's share of the batch" } else { "" };
         format!("trained by {} processes{of}", together.processes)
     }));
-    lines.push(format!("\n{}", table::markdown(&[table::row(summary, out)])));
+    lines.push(format!("\n{}", table::markdown(&[(summary, out)])));
     let files = ["model.safetensors", SUMMARY, CARD, SAMPLES, CURVE];
     let files: Vec<&str> = files.into_iter().filter(|file| out.join(file).exists()).collect();
     lines.push(format!("{}: {}", out.display(), files.join(", ")));

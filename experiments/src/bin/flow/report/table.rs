@@ -146,14 +146,18 @@ pub const COLUMNS: [&str; 22] = [
 /// The columns of [`Format::Markdown`].
 const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "on disk", "paper", "JPEG XL"];
 
-/// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty. A recipe that is
-/// not the built-in one of its name says what was changed.
-#[must_use]
-pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
-    let recipe = match summary.changed.as_deref() {
-        None | Some([]) => summary.recipe.clone(),
-        Some(changed) => format!("{} ({})", summary.recipe, changed.join(", ")),
-    };
+/// The recipe's name and, where it is not the built-in one of that name, what was changed: all of it, or where that is more than
+/// `most` settings, one fewer and how many there are besides.
+fn recipe(summary: &Summary, most: usize) -> String {
+    let changed = summary.changed.as_deref().unwrap_or_default();
+    let shown = if changed.len() > most { most - 1 } else { changed.len() };
+    let more = (changed.len() > shown).then(|| format!("{} more", changed.len() - shown));
+    let all: Vec<_> = changed[..shown].iter().cloned().chain(more).collect();
+    if all.is_empty() { summary.recipe.clone() } else { format!("{} ({})", summary.recipe, all.join(", ")) }
+}
+
+/// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty.
+fn row(summary: &Summary, dir: &Path) -> Vec<String> {
     // `.` and the like have a name only once they are resolved.
     let folder = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let folder = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -170,7 +174,7 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
         (lower, _) => number(lower, 3),
     };
     vec![
-        recipe,
+        recipe(summary, usize::MAX),
         folder,
         format!("{} {}", summary.data, shown.map_or("", |(split, _)| split)).trim_end().to_owned(),
         shown.map_or_else(String::new, |(_, s)| s.images.to_string()),
@@ -214,9 +218,13 @@ pub fn row(summary: &Summary, dir: &Path) -> Vec<String> {
 /// When it cannot be written as CSV or JSON.
 pub fn render(runs: &[Run], format: Format) -> Result<String> {
     match format {
-        Format::Markdown | Format::Wide => {
+        Format::Markdown => {
+            let runs: Vec<_> = runs.iter().map(|r| (&r.summary, r.dir.as_path())).collect();
+            Ok(markdown(&runs))
+        }
+        Format::Wide => {
             let rows: Vec<_> = runs.iter().map(|r| row(&r.summary, &r.dir)).collect();
-            Ok(if format == Format::Wide { with_columns(&rows, &COLUMNS) } else { markdown(&rows) })
+            Ok(with_columns(&rows, &COLUMNS))
         }
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(Vec::new());
@@ -233,16 +241,21 @@ pub fn render(runs: &[Run], format: Format) -> Result<String> {
     }
 }
 
-/// The most important columns of the runs as Markdown. Where there is no paper's number, its column holds the entropy.
+/// The most important columns of runs, each a summary and its folder, as Markdown. Where there is no paper's number, its column
+/// holds the entropy; of many changed settings two are named.
 #[must_use]
-pub fn markdown(rows: &[Vec<String>]) -> String {
+pub fn markdown(runs: &[(&Summary, &Path)]) -> String {
     let place = |title| COLUMNS.iter().position(|column| *column == title).expect("a column");
-    let (paper, entropy) = (place("paper"), place("entropy"));
-    let mut rows = rows.to_vec();
-    for row in rows.iter_mut().filter(|row| row[paper].is_empty() && !row[entropy].is_empty()) {
-        row[paper] = format!("entropy {}", row[entropy]);
-    }
-    with_columns(&rows, &SHORT)
+    let (name, paper, entropy) = (place("recipe"), place("paper"), place("entropy"));
+    let short = |(summary, dir): &(&Summary, &Path)| {
+        let mut row = row(summary, dir);
+        row[name] = recipe(summary, 3);
+        if row[paper].is_empty() && !row[entropy].is_empty() {
+            row[paper] = format!("entropy {}", row[entropy]);
+        }
+        row
+    };
+    with_columns(&runs.iter().map(short).collect::<Vec<_>>(), &SHORT)
 }
 
 /// Markdown with these columns, aligned for a terminal; columns that no run fills are left out, and the standard error
