@@ -329,6 +329,13 @@ fn training(dir: &Path, summary: &Summary, images: bool) -> Vec<(&'static str, S
         .data_images
         .map(|[train, valid, test]| format!("{train} training, {valid} validation and {test} test examples"));
     let trained = summary.training.as_ref();
+    // A recipe that cannot be read is another check's to refuse.
+    let recipe = run_dir::resolve(dir).ok().flatten();
+    let before = match recipe.and_then(|r| r.recipe.train.init_from) {
+        Some(from) => format!(", and before them those of the weights it started from, {}", code(&from)),
+        None => String::new(),
+    };
+    let seen = trained.map(|t| format!("{}{before}", t.images_seen));
     let hardware = summary.machine.as_ref().map(|m| {
         let gpu = m.gpu.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
         format!(
@@ -345,7 +352,7 @@ fn training(dir: &Path, summary: &Summary, images: bool) -> Vec<(&'static str, S
         ("data", format!("{}: {}", summary.data, told(counts))),
         ("the data's revision", told(Some(&summary.data_revision))),
         ("updates", told(trained.map(updates))),
-        (if images { "images seen" } else { "examples seen" }, told(trained.map(|t| t.images_seen))),
+        (if images { "images seen" } else { "examples seen" }, told(seen)),
         (
             if images { "images a second" } else { "examples a second" },
             told(trained.map(|t| format!("{:.1}", t.images_per_second))),

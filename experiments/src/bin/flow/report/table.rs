@@ -15,9 +15,9 @@ pub const FOLDERS: [&str; 3] = ["runs", "weights", "experiments/results"];
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table of at most seven columns, for a README.
+    /// A table of at most seven columns, for a README; of more than three changed settings it names two.
     Markdown,
-    /// The same with every column.
+    /// The same with every column and every changed setting.
     Wide,
     /// Comma-separated values.
     Csv,
@@ -146,14 +146,17 @@ pub const COLUMNS: [&str; 22] = [
 /// The columns of [`Format::Markdown`].
 const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "on disk", "paper", "JPEG XL"];
 
-/// The recipe's name and, where it is not the built-in one of that name, what was changed: all of it, or where that is more than
-/// `most` settings, one fewer and how many there are besides.
+/// The recipe's name and, where it is not the built-in one of that name, what was changed: all of it, or of more than `most`
+/// settings the first `most - 1` and the number of the others.
 fn recipe(summary: &Summary, most: usize) -> String {
-    let changed = summary.changed.as_deref().unwrap_or_default();
+    with_changes(&summary.recipe, summary.changed.as_deref().unwrap_or_default(), most)
+}
+
+fn with_changes(recipe: &str, changed: &[String], most: usize) -> String {
     let shown = if changed.len() > most { most - 1 } else { changed.len() };
     let more = (changed.len() > shown).then(|| format!("{} more", changed.len() - shown));
     let all: Vec<_> = changed[..shown].iter().cloned().chain(more).collect();
-    if all.is_empty() { summary.recipe.clone() } else { format!("{} ({})", summary.recipe, all.join(", ")) }
+    if all.is_empty() { recipe.to_owned() } else { format!("{recipe} ({})", all.join(", ")) }
 }
 
 /// The values of one run, of the folder `dir`, in the order of [`COLUMNS`]; what does not apply is empty.
@@ -268,8 +271,7 @@ fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
                 let draws = if k.is_empty() { String::new() } else { format!(", K = {k}") };
                 format!("{mean} ± {error}{draws}")
             }
-            // A folder's name may hold what ends a cell.
-            (_, cell, ..) => cell.replace('|', "\\|").replace('\n', " "),
+            (_, cell, ..) => cell.to_owned(),
         });
         let cells: Vec<String> = cells.collect();
         if !["std err", "K"].contains(title) && cells.iter().any(|c| !c.is_empty()) {
@@ -282,6 +284,9 @@ fn with_columns(rows: &[Vec<String>], shown: &[&str]) -> String {
 
 /// Columns, each with its title on top, as Markdown.
 pub fn aligned(columns: &[Vec<String>], left: impl Fn(&str) -> bool) -> String {
+    // A folder's name may hold what ends a cell.
+    let escape = |cell: &String| cell.replace('|', "\\|").replace('\n', " ");
+    let columns: Vec<Vec<String>> = columns.iter().map(|c| c.iter().map(escape).collect()).collect();
     let widths: Vec<usize> =
         columns.iter().map(|c| c.iter().map(|cell| cell.chars().count()).max().unwrap_or(0).max(3)).collect();
     let mut text = String::new();
@@ -393,5 +398,23 @@ pub fn side_by_side(runs: &[Run], format: Format) -> Result<String> {
                 .collect();
             Ok(serde_json::to_string(&all)? + "\n")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_changed_settings_are_counted() {
+        let set: Vec<String> = ["a=1", "b=2", "c=3", "d=4"].map(str::to_owned).into();
+        let shown = [0, 1, 3, 4].map(|n| with_changes("moons", &set[..n], 3));
+        assert_eq!(shown, ["moons", "moons (a=1)", "moons (a=1, b=2, c=3)", "moons (a=1, b=2, 2 more)"]);
+    }
+
+    #[test]
+    fn what_would_end_a_cell_is_escaped() {
+        let columns = [vec!["run".to_owned(), "a|b\nc".to_owned()]];
+        assert!(aligned(&columns, |_| true).ends_with("| a\\|b c |\n"));
     }
 }
