@@ -2,7 +2,8 @@
 //!
 //! Files form layers without a circle; a file uses items of lower layers only:
 //!
-//! 0. [`untrusted`]: reading files whose contents nobody has checked; [`suggest`]: what a name that does not exist was meant for.
+//! 0. [`untrusted`]: reading files whose contents nobody has checked; [`suggest`]: what a name that does not exist was meant for;
+//!    [`shell`]: a command as it is typed.
 //! 1. [`data`]: data sets. Its types come first, then one reader a file, then the table of all of them.
 //! 2. [`recipe`]: the settings of an experiment, [`sweep`]: of many; [`limits`]: whether this machine's memory can hold them.
 //!    [`ranks`]: the processes that work together.
@@ -29,6 +30,7 @@ pub mod ranks;
 pub mod recipe;
 pub mod run_dir;
 pub mod sample;
+pub mod shell;
 pub mod suggest;
 pub mod summary;
 pub mod sweep;

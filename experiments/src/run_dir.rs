@@ -116,23 +116,25 @@ pub(crate) fn damaged(path: &Path) -> String {
 }
 
 /// Writes the resolved recipe into a run's folder. A result of other settings, as of a run that is made longer, is no longer that of
-/// this folder, and is set aside with its pictures as summary.before.json and the like.
+/// this folder, and is set aside with its pictures as summary.before.json and the like: `true` where that was done.
 ///
 /// # Errors
 /// When the recipe there cannot be read, or the folder cannot be written.
-pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<()> {
+pub fn write_recipe(dir: &Path, resolved: &Resolved) -> Result<bool> {
     let other = match read_recipe(dir)? {
         Some(begun) => begun.fingerprint()? != resolved.recipe.fingerprint()?,
         None => false,
     };
-    if other && dir.join(SUMMARY).exists() {
+    let aside = other && dir.join(SUMMARY).exists();
+    if aside {
         for (name, before) in BEFORE.iter().filter(|(name, _)| dir.join(name).exists()) {
             fs::rename(dir.join(name), dir.join(before))
                 .with_context(|| format!("cannot rename {}", dir.join(name).display()))?;
         }
     }
     let text = toml::to_string_pretty(&resolved.recipe).context("this recipe cannot be written as TOML")?;
-    Ok(write_atomic(&dir.join(RECIPE), text.as_bytes())?)
+    write_atomic(&dir.join(RECIPE), text.as_bytes())?;
+    Ok(aside)
 }
 
 /// Removes what was set aside, where there is any: the folder has the result of the longer run.
@@ -315,9 +317,9 @@ mod tests {
         fs::write(&samples, "")?;
         write_recipe(dir.path(), &Resolved::load("moons", &[])?)?;
         fs::write(&summary, "40 updates")?;
-        write_recipe(dir.path(), &Resolved::load("moons", &["about=other".to_owned()])?)?;
+        assert!(!write_recipe(dir.path(), &Resolved::load("moons", &["about=other".to_owned()])?)?);
         assert!(summary.exists() && !before.exists());
-        write_recipe(dir.path(), &Resolved::load("moons", &["train.updates=80".to_owned()])?)?;
+        assert!(write_recipe(dir.path(), &Resolved::load("moons", &["train.updates=80".to_owned()])?)?);
         assert!(!summary.exists() && !samples.exists() && drawn.exists());
         assert_eq!(fs::read_to_string(&before)?, "40 updates");
         remove_before(dir.path())?;

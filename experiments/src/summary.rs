@@ -4,13 +4,15 @@
 //! a point, stands beside them.
 //!
 //! The commit is the one that the binary was built from (see build.rs; `-dirty` where sources differed from it, `unknown`
-//! outside a git checkout). Of a path in the command line its last component is kept: a summary is meant to be published, the
-//! folders are those of one machine, and their names may be a person's.
+//! outside a git checkout). The command line is quoted as a shell takes it. Of a path in it that begins at the root of the file system
+//! or leads upwards the last component is kept: a summary is meant to be published, such folders are those of one machine, and
+//! their names may be a person's.
 
 use crate::data::Dataset;
 use crate::evaluate::Evaluation;
 use crate::recipe::{Paper, Recipe};
 use crate::run_dir::{self, SUMMARY, read_recipe};
+use crate::shell;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use flows::models::ContextConfig;
@@ -21,7 +23,7 @@ use flows::storage::write_atomic;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::f64::consts::LN_2;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Bits/dim of lossless codecs on the first test images, and of the model on the same images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -423,14 +425,15 @@ pub fn score_json(recipe: &str, split: &str, score: &Evaluation) -> Map<String, 
 /// The command line, see the module's documentation.
 fn command() -> String {
     let args = std::env::args_os().skip(1).map(|arg| without_folders(&arg.to_string_lossy()));
-    std::iter::once("flow".to_owned()).chain(args).collect::<Vec<_>>().join(" ")
+    shell::line(std::iter::once("flow".to_owned()).chain(args))
 }
 
-/// An argument, or the value of `--option=value` and `key=value`, with its last component in the place of a path.
+/// An argument, or the value of `--option=value` and `key=value`, with its last component in the place of a path that leads out of
+/// the present folder.
 fn without_folders(arg: &str) -> String {
     let (key, value) = arg.split_at(arg.find('=').map_or(0, |at| at + 1));
-    // The name of a repository of the hub is no path.
-    if value.starts_with("hf:") {
+    let outside = |part| !matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(value).components().any(outside) {
         return arg.to_owned();
     }
     let last = value.trim_end_matches(std::path::is_separator).rsplit(std::path::is_separator).next();
@@ -449,7 +452,10 @@ mod tests {
             ("/home/ann/faces/", "faces"),
             ("--data=/home/ann/f.npy", "--data=f.npy"),
             ("../ann/run", "run"),
-            ("home/ann/f.npy", "f.npy"),
+            ("runs/../../ann/f.npy", "f.npy"),
+            ("--out=/home/ann/my run", "--out=my run"),
+            ("runs/c2", "runs/c2"),
+            ("./runs", "./runs"),
             ("about=/home/ann", "about=ann"),
             ("/", ""),
             ("--json", "--json"),

@@ -341,7 +341,16 @@ impl Recipe {
         let differ = |sets: &[String]| -> Result<Vec<String>> {
             let other = settings(&Resolved::parse(&self.name, text, sets)?.recipe)?;
             let keys: BTreeSet<_> = own.keys().chain(other.keys()).collect();
-            let differ = keys.into_iter().filter(|key| own.get(*key) != other.get(*key));
+            // Another kind of something has other settings: those of the kind that it was before say nothing.
+            let gone = |key: &str| {
+                let kind = |of: &str| format!("{of}.kind");
+                let changed =
+                    |of: &str| own.contains_key(&kind(of)) && own.get(&kind(of)) != other.get(&kind(of));
+                !own.contains_key(key)
+                    && (changed(key) || key.rsplit_once('.').is_some_and(|(of, _)| changed(of)))
+            };
+            let differ =
+                keys.into_iter().filter(|key| own.get(*key) != other.get(*key)).filter(|key| !gone(key));
             let as_set = |key: &String| {
                 let none = if key.starts_with("train.lower.") { "train.lower" } else { key };
                 own.get(key).map_or(format!("{none}=none"), |v| format!("{key}={v}"))
@@ -584,6 +593,11 @@ mod tests {
         }
         let wider = with("moons", &["model=maf", "model.hidden=[32]"]).unwrap().recipe;
         assert_eq!(wider.changed().unwrap(), ["model=maf", "model.hidden=[32]"]);
+        let other =
+            with("moons", &["train.schedule={kind='constant'}", "model.prior={kind='student_t',df=3.0}"]);
+        let changed = other.unwrap().recipe.changed().unwrap();
+        let prior = ["model.prior.df=3.0", "model.prior.kind=\"student_t\"", "model.prior.learned=false"];
+        assert_eq!(changed, [&prior[..], &["train.schedule.kind=\"constant\""]].concat());
         let error = format!("{:#}", with("moons", &["model=mfa"]).unwrap_err());
         assert!(error.contains("maf"), "{error}");
         let text = "like = \"nothing\"\nabout = \"x\"";

@@ -57,6 +57,9 @@ fn a_sweep_is_a_table_over_seeds() {
     assert_eq!(ok(&args), first);
     assert_eq!(logs(weights), before);
     assert_eq!(ok(&["table", str_of(&out), "--seeds"]), first);
+    let inside = out.join("lr=1e-2_seed=1");
+    let refused = error(&tiny("sweep", str_of(&inside)));
+    assert!(refused.contains("holds a run of its own"), "{refused}");
     let json: Vec<Value> =
         serde_json::from_str(&ok(&["table", str_of(&out), "--seeds", "--format", "json"])).unwrap();
     assert_eq!(json.iter().map(|row| row["seeds"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 2]);
@@ -116,4 +119,45 @@ fn the_setting_that_does_not_fit_is_named() {
     args.extend(["--set", "model.hidden=16"]);
     let failed = error(&args);
     assert!(failed.contains("--set model.hidden=16"), "{failed}");
+}
+
+/// A terminal sends Ctrl-C to a sweep and to its runs, and the sweep passes it on: the two are one wish, and the run is saved.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_runs_of_a_sweep() {
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("sweep");
+    let run = out.join("seed=0");
+    let mut args =
+        vec!["sweep", "glow-cifar-small", "--out", str_of(&out), "--threads", "1", "--seeds", "0..2"];
+    // Slow enough that both signals come within one update, and no checkpoint but the one that they make.
+    for set in [
+        "data.set=faces",
+        "data.train=100",
+        "data.validation=8",
+        "data.test=8",
+        "train.batch=100",
+        "train.updates=3000",
+        "train.log_every=1",
+        "train.validate_every=3000",
+        "train.checkpoint_every=3000",
+    ] {
+        args.extend(["--set", set]);
+    }
+    let mut sweep = Command::new(env!("CARGO_BIN_EXE_flow"));
+    let mut sweep = sweep.args(&args).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
+    let clock = Instant::now();
+    while !std::fs::read_to_string(run.join("metrics.jsonl")).is_ok_and(|text| text.lines().count() > 1) {
+        assert!(clock.elapsed() < Duration::from_secs(120), "no update is made");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let group = format!("-{}", sweep.id());
+    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    assert_eq!(sweep.wait().unwrap().code(), Some(130));
+    assert!(run.join("checkpoint.safetensors").exists(), "the run is saved");
+    let said = error(&["table", str_of(&out)]);
+    assert!(said.contains("holds no finished run"), "{said}");
 }

@@ -13,8 +13,9 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 use experiments::ranks::{self, Elsewhere, Ranks};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 /// Train, evaluate and sample flow-based generative models.
@@ -193,18 +194,21 @@ fn fail(error: &anyhow::Error, ranks: &dyn Ranks) -> ExitCode {
 }
 
 fn catch_signals(processes: usize) -> Result<()> {
+    /// Signals within this time are one wish: Ctrl-C reaches a sweep and its runs, and the sweep passes it on to them.
+    const TOGETHER: Duration = Duration::from_secs(1);
+    static FIRST: OnceLock<Instant> = OnceLock::new();
     ctrlc::set_handler(move || {
         let again = STOP.swap(true, Ordering::Relaxed);
+        let since = FIRST.get_or_init(Instant::now).elapsed();
         if processes > 1 {
             // A launcher sends signals to all, at times twice, also to end those that are left when one has failed; what does not
             // end in time it kills.
             return;
         }
-        if again {
-            // The second one ends the process at once.
-            std::process::exit(130);
-        } else {
+        if !again {
             output::tell("\nstopping at the next chance; Ctrl-C again ends at once");
+        } else if since > TOGETHER {
+            std::process::exit(130);
         }
     })
     .context("cannot catch Ctrl-C")

@@ -190,7 +190,11 @@ fn train(
         };
         agree(ranks, if ranks.rank() == 0 { start() } else { Ok(()) })?;
     }
-    let on_begin = || run_dir::write_recipe(out, resolved);
+    let on_begin = || {
+        // The weights will be others than those that the earlier card describes.
+        let aside = run_dir::write_recipe(out, resolved)?;
+        if aside && run_dir::holds_model(out) { card::write(out) } else { Ok(()) }
+    };
     let mut progress = progress::Training::new(&recipe.name, on_begin);
     let (first, mut silent) = (ranks.rank() == 0, Silent);
     let observer: &mut dyn Progress = if first { &mut progress } else { &mut silent };

@@ -11,6 +11,7 @@ use crate::report::table::{self, Format};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use experiments::recipe::Resolved;
+use experiments::run_dir::{RECIPE, SUMMARY};
 use experiments::sweep;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,11 @@ pub fn run(args: &SweepArgs) -> Result<()> {
     let runs = sweep::runs(&args.recipe, &args.sets, seeds)?;
     let name = Resolved::load(&args.recipe, &[])?.recipe.name;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{name}-sweep")));
+    ensure!(
+        ![RECIPE, SUMMARY].iter().any(|name| out.join(name).exists()),
+        "--out {} holds a run of its own, and a sweep's folder holds nothing but runs: name another folder",
+        out.display()
+    );
     std::fs::create_dir_all(&out)
         .with_context(|| format!("--out {}: the folder cannot be made, name another one", out.display()))?;
     let failed = all(args, &runs, &out)?;

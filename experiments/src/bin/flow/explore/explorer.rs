@@ -2,7 +2,6 @@
 
 use super::cached;
 use super::request::{Params, Spec};
-use super::shell;
 use crate::args::Compute;
 use crate::context::Given;
 use crate::directions::{self, FIT, Means};
@@ -14,6 +13,7 @@ use crate::session::{Base, Chosen, Named, Picked, Session, Which};
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use experiments::data::{Dataset, picture};
+use experiments::shell;
 use flows::Model;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -26,7 +26,6 @@ mod panel;
 mod panels;
 mod request;
 mod server;
-mod shell;
 mod strip;
 mod table;
 mod worker;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use experiments::data::file_name;
 use experiments::evaluate::Evaluation;
-use experiments::run_dir::{self, SUMMARY};
+use experiments::run_dir::{self, RECIPE, SUMMARY};
 use experiments::summary::{Baselines, Summary};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,11 +62,16 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
                 if seen.insert(dir.canonicalize().unwrap_or_else(|_| dir.clone())) {
                     runs.push(Run { dir, summary });
                 }
+            } else if dir.join(RECIPE).exists() {
+                tracing::warn!(
+                    "{} is left out: its run has not ended, and the command that began it goes on with it",
+                    dir.display()
+                );
             }
         }
         ensure!(
             named.is_empty() || holds,
-            "{} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder",
+            "{} holds no finished run: one that has ended leaves a {SUMMARY} in its folder",
             folder.display()
         );
     }

@@ -7,9 +7,12 @@ pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
 
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else if word.contains('\'') && !word.contains(['"', '$', '`', '\\', '!']) {
+        format!("\"{word}\"")
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
@@ -24,8 +27,8 @@ mod tests {
             "flow sample runs/a --temperature 0.7"
         );
         assert_eq!(
-            line(["--label", "long hair", "it's", "", "$x"]),
-            "--label 'long hair' 'it'\\''s' '' '$x'"
+            line(["--label", "long hair", "it's", "", "$x", "it's $x", "a={b='c',d=1}"]),
+            "--label 'long hair' \"it's\" '' '$x' 'it'\\''s $x' \"a={b='c',d=1}\""
         );
     }
 }
