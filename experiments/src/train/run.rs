@@ -195,8 +195,8 @@ impl<'a> Run<'a> {
         if let Some((planned, by)) = self.plan.filter(|(planned, _)| *planned < made) {
             let key = if by == StoppedBy::Epochs { "train.epochs" } else { "train.updates" };
             bail!(
-                "the run in {} has made {made} updates, and `{key}` asks for {planned} now: ask for {made} or more, or \
-                 name another --out for the shorter run",
+                "the run in {} has made {made} updates, and `{key}` asks for {planned} of them now: ask for more, or name \
+                 another --out for the shorter run",
                 self.out.display()
             );
         }

@@ -36,6 +36,8 @@ fn str_of(path: &Path) -> &str {
 
 #[test]
 fn unknown_keys_and_impossible_values_are_named() {
+    let twice = error(&["train", "moons", "--seed", "1", "--set", "train.seed=2"]);
+    assert!(twice.contains("`train.seed` is given by --seed and by --set"), "{twice}");
     let cases = [
         ("model.dept=3", "dept"),
         ("train.lrr=3", "lrr"),

@@ -158,6 +158,8 @@ fn ctrl_c_saves_the_runs_of_a_sweep() {
     assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
     assert_eq!(sweep.wait().unwrap().code(), Some(130));
     assert!(run.join("checkpoint.safetensors").exists(), "the run is saved");
-    let said = error(&["table", str_of(&out)]);
-    assert!(said.contains("holds no finished run"), "{said}");
+    for (folder, why) in [(&out, "leaves a summary.json"), (&run, "has not ended")] {
+        let said = error(&["table", str_of(folder)]);
+        assert!(said.contains("holds no finished run") && said.contains(why), "{said}");
+    }
 }

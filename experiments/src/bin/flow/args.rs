@@ -42,9 +42,21 @@ impl RecipeArgs {
     /// As [`Resolved::load`].
     pub fn resolve(&self) -> Result<Resolved> {
         let mut sets = self.overrides.sets.clone();
-        sets.extend(self.seed.map(|seed| format!("train.seed={seed}")));
-        sets.extend(self.size.map(|size| format!("data.size={size}")));
-        sets.extend(self.init_from.as_ref().map(|from| format!("train.init_from={:?}", from.to_string())));
+        let by_name = [
+            ("--seed", "train.seed", self.seed.map(|seed| seed.to_string())),
+            ("--size", "data.size", self.size.map(|size| size.to_string())),
+            (
+                "--init-from",
+                "train.init_from",
+                self.init_from.as_ref().map(|from| format!("{:?}", from.to_string())),
+            ),
+        ];
+        for (option, key, value) in by_name {
+            let Some(value) = value else { continue };
+            let twice = sets.iter().any(|set| set.split_once('=').is_some_and(|(own, _)| own.trim() == key));
+            ensure!(!twice, "`{key}` is given by {option} and by --set: give one of them");
+            sets.push(format!("{key}={value}"));
+        }
         Resolved::load(&self.recipe, &sets)
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! Files form layers without a circle:
 //!
-//! 1. `request`: what a browser asks for, checked; `answer`: what it is told, as JSON; `shell`: a command to
-//!    copy; `strip`: film strips.
+//! 1. `request`: what a browser asks for, checked; `answer`: what it is told, as JSON; `strip`: film strips.
 //! 2. `explorer`: the model with its data, the latents of images that were asked for lately, and the directions of attributes,
 //!    which `cached` keeps beside the weights.
 //! 3. `panel`: what a picture of the page is; `panels`: one picture a file.

@@ -137,11 +137,15 @@ fn charts(run: &Path, summary: &Summary) -> Result<Option<Vec<Chart>>> {
     }
     let bits = vec![("train", line("train_bits_per_dim")), ("validation", line("validation_bits_per_dim"))];
     let mut all = vec![Chart::new("bits/dim", bits, &marks, 300.)];
+    let error = match summary.score() {
+        Some((_, Evaluation { nats: Some(_), .. })) => "largest error of decode(encode(x))",
+        _ => "largest error of decode(encode(x)), grey levels",
+    };
     for (title, key) in [
         ("gradient norm", "grad_norm"),
         ("learning rate", "learning_rate"),
         ("images/s", "images_per_second"),
-        ("largest error of decode(encode(x)), grey levels", "reconstruction_error"),
+        (error, "reconstruction_error"),
     ] {
         all.push(Chart::new(title, vec![(title, line(key))], &[], 150.));
     }

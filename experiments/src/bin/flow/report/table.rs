@@ -55,8 +55,15 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
             dirs.retain(|dir| dir.is_dir());
             dirs.sort();
         }
+        let many = dirs.len() > 1;
         for dir in dirs {
-            if let Some(summary) = Summary::read(&dir)? {
+            let summary = Summary::read(&dir).map_err(|error| match many {
+                true => {
+                    error.context("this run cannot be shown; to leave it out, name the folders of the others")
+                }
+                false => error,
+            });
+            if let Some(summary) = summary? {
                 holds = true;
                 // A folder that is named twice is one run.
                 if seen.insert(dir.canonicalize().unwrap_or_else(|_| dir.clone())) {
@@ -69,11 +76,11 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
                 );
             }
         }
-        ensure!(
-            named.is_empty() || holds,
-            "{} holds no finished run: one that has ended leaves a {SUMMARY} in its folder",
-            folder.display()
-        );
+        let why = match folder.join(RECIPE).exists() {
+            true => "the run in it has not ended, and the command that began it goes on with it".to_owned(),
+            false => format!("one that has ended leaves a {SUMMARY} in its folder"),
+        };
+        ensure!(named.is_empty() || holds, "{} holds no finished run: {why}", folder.display());
     }
     ensure!(!runs.is_empty(), "there are no runs in {}: name their folders", FOLDERS.join(", "));
     runs.sort_by(|a, b| a.summary.recipe.cmp(&b.summary.recipe).then_with(|| a.dir.cmp(&b.dir)));
