@@ -115,8 +115,18 @@ pub(crate) fn damaged(path: &Path) -> String {
     format!("{} is damaged or of another version: {remedy}", path.display())
 }
 
+/// Says that a folder holds no result, and what to do about it.
+#[must_use]
+pub fn no_result(dir: &Path) -> String {
+    let why = match dir.join(RECIPE).exists() {
+        true => "the run in it has not ended, and the command that began it goes on with it".to_owned(),
+        false => format!("one that has ended leaves a {SUMMARY} in its folder"),
+    };
+    format!("{} holds no finished run: {why}", dir.display())
+}
+
 /// Writes the resolved recipe into a run's folder. A result of other settings, as of a run that is made longer, is no longer that of
-/// this folder, and is set aside with its pictures as summary.before.json and the like: `true` where that was done.
+/// this folder, and is set aside with its pictures as summary.before.json and the like; returns whether that was done.
 ///
 /// # Errors
 /// When the recipe there cannot be read, or the folder cannot be written.

@@ -341,7 +341,7 @@ impl Recipe {
         let differ = |sets: &[String]| -> Result<Vec<String>> {
             let other = settings(&Resolved::parse(&self.name, text, sets)?.recipe)?;
             let keys: BTreeSet<_> = own.keys().chain(other.keys()).collect();
-            // Another kind of something has other settings: those of the kind that it was before say nothing.
+            // Where a kind was changed (of the prior, of the schedule), that the settings of the former kind are gone says nothing more.
             let gone = |key: &str| {
                 let kind = |of: &str| format!("{of}.kind");
                 let changed =

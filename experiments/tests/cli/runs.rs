@@ -121,7 +121,7 @@ fn the_setting_that_does_not_fit_is_named() {
     assert!(failed.contains("--set model.hidden=16"), "{failed}");
 }
 
-/// A terminal sends Ctrl-C to a sweep and to its runs, and the sweep passes it on: the two are one wish, and the run is saved.
+/// A terminal sends Ctrl-C to a sweep and to its runs, and the sweep sends them another signal: the two count as one, and the run is saved.
 #[cfg(unix)]
 #[test]
 fn ctrl_c_saves_the_runs_of_a_sweep() {

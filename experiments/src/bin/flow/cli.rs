@@ -194,7 +194,8 @@ fn fail(error: &anyhow::Error, ranks: &dyn Ranks) -> ExitCode {
 }
 
 fn catch_signals(processes: usize) -> Result<()> {
-    /// Signals within this time are one wish: Ctrl-C reaches a sweep and its runs, and the sweep passes it on to them.
+    /// Signals within this time of the first count as one: Ctrl-C in a terminal reaches a sweep and its runs, and the sweep
+    /// sends its runs another.
     const TOGETHER: Duration = Duration::from_secs(1);
     static FIRST: OnceLock<Instant> = OnceLock::new();
     ctrlc::set_handler(move || {

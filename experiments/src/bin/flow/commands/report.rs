@@ -3,7 +3,7 @@
 use crate::output;
 use crate::report::html;
 use anyhow::{Context, Result, ensure};
-use experiments::run_dir::{REPORT, SUMMARY};
+use experiments::run_dir::{self, REPORT};
 use experiments::summary::Summary;
 use experiments::untrusted::head;
 use flows::storage::write_atomic;
@@ -37,10 +37,7 @@ fn is_report(path: &Path) -> bool {
 /// When the folder holds no finished run, or the file cannot be written or is not to be one of HTML.
 pub fn run(args: &ReportArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| args.run.join(REPORT));
-    let run = args.run.display();
-    let summary = Summary::read(&args.run)?.with_context(|| {
-        format!("{run} holds no finished run: `flow reproduce` leaves a {SUMMARY} in its folder")
-    })?;
+    let summary = Summary::read(&args.run)?.with_context(|| run_dir::no_result(&args.run))?;
     output::writable(&out, "html", "the report is HTML")?;
     ensure!(
         args.out.is_some() || !out.exists() || is_report(&out),

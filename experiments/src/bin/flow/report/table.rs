@@ -70,17 +70,10 @@ pub fn find(named: &[PathBuf]) -> Result<Vec<Run>> {
                     runs.push(Run { dir, summary });
                 }
             } else if dir.join(RECIPE).exists() {
-                tracing::warn!(
-                    "{} is left out: its run has not ended, and the command that began it goes on with it",
-                    dir.display()
-                );
+                tracing::warn!("left out: {}", run_dir::no_result(&dir));
             }
         }
-        let why = match folder.join(RECIPE).exists() {
-            true => "the run in it has not ended, and the command that began it goes on with it".to_owned(),
-            false => format!("one that has ended leaves a {SUMMARY} in its folder"),
-        };
-        ensure!(named.is_empty() || holds, "{} holds no finished run: {why}", folder.display());
+        ensure!(named.is_empty() || holds, run_dir::no_result(folder));
     }
     ensure!(!runs.is_empty(), "there are no runs in {}: name their folders", FOLDERS.join(", "));
     runs.sort_by(|a, b| a.summary.recipe.cmp(&b.summary.recipe).then_with(|| a.dir.cmp(&b.dir)));
@@ -158,12 +151,12 @@ pub const COLUMNS: [&str; 22] = [
 /// The columns of [`Format::Markdown`].
 const SHORT: [&str; 7] = ["recipe", "run", "data", "bits/dim", "on disk", "paper", "JPEG XL"];
 
-/// The recipe's name and, where it is not the built-in one of that name, what was changed: all of it, or of more than `most`
-/// settings the first `most - 1` and the number of the others.
+/// The recipe's name and, where it is not the built-in one of that name, what was changed, as [`with_changes`].
 fn recipe(summary: &Summary, most: usize) -> String {
     with_changes(&summary.recipe, summary.changed.as_deref().unwrap_or_default(), most)
 }
 
+/// A name and changed settings in brackets: all of them, or of more than `most` the first `most - 1` and the number of the others.
 fn with_changes(recipe: &str, changed: &[String], most: usize) -> String {
     let shown = if changed.len() > most { most - 1 } else { changed.len() };
     let more = (changed.len() > shown).then(|| format!("{} more", changed.len() - shown));
